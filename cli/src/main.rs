@@ -1,0 +1,3 @@
+//! The `uzram` command.
+
+fn main() {}

@@ -1,0 +1,114 @@
+//! How a device is configured, checked before anything is made.
+
+use std::path::PathBuf;
+
+use crate::error::{Error, Result};
+use crate::units::{MAX_DEVICE_BYTES, PAGE_SIZE};
+
+/// How pages are compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Algorithm {
+    /// LZ4 block format.
+    Lz4,
+    /// Zstandard at a level, [`Algorithm::ZSTD_LEVELS`].
+    Zstd {
+        /// Compression level; 1 is the default here: a page is small, and speed is the point.
+        level: i32,
+    },
+}
+
+/// Which allocator keeps the objects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PoolKind {
+    /// Size classes cut into zspages: the densest.
+    Zsmalloc,
+}
+
+/// Where and how much a device spills.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackingConfig {
+    /// A plain file, made if missing, or a block device.
+    pub path: PathBuf,
+    /// Most bytes to use of it; all a block device has, or no bound for a file, if `None`.
+    pub size: Option<u64>,
+}
+
+/// A device to make.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceConfig {
+    /// Bytes, a multiple of 4096, at most [`MAX_DEVICE_BYTES`].
+    pub size: u64,
+    /// Most bytes of page frames, at least [`DeviceConfig::MIN_MEM_LIMIT`]; no limit if `None`.
+    pub mem_limit: Option<u64>,
+    /// Where to spill; at the limit writes fail if `None`.
+    pub backing: Option<BackingConfig>,
+    /// Compression of new pages.
+    pub algorithm: Algorithm,
+    /// The allocator.
+    pub pool: PoolKind,
+    /// Slices of the slot table, each with a lock and a pool; chosen from the machine if `None`.
+    pub shards: Option<u32>,
+}
+
+impl DeviceConfig {
+    /// The largest zspage: a limit below it could never store every object.
+    pub const MIN_MEM_LIMIT: u64 = 8 * PAGE_SIZE as u64;
+
+    /// A device of `size` bytes with every other setting at its default.
+    pub fn new(size: u64) -> Self {
+        Self {
+            size,
+            mem_limit: None,
+            backing: None,
+            algorithm: Algorithm::Lz4,
+            pool: PoolKind::Zsmalloc,
+            shards: None,
+        }
+    }
+
+    /// Checks what can be checked without touching the machine.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] naming the option.
+    pub fn validate(&self) -> Result<()> {
+        check_size(self.size)?;
+        if let Some(limit) = self.mem_limit {
+            check_mem_limit(limit)?;
+        }
+        Ok(())
+    }
+}
+
+fn check_size(size: u64) -> Result<()> {
+    let reason = if size == 0 {
+        "a device needs at least 4096 bytes".to_owned()
+    } else if !size.is_multiple_of(PAGE_SIZE as u64) {
+        format!("{size} is not a multiple of 4096")
+    } else if size > MAX_DEVICE_BYTES {
+        format!("{size} is more than the largest device, 16T")
+    } else {
+        return Ok(());
+    };
+    Err(Error::InvalidConfig {
+        option: "--size",
+        reason,
+    })
+}
+
+/// Checks a limit given at start or while in use.
+///
+/// # Errors
+/// [`Error::InvalidConfig`] if it is below [`DeviceConfig::MIN_MEM_LIMIT`].
+pub fn check_mem_limit(limit: u64) -> Result<()> {
+    if limit >= DeviceConfig::MIN_MEM_LIMIT {
+        return Ok(());
+    }
+    let reason = format!(
+        "{limit} is less than one zspage, {}",
+        DeviceConfig::MIN_MEM_LIMIT
+    );
+    Err(Error::InvalidConfig {
+        option: "--mem-limit",
+        reason,
+    })
+}

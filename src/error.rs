@@ -1,0 +1,97 @@
+//! The library's one error type. Every failure keeps its cause and has one errno.
+
+use std::io;
+use std::path::PathBuf;
+
+use rustix::io::Errno;
+
+/// A `Result` with this library's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why an operation failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A setting makes no sense whatever the machine: `option` names it, `reason` says what would.
+    #[error("{option}: {reason}")]
+    InvalidConfig {
+        /// The option or attribute as the user spells it, for example `--size`.
+        option: &'static str,
+        /// What is wrong and what would be right.
+        reason: String,
+    },
+
+    /// A request reaches past the end of the device.
+    #[error("the request covers bytes {offset}..{end}, the device ends at {size}")]
+    OutOfRange {
+        /// First byte asked for.
+        offset: u64,
+        /// Byte after the last, saturated.
+        end: u64,
+        /// Bytes in the device.
+        size: u64,
+    },
+
+    /// No memory under the limit and nowhere left to spill.
+    #[error("no space: {0}")]
+    NoSpace(&'static str),
+
+    /// A spilled page cannot be read back: its record is damaged or the backing fails.
+    #[error("page {page} cannot be read back from the backing: {reason}")]
+    Unreadable {
+        /// Index of the page.
+        page: u32,
+        /// What was found instead of the record.
+        reason: String,
+    },
+
+    /// An object in memory does not decompress: memory was damaged.
+    #[error("page {page} does not decompress")]
+    Corrupt {
+        /// Index of the page.
+        page: u32,
+    },
+
+    /// The file at `path` cannot serve as asked.
+    #[error("{}: {reason}", path.display())]
+    Unusable {
+        /// The file, directory or socket.
+        path: PathBuf,
+        /// What is wrong and what would be right.
+        reason: String,
+    },
+
+    /// The kernel refused `action`.
+    #[error("cannot {action}: {source}")]
+    Io {
+        /// What was tried, as a verb phrase: "open /var/tmp/spill".
+        action: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// An [`Error::Io`] for `action`.
+    pub fn io(action: impl Into<String>, source: impl Into<io::Error>) -> Self {
+        Self::Io {
+            action: action.into(),
+            source: source.into(),
+        }
+    }
+
+    /// The errno a client is answered with.
+    pub fn errno(&self) -> Errno {
+        match self {
+            Self::InvalidConfig { .. } | Self::OutOfRange { .. } => Errno::INVAL,
+            Self::NoSpace(_) => Errno::NOSPC,
+            Self::Unreadable { .. } | Self::Corrupt { .. } => Errno::IO,
+            Self::Unusable { .. } => Errno::INVAL,
+            Self::Io { source, .. } => Errno::from_io_error(source).unwrap_or(Errno::IO),
+        }
+    }
+
+    /// Whether the user asked for something impossible, as opposed to the machine failing at it.
+    pub fn is_usage(&self) -> bool {
+        matches!(self, Self::InvalidConfig { .. })
+    }
+}

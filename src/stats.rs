@@ -1,0 +1,51 @@
+//! What a device counts.
+
+use serde::{Deserialize, Serialize};
+
+/// A snapshot of a device's counters. Bytes unless a name says pages; the names are zram's where
+/// zram has them (`Documentation/admin-guide/blockdev/zram.rst`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stats {
+    /// Bytes in the device.
+    pub disksize: u64,
+    /// 4096 times the pages that hold data, resident, same-filled or written back.
+    pub orig_data_size: u64,
+    /// Compressed bytes of resident pages.
+    pub compr_data_size: u64,
+    /// Bytes of whole page frames the pool holds.
+    pub mem_used_total: u64,
+    /// Most that `mem_used_total` may be; 0 for no limit.
+    pub mem_limit: u64,
+    /// Most that `mem_used_total` has been since it was last reset.
+    pub mem_used_max: u64,
+    /// Pages that hold one repeated pattern, and cost no memory.
+    pub same_pages: u64,
+    /// Page frames that compaction has freed, ever.
+    pub pages_compacted: u64,
+    /// Resident pages stored raw because compression did not pay.
+    pub huge_pages: u64,
+    /// Pages ever stored raw.
+    pub huge_pages_since: u64,
+    /// Pages compressed in the pool.
+    pub resident_pages: u64,
+    /// Pages in the backing.
+    pub written_back_pages: u64,
+    /// Bytes the spill occupies in the backing.
+    pub backing_bytes_used: u64,
+    /// The part of `backing_bytes_used` that is still referred to.
+    pub backing_bytes_live: u64,
+    /// Bytes ever written to the backing.
+    pub backing_bytes_written: u64,
+    /// Pages ever read back from the backing for a client.
+    pub bd_reads: u64,
+    /// Pages ever written to the backing.
+    pub bd_writes: u64,
+    /// Requests to read that failed.
+    pub failed_reads: u64,
+    /// Requests to write that failed.
+    pub failed_writes: u64,
+    /// Discard requests' pages that held data and were freed.
+    pub notify_free: u64,
+    /// Resident set of this process.
+    pub rss_bytes: u64,
+}
