@@ -4,6 +4,7 @@ mod block_device;
 mod config;
 mod device;
 mod error;
+pub mod nbd;
 mod stats;
 mod units;
 
