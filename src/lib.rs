@@ -8,6 +8,7 @@ mod device;
 mod error;
 pub mod fuse;
 mod size;
+pub mod nbd;
 mod stats;
 mod units;
 mod unix_socket;
