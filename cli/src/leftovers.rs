@@ -63,6 +63,10 @@ impl Traces {
     /// Removes them all, without waiting for anyone; what fails is left to the next start.
     pub(crate) fn remove_now(&self) {
         if let Some(fuse) = &self.fuse {
+            // First, because nobody finds them once the mount is gone.
+            for device in loopdev::over(fuse) {
+                let _ = loopdev::request_detach(&device);
+            }
             detach_mount(fuse);
         }
         for socket in &self.sockets {

@@ -56,8 +56,7 @@ pub(crate) fn stop(args: &StopArgs, root: &RunRoot) -> Result<()> {
     if !args.force && dir.owner()?.is_some() {
         refuse_if_used(&dir)?;
     }
-    server::stop(&dir)?;
-    Ok(())
+    server::stop(&dir)
 }
 
 fn refuse_if_used(dir: &RunDir) -> Result<()> {

@@ -64,8 +64,8 @@ fn make(settings: &Settings, fs: FsType, mountpoint: &Path, dir: &RunDir) -> Res
     let steps = Steps::new(4);
 
     steps.next(format!("starting the server of {}", settings.name));
-    server::start(settings, &interrupt)?;
-    undo.push(|| server::stop(dir).map(drop));
+    server::start(settings, dir, &interrupt)?;
+    undo.push(|| server::stop(dir));
 
     steps.next("attaching a loop device");
     interrupt.check()?;
@@ -159,6 +159,5 @@ fn take_down(mount: &MountEntry, device: &LoopDevice, dir: &RunDir) -> Result<()
         release::unmount_dead(&mount.mountpoint)?;
         loopdev::request_detach(device)?;
     }
-    server::stop(dir)?;
-    Ok(())
+    server::stop(dir)
 }

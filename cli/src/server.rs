@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fd::{AsFd, BorrowedFd};
 use rustix::io::Errno;
-use rustix::process::{PidfdFlags, Signal};
+use rustix::process::{Pid, PidfdFlags, Signal};
 
 use crate::rundir::RunDir;
 use crate::settings::Settings;
@@ -24,7 +24,7 @@ const STOP_PATIENCE: Duration = Duration::from_secs(7);
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Starts a server that outlives us, and waits until it is ready.
-pub(crate) fn start(settings: &Settings, interrupt: &Interrupt) -> Result<()> {
+pub(crate) fn start(settings: &Settings, dir: &RunDir, interrupt: &Interrupt) -> Result<()> {
     let program = env::current_exe().context("cannot find the uzram program")?;
     let mut child = Command::new(program)
         .args(settings.to_args())
@@ -36,11 +36,20 @@ pub(crate) fn start(settings: &Settings, interrupt: &Interrupt) -> Result<()> {
         .context("cannot start the server")?;
     let ready = wait_ready(&mut child, interrupt);
     if ready.is_err() {
-        // It may be anywhere in its start; what it leaves, its next start clears.
-        let _ = child.kill();
-        let _ = child.wait();
+        end_child(&mut child)?;
+        clear_dead(dir)?;
     }
     ready
+}
+
+/// Ends a child that may be anywhere in its start, or already at its end.
+fn end_child(child: &mut Child) -> Result<()> {
+    // Not collected yet, so the PID is still the child's.
+    let process = rustix::process::pidfd_open(Pid::from_child(child), PidfdFlags::empty())
+        .context("cannot open the server's process")?;
+    end_process(process.as_fd())?;
+    child.wait().context("cannot collect the server")?;
+    Ok(())
 }
 
 fn wait_ready(child: &mut Child, interrupt: &Interrupt) -> Result<()> {
@@ -72,39 +81,45 @@ fn wait_ready(child: &mut Child, interrupt: &Interrupt) -> Result<()> {
 }
 
 /// Stops the server of `dir` if there is one, clears what is left of it, and removes the
-/// directory. Returns whether there was one.
-pub(crate) fn stop(dir: &RunDir) -> Result<bool> {
-    let stopped = end_process(dir)?;
+/// directory.
+pub(crate) fn stop(dir: &RunDir) -> Result<()> {
+    if let Some(pid) = dir.owner()? {
+        match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
+            Err(Errno::SRCH) => {}
+            Err(e) => {
+                return Err(e).with_context(|| format!("cannot open process {}", pid.as_raw_pid()));
+            }
+            // Asked again, because the process may have ended and its PID been reused.
+            Ok(process) if dir.owner()? == Some(pid) => end_process(process.as_fd())
+                .with_context(|| format!("cannot stop {}", dir.name()))?,
+            Ok(_) => {}
+        }
+    }
+    clear_dead(dir)
+}
+
+/// Clears what a dead server left, and its directory; one that is alive is left alone.
+fn clear_dead(dir: &RunDir) -> Result<()> {
     if dir.exists() && dir.owner()?.is_none() {
         let lock = dir.lock()?;
         lock.clear_leftovers()?;
         lock.remove()?;
     }
-    Ok(stopped)
+    Ok(())
 }
 
-fn end_process(dir: &RunDir) -> Result<bool> {
-    let Some(pid) = dir.owner()? else {
-        return Ok(false);
-    };
-    let process = match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
-        Err(Errno::SRCH) => return Ok(true),
-        process => process.with_context(|| format!("cannot open process {}", pid.as_raw_pid()))?,
-    };
-    // Asked again, because the process may have ended and its PID been reused in between.
-    if dir.owner()? != Some(pid) {
-        return Ok(true);
-    }
+/// Asks a process to end, and makes it if it does not.
+fn end_process(process: BorrowedFd<'_>) -> Result<()> {
     for (signal, patience) in [(Signal::TERM, STOP_PATIENCE), (Signal::KILL, KILL_PATIENCE)] {
-        match rustix::process::pidfd_send_signal(&process, signal) {
+        match rustix::process::pidfd_send_signal(process, signal) {
             Ok(()) | Err(Errno::SRCH) => {}
-            Err(e) => return Err(e).with_context(|| format!("cannot stop {}", dir.name())),
+            Err(e) => return Err(e.into()),
         }
-        if ended_within(process.as_fd(), patience)? {
-            return Ok(true);
+        if ended_within(process, patience)? {
+            return Ok(());
         }
     }
-    bail!("process {} does not end", pid.as_raw_pid());
+    bail!("its process does not end");
 }
 
 /// Waits for a process to end. It counts as ended although its parent has not collected it.

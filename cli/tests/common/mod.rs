@@ -121,10 +121,12 @@ impl Drop for World {
         let quietly = |program: &str, args: &[&str]| {
             let _ = Command::new(program).args(args).output();
         };
+        // Found first: once the mount below them is gone nothing tells whose they are.
+        let loops = self.loops();
         for mount in self.mounts() {
             quietly("umount", &["--lazy", &mount]);
         }
-        for (device, _) in self.loops() {
+        for (device, _) in loops {
             quietly("losetup", &["--detach", &device]);
         }
         for entry in fs::read_dir(self.rundir()).into_iter().flatten().flatten() {
