@@ -4,7 +4,7 @@ use uzram::nbd::Address;
 use uzram::{Algorithm, Attribute, Error, PoolKind};
 
 /// Levels zstd has for pages.
-const ZSTD_LEVELS: std::ops::RangeInclusive<i32> = 1..=22;
+const ZSTD_LEVELS: std::ops::RangeInclusive<i32> = -7..=22;
 
 /// Bytes, with an optional K, M, G or T.
 pub(crate) fn size(text: &str) -> Result<u64, String> {
@@ -104,11 +104,11 @@ mod tests {
 
     #[test]
     fn algorithms() {
-        for text in ["lz4", "zstd:1", "zstd:22"] {
+        for text in ["lz4", "zstd:-7", "zstd:22"] {
             assert_eq!(algorithm_text(algorithm(text).unwrap()), text);
         }
         assert_eq!(algorithm("zstd"), Ok(Algorithm::Zstd { level: 1 }));
-        for bad in ["", "lzo", "lz4:1", "zstd:", "zstd:0", "zstd:23", "zstd:x"] {
+        for bad in ["", "lzo", "lz4:1", "zstd:", "zstd:-8", "zstd:23", "zstd:x"] {
             assert!(algorithm(bad).is_err(), "{bad}");
         }
     }

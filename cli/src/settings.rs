@@ -118,6 +118,7 @@ impl Settings {
             size: self.device.size,
             nbd: self.nbd.iter().map(ToString::to_string).collect(),
             fuse: self.fuse.clone(),
+            spill: None,
         }
     }
 }
