@@ -15,6 +15,7 @@
 //!
 //! The data path takes no lock here; opens and reads of attributes share one, in `snapshots`.
 
+mod disk;
 mod filesystem;
 mod mountpoint;
 mod node;
@@ -34,6 +35,7 @@ use rustix::mount::{UnmountFlags, unmount};
 use crate::block_device::BlockDevice;
 use crate::device::Device;
 use crate::error::{Error, Result};
+use disk::Disk;
 use filesystem::Frontend;
 pub use mountpoint::detach_stale;
 
@@ -98,7 +100,8 @@ impl Mount {
         let dir = mountpoint::prepare(dir)?;
         mountpoint::check_dev_fuse()?;
         let disk_openers = Arc::new(AtomicUsize::new(0));
-        let frontend = Frontend::new(disk, attributes, disk_openers.clone());
+        let disk = Disk::new(disk, disk_openers.clone());
+        let frontend = Frontend::new(disk, attributes);
         let cannot_mount = |error| Error::io(format!("mount on {}", dir.display()), error);
         let mut session = Session::new(frontend, &dir, &session_config(options))
             .map_err(|error| cannot_mount(one_line(&error)))?;
@@ -212,6 +215,11 @@ fn session_config(options: MountOptions) -> Config {
     config.n_threads = Some(options.threads.unwrap_or(cores).max(2));
     config.clone_fd = true;
     config
+}
+
+/// What the kernel is told of `error`.
+fn errno(error: &Error) -> fuser::Errno {
+    fuser::Errno::from_i32(error.errno().raw_os_error())
 }
 
 /// fusermount3's words come with their newlines.
