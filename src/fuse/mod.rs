@@ -54,7 +54,7 @@ const DRAIN_GRACE: Duration = Duration::from_secs(2);
 /// How a device is served.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MountOptions {
-    /// Threads that serve requests; one a core and at least two if `None`.
+    /// Threads that serve requests, at least two; two a core, from 4 to 16, if `None`.
     pub threads: Option<usize>,
 }
 
@@ -202,8 +202,14 @@ impl Drop for Mount {
     }
 }
 
+/// A thread that waits for the backing, or for memory, must leave others to serve; beyond that
+/// more threads only cost their buffers, about 2 MiB each.
+fn default_threads() -> usize {
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    (2 * cores).clamp(4, 16)
+}
+
 fn session_config(options: MountOptions) -> Config {
-    let cores = thread::available_parallelism().map_or(2, usize::from);
     let mut config = Config::default();
     config.mount_options = vec![
         MountOption::FSName(SOURCE.to_owned()),
@@ -212,7 +218,7 @@ fn session_config(options: MountOptions) -> Config {
         MountOption::NoExec,
         MountOption::NoAtime,
     ];
-    config.n_threads = Some(options.threads.unwrap_or(cores).max(2));
+    config.n_threads = Some(options.threads.unwrap_or_else(default_threads).max(2));
     config.clone_fd = true;
     config
 }
