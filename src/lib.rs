@@ -1,6 +1,8 @@
 //! zram in userspace.
 
 mod block_device;
+mod memory;
+mod pool;
 mod config;
 mod device;
 mod error;
