@@ -85,11 +85,6 @@ impl Arena {
         })
     }
 
-    /// Frames there are addresses for: an upper bound of every [`FrameIndex`].
-    pub(crate) fn capacity(&self) -> usize {
-        self.frames
-    }
-
     /// Takes a run, its contents undefined; `None` if the kernel has no memory or addresses left.
     pub(crate) fn take(&mut self, len: ChainLen) -> Option<FrameIndex> {
         if let Some(run) = self.warm[len.index()].pop() {
@@ -106,7 +101,9 @@ impl Arena {
             if end > opened {
                 return None;
             }
-            self.mapping.open(self.opened * PAGE_SIZE..opened * PAGE_SIZE).ok()?;
+            self.mapping
+                .open(self.opened * PAGE_SIZE..opened * PAGE_SIZE)
+                .ok()?;
             self.opened = opened;
         }
         let run = FrameIndex(self.fresh as u32);
@@ -137,7 +134,10 @@ impl Arena {
             runs.extend(list.drain(..count).map(|run| (run, len)));
             self.warm_frames -= count * len.frames();
         }
-        IdleRuns { mapping: Arc::clone(&self.mapping), runs }
+        IdleRuns {
+            mapping: Arc::clone(&self.mapping),
+            runs,
+        }
     }
 
     /// Takes back runs whose memory was released.
@@ -174,19 +174,31 @@ impl Arena {
         self.check(&(from..from + len));
         self.check(&(to..to + len));
         // SAFETY: both ranges are accessible, we hold `&mut self`, and `copy_to` allows overlap.
-        unsafe { self.mapping.base().add(from).copy_to(self.mapping.base().add(to), len) };
+        unsafe {
+            self.mapping
+                .base()
+                .add(from)
+                .copy_to(self.mapping.base().add(to), len);
+        };
     }
 
     fn check(&self, range: &Range<usize>) {
         let fresh = self.fresh * PAGE_SIZE;
-        assert!(range.start <= range.end && range.end <= fresh, "{range:?} of {fresh} bytes");
+        assert!(
+            range.start <= range.end && range.end <= fresh,
+            "{range:?} of {fresh} bytes"
+        );
     }
 
     /// Asserts the accounting, given how many frames the pool has in use:
     /// `fresh = in use + warm + cold`. No run may be out for release.
     pub(crate) fn check_accounting(&self, in_use: usize) {
         let sum = |lists: &[Vec<FrameIndex>; MAX_RUN]| -> usize {
-            lists.iter().zip(1..).map(|(list, frames)| list.len() * frames).sum()
+            lists
+                .iter()
+                .zip(1..)
+                .map(|(list, frames)| list.len() * frames)
+                .sum()
         };
         let (warm, cold) = (sum(&self.warm), sum(&self.cold));
         assert_eq!(warm, self.warm_frames);
@@ -217,12 +229,15 @@ impl IdleRuns {
             let start = run.0 as usize * PAGE_SIZE;
             start..start + len.bytes()
         });
-        let Some(mut pending) = ranges.next() else { return Ok(()) };
+        let Some(mut pending) = ranges.next() else {
+            return Ok(());
+        };
         for range in ranges {
             if range.start == pending.end {
                 pending.end = range.end;
             } else {
-                self.mapping.release(std::mem::replace(&mut pending, range))?;
+                self.mapping
+                    .release(std::mem::replace(&mut pending, range))?;
             }
         }
         self.mapping.release(pending)
@@ -240,11 +255,18 @@ mod tests {
         let runs = lens.map(|len| arena.take(len).expect("a run"));
         for (i, (run, len)) in runs.iter().zip(lens).enumerate() {
             let start = run.0 as usize * PAGE_SIZE;
-            arena.bytes_mut(start..start + len.bytes()).fill(i as u8 + 1);
+            arena
+                .bytes_mut(start..start + len.bytes())
+                .fill(i as u8 + 1);
         }
         for (i, (run, len)) in runs.iter().zip(lens).enumerate() {
             let start = run.0 as usize * PAGE_SIZE;
-            assert!(arena.bytes(start..start + len.bytes()).iter().all(|&b| b == i as u8 + 1));
+            assert!(
+                arena
+                    .bytes(start..start + len.bytes())
+                    .iter()
+                    .all(|&b| b == i as u8 + 1)
+            );
         }
         arena.check_accounting(20);
         arena.give_back(runs[0], lens[0]);

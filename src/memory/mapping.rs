@@ -67,7 +67,11 @@ impl Mapping {
     }
 
     fn check(&self, bytes: &Range<usize>) -> *mut c_void {
-        assert!(bytes.start <= bytes.end && bytes.end <= self.len, "{bytes:?} in {}", self.len);
+        assert!(
+            bytes.start <= bytes.end && bytes.end <= self.len,
+            "{bytes:?} in {}",
+            self.len
+        );
         // SAFETY: `start` is at most `len`, so the result is in the mapping or one past it.
         unsafe { self.base.add(bytes.start) }.as_ptr().cast()
     }

@@ -9,4 +9,4 @@ mod mapping;
 mod table;
 
 pub(crate) use arena::{Arena, ChainLen, FrameIndex, IdleRuns};
-pub(crate) use table::{LazyTable};
+pub(crate) use table::LazyTable;

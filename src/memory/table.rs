@@ -24,8 +24,14 @@ impl<T: FromZeros> LazyTable<T> {
     /// The kernel's, if it has no such address range to give.
     pub(crate) fn new(len: usize) -> io::Result<Self> {
         const { assert!(!std::mem::needs_drop::<T>() && align_of::<T>() <= 4096) };
-        let bytes = len.checked_mul(size_of::<T>()).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Self { mapping: Mapping::zeroed(bytes)?, len, elements: PhantomData })
+        let bytes = len
+            .checked_mul(size_of::<T>())
+            .ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Self {
+            mapping: Mapping::zeroed(bytes)?,
+            len,
+            elements: PhantomData,
+        })
     }
 }
 

@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crossbeam::utils::CachePadded;
 
+use crate::memory::ChainLen;
+
 /// How many page frames the pools of a device hold together, and may hold.
 ///
 /// Invariant: `used` never grows past `limit`; it is above it only after `limit` was lowered.
@@ -46,6 +48,11 @@ impl FrameBudget {
     pub(crate) fn give_back(&self, frames: u64) {
         let before = self.used.fetch_sub(frames, Relaxed);
         debug_assert!(before >= frames);
+    }
+
+    /// Whether any zspage would fit.
+    pub(crate) fn has_room(&self) -> bool {
+        self.used() + ChainLen::MAX as u64 <= self.limit()
     }
 
     pub(crate) fn used(&self) -> u64 {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::{FrameBudget, ObjectAddress, Owner, Pool, Stored, ZspageId, Zsmalloc};
+use super::{FrameBudget, ObjectAddress, Owner, Pool, Stored, Zsmalloc, ZspageId};
 use crate::units::PAGE_SIZE;
 
 const ADDRESS_FRAMES: usize = 1 << 16;
@@ -35,9 +35,14 @@ impl Harness {
     /// Stores an object of `len` bytes, which depend on its owner.
     fn store(&mut self, len: usize) -> Option<Stored> {
         let owner = Owner(self.next_owner);
-        let data: Vec<u8> = (0..len).map(|i| (i as u32 * 31 + owner.0 * 7) as u8).collect();
+        let data: Vec<u8> = (0..len)
+            .map(|i| (i as u32 * 31 + owner.0 * 7) as u8)
+            .collect();
         let stored = self.pool.store(owner, &data)?;
-        assert!(!self.isolated.contains(&stored.zspage), "stored in an isolated zspage");
+        assert!(
+            !self.isolated.contains(&stored.zspage),
+            "stored in an isolated zspage"
+        );
         self.objects.insert(owner, (stored.object, data));
         self.next_owner += 1;
         Some(stored)
@@ -52,7 +57,10 @@ impl Harness {
     fn free(&mut self, owner: Owner) {
         let (object, _) = self.objects.remove(&owner).expect("a known owner");
         if let Some(freed) = self.pool.free(object) {
-            assert!(!self.isolated.contains(&freed), "an isolated zspage was freed");
+            assert!(
+                !self.isolated.contains(&freed),
+                "an isolated zspage was freed"
+            );
         }
     }
 
@@ -70,7 +78,10 @@ impl Harness {
             assert_eq!(*at, from);
             *at = to;
         }) {
-            assert!(!self.isolated.contains(&done.zspage), "an isolated zspage was compacted");
+            assert!(
+                !self.isolated.contains(&done.zspage),
+                "an isolated zspage was compacted"
+            );
             frames += done.frames;
         }
         frames
@@ -113,12 +124,23 @@ fn visits_the_owners_of_a_zspage() {
     let mut harness = Harness::new(FrameBudget::UNLIMITED);
     let stored = [(); 20].map(|()| harness.store(1000).expect("no limit"));
     let zspage = stored[0].zspage;
-    let mut expected: Vec<_> = (0..20).zip(stored).filter(|(_, s)| s.zspage == zspage).collect();
+    let mut expected: Vec<_> = (0..20)
+        .zip(stored)
+        .filter(|(_, s)| s.zspage == zspage)
+        .collect();
     let (gone, _) = expected.remove(0);
     harness.free(Owner(gone));
     let mut visited = Vec::new();
-    harness.pool.objects(zspage, &mut |object, owner| visited.push((owner.0, object)));
-    assert_eq!(visited, expected.iter().map(|(n, s)| (*n, s.object)).collect::<Vec<_>>());
+    harness
+        .pool
+        .objects(zspage, &mut |object, owner| visited.push((owner.0, object)));
+    assert_eq!(
+        visited,
+        expected
+            .iter()
+            .map(|(n, s)| (*n, s.object))
+            .collect::<Vec<_>>()
+    );
     harness.drain();
 }
 

@@ -71,8 +71,8 @@ pub(crate) trait Pool: Send {
     /// Frees an object; returns its zspage if that is freed with it.
     fn free(&mut self, object: ObjectAddress) -> Option<ZspageId>;
 
-    /// Takes a zspage out of allocation and compaction.
-    fn isolate(&mut self, zspage: ZspageId);
+    /// Takes a zspage out of allocation and compaction; returns the number of its page frames.
+    fn isolate(&mut self, zspage: ZspageId) -> u64;
 
     /// Ends isolation; returns whether the zspage was empty and is freed.
     fn put_back(&mut self, zspage: ZspageId) -> bool;

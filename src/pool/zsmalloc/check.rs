@@ -23,7 +23,11 @@ impl Zsmalloc {
             *zspages += 1;
             *objects += u64::from(zspage.in_use);
         }
-        let counted: Vec<_> = self.classes.iter().map(|c| (c.zspages, c.objects)).collect();
+        let counted: Vec<_> = self
+            .classes
+            .iter()
+            .map(|c| (c.zspages, c.objects))
+            .collect();
         assert_eq!(tally, counted);
         assert_eq!(self.frames, total_frames as u64);
         self.arena.check_accounting(total_frames);
@@ -39,18 +43,25 @@ impl Zsmalloc {
                 for id in self.zspages.in_list(&class_use.lists, group) {
                     let zspage = self.zspages.get(id);
                     assert_eq!(zspage.class(), index);
-                    assert_eq!(usize::from(zspage.in_use) * FULLNESS_GROUPS / objects, group);
+                    assert_eq!(
+                        usize::from(zspage.in_use) * FULLNESS_GROUPS / objects,
+                        group
+                    );
                     listed += 1;
                 }
             }
         }
         let unused = self.zspages.unused();
-        let unlisted = self.zspages.used().filter(|id| !unused.contains(id)).filter(|&id| {
-            let zspage = self.zspages.get(id);
-            let full = zspage.in_use == GEOMETRY.class(zspage.class()).objects;
-            assert!(zspage.standing() != FULL || full);
-            zspage.standing() == FULL || zspage.standing() == ISOLATED
-        });
+        let unlisted = self
+            .zspages
+            .used()
+            .filter(|id| !unused.contains(id))
+            .filter(|&id| {
+                let zspage = self.zspages.get(id);
+                let full = zspage.in_use == GEOMETRY.class(zspage.class()).objects;
+                assert!(zspage.standing() != FULL || full);
+                zspage.standing() == FULL || zspage.standing() == ISOLATED
+            });
         let zspages: u64 = self.classes.iter().map(|class| class.zspages).sum();
         assert_eq!(listed + unlisted.count() as u64, zspages);
     }

@@ -42,8 +42,10 @@ pub(super) static GEOMETRY: LazyLock<Geometry> = LazyLock::new(Geometry::new);
 
 impl Geometry {
     fn new() -> Self {
-        let mut sizes: Vec<Class> =
-            (MIN_SIZE..PAGE_SIZE).step_by(OBJECT_ALIGN).map(Class::with_size).collect();
+        let mut sizes: Vec<Class> = (MIN_SIZE..PAGE_SIZE)
+            .step_by(OBJECT_ALIGN)
+            .map(Class::with_size)
+            .collect();
         sizes.retain(|class| usize::from(class.objects) > class.chain.frames());
 
         let mut classes: Vec<Class> = Vec::new();
@@ -62,7 +64,11 @@ impl Geometry {
                 ClassIndex(classes.partition_point(|class| class.size < size) as u8)
             })
             .collect();
-        classes.push(Class { size: PAGE_SIZE, chain: ChainLen::new(1), objects: 1 });
+        classes.push(Class {
+            size: PAGE_SIZE,
+            chain: ChainLen::new(1),
+            objects: 1,
+        });
         assert!(classes.len() <= usize::from(u8::MAX));
         Self { classes, by_size }
     }
@@ -102,7 +108,11 @@ impl Class {
             .min_by(|&a, &b| (waste(a) * b).cmp(&(waste(b) * a)))
             .expect("a chain has at least one length");
         let objects = (chain * PAGE_SIZE / size) as u16;
-        Self { size, chain: ChainLen::new(chain), objects }
+        Self {
+            size,
+            chain: ChainLen::new(chain),
+            objects,
+        }
     }
 }
 
@@ -122,7 +132,10 @@ mod tests {
                 assert!(smaller.size < len + HEADER_LEN, "{len} fits {smaller:?}");
             }
         }
-        assert_eq!(geometry.class(geometry.class_for(PAGE_SIZE)).size, PAGE_SIZE);
+        assert_eq!(
+            geometry.class(geometry.class_for(PAGE_SIZE)).size,
+            PAGE_SIZE
+        );
     }
 
     #[test]
@@ -130,8 +143,14 @@ mod tests {
         for class in GEOMETRY.classes() {
             let used = usize::from(class.objects) * class.size;
             assert!(used <= class.chain.bytes());
-            assert!(class.chain.bytes() - used < class.size, "{class:?} has room for one more");
-            assert!(used * 100 >= class.chain.bytes() * 88, "{class:?} wastes over 12%");
+            assert!(
+                class.chain.bytes() - used < class.size,
+                "{class:?} has room for one more"
+            );
+            assert!(
+                used * 100 >= class.chain.bytes() * 88,
+                "{class:?} wastes over 12%"
+            );
         }
     }
 

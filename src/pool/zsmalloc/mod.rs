@@ -129,7 +129,11 @@ impl Zsmalloc {
         let zspage = self.zspages.get_mut(id);
         let index = zspage.class();
         let reused = zspage.in_use < zspage.carved;
-        let nth = if reused { zspage.free_head } else { zspage.carved };
+        let nth = if reused {
+            zspage.free_head
+        } else {
+            zspage.carved
+        };
         zspage.carved += u16::from(!reused);
         zspage.in_use += 1;
         if index == GEOMETRY.huge() {
@@ -156,7 +160,11 @@ impl Zsmalloc {
         zspage.free_head = nth;
         zspage.in_use -= 1;
         if index != GEOMETRY.huge() {
-            debug_assert_eq!(self.header(object) & IN_USE, IN_USE, "{object:?} freed twice");
+            debug_assert_eq!(
+                self.header(object) & IN_USE,
+                IN_USE,
+                "{object:?} freed twice"
+            );
             self.set_header(object, u32::from(next) << 1);
         }
         self.classes[usize::from(index.0)].objects -= 1;
@@ -181,7 +189,9 @@ impl Zsmalloc {
 
     fn set_header(&mut self, object: ObjectAddress, header: u32) {
         let at = byte(object);
-        self.arena.bytes_mut(at..at + HEADER_LEN).copy_from_slice(&header.to_ne_bytes());
+        self.arena
+            .bytes_mut(at..at + HEADER_LEN)
+            .copy_from_slice(&header.to_ne_bytes());
     }
 
     /// Moves the objects of `from`, which is in no list, to other zspages of its class; returns
@@ -219,8 +229,15 @@ impl Pool for Zsmalloc {
         let zspage = self.zspage_with_room(GEOMETRY.class_for(data.len()))?;
         let object = self.take_object(zspage, owner);
         self.restand(zspage);
-        let at = byte(object) + if data.len() == PAGE_SIZE { 0 } else { HEADER_LEN };
-        self.arena.bytes_mut(at..at + data.len()).copy_from_slice(data);
+        let at = byte(object)
+            + if data.len() == PAGE_SIZE {
+                0
+            } else {
+                HEADER_LEN
+            };
+        self.arena
+            .bytes_mut(at..at + data.len())
+            .copy_from_slice(data);
         Some(Stored { object, zspage })
     }
 
@@ -242,15 +259,18 @@ impl Pool for Zsmalloc {
         None
     }
 
-    fn isolate(&mut self, zspage: ZspageId) {
+    fn isolate(&mut self, zspage: ZspageId) -> u64 {
         let index = self.zspages.get(zspage).class();
-        self.zspages.isolate(&mut self.classes[usize::from(index.0)].lists, zspage);
+        self.zspages
+            .isolate(&mut self.classes[usize::from(index.0)].lists, zspage);
+        GEOMETRY.class(index).chain.frames() as u64
     }
 
     fn put_back(&mut self, zspage: ZspageId) -> bool {
         let index = self.zspages.get(zspage).class();
         debug_assert_eq!(self.zspages.get(zspage).standing(), ISOLATED);
-        self.zspages.detach(&mut self.classes[usize::from(index.0)].lists, zspage);
+        self.zspages
+            .detach(&mut self.classes[usize::from(index.0)].lists, zspage);
         if self.zspages.get(zspage).in_use == 0 {
             self.free_zspage(zspage);
             return true;
@@ -286,12 +306,17 @@ impl Pool for Zsmalloc {
             if class_use.spare_zspages(*class) == 0 {
                 continue;
             }
-            let Some(from) = class_use.lists.emptiest() else { continue };
+            let Some(from) = class_use.lists.emptiest() else {
+                continue;
+            };
             // Out of its list, so that its own free objects are not taken for the target's.
             self.zspages.detach(&mut class_use.lists, from);
             if self.empty_zspage(from, moved) {
                 self.free_zspage(from);
-                return Some(Compacted { zspage: from, frames: class.chain.frames() as u64 });
+                return Some(Compacted {
+                    zspage: from,
+                    frames: class.chain.frames() as u64,
+                });
             }
             // The spare room is in zspages that are being evicted.
             self.restand(from);
@@ -327,7 +352,12 @@ impl Pool for Zsmalloc {
                 frames_freeable: class_use.spare_zspages(*class) * chain,
             }
         };
-        GEOMETRY.classes().iter().zip(&self.classes).map(stats).collect()
+        GEOMETRY
+            .classes()
+            .iter()
+            .zip(&self.classes)
+            .map(stats)
+            .collect()
     }
 
     fn check(&self) {

@@ -68,7 +68,12 @@ pub(super) struct Lists {
 impl Lists {
     /// A zspage with free objects, of the fullest group that has one.
     pub(super) fn fullest(&self) -> Option<ZspageId> {
-        self.heads.iter().rev().copied().find(|&id| id != 0).map(ZspageId)
+        self.heads
+            .iter()
+            .rev()
+            .copied()
+            .find(|&id| id != 0)
+            .map(ZspageId)
     }
 
     /// A zspage with free objects, of the emptiest group that has one.
@@ -88,7 +93,11 @@ pub(super) struct ZspageTable {
 
 impl ZspageTable {
     pub(super) fn new(capacity: usize) -> io::Result<Self> {
-        Ok(Self { zspages: LazyTable::new(capacity + 1)?, fresh: 1, unused: 0 })
+        Ok(Self {
+            zspages: LazyTable::new(capacity + 1)?,
+            fresh: 1,
+            unused: 0,
+        })
     }
 
     pub(super) fn get(&self, id: ZspageId) -> &Zspage {
@@ -154,7 +163,12 @@ impl ZspageTable {
 
     /// Takes a zspage out of its list, if it is in one.
     pub(super) fn detach(&mut self, lists: &mut Lists, id: ZspageId) {
-        let Zspage { prev, next, standing, .. } = *self.get(id);
+        let Zspage {
+            prev,
+            next,
+            standing,
+            ..
+        } = *self.get(id);
         self.get_mut(id).standing = DETACHED;
         if standing >= FULL {
             return;
@@ -194,10 +208,12 @@ impl ZspageTable {
 
     /// Descriptors that are not in use now.
     pub(super) fn unused(&self) -> HashSet<ZspageId> {
-        std::iter::successors(Some(self.unused), |&id| Some(self.zspages[id as usize].next))
-            .take_while(|&id| id != 0)
-            .map(ZspageId)
-            .collect()
+        std::iter::successors(Some(self.unused), |&id| {
+            Some(self.zspages[id as usize].next)
+        })
+        .take_while(|&id| id != 0)
+        .map(ZspageId)
+        .collect()
     }
 
     /// Descriptors that were ever used.
