@@ -6,6 +6,7 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 use rustix::fs::FlockOperation;
@@ -48,16 +49,20 @@ pub(crate) struct FileId {
     path: PathBuf,
     dev: u64,
     ino: u64,
+    /// Inode numbers are used again; an inode's time of birth is not.
+    born: SystemTime,
 }
 
 impl FileId {
-    /// The plain file at `path`, if there is one.
+    /// The plain file at `path`, if there is one and its file system keeps times of birth.
     pub(crate) fn of(path: &Path) -> Option<Self> {
         let meta = fs::symlink_metadata(path).ok()?;
+        let born = meta.created().ok()?;
         meta.is_file().then(|| Self {
             path: path.to_owned(),
             dev: meta.dev(),
             ino: meta.ino(),
+            born,
         })
     }
 
@@ -141,6 +146,6 @@ fn detach_mount(dir: &Path) {
     let _ = program::run_within(
         &helper,
         ["-u".as_ref(), "-z".as_ref(), dir.as_os_str()],
-        std::time::Duration::from_millis(300),
+        Duration::from_millis(300),
     );
 }

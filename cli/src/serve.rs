@@ -140,7 +140,7 @@ fn mount_of(fuse: &SharedMount) -> MutexGuard<'_, Option<fuse::Mount>> {
 fn start_device(settings: &Settings) -> Result<(Arc<Device>, Option<FileId>)> {
     let path = settings.device.backing.as_ref().map(|b| b.path.as_path());
     let new = path.filter(|path| fs::symlink_metadata(path).is_err());
-    let device = Arc::new(Device::new(settings.device.clone())?);
+    let device = Arc::new(Device::new(&settings.device)?);
     Ok((device, new.and_then(FileId::of)))
 }
 
