@@ -16,6 +16,9 @@ use serde::{Deserialize, Serialize};
 use crate::rundir::{self, RunDir};
 use crate::{loopdev, mounts, program};
 
+/// How long a tool may take when the process is about to exit.
+const HURRY: Duration = Duration::from_millis(200);
+
 /// Clears what the dead server of `dir` left. The caller holds the lock, so whatever is there has
 /// no server any more.
 pub(crate) fn clear_dead(dir: &RunDir) -> Result<()> {
@@ -67,7 +70,7 @@ impl FileId {
     }
 
     /// Removes the file if it is still there.
-    fn remove(&self) -> io::Result<()> {
+    pub(crate) fn remove(&self) -> io::Result<()> {
         if Self::of(&self.path).as_ref() != Some(self) {
             return Ok(());
         }
@@ -112,20 +115,20 @@ pub(crate) struct Traces {
 }
 
 impl Traces {
-    /// Removes them all, without waiting for anyone; what fails is left to the next start.
+    /// Removes them all, hardly waiting for anyone; what fails is left to the next start.
     pub(crate) fn remove_now(&self) {
-        if let Some(fuse) = &self.fuse {
-            // First, because nobody finds them once the mount is gone.
-            for device in loopdev::over(fuse) {
-                let _ = loopdev::request_detach(&device);
-            }
-            detach_mount(fuse);
-        }
         for socket in &self.sockets {
             let _ = fs::remove_file(socket);
         }
         if let Some(spill) = &self.spill {
             let _ = spill.remove();
+        }
+        if let Some(fuse) = &self.fuse {
+            // First, because nobody finds them once the mount is gone.
+            for device in loopdev::over(fuse) {
+                let _ = loopdev::request_detach_within(&device, HURRY);
+            }
+            detach_mount(fuse);
         }
         let _ = rundir::remove_now(&self.dir);
     }
@@ -146,6 +149,6 @@ fn detach_mount(dir: &Path) {
     let _ = program::run_within(
         &helper,
         ["-u".as_ref(), "-z".as_ref(), dir.as_os_str()],
-        Duration::from_millis(300),
+        HURRY,
     );
 }

@@ -98,9 +98,14 @@ pub(crate) fn detach(device: &LoopDevice) -> Result<()> {
 
 /// Unbinds `device` now, or when its last holder lets go.
 pub(crate) fn request_detach(device: &LoopDevice) -> Result<()> {
+    request_detach_within(device, PATIENCE)
+}
+
+/// [`request_detach`] for those in a hurry.
+pub(crate) fn request_detach_within(device: &LoopDevice, patience: Duration) -> Result<()> {
     let losetup = program::find("losetup", "mount")?;
     let args = ["--detach".as_ref(), device.path.as_os_str()];
-    match program::run_within(&losetup, args, PATIENCE) {
+    match program::run_within(&losetup, args, patience) {
         // Gone meanwhile is what we wanted.
         Err(_) if at(&device.path).as_ref() != Some(device) => Ok(()),
         result => result

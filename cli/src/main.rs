@@ -102,7 +102,8 @@ fn complain(line: &str) {
 fn start_logging(args: LoggingArgs) -> Result<()> {
     let level = match (args.quiet, args.verbose) {
         (true, _) => "error",
-        (false, 0) => "info",
+        // fuser warns of every request it leaves to us to refuse.
+        (false, 0) => "warn,uzram=info,fuser=error",
         (false, 1) => "debug",
         (false, _) => "trace",
     };

@@ -128,6 +128,10 @@ impl Server {
             });
         });
         drop(device);
+        // Only if a client still holds the device: then it does not get to do so itself.
+        if let Some(Err(error)) = record.spill.map(|spill| spill.remove()) {
+            tracing::warn!("cannot remove the backing file: {error}");
+        }
     }
 }
 

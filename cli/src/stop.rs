@@ -20,10 +20,10 @@ use signal_hook::iterator::Signals;
 use crate::leftovers::Traces;
 
 /// From the request to stop to the end of the process, at most; the contract says 5 s.
-const DEADLINE: Duration = Duration::from_millis(4500);
+const DEADLINE: Duration = Duration::from_millis(4700);
 
 /// How long removing the traces may hold up an exit.
-const TRACES: Duration = Duration::from_millis(250);
+const TRACES: Duration = Duration::from_millis(600);
 
 /// Asks the server to stop; the first request counts.
 #[derive(Clone)]

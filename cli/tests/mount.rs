@@ -10,7 +10,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{HANG, World, can_mount, ended, finish, one_line, signal};
+use common::{HANG, Serve, World, can_mount, ended, finish, one_line, signal};
 use serde_json::Value;
 
 /// What the contract gives a stop.
@@ -382,6 +382,32 @@ fn an_interrupt_undoes_everything() {
     assert!(line.contains("interrupted"), "{line}");
     fs::remove_dir_all(bin).unwrap();
     disk.nothing_is_left();
+}
+
+#[test]
+fn what_hangs_does_not_hold_up_a_stop() {
+    if !can_mount("what_hangs_does_not_hold_up_a_stop") {
+        return;
+    }
+    let world = World::new();
+    world.dir("fuse");
+    let bin = fake_tool(&world, "losetup", "exec sleep 8");
+    let args = [
+        "serve",
+        "stuck",
+        "--size=8M",
+        "--fuse=fuse",
+        "--nbd=unix:sock",
+    ];
+    let mut command = world.command(&args);
+    let mut server = Serve::start(command.env("PATH", bin));
+    let device = world.ok(&["attach", "stuck"]);
+    signal(server.pid(), "TERM");
+    let code = server.ended(STOP);
+    tool("losetup", &["--detach", device.trim()]);
+    assert_eq!(code, Some(0));
+    assert_eq!(world.leftovers(), [""; 0]);
+    assert!(!world.path("sock").exists());
 }
 
 /// A directory for PATH in which `name` is a shell script.
