@@ -5,6 +5,8 @@ mod extents;
 pub(crate) mod layout;
 mod read;
 pub(crate) mod room;
+#[cfg(test)]
+mod tests;
 mod write;
 
 use std::ops::{ControlFlow, Range};
