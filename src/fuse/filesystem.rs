@@ -1,0 +1,450 @@
+//! What the kernel asks of the mount, answered from the device.
+//!
+//! Finds the file that is meant and leaves the rest to it: `disk` to [`Disk`], an attribute to
+//! [`Attribute`]. Nothing in the directory can be made, changed in kind, or removed.
+
+use std::ffi::OsStr;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    BsdFileFlags, Errno, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
+    InitFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen,
+    ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
+};
+
+use super::disk::Disk;
+use super::errno;
+use super::node::{Node, Owner};
+use super::snapshots::Snapshots;
+use crate::attributes::Attribute;
+use crate::device::Device;
+use crate::units::PAGE_SIZE;
+
+/// The largest read or write, bytes: what the kernel allows without a raised sysctl.
+const MAX_REQUEST_BYTES: u32 = 1 << 20;
+
+/// Asynchronous requests that the kernel sends before it makes its callers wait.
+const MAX_BACKGROUND: u16 = 256;
+
+/// Names and their inodes never change.
+const FOREVER: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// `st_blocks` of `disk` changes with every write.
+const NEVER: Duration = Duration::ZERO;
+
+pub(super) struct Frontend {
+    disk: Disk,
+    /// Whose attributes are shown; none for a bare block device.
+    device: Option<Arc<Device>>,
+    snapshots: Snapshots,
+    owner: Owner,
+}
+
+impl Frontend {
+    pub(super) fn new(disk: Disk, device: Option<Arc<Device>>) -> Self {
+        Self {
+            disk,
+            device,
+            snapshots: Snapshots::default(),
+            owner: Owner {
+                uid: rustix::process::geteuid().as_raw(),
+                gid: rustix::process::getegid().as_raw(),
+                since: SystemTime::now(),
+            },
+        }
+    }
+
+    /// The node of `ino`; attributes exist only with a device that has them.
+    fn node(&self, ino: INodeNo) -> Result<Node, Errno> {
+        Node::from_ino(ino)
+            .filter(|&node| self.has(node))
+            .ok_or(Errno::ENOENT)
+    }
+
+    fn has(&self, node: Node) -> bool {
+        self.device.is_some() || !matches!(node, Node::Attribute(_))
+    }
+
+    /// The device, and which of its attributes `ino` is.
+    fn attribute(&self, ino: INodeNo) -> Result<(&Device, Attribute), Errno> {
+        match (self.node(ino)?, &self.device) {
+            (Node::Attribute(attribute), Some(device)) => Ok((device, attribute)),
+            _ => Err(Errno::EINVAL),
+        }
+    }
+
+    /// Bytes of data kept.
+    fn stored(&self) -> u64 {
+        match &self.device {
+            Some(device) => device.stats().orig_data_size.min(self.disk.size()),
+            None => self.disk.size(),
+        }
+    }
+
+    fn stat(&self, node: Node) -> (Duration, fuser::FileAttr) {
+        match node {
+            Node::Root => (FOREVER, self.owner.attr(node, 0, 0)),
+            Node::Disk => {
+                let attr = self.owner.attr(node, self.disk.size(), self.stored());
+                (NEVER, attr)
+            }
+            Node::Attribute(_) => (FOREVER, self.owner.attr(node, PAGE_SIZE as u64, 0)),
+        }
+    }
+
+    fn read_attribute(&self, ino: INodeNo, fh: FileHandle, offset: u64) -> Result<Arc<str>, Errno> {
+        let (device, attribute) = self.attribute(ino)?;
+        if offset == 0 {
+            let text = attribute.show(device).map_err(|error| errno(&error))?;
+            self.snapshots.take(fh, text.into());
+        }
+        self.snapshots.get(fh).ok_or(Errno::EBADF)
+    }
+
+    fn write_attribute(&self, ino: INodeNo, data: &[u8]) -> Result<(), Errno> {
+        let (device, attribute) = self.attribute(ino)?;
+        let value = std::str::from_utf8(data).map_err(|_| Errno::EINVAL)?;
+        // As in zram: data under a file system or a swap area is not thrown away.
+        if attribute == Attribute::Reset && self.disk.is_open() {
+            return Err(Errno::EBUSY);
+        }
+        attribute
+            .store(device, value)
+            .map_err(|error| errno(&error))
+    }
+
+    fn flush_disk(&self, ino: INodeNo) -> Result<(), Errno> {
+        match self.node(ino)? {
+            Node::Disk => self.disk.flush(),
+            Node::Root | Node::Attribute(_) => Ok(()),
+        }
+    }
+}
+
+impl Filesystem for Frontend {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        let wanted = InitFlags::FUSE_ASYNC_DIO | InitFlags::FUSE_PARALLEL_DIROPS;
+        let there = wanted & config.capabilities();
+        // Each of these says no only to what the kernel or fuser cannot do, and then has a default.
+        let _ = config.add_capabilities(there);
+        let _ = config.set_max_write(MAX_REQUEST_BYTES);
+        let _ = config.set_max_background(MAX_BACKGROUND);
+        let _ = config.set_congestion_threshold(MAX_BACKGROUND * 3 / 4);
+        Ok(())
+    }
+
+    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let node = match Node::from_ino(parent) {
+            Some(Node::Root) => name.to_str().and_then(Node::from_name),
+            _ => None,
+        };
+        match node.filter(|&node| self.has(node)) {
+            Some(node) => {
+                let (ttl, attr) = self.stat(node);
+                reply.entry_with_ttls(&ttl, &FOREVER, &attr, Generation(0));
+            }
+            None => reply.error(Errno::ENOENT),
+        }
+    }
+
+    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        match self.node(ino) {
+            Ok(node) => {
+                let (ttl, attr) = self.stat(node);
+                reply.attr(&ttl, &attr);
+            }
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn setattr(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _mode: Option<u32>,
+        _uid: Option<u32>,
+        _gid: Option<u32>,
+        size: Option<u64>,
+        _atime: Option<TimeOrNow>,
+        _mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let node = match self.node(ino) {
+            Ok(node) => node,
+            Err(errno) => return reply.error(errno),
+        };
+        let allowed = match (node, size) {
+            (Node::Disk, Some(size)) if size == self.disk.size() => Ok(()),
+            (Node::Disk, Some(_)) => Err(Errno::EINVAL),
+            // A shell's ">" truncates before it writes.
+            (Node::Attribute(_), Some(_)) => Ok(()),
+            (_, None) | (Node::Root, _) => Err(Errno::EPERM),
+        };
+        match allowed {
+            Ok(()) => {
+                let (ttl, attr) = self.stat(node);
+                reply.attr(&ttl, &attr);
+            }
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let direct = FopenFlags::FOPEN_DIRECT_IO;
+        match self.node(ino) {
+            Ok(Node::Disk) => {
+                self.disk.open();
+                let flags = direct | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
+                reply.opened(FileHandle(0), flags);
+            }
+            Ok(Node::Attribute(attribute)) => {
+                // Root passes the kernel's check of the mode; sysfs refuses it all the same.
+                let reads = flags.acc_mode() != OpenAccMode::O_WRONLY;
+                let writes = flags.acc_mode() != OpenAccMode::O_RDONLY;
+                if reads && !attribute.is_readable() || writes && !attribute.is_writable() {
+                    return reply.error(Errno::EACCES);
+                }
+                reply.opened(self.snapshots.open(), direct);
+            }
+            Ok(Node::Root) => reply.error(Errno::EISDIR),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn release(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        match Node::from_ino(ino) {
+            Some(Node::Disk) => self.disk.close(),
+            Some(Node::Attribute(_)) => self.snapshots.close(fh),
+            Some(Node::Root) | None => {}
+        }
+        reply.ok();
+    }
+
+    fn read(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        if ino != Node::Disk.ino() {
+            return match self.read_attribute(ino, fh, offset) {
+                Ok(text) => reply.data(piece(text.as_bytes(), offset, size)),
+                Err(errno) => reply.error(errno),
+            };
+        }
+        self.disk.read(offset, size, reply);
+    }
+
+    fn write(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let written = if ino == Node::Disk.ino() {
+            self.disk.write(offset, data)
+        } else {
+            // As in sysfs, each write is a whole value, wherever it is written.
+            self.write_attribute(ino, data).map(|()| data.len() as u32)
+        };
+        match written {
+            Ok(len) => reply.written(len),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn fallocate(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        if ino != Node::Disk.ino() {
+            return reply.error(Errno::EOPNOTSUPP);
+        }
+        answer(self.disk.allocate(offset, length, mode), reply);
+    }
+
+    fn lseek(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        if ino != Node::Disk.ino() {
+            return reply.error(Errno::EINVAL);
+        }
+        match self.disk.seek(offset, whence) {
+            // A device has at most 2^44 bytes.
+            Ok(offset) => reply.offset(offset.cast_signed()),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn flush(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        _lock_owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        answer(self.flush_disk(ino), reply);
+    }
+
+    fn fsync(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        answer(self.flush_disk(ino), reply);
+    }
+
+    fn readdir(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        if Node::from_ino(ino) != Some(Node::Root) {
+            return reply.error(Errno::ENOTDIR);
+        }
+        let root = Node::Root.ino();
+        let dots = [
+            (root, FileType::Directory, "."),
+            (root, FileType::Directory, ".."),
+        ];
+        let files = Node::files()
+            .filter(|&node| self.has(node))
+            .map(|node| (node.ino(), node.kind(), node.name()));
+        // An entry's offset is where the next call continues.
+        for (next, (ino, kind, name)) in (1..).zip(dots.into_iter().chain(files)) {
+            if next > offset && reply.add(ino, next, kind, name) {
+                break;
+            }
+        }
+        reply.ok();
+    }
+
+    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        let page = PAGE_SIZE as u32;
+        let blocks = self.disk.size() / u64::from(page);
+        let free = blocks.saturating_sub(self.stored() / u64::from(page));
+        let files = Node::files().filter(|&node| self.has(node)).count() as u64;
+        reply.statfs(blocks, free, free, files, 0, page, 255, page);
+    }
+
+    fn create(
+        &self,
+        _req: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        _flags: i32,
+        reply: ReplyCreate,
+    ) {
+        reply.error(Errno::EPERM);
+    }
+
+    fn mknod(
+        &self,
+        _req: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        _rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        reply.error(Errno::EPERM);
+    }
+
+    fn mkdir(
+        &self,
+        _req: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        reply: ReplyEntry,
+    ) {
+        reply.error(Errno::EPERM);
+    }
+
+    fn unlink(&self, _req: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::EPERM);
+    }
+
+    fn rmdir(&self, _req: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::EPERM);
+    }
+
+    fn rename(
+        &self,
+        _req: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _newparent: INodeNo,
+        _newname: &OsStr,
+        _flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(Errno::EPERM);
+    }
+}
+
+fn answer(result: Result<(), Errno>, reply: ReplyEmpty) {
+    match result {
+        Ok(()) => reply.ok(),
+        Err(errno) => reply.error(errno),
+    }
+}
+
+/// At most `size` bytes of `text` from `offset` on.
+fn piece(text: &[u8], offset: u64, size: u32) -> &[u8] {
+    let start = usize::try_from(offset).map_or(text.len(), |offset| offset.min(text.len()));
+    let rest = &text[start..];
+    &rest[..rest.len().min(size as usize)]
+}
