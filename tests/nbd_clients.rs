@@ -25,7 +25,7 @@ struct Fixture {
 impl Fixture {
     fn new() -> Self {
         let dir = tempfile::tempdir().expect("a directory");
-        let device = Arc::new(Device::new(DeviceConfig::new(SIZE)).expect("a device"));
+        let device = Arc::new(Device::new(&DeviceConfig::new(SIZE)).expect("a device"));
         let address = Address::Unix(dir.path().join("nbd.sock"));
         let served: Arc<dyn BlockDevice> = Arc::clone(&device) as _;
         let server = Server::start(ServerConfig::new("disk", vec![address]), served)

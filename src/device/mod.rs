@@ -5,6 +5,8 @@ mod extents;
 pub(crate) mod layout;
 mod read;
 pub(crate) mod room;
+#[cfg(test)]
+mod tests;
 mod write;
 
 use std::ops::{ControlFlow, Range};
@@ -130,7 +132,7 @@ impl Device {
     /// The memory limit in bytes, if there is one.
     pub fn mem_limit(&self) -> Option<u64> {
         let frames = self.core.budget.limit();
-        (frames != FrameBudget::UNLIMITED).then_some(frames * PAGE_SIZE as u64)
+        (frames != FrameBudget::UNLIMITED).then(|| frames * PAGE_SIZE as u64)
     }
 
     /// Sets or, with `None`, removes the memory limit, in bytes, rounded down to whole pages. What

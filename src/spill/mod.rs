@@ -11,12 +11,16 @@
 //! only if that still names the same record of the same segment is the record damaged.
 
 mod backing;
+#[cfg(test)]
+mod faulty;
 mod file;
 mod log;
 mod record;
 mod segment;
 
 pub(crate) use backing::Backing;
+#[cfg(test)]
+pub(crate) use faulty::FaultyBacking;
 pub(crate) use file::FileBacking;
 pub(crate) use log::{LogCounts, LogFull, MIN_APPEND, SEGMENT_HEADER_LEN, SegmentLog, Target};
 pub(crate) use record::{MAX_RECORD_LEN, Record, RecordAddress, record_len};

@@ -110,7 +110,7 @@ fn a_living_mount_is_not_mounted_over() {
     }
     let served = Served::start(MIB);
     assert!(!detach_stale(served.dir.path()).expect("looks"));
-    let device = Arc::new(Device::new(DeviceConfig::new(MIB)).expect("a device"));
+    let device = Arc::new(Device::new(&DeviceConfig::new(MIB)).expect("a device"));
     let refused = Mount::start(device, served.dir.path(), MountOptions::default());
     let error = refused.expect_err("refused");
     assert!(matches!(error, Error::Unusable { .. }), "{error}");
@@ -132,7 +132,7 @@ fn what_a_killed_server_left_is_cleaned_up() {
     let dead = fs::read_dir(server.dir.path());
     assert_eq!(errno(dead), Some(Errno::NOTCONN));
 
-    let device = Arc::new(Device::new(DeviceConfig::new(MIB)).expect("a device"));
+    let device = Arc::new(Device::new(&DeviceConfig::new(MIB)).expect("a device"));
     let mount = Mount::start(device, server.dir.path(), MountOptions::default());
     let mount = mount.expect("replaces the dead mount");
     assert_eq!(fs::metadata(mount.disk_path()).expect("stats").len(), MIB);
@@ -157,7 +157,7 @@ fn a_bare_block_device_has_no_attributes() {
     if !can_mount("a_bare_block_device_has_no_attributes") {
         return;
     }
-    let device = Arc::new(Device::new(DeviceConfig::new(MIB)).expect("a device"));
+    let device = Arc::new(Device::new(&DeviceConfig::new(MIB)).expect("a device"));
     let dir = tempfile::tempdir().expect("a directory");
     let mount = Mount::start_bare(device, dir.path(), MountOptions::default()).expect("mounts");
     assert_eq!(fs::read_dir(dir.path()).expect("lists").count(), 1);

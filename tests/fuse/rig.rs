@@ -41,7 +41,7 @@ pub(crate) struct Served {
 
 impl Served {
     pub(crate) fn start(bytes: u64) -> Self {
-        let device = Arc::new(Device::new(DeviceConfig::new(bytes)).expect("a device"));
+        let device = Arc::new(Device::new(&DeviceConfig::new(bytes)).expect("a device"));
         let dir = tempfile::tempdir().expect("a directory");
         let options = MountOptions::default();
         let mount = Mount::start(device.clone(), dir.path(), options).expect("mounts");
@@ -173,7 +173,7 @@ fn serve_for_another_test() {
     let Some(dir) = std::env::var_os(SERVE_DIR) else {
         return;
     };
-    let device = Arc::new(Device::new(DeviceConfig::new(16 * MIB)).expect("a device"));
+    let device = Arc::new(Device::new(&DeviceConfig::new(16 * MIB)).expect("a device"));
     let mount = Mount::start(device, Path::new(&dir), MountOptions::default()).expect("mounts");
     println!("served");
     // Until the other test kills this process or goes away.
