@@ -13,8 +13,8 @@ use crate::pool::ZspageId;
 use crate::spill::RecordAddress;
 use crate::units::PAGE_SIZE;
 
-/// How many accessed objects may still be moved instead of evicted. What is moved stays in
-/// memory, so without a bound a pool of hot objects would never get smaller.
+/// How many accessed objects may still be spared. What is spared stays in memory, so without a
+/// bound a pool of hot objects would never get smaller.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Chances(pub(crate) usize);
 
@@ -42,8 +42,9 @@ impl Shard {
         Some((zspage, frames))
     }
 
-    /// Gives accessed objects of an isolated zspage their second chance, by moving them to zspages
-    /// that are in use, and hands the others to `evict`.
+    /// Gives accessed objects of an isolated zspage their second chance and hands the others to
+    /// `evict`. Those spared move to zspages that are in use, so that this one can be freed, or
+    /// stay where they are if there is no room elsewhere.
     pub(crate) fn empty_isolated(
         &mut self,
         zspage: ZspageId,
@@ -70,18 +71,9 @@ impl Shard {
             }
         });
         for index in accessed {
-            if self.move_elsewhere(index) {
-                chances.0 -= 1;
-                continue;
-            }
-            let slot = self.slots.get(index);
-            if let SlotState::Resident { object, len, codec } = slot.state() {
-                evict(Evicted {
-                    index,
-                    slot,
-                    codec,
-                    data: self.pool.bytes(object, len),
-                });
+            chances.0 -= 1;
+            if !self.move_elsewhere(index) {
+                self.slots.clear_accessed(index);
             }
         }
     }
@@ -123,12 +115,15 @@ impl Shard {
         true
     }
 
-    /// Ends the isolation of a zspage; returns whether it was empty and is freed. One that still
-    /// holds objects is the next to be evicted.
-    pub(crate) fn put_back(&mut self, zspage: ZspageId) -> bool {
+    /// Ends the isolation of a zspage; returns whether it was empty and is freed. If it was
+    /// `written` out, what it still holds was spared, and it is the newest; if not, it is again
+    /// the oldest.
+    pub(crate) fn put_back(&mut self, zspage: ZspageId, written: bool) -> bool {
         let freed = self.pool.put_back(zspage);
-        if !freed {
-            self.lru.put_back(zspage);
+        match (freed, written) {
+            (true, _) => {}
+            (false, true) => self.lru.touch(zspage),
+            (false, false) => self.lru.put_back(zspage),
         }
         freed
     }

@@ -168,6 +168,10 @@ impl SlotTable {
         }
     }
 
+    pub(crate) fn clear_accessed(&mut self, index: SlotIndex) {
+        self.slots[index.0 as usize] &= !ACCESSED;
+    }
+
     /// The first slot of `range` that is not empty.
     pub(crate) fn next_used(&self, range: Range<u32>) -> Option<SlotIndex> {
         let mut at = range.start;

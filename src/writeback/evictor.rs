@@ -11,12 +11,12 @@ use crate::device::core::Core;
 use crate::device::layout::ShardIndex;
 use crate::pool::ZspageId;
 use crate::shard::Chances;
-use crate::spill::{LogFull, MIN_APPEND, SegmentLog, Target};
+use crate::spill::{LogFull, MIN_APPEND, Target};
 
 /// Most bytes of one append.
 pub(super) const MAX_BATCH: usize = 1 << 20;
 
-/// Objects of one batch that may be moved aside instead of evicted, because they were accessed.
+/// Objects of one batch that may be spared because they were accessed.
 const CHANCES: Chances = Chances(1024);
 
 /// Segments that eviction leaves free, so that cleaning always has one to write to.
@@ -29,6 +29,15 @@ struct Isolated {
     frames: u64,
 }
 
+/// What a batch achieved.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Evictions {
+    /// Objects that left memory.
+    pub(super) objects: usize,
+    /// Page frames freed. Spared objects may keep theirs.
+    pub(super) frames: u64,
+}
+
 impl Writeback {
     /// Evicts zspages of at least `frames` page frames in all, or all there are; returns the
     /// number freed.
@@ -38,25 +47,28 @@ impl Writeback {
     pub(super) fn evict(&mut self, frames: u64) -> Result<u64, &'static str> {
         let mut freed = 0;
         while freed < frames {
-            match self.evict_batch(frames - freed)? {
-                0 => break,
-                batch => freed += batch,
+            let batch = self.evict_batch(frames - freed)?;
+            freed += batch.frames;
+            if batch.objects == 0 {
+                break;
             }
         }
         Ok(freed)
     }
 
-    /// Evicts one batch; returns the number of page frames freed.
+    /// Evicts one batch, which is empty only if there is nothing to evict.
     ///
     /// # Errors
     /// Why nothing can be evicted: no backing, a full one, or one that fails.
-    pub(super) fn evict_batch(&mut self, frames: u64) -> Result<u64, &'static str> {
+    pub(super) fn evict_batch(&mut self, frames: u64) -> Result<Evictions, &'static str> {
         let target = self.eviction_target()?;
-        let log = self.log.as_mut().expect("a target comes from a log");
         self.batch.start(&target);
         let isolated = collect(&self.core, &mut self.batch, &target, frames);
-        let written = write(&self.core, log, &mut self.batch, &target);
-        let mut freed = 0;
+        let written = self.write_batch(&target);
+        let mut done = Evictions {
+            objects: self.batch.records(),
+            frames: 0,
+        };
         // In the order opposite to that of isolation, so that what could not be written is again
         // the oldest first.
         for Isolated {
@@ -65,16 +77,16 @@ impl Writeback {
             frames,
         } in isolated.into_iter().rev()
         {
-            if self.core.shard(shard).put_back(zspage) {
-                freed += frames;
+            if self.core.shard(shard).put_back(zspage, written.is_ok()) {
+                done.frames += frames;
             }
         }
-        self.note(written)?;
+        written?;
         self.core
             .requests
             .bd_writes
-            .fetch_add(self.batch.records() as u64, Relaxed);
-        Ok(freed)
+            .fetch_add(done.objects as u64, Relaxed);
+        Ok(done)
     }
 
     /// Where to write, cleaning a segment first if there is no free one.
@@ -92,30 +104,33 @@ impl Writeback {
         }
     }
 
-    /// Logs the start and the end of trouble with the backing.
-    fn note(&mut self, written: std::io::Result<()>) -> Result<(), &'static str> {
-        match written {
-            Ok(()) if self.failing => {
-                tracing::info!("the backing takes writes again");
-                self.failing = false;
-            }
-            Ok(()) => {}
-            Err(error) => {
-                if !self.failing {
-                    tracing::error!("cannot write to the backing: {error}");
-                    self.failing = true;
-                }
-                return Err("the memory limit is reached and the backing cannot be written to");
-            }
-        }
-        Ok(())
-    }
-
     /// Appends the batch and points its slots at it.
+    ///
+    /// # Errors
+    /// That the backing cannot be written to; logged when it starts and when it ends.
     pub(super) fn write_batch(&mut self, target: &Target) -> Result<(), &'static str> {
-        let log = self.log.as_mut().expect("a target comes from a log");
-        let written = write(&self.core, log, &mut self.batch, target);
-        self.note(written)
+        let Self {
+            core,
+            log,
+            batch,
+            failing,
+            ..
+        } = self;
+        let log = log.as_mut().expect("a target comes from a log");
+        if batch.is_empty() {
+            return Ok(());
+        }
+        if let Err(error) = log.append(target, batch.seal(target)) {
+            if !std::mem::replace(failing, true) {
+                tracing::error!("cannot write to the backing: {error}");
+            }
+            return Err("the memory limit is reached and the backing cannot be written to");
+        }
+        if std::mem::replace(failing, false) {
+            tracing::info!("the backing takes writes again");
+        }
+        batch.settle(core, target);
+        Ok(())
     }
 }
 
@@ -140,8 +155,8 @@ fn collect(core: &Core, batch: &mut Batch, target: &Target, frames: u64) -> Vec<
             batch.push(index, core.layout.page(index, evicted.index), evicted);
         });
         if batch.records() == before {
-            // All its objects were moved, and it is freed.
-            shard.put_back(zspage);
+            // All its objects were spared.
+            shard.put_back(zspage, true);
             continue;
         }
         leaving += frames;
@@ -164,18 +179,4 @@ fn oldest_shard(core: &Core) -> Option<ShardIndex> {
         .iter()
         .min_by_key(|(_, touched)| touched.wrapping_sub(reference) as i32)
         .map(|s| s.0)
-}
-
-fn write(
-    core: &Core,
-    log: &mut SegmentLog,
-    batch: &mut Batch,
-    target: &Target,
-) -> std::io::Result<()> {
-    if batch.is_empty() {
-        return Ok(());
-    }
-    log.append(target, batch.seal(target))?;
-    batch.settle(core, target);
-    Ok(())
 }

@@ -130,8 +130,8 @@ impl Writeback {
     /// Frees some memory, at least one zspage if that is possible.
     fn free_some(&mut self, frames: u64) -> RoundEnd {
         let reason = match self.evict_batch(frames) {
-            Ok(freed) if freed > 0 => return RoundEnd::Room,
-            Ok(_) => "everything in memory is in use",
+            Ok(evicted) if evicted.objects > 0 => return RoundEnd::Room,
+            Ok(_) => "the memory limit is reached and there is nothing to evict",
             Err(reason) => reason,
         };
         if self.compact_some() > 0 || self.core.budget.has_room() {
