@@ -1,4 +1,58 @@
-//! zram in userspace.
+//! zram in userspace: a compressed RAM block device that spills its coldest memory to a file.
+//!
+//! ```text
+//!  nbd::Server ──┐                           ┌─ Pool: Zsmalloc, over an Arena of page frames
+//!  fuse::Mount ──┼─ BlockDevice ── Shard ×N ─┼─ SlotTable
+//!  (your code) ──┘    Device       one lock  └─ Lru of zspages
+//!                       │          each
+//!                       ├─ codec: compresses and decompresses, never under a lock
+//!                       └─ Writeback, a thread ── SegmentLog ── Backing: a file, a block device
+//!
+//!  control::Server and the files of the FUSE directory ── Attribute ── Device
+//! ```
+//!
+//! # What happens to a page
+//!
+//! - **Written**, it is compressed into scratch memory of the calling thread; then, under its
+//!   shard's lock, copied to an object in the pool, and its slot points there. One that repeats a
+//!   pattern is the pattern, in its slot. One that does not compress is stored raw.
+//! - **Read**, its object is copied out under the lock and decompressed after it; the slot
+//!   remembers that it was accessed.
+//! - **Evicted**, when memory is above the high watermark: the writeback thread isolates the zspage
+//!   whose last allocation was longest ago, spares the objects that were accessed since, appends
+//!   the others to a segment of the backing, and points their slots there, unless they changed.
+//! - **Discarded**, it costs nothing again. A segment whose records are all gone is given back; the
+//!   records of one that is mostly dead are moved together.
+//!
+//! # What is promised
+//!
+//! - A page is always some whole write of it, whatever happens beside it, and a read that begins
+//!   after a write has ended sees that write or a later one.
+//! - What the pool holds never exceeds the limit. At the limit a write waits for the writeback
+//!   thread; it fails (ENOSPC) only if nothing can be spilled.
+//! - A page that cannot be read back as it was written fails (EIO), and no other does.
+//! - The data lives as long as the process. A flush promises nothing beyond that.
+//!
+//! # Glossary
+//!
+//! The words are the kernel's (`Documentation/admin-guide/blockdev/zram.rst`, `mm/zsmalloc.c`),
+//! with three of ours: shard, segment, record.
+//!
+//! | word | meaning |
+//! |---|---|
+//! | page | 4 KiB of the device |
+//! | object | a page's compressed bytes in the pool |
+//! | page frame | 4 KiB of the pool's memory |
+//! | zspage | 1 to 8 page frames, cut into objects of one size class |
+//! | size class | the lengths of objects that are stored alike, 16 bytes apart |
+//! | fullness group | zspages of a class with about the same share of objects in use |
+//! | huge object | a raw page: it did not compress to less than 8/9 of a page frame |
+//! | same-filled | a page that repeats one 32-bit pattern |
+//! | slot | a page's entry in the slot table: where its data is |
+//! | shard | a slice of the slot table with its own pool and its own lock |
+//! | writeback | moving objects to the backing |
+//! | segment | 2 MiB of the backing, appended to and freed as a whole |
+//! | record | an object in a segment, with a header and a checksum |
 
 mod attributes;
 mod block_device;
