@@ -98,6 +98,15 @@ impl DeviceConfig {
     /// The largest zspage: a limit below it could never store every object.
     pub const MIN_MEM_LIMIT: u64 = 8 * PAGE_SIZE as u64;
 
+    /// Most shards of a device.
+    pub const MAX_SHARDS: u32 = 256;
+
+    /// Fewest shards of a device of `size` bytes: each holds at most 2^31 pages, since an object
+    /// names its slot in 31 bits.
+    pub(crate) fn min_shards(size: u64) -> u32 {
+        size.div_ceil(PAGE_SIZE as u64 * (1 << 31)) as u32
+    }
+
     /// A device of `size` bytes with every other setting at its default.
     pub fn new(size: u64) -> Self {
         Self {
@@ -119,7 +128,8 @@ impl DeviceConfig {
         if let Some(limit) = self.mem_limit {
             check_mem_limit(limit)?;
         }
-        Ok(())
+        self.shards
+            .map_or(Ok(()), |shards| check_shards(shards, self.size))
     }
 }
 
@@ -135,6 +145,19 @@ fn check_size(size: u64) -> Result<()> {
     };
     Err(Error::InvalidConfig {
         option: "--size",
+        reason,
+    })
+}
+
+fn check_shards(shards: u32, size: u64) -> Result<()> {
+    let least = DeviceConfig::min_shards(size);
+    if (least..=DeviceConfig::MAX_SHARDS).contains(&shards) {
+        return Ok(());
+    }
+    let most = DeviceConfig::MAX_SHARDS;
+    let reason = format!("{shards} is not between {least}, for this size, and {most}");
+    Err(Error::InvalidConfig {
+        option: "--shards",
         reason,
     })
 }

@@ -44,9 +44,6 @@ impl Settings {
             shards: args.shards,
         };
         device.validate()?;
-        if args.shards == Some(0) {
-            return Err(Usage::error("--shards: a device needs at least 1"));
-        }
         let fuse = match args.fuse {
             Some(dir) => Some(mounts::absolute(&absolute_option(&dir, "--fuse")?)?),
             None => None,

@@ -207,28 +207,18 @@ impl Core {
 
     /// Empties the slots of `pages`; returns how many held data.
     pub(crate) fn clear(&self, pages: Range<u64>) -> u64 {
-        /// Slots cleared while a lock is held.
-        const STEP: u32 = 1024;
         let mut cleared = 0;
         for index in self.layout.shards() {
             let slots = self.layout.slots_of(index, pages.clone());
             let mut at = slots.start;
             while at < slots.end {
                 let mut shard = self.shard(index);
-                let Some(first) = shard.next_used(at..slots.end) else {
-                    break;
-                };
-                let end = first.0.saturating_add(STEP).min(slots.end);
-                at = first.0;
-                while let Some(used) = shard.next_used(at..end) {
-                    shard.clear(used);
-                    cleared += 1;
-                    at = used.0 + 1;
-                }
-                at = end;
+                let (next, count) = clear_some(&mut shard, at..slots.end);
                 let surplus = self.has_surplus_warm_frames(&shard);
                 drop(shard);
                 self.wake_if_needed(surplus);
+                at = next;
+                cleared += count;
             }
         }
         cleared
@@ -274,15 +264,34 @@ impl Core {
     }
 }
 
+/// Empties slots from the start of a range; returns where to go on, and how many held data. What it
+/// does at once is bounded, since a lock is held.
+fn clear_some(shard: &mut Shard, slots: Range<u32>) -> (u32, u64) {
+    const CLEARED_AT_ONCE: u64 = 512;
+    const SEARCHED_AT_ONCE: u32 = 1 << 19;
+    let end = slots.end.min(slots.start.saturating_add(SEARCHED_AT_ONCE));
+    let mut cleared = 0;
+    let mut at = slots.start;
+    while let Some(used) = shard.next_used(at..end) {
+        shard.clear(used);
+        cleared += 1;
+        at = used.0 + 1;
+        if cleared == CLEARED_AT_ONCE {
+            return (at, cleared);
+        }
+    }
+    (end, cleared)
+}
+
 /// How many shards a device has by default: one a core, but none so small that the sparse zspages
 /// which every shard has of every size class would matter.
 fn shards_for(config: &DeviceConfig) -> u32 {
     /// Bytes of memory that are worth a shard.
-    const WORTH: u64 = 16 << 20;
+    const WORTH: u64 = 128 << 20;
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
     let bytes = config.mem_limit.unwrap_or(u64::MAX).min(config.size);
     let shards = (bytes / WORTH).clamp(1, cores.min(64)) as u32;
-    shards.max(Layout::min_shards(config.size))
+    shards.max(DeviceConfig::min_shards(config.size))
 }
 
 /// Address space for a shard's page frames: the arena's worst case is eight times what the pool

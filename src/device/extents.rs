@@ -7,6 +7,9 @@ use super::layout::RUN_PAGES;
 use crate::shard::{SLOTS_PER_BLOCK, Shard, SlotIndex, SlotState};
 use crate::units::{Extent, PAGE_SHIFT, PageState};
 
+/// Stripes that a search for data looks at while it holds a lock.
+const STRIPES_AT_ONCE: u64 = 1024;
+
 /// Joins neighbours of one state into extents, clipped to a range of bytes.
 struct Coalescer<'a> {
     range: Range<u64>,
@@ -15,6 +18,7 @@ struct Coalescer<'a> {
 }
 
 impl Coalescer<'_> {
+    /// Adds pages, which may be none.
     fn pages(&mut self, first: u64, pages: u64, state: PageState) -> ControlFlow<()> {
         let start = (first << PAGE_SHIFT).max(self.range.start);
         let end = ((first + pages) << PAGE_SHIFT).min(self.range.end);
@@ -52,7 +56,7 @@ impl Core {
     /// Visits the extents of a range of bytes in order.
     ///
     /// The device is walked in stripes, which are one block of slots in each shard, so that each
-    /// lock is taken once a stripe and empty stripes are passed over as a whole.
+    /// lock is taken once a stripe; empty stripes are passed over many at a time.
     pub(super) fn extents(
         &self,
         range: Range<u64>,
@@ -69,27 +73,36 @@ impl Core {
         };
         let mut states = Vec::new();
         while first < end_page {
-            let end = ((first / stripe_pages + 1) * stripe_pages).min(end_page);
-            let walked = if self.stripe_states(first..end, &mut states) {
-                (first..)
-                    .zip(&states)
-                    .try_for_each(|(page, &state)| out.pages(page, 1, state))
-            } else {
-                out.pages(first, end - first, PageState::Empty)
-            };
-            if walked.is_break() {
+            let window_end = (first + STRIPES_AT_ONCE * stripe_pages).min(end_page);
+            let used = self.first_used(first..window_end).unwrap_or(window_end);
+            if out.pages(first, used - first, PageState::Empty).is_break() {
                 return;
             }
-            first = end;
+            first = ((used / stripe_pages + 1) * stripe_pages).min(window_end);
+            self.stripe_states(used..first, &mut states);
+            for (page, &state) in (used..first).zip(&states) {
+                if out.pages(page, 1, state).is_break() {
+                    return;
+                }
+            }
         }
         out.finish();
     }
 
-    /// Looks up the state of each page of part of a stripe; returns false if all are empty.
-    fn stripe_states(&self, pages: Range<u64>, states: &mut Vec<PageState>) -> bool {
+    /// The first page of a range that is not empty.
+    fn first_used(&self, pages: Range<u64>) -> Option<u64> {
+        let first_in = |index| {
+            let slots = self.layout.slots_of(index, pages.clone());
+            let used = self.shard(index).next_used(slots)?;
+            Some(u64::from(self.layout.page(index, used).0))
+        };
+        self.layout.shards().filter_map(first_in).min()
+    }
+
+    /// Looks up the state of each page of part of a stripe.
+    fn stripe_states(&self, pages: Range<u64>, states: &mut Vec<PageState>) {
         states.clear();
         states.resize((pages.end - pages.start) as usize, PageState::Empty);
-        let mut any = false;
         for index in self.layout.shards() {
             let slots = self.layout.slots_of(index, pages.clone());
             let shard = self.shard(index);
@@ -97,11 +110,9 @@ impl Core {
             while let Some(used) = shard.next_used(at..slots.end) {
                 let page = u64::from(self.layout.page(index, used).0);
                 states[(page - pages.start) as usize] = state_of(&shard, used);
-                any = true;
                 at = used.0 + 1;
             }
         }
-        any
     }
 }
 

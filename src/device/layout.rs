@@ -8,9 +8,6 @@ use crate::units::{PAGE_SHIFT, PageIndex};
 /// Consecutive pages that share a shard: a request takes a lock once for each run of them.
 pub(super) const RUN_PAGES: u32 = 32;
 
-/// Most slots a shard may have: a slot's index is an object's owner.
-const MAX_SLOTS: u64 = 1 << 31;
-
 /// An index into the device's shards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct ShardIndex(pub(crate) u32);
@@ -40,11 +37,6 @@ impl Layout {
             pages,
             shards: u64::from(shards).min(runs) as u32,
         }
-    }
-
-    /// The least number of shards for a device of `bytes`.
-    pub(crate) fn min_shards(bytes: u64) -> u32 {
-        (bytes >> PAGE_SHIFT).div_ceil(MAX_SLOTS) as u32
     }
 
     pub(crate) fn pages(&self) -> u64 {
@@ -104,6 +96,7 @@ impl Layout {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::DeviceConfig;
 
     #[test]
     fn every_page_has_a_slot_of_its_own() {
@@ -144,7 +137,7 @@ mod tests {
 
     #[test]
     fn the_largest_device_fits() {
-        assert_eq!(Layout::min_shards(16 << 40), 2);
+        assert_eq!(DeviceConfig::min_shards(16 << 40), 2);
         let layout = Layout::new(16 << 40, 2);
         assert_eq!(layout.slots(ShardIndex(1)), 1 << 31);
         let last = PageIndex(u32::MAX);

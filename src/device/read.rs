@@ -123,8 +123,9 @@ impl Core {
             scratch.pages.push(found);
         }
         drop(shard);
-        for (page, (found, out)) in (run.first.0..).zip(scratch.pages.iter().zip(pages)) {
-            self.unpack(PageIndex(page), *found, &scratch.bytes, out)?;
+        for (i, (found, out)) in scratch.pages.iter().zip(pages).enumerate() {
+            let page = PageIndex(run.first.0 + i as u32);
+            self.unpack(page, *found, &scratch.bytes, out)?;
         }
         Ok(())
     }
