@@ -48,11 +48,9 @@ list_files() {
     local sysroot
     sysroot=$(rustc --print sysroot)
     find "$sysroot/lib" "$sysroot/bin" "$sysroot" /usr/lib /usr/bin /usr/share \
-        -type f -readable ! -name '*[[:cntrl:]]*' -printf '%s\t%P\t%p\0' 2>/dev/null |
+        -type f -readable ! -name '*[[:cntrl:]]*' -printf '%s\t%p\0' 2>/dev/null |
         awk -v RS='\0' -v ORS='\0' -v FS='\t' -v most=$((STORED_MIB << 20)) '
-            seen[$3]++ { next }
-            (sum += $1) > most { exit }
-            { print substr($3, 2) }'
+            !seen[$2]++ && (sum += $1) <= most { print substr($2, 2) }'
 }
 
 snapshot() { "$uzram" stat "$NAME" --json >"$work/stat.$1"; }
