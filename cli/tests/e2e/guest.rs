@@ -16,7 +16,7 @@ fn a_guests_kernel_keeps_a_file_system_on_it() {
     }
     let scratch = Scratch::new();
     let archive = scratch.path().join("files.tar");
-    RealFiles::choose(&scratch, 192 * MIB).archive(&archive);
+    RealFiles::choose(&scratch, 160 * MIB).archive(&archive);
     let (spill, port) = (scratch.arg("spill"), free_port());
     let server = Server::start(
         &scratch,
@@ -44,7 +44,7 @@ fn a_guests_kernel_keeps_a_file_system_on_it() {
         .arg(tests.join("nbd-ext4.sh"))
         .args([format!("HOST_PORT={port}"), "EXPORT=guest".to_owned()])
         .env("TMPDIR", scratch.path())
-        .env("GUEST_TIMEOUT", "380"));
+        .env("GUEST_TIMEOUT", "580"));
     println!("{output}");
     let samples = watch.finish();
 

@@ -53,6 +53,7 @@ impl Scratch {
 /// Asks until `done` says so or `bound` has passed; returns whether it did.
 pub(crate) fn wait_until(bound: Duration, mut done: impl FnMut() -> bool) -> bool {
     let began = Instant::now();
+    let mut pause = Duration::from_millis(1);
     loop {
         if done() {
             return true;
@@ -60,6 +61,7 @@ pub(crate) fn wait_until(bound: Duration, mut done: impl FnMut() -> bool) -> boo
         if began.elapsed() > bound {
             return false;
         }
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(20));
     }
 }
