@@ -60,6 +60,26 @@ pub enum Error {
         reason: String,
     },
 
+    /// `what` does not allow this, ever or as things stand.
+    #[error("{what}: {reason}")]
+    Refused {
+        /// The attribute or operation.
+        what: &'static str,
+        /// Why not.
+        reason: String,
+        /// EACCES, EBUSY, EPERM: what the kernel answers in the same place.
+        errno: Errno,
+    },
+
+    /// Another process, asked over its control socket, answered with an error.
+    #[error("{message}")]
+    Remote {
+        /// Its one line.
+        message: String,
+        /// Its errno.
+        errno: Errno,
+    },
+
     /// The kernel refused `action`.
     #[error("cannot {action}: {source}")]
     Io {
@@ -86,6 +106,7 @@ impl Error {
             Self::NoSpace(_) => Errno::NOSPC,
             Self::Unreadable { .. } | Self::Corrupt { .. } => Errno::IO,
             Self::Unusable { .. } => Errno::INVAL,
+            Self::Refused { errno, .. } | Self::Remote { errno, .. } => *errno,
             Self::Io { source, .. } => Errno::from_io_error(source).unwrap_or(Errno::IO),
         }
     }

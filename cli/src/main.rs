@@ -1,3 +1,121 @@
-//! The `uzram` command.
+//! The `uzram` command: serves compressed RAM block devices, and mounts and manages them.
+//!
+//! ```text
+//! args ── settings ── serve ───────── the library's Device, NBD, FUSE and control servers
+//!              └───── mount ── server (a `serve` in the background) ── loopdev ── filesystem
+//! rundir: names, locks and records, by which list, stat, set, stop, attach, umount find servers
+//! ```
+//!
+//! Exit codes: 0, 1 for what this machine refuses, 2 for what no machine could do; with either of
+//! the latter goes one line on stderr.
 
-fn main() {}
+mod args;
+mod attach;
+mod examples;
+mod failure;
+mod filesystem;
+mod leftovers;
+mod loopdev;
+mod manage;
+mod mount;
+mod mounts;
+mod name;
+mod output;
+mod parse;
+mod program;
+mod release;
+mod rundir;
+mod serve;
+mod server;
+mod settings;
+mod status;
+mod stop;
+mod table;
+mod undo;
+
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::error::ErrorKind;
+use tracing_subscriber::EnvFilter;
+
+use crate::args::{Cli, LoggingArgs, Verb};
+use crate::failure::Usage;
+use crate::rundir::RunRoot;
+use crate::settings::Settings;
+
+fn main() -> ExitCode {
+    let cli = match args::parse(std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(error) => return refuse(&error),
+    };
+    match start_logging(cli.logging).and_then(|()| run(cli)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if failure::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&failure::one_line(&error));
+            ExitCode::from(failure::exit_code(&error))
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<()> {
+    let root = RunRoot::locate()?;
+    match cli.verb {
+        Verb::Serve(args) => {
+            let settings = Settings::resolve(args.name, args.device, &root)?;
+            serve::run(&settings, &root, args.background)
+        }
+        Verb::Mount(args) => mount::mount(args, &root),
+        Verb::Umount(args) => mount::umount(&args, &root),
+        Verb::Attach(args) => attach::attach(&args, &root),
+        Verb::Detach(args) => attach::detach(&args, &root),
+        Verb::List(args) => status::list(&args, &root),
+        Verb::Stat(args) => status::stat(&args, &root),
+        Verb::Set(args) => manage::set(&args, &root),
+        Verb::Compact(args) => manage::compact(&args, &root),
+        Verb::Reset(args) => manage::reset(&args, &root),
+        Verb::Stop(args) => manage::stop(&args, &root),
+    }
+}
+
+/// Shows help where it was asked for; otherwise says in one line what is wrong.
+fn refuse(error: &clap::Error) -> ExitCode {
+    match error.kind() {
+        ErrorKind::DisplayHelp
+        | ErrorKind::DisplayVersion
+        | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            // A reader of the help that goes away has read enough.
+            let _ = error.print();
+        }
+        _ => complain(&failure::clap_line(error)),
+    }
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+}
+
+fn complain(line: &str) {
+    // Without a stderr there is nobody left to tell.
+    let _ = writeln!(io::stderr(), "uzram: {line}");
+}
+
+fn start_logging(args: LoggingArgs) -> Result<()> {
+    let level = match (args.quiet, args.verbose) {
+        (true, _) => "error",
+        (false, 0) => "info",
+        (false, 1) => "debug",
+        (false, _) => "trace",
+    };
+    let filter = match std::env::var("UZRAM_LOG") {
+        Ok(text) if !text.is_empty() => EnvFilter::try_new(&text)
+            .map_err(|e| Usage::error(format!("UZRAM_LOG: {text:?} is no log filter: {e}")))?,
+        _ => EnvFilter::new(level),
+    };
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+    Ok(())
+}

@@ -1,0 +1,270 @@
+//! The command line as typed. What it means once checked is in `settings`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use uzram::nbd::Address;
+use uzram::{Algorithm, PoolKind};
+
+use crate::filesystem::FsType;
+use crate::name::Name;
+use crate::{examples, parse};
+
+/// zram in userspace: a compressed RAM disk that spills its coldest memory to a file.
+#[derive(Debug, Parser)]
+#[command(name = "uzram", version, after_help = examples::UZRAM, max_term_width = 100)]
+#[command(disable_help_subcommand = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+
+    #[command(flatten)]
+    pub(crate) logging: LoggingArgs,
+}
+
+/// How much is logged, to stderr; `UZRAM_LOG` (as in `debug` or `uzram=trace`) says it finer.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct LoggingArgs {
+    /// Log more: -v for debug, -vv for trace.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+
+    /// Log errors only.
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub(crate) quiet: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Serve one device in the foreground, over NBD, FUSE or both.
+    #[command(after_help = examples::SERVE)]
+    Serve(ServeArgs),
+
+    /// Make a device, a file system on it, and mount it: all in one (root).
+    #[command(after_help = examples::MOUNT)]
+    Mount(MountArgs),
+
+    /// Take down what `uzram mount` made, even after its server was killed (root).
+    #[command(after_help = examples::UMOUNT)]
+    Umount(UmountArgs),
+
+    /// Make a served device a block device of this machine, and print its path (root).
+    #[command(after_help = examples::ATTACH)]
+    Attach(AttachArgs),
+
+    /// Undo `uzram attach`, and clear what a killed server left (root for block devices).
+    #[command(after_help = examples::DETACH)]
+    Detach(NameArgs),
+
+    /// List the devices being served.
+    #[command(after_help = examples::LIST)]
+    List(ListArgs),
+
+    /// Show a device's statistics.
+    #[command(after_help = examples::STAT)]
+    Stat(StatArgs),
+
+    /// Change a device's attributes while it is in use.
+    #[command(after_help = examples::SET)]
+    Set(SetArgs),
+
+    /// Pack a device's memory: empty sparse zspages into full ones.
+    #[command(after_help = examples::COMPACT)]
+    Compact(NameArgs),
+
+    /// Forget all data on a device that is not in use.
+    #[command(after_help = examples::RESET)]
+    Reset(NameArgs),
+
+    /// Stop a device's server; its data is gone.
+    #[command(after_help = examples::STOP)]
+    Stop(StopArgs),
+}
+
+/// The device itself and how it is served: what `serve` and `mount` share.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct DeviceArgs {
+    /// Bytes in the device, with an optional K, M, G or T: a multiple of 4K, at most 16T.
+    #[arg(long, value_parser = parse::size)]
+    pub(crate) size: u64,
+
+    /// Most memory for its compressed pages; what is coldest is spilled to --backing.
+    #[arg(long, value_name = "SIZE", value_parser = parse::size)]
+    pub(crate) mem_limit: Option<u64>,
+
+    /// Where to spill: a file (made if missing) or a block device.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) backing: Option<PathBuf>,
+
+    /// Most of the backing to use.
+    #[arg(long, value_name = "SIZE", value_parser = parse::size, requires = "backing")]
+    pub(crate) backing_size: Option<u64>,
+
+    /// How pages are compressed: lz4, zstd or zstd:LEVEL.
+    #[arg(long, value_name = "NAME", default_value = "lz4", value_parser = parse::algorithm)]
+    pub(crate) algorithm: Algorithm,
+
+    /// Which allocator keeps them: zsmalloc.
+    #[arg(long, value_name = "NAME", default_value = "zsmalloc", value_parser = parse::pool)]
+    pub(crate) pool: PoolKind,
+
+    /// Slices of the device, each with a lock of its own [default: chosen from the machine].
+    #[arg(long, value_name = "N")]
+    pub(crate) shards: Option<u32>,
+
+    /// Serve NBD on unix:PATH or tcp:HOST:PORT; may be given several times.
+    #[arg(long, value_name = "ADDRESS", value_parser = parse::address)]
+    pub(crate) nbd: Vec<Address>,
+
+    /// Mount a directory here in which `disk` is the device, with its attributes beside it.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) fuse: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ServeArgs {
+    /// The device's name, and its NBD export's.
+    pub(crate) name: Name,
+
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
+
+    /// Leave the terminal's session and log to RUNDIR/NAME/log once ready: how `mount` starts it.
+    #[arg(long, hide = true)]
+    pub(crate) background: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MountArgs {
+    /// An empty directory.
+    pub(crate) mountpoint: PathBuf,
+
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
+
+    /// The device's name [default: made from MOUNTPOINT].
+    #[arg(long)]
+    pub(crate) name: Option<Name>,
+
+    /// The file system to make.
+    #[arg(long, value_enum, default_value_t = FsType::Ext4)]
+    pub(crate) fs: FsType,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UmountArgs {
+    /// Where `uzram mount` mounted it.
+    pub(crate) mountpoint: PathBuf,
+}
+
+/// What lies between a served device and a block device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Transport {
+    /// A loop device over the server's FUSE directory.
+    Fuse,
+    /// The kernel's NBD driver.
+    Nbd,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AttachArgs {
+    /// The device's name.
+    pub(crate) name: Name,
+
+    /// Through the kernel's NBD driver.
+    #[arg(long, conflicts_with = "fuse")]
+    nbd: bool,
+
+    /// Through a loop device over the server's FUSE directory.
+    #[arg(long)]
+    fuse: bool,
+}
+
+impl AttachArgs {
+    /// The transport asked for; `None` leaves the choice to us.
+    pub(crate) fn transport(&self) -> Option<Transport> {
+        match (self.nbd, self.fuse) {
+            (true, _) => Some(Transport::Nbd),
+            (_, true) => Some(Transport::Fuse),
+            (false, false) => None,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct NameArgs {
+    /// The device's name.
+    pub(crate) name: Name,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StopArgs {
+    /// The device's name.
+    pub(crate) name: Name,
+
+    /// Even if the device is mounted or attached.
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ListArgs {
+    /// Print a JSON array, sizes in bytes.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StatArgs {
+    /// The device's name.
+    pub(crate) name: Name,
+
+    /// Print one JSON object, sizes in bytes.
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// Print again every second, until interrupted.
+    #[arg(long)]
+    pub(crate) watch: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SetArgs {
+    /// The device's name.
+    pub(crate) name: Name,
+
+    /// What to set: an attribute and its value, as in mem_limit=1G.
+    #[arg(required = true, value_name = "KEY=VALUE", value_parser = parse::assignment)]
+    pub(crate) assignments: Vec<parse::Assignment>,
+}
+
+/// [`Cli`] of `args`, the program's name first.
+pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
+    Cli::try_parse_from(args)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_verb_teaches_by_example() {
+        for verb in Cli::command().get_subcommands() {
+            let help = verb.get_after_help().map(ToString::to_string);
+            let example = format!("  uzram {} ", verb.get_name());
+            let help = help.unwrap_or_default() + " ";
+            assert!(
+                help.replace('\n', " \n").contains(&example),
+                "{}",
+                verb.get_name()
+            );
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! The examples that end each `--help`.
+
+pub(crate) const UZRAM: &str = "\
+EXAMPLES
+  An 8 GiB scratch disk that takes at most 1 GiB of memory:
+  uzram mount --size 8G --mem-limit 1G --backing /var/tmp/scratch.spill /mnt/scratch
+  uzram stat mnt-scratch
+  uzram umount /mnt/scratch
+
+  Without root, over NBD:
+  uzram serve vm --size 4G --nbd unix:/tmp/vm.sock &
+  nbdcopy image.raw 'nbd+unix:///vm?socket=/tmp/vm.sock'
+
+Every verb has examples of its own: uzram serve --help";
+
+pub(crate) const SERVE: &str = "\
+EXAMPLES
+  On the default socket, RUNDIR/vm/nbd.sock; prints `ready` once it is there:
+  uzram serve vm --size 4G
+
+  At most 512 MiB of memory, the rest in a file, for a guest and for this machine:
+  uzram serve vm --size 16G --mem-limit 512M --backing /var/tmp/vm.spill \\
+      --nbd tcp:127.0.0.1:10809 --fuse /mnt/vm
+
+  For its clients:
+  nbdinfo nbd://127.0.0.1/vm
+  qemu-img convert image.qcow2 -O raw nbd://127.0.0.1/vm
+
+SIGTERM or Ctrl-C stops it within 5 seconds; its data is then gone. RUNDIR is $UZRAM_RUNDIR if
+set, else /run/uzram for root, else $XDG_RUNTIME_DIR/uzram, else /tmp/uzram-UID.";
+
+pub(crate) const MOUNT: &str = "\
+EXAMPLES
+  uzram mount --size 8G /mnt/scratch
+  uzram mount --size 8G --mem-limit 1G --backing /var/tmp/scratch.spill --fs btrfs /mnt/scratch
+
+  uzram list
+  uzram umount /mnt/scratch";
+
+pub(crate) const UMOUNT: &str = "\
+EXAMPLES
+  uzram umount /mnt/scratch
+
+  If it says that the mountpoint is busy, this shows who uses it:
+  fuser -vm /mnt/scratch";
+
+pub(crate) const ATTACH: &str = "\
+EXAMPLES
+  uzram serve disk --size 2G --fuse /mnt/disk &
+  uzram attach disk
+  mkswap /dev/loop0 && swapon /dev/loop0
+
+  Through the kernel's NBD driver, where there is one:
+  modprobe nbd
+  uzram attach --nbd disk";
+
+pub(crate) const DETACH: &str = "\
+EXAMPLES
+  uzram detach disk";
+
+pub(crate) const LIST: &str = "\
+EXAMPLES
+  uzram list
+  uzram list --json";
+
+pub(crate) const STAT: &str = "\
+EXAMPLES
+  uzram stat scratch
+  uzram stat scratch --watch
+  uzram stat scratch --json";
+
+pub(crate) const SET: &str = "\
+EXAMPLES
+  Lower the limit of a device in use; what is too much is spilled:
+  uzram set scratch mem_limit=512M
+
+  No limit; and start the high-water mark again:
+  uzram set scratch mem_limit=0 mem_used_max=0";
+
+pub(crate) const COMPACT: &str = "\
+EXAMPLES
+  uzram compact scratch";
+
+pub(crate) const RESET: &str = "\
+EXAMPLES
+  uzram reset scratch";
+
+pub(crate) const STOP: &str = "\
+EXAMPLES
+  uzram stop scratch
+
+  Although it is mounted or attached:
+  uzram stop --force scratch";

@@ -1,0 +1,114 @@
+//! What a failed command says and how it exits.
+//!
+//! Exit codes: 2 for what is wrong on any machine (bad arguments), 1 for what this machine
+//! refuses or lacks. Either way stderr gets exactly one line.
+
+use std::fmt;
+use std::io;
+
+use rustix::io::Errno;
+
+/// The command line asks for something that makes no sense on any machine.
+#[derive(Debug)]
+pub(crate) struct Usage(String);
+
+impl Usage {
+    /// An error that exits 2 with `message`.
+    pub(crate) fn error(message: impl Into<String>) -> anyhow::Error {
+        anyhow::Error::new(Self(message.into()))
+    }
+}
+
+impl fmt::Display for Usage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
+
+/// 2 if the user asked for something impossible, otherwise 1.
+pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
+    let usage = error.chain().any(|cause| {
+        cause.is::<Usage>()
+            || match cause.downcast_ref() {
+                // A server that finds the value we passed on invalid.
+                Some(uzram::Error::Remote { errno, .. }) => *errno == Errno::INVAL,
+                Some(error) => error.is_usage(),
+                None => false,
+            }
+    });
+    if usage { 2 } else { 1 }
+}
+
+/// Whether the reader of our stdout went away, which is no failure of ours.
+pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause
+            .downcast_ref::<io::Error>()
+            .is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
+    })
+}
+
+/// `error` with its causes, on one line; a cause that its parent already quotes is left out.
+pub(crate) fn one_line(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    join_lines(&text)
+}
+
+/// clap's message without its usage block, on one line.
+pub(crate) fn clap_line(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let message = text
+        .lines()
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"))
+        .collect::<Vec<_>>()
+        .join("\n");
+    let line = join_lines(&message);
+    line.strip_prefix("error: ").unwrap_or(&line).to_owned()
+}
+
+fn join_lines(text: &str) -> String {
+    let lines: Vec<_> = text
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect();
+    lines.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_are_joined_once_and_on_one_line() {
+        let error = anyhow::anyhow!("no such file\n  at all")
+            .context("cannot open x")
+            .context("cannot start: cannot open x");
+        assert_eq!(
+            one_line(&error),
+            "cannot start: cannot open x: no such file at all"
+        );
+    }
+
+    #[test]
+    fn exit_codes() {
+        assert_eq!(exit_code(&Usage::error("x").context("y")), 2);
+        assert_eq!(exit_code(&anyhow::anyhow!("x")), 1);
+        let error = uzram::Error::InvalidConfig {
+            option: "--size",
+            reason: "bad".to_owned(),
+        };
+        assert_eq!(exit_code(&error.into()), 2);
+    }
+}

@@ -1,0 +1,88 @@
+//! What the file systems need to know: the device is new, so it reads as zeroes everywhere and
+//! holds nothing that a discard would free; and it is memory, so nothing is to be kept for later.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+
+use crate::program;
+
+/// A file system `uzram mount` makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FsType {
+    Ext4,
+    Btrfs,
+    Xfs,
+}
+
+impl FsType {
+    /// Its name for mount(8).
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Ext4 => "ext4",
+            Self::Btrfs => "btrfs",
+            Self::Xfs => "xfs",
+        }
+    }
+
+    fn package(self) -> &'static str {
+        match self {
+            Self::Ext4 => "e2fsprogs",
+            Self::Btrfs => "btrfs-progs",
+            Self::Xfs => "xfsprogs",
+        }
+    }
+
+    /// Options of its mkfs for a device that is new and in memory.
+    fn mkfs_options(self) -> &'static [&'static str] {
+        match self {
+            // Without assume_storage_prezeroed ext4 fills its inode tables and its journal with
+            // zeroes: now, or from a kernel thread behind the user's back.
+            Self::Ext4 => &[
+                "-q",
+                "-F",
+                "-b4096",
+                "-m0",
+                "-Enodiscard,assume_storage_prezeroed=1",
+            ],
+            // A second copy of the metadata in the same memory protects from nothing.
+            Self::Btrfs => &["-q", "-f", "-K", "-msingle"],
+            Self::Xfs => &["-q", "-f", "-K", "-ssize=4096"],
+        }
+    }
+
+    /// Its mkfs, found before anything is made for it.
+    pub(crate) fn mkfs(self) -> Result<Mkfs> {
+        let tool = program::find(&format!("mkfs.{}", self.name()), self.package())
+            .with_context(|| format!("--fs {}", self.name()))?;
+        Ok(Mkfs { fs: self, tool })
+    }
+}
+
+/// An installed mkfs.
+#[derive(Debug)]
+pub(crate) struct Mkfs {
+    fs: FsType,
+    tool: PathBuf,
+}
+
+impl Mkfs {
+    pub(crate) fn run(&self, device: &Path) -> Result<()> {
+        let options = self.fs.mkfs_options().iter().map(OsString::from);
+        program::run(&self.tool, options.chain([device.into()]))?;
+        Ok(())
+    }
+}
+
+/// Mounts with discard, so that deleted files give their memory back.
+pub(crate) fn mount(device: &Path, fs: FsType, mountpoint: &Path) -> Result<()> {
+    let tool = program::find("mount", "mount")?;
+    let args = ["-t", fs.name(), "-o", "discard"].map(OsString::from);
+    program::run(
+        &tool,
+        args.into_iter().chain([device.into(), mountpoint.into()]),
+    )?;
+    Ok(())
+}

@@ -1,0 +1,96 @@
+//! Clearing away what servers leave: a killed one when the next starts, a stuck one when its
+//! watchdog fires.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use rustix::mount::UnmountFlags;
+
+use crate::rundir::{self, RunDir};
+use crate::{loopdev, mounts, program};
+
+/// Clears what the dead server of `dir` left. The caller holds the lock, so whatever is there has
+/// no server any more.
+pub(crate) fn clear_dead(dir: &RunDir) -> Result<()> {
+    let record = dir.record();
+    let recorded = record.as_ref().and_then(|r| r.fuse.clone());
+    let mut fuse_dirs = vec![dir.fuse_dir()];
+    fuse_dirs.extend(recorded.filter(|fuse| *fuse != dir.fuse_dir()));
+    for fuse_dir in &fuse_dirs {
+        for device in loopdev::over(fuse_dir) {
+            loopdev::request_detach(&device)?;
+        }
+        uzram::fuse::detach_stale(fuse_dir)?;
+    }
+    for address in record.iter().flat_map(|r| &r.nbd) {
+        if let Some(path) = address.strip_prefix("unix:") {
+            remove_if_stale(Path::new(path))?;
+        }
+    }
+    remove_if_stale(&dir.nbd_socket())?;
+    remove_if_stale(&dir.control_socket())
+}
+
+/// Removes a socket that nobody listens on; anything else is not ours to remove.
+fn remove_if_stale(path: &Path) -> Result<()> {
+    let is_socket = fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket());
+    if !is_socket {
+        return Ok(());
+    }
+    match UnixStream::connect(path) {
+        Err(e) if e.kind() == ErrorKind::ConnectionRefused => {}
+        _ => return Ok(()),
+    }
+    fs::remove_file(path).with_context(|| format!("cannot remove {}", path.display()))
+}
+
+/// What a server has made outside its memory; enough to remove it all without its cooperation.
+#[derive(Clone, Debug)]
+pub(crate) struct Traces {
+    /// Its run directory.
+    pub(crate) dir: RunDir,
+    /// Its FUSE mount.
+    pub(crate) fuse: Option<PathBuf>,
+    /// Its Unix sockets outside the run directory.
+    pub(crate) sockets: Vec<PathBuf>,
+}
+
+impl Traces {
+    /// Removes them all, without waiting for anyone; what fails is left to the next start.
+    pub(crate) fn remove_now(&self) {
+        if let Some(fuse) = &self.fuse {
+            // First, because nobody finds them once the mount is gone.
+            for device in loopdev::over(fuse) {
+                let _ = loopdev::request_detach(&device);
+            }
+            detach_mount(fuse);
+        }
+        for socket in &self.sockets {
+            let _ = fs::remove_file(socket);
+        }
+        let _ = rundir::remove_now(&self.dir);
+    }
+}
+
+/// Takes a FUSE mount out of sight at once, even one in use.
+fn detach_mount(dir: &Path) {
+    let ours = matches!(mounts::at(dir), Ok(Some(m)) if m.fs_type.starts_with("fuse"));
+    // Forcing fails what waits for our answers, so that nothing waits for ever.
+    let flags = UnmountFlags::FORCE | UnmountFlags::DETACH;
+    if !ours || rustix::mount::unmount(dir, flags).is_ok() {
+        return;
+    }
+    // Without root only the setuid helper may unmount.
+    let Ok(helper) = program::find("fusermount3", "fuse3") else {
+        return;
+    };
+    let _ = program::run_within(
+        &helper,
+        ["-u".as_ref(), "-z".as_ref(), dir.as_os_str()],
+        std::time::Duration::from_millis(300),
+    );
+}

@@ -1,0 +1,67 @@
+//! `uzram set`, `compact`, `reset` and `stop`: changing a server that runs.
+
+use anyhow::{Context, Result, bail};
+use uzram::control::Client;
+
+use crate::args::{NameArgs, SetArgs, StopArgs};
+use crate::output;
+use crate::release;
+use crate::rundir::{RunDir, RunRoot};
+use crate::server;
+use crate::status::PATIENCE;
+use crate::table::{bytes, count};
+
+fn connect(dir: &RunDir) -> Result<Client> {
+    dir.require_owner()?;
+    Ok(Client::connect(&dir.control_socket(), PATIENCE)?)
+}
+
+/// `uzram set`: in the order given; the first failure ends it.
+pub(crate) fn set(args: &SetArgs, root: &RunRoot) -> Result<()> {
+    let mut client = connect(&root.dir(&args.name))?;
+    for (i, assignment) in args.assignments.iter().enumerate() {
+        let result = client.set(assignment.attribute.name(), &assignment.value);
+        result.with_context(|| match i {
+            0 => "nothing was set".to_owned(),
+            _ => format!("only the first {i} were set"),
+        })?;
+    }
+    Ok(())
+}
+
+/// `uzram compact`.
+pub(crate) fn compact(args: &NameArgs, root: &RunRoot) -> Result<()> {
+    let pages = connect(&root.dir(&args.name))?.compact()?;
+    output::line(format_args!(
+        "{} freed, {} page frames",
+        bytes(pages * uzram::PAGE_SIZE as u64),
+        count(pages)
+    ))
+}
+
+/// `uzram reset`; the server refuses while its disk is open.
+pub(crate) fn reset(args: &NameArgs, root: &RunRoot) -> Result<()> {
+    let dir = root.dir(&args.name);
+    let mut client = connect(&dir)?;
+    refuse_if_used(&dir)?;
+    Ok(client.reset()?)
+}
+
+/// `uzram stop`.
+pub(crate) fn stop(args: &StopArgs, root: &RunRoot) -> Result<()> {
+    let dir = root.dir(&args.name);
+    if !dir.exists() {
+        bail!("no device {} is being served: see uzram list", args.name);
+    }
+    if !args.force && dir.owner()?.is_some() {
+        refuse_if_used(&dir)?;
+    }
+    server::stop(&dir)
+}
+
+fn refuse_if_used(dir: &RunDir) -> Result<()> {
+    match release::describe_users(dir)? {
+        Some(users) => bail!("{} is {users} first", dir.name()),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,163 @@
+//! `uzram mount` and `uzram umount`: a server in the background, a loop device over its FUSE
+//! directory, a file system on that, mounted; and all of it taken down again.
+//!
+//! Nothing is remembered between the two: `umount` follows the kernel's own tables from the
+//! mountpoint to the loop device, to the file behind it, to the server.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use crate::args::{MountArgs, UmountArgs};
+use crate::filesystem::{self, FsType};
+use crate::loopdev::{self, LoopDevice};
+use crate::mounts::{self, MountEntry};
+use crate::name::Name;
+use crate::output;
+use crate::release;
+use crate::rundir::{RunDir, RunRoot};
+use crate::server;
+use crate::settings::Settings;
+use crate::table::bytes;
+use crate::undo::{Interrupt, Steps, Undo};
+
+/// Fails unless we are root, which `verb` needs.
+pub(crate) fn require_root(verb: &str) -> Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        bail!("{verb} needs root: run it with sudo (without root: uzram serve, over NBD)");
+    }
+    Ok(())
+}
+
+/// `uzram mount`.
+pub(crate) fn mount(args: MountArgs, root: &RunRoot) -> Result<()> {
+    let absolute = mounts::absolute(&args.mountpoint)?;
+    let name = args.name.unwrap_or_else(|| Name::for_mountpoint(&absolute));
+    let mut device = args.device;
+    device
+        .fuse
+        .get_or_insert_with(|| root.dir(&name).fuse_dir());
+    let settings = Settings::resolve(name, device, root)?;
+    require_root("mount")?;
+    let mountpoint = check_mountpoint(&args.mountpoint)?;
+    let path = make(&settings, args.fs, &mountpoint, &root.dir(&settings.name))?;
+    output::line(format_args!(
+        "{} ({}) is mounted on {}, {} on {}; to take it down: uzram umount {}",
+        settings.name,
+        bytes(settings.device.size),
+        mountpoint.display(),
+        args.fs.name(),
+        path.display(),
+        mountpoint.display(),
+    ))
+}
+
+/// Makes it all, or nothing.
+fn make(settings: &Settings, fs: FsType, mountpoint: &Path, dir: &RunDir) -> Result<PathBuf> {
+    let mkfs = fs.mkfs()?;
+    let Some(fuse_dir) = &settings.fuse else {
+        bail!("a mounted device needs a FUSE directory");
+    };
+    let interrupt = Interrupt::install()?;
+    let mut undo = Undo::default();
+    let steps = Steps::new(4);
+
+    steps.next(format!("starting the server of {}", settings.name));
+    server::start(settings, dir, &interrupt)?;
+    undo.push(|| server::stop(dir));
+
+    steps.next("attaching a loop device");
+    interrupt.check()?;
+    let device = loopdev::attach(&fuse_dir.join("disk"))?;
+    let attached = device.clone();
+    undo.push(move || loopdev::detach(&attached));
+
+    steps.next(format!("making {} on {}", fs.name(), device.path.display()));
+    interrupt.check()?;
+    mkfs.run(&device.path)?;
+
+    steps.next(format!("mounting on {}", mountpoint.display()));
+    interrupt.check()?;
+    filesystem::mount(&device.path, fs, mountpoint)?;
+    let mounted = mounts::at(mountpoint)?;
+    undo.push(move || mounted.as_ref().map_or(Ok(()), release::unmount));
+
+    interrupt.check()?;
+    undo.disarm();
+    Ok(device.path)
+}
+
+/// An empty directory on which nothing is mounted, in absolute form.
+fn check_mountpoint(path: &Path) -> Result<PathBuf> {
+    let shown = path.display();
+    let mountpoint = path
+        .canonicalize()
+        .with_context(|| format!("cannot mount on {shown} (mkdir it first?)"))?;
+    if !mountpoint.is_dir() {
+        bail!("cannot mount on {shown}: it is not a directory");
+    }
+    if let Some(mount) = mounts::at(&mountpoint)? {
+        let source = mount.source.display();
+        bail!("cannot mount on {shown}: {source} is mounted there already");
+    }
+    let mut entries = fs::read_dir(&mountpoint).with_context(|| format!("cannot read {shown}"))?;
+    if entries.next().is_some() {
+        bail!("cannot mount on {shown}: it is not empty, and its files would be hidden");
+    }
+    Ok(mountpoint)
+}
+
+/// `uzram umount`.
+pub(crate) fn umount(args: &UmountArgs, root: &RunRoot) -> Result<()> {
+    require_root("umount")?;
+    let mountpoint = mounts::absolute(&args.mountpoint)?;
+    let shown = mountpoint.display();
+    let Some(mount) = mounts::at(&mountpoint)? else {
+        bail!("nothing is mounted on {shown}: see uzram list");
+    };
+    let owner = loopdev::at(&mount.source).and_then(|device| {
+        let dir = served_below(&device, root)?;
+        Some((device, dir))
+    });
+    let Some((device, dir)) = owner else {
+        let source = mount.source.display();
+        bail!("{shown} is {source}, not a uzram device: use umount(8)");
+    };
+    take_down(&mount, &device, &dir)
+}
+
+/// The directory of the server, alive or dead, whose disk is behind `device`.
+fn served_below(device: &LoopDevice, root: &RunRoot) -> Option<RunDir> {
+    let fuse_dir = device.backing_file.parent()?;
+    let is_disk = device.backing_file.file_name()? == "disk";
+    let mut dirs = root.dirs().ok()?.into_iter();
+    dirs.find(|dir| {
+        let recorded = dir.record().and_then(|record| record.fuse);
+        is_disk && (recorded.as_deref() == Some(fuse_dir) || dir.fuse_dir() == fuse_dir)
+    })
+}
+
+/// From the top down, so that a failure leaves what is below it working.
+fn take_down(mount: &MountEntry, device: &LoopDevice, dir: &RunDir) -> Result<()> {
+    let elsewhere = mounts::of(&device.path)?
+        .into_iter()
+        .find(|other| other.mountpoint != mount.mountpoint);
+    if let Some(other) = elsewhere {
+        let at = other.mountpoint.display();
+        bail!(
+            "{} is mounted on {at} too: umount {at} first",
+            device.path.display()
+        );
+    }
+    let alive = dir.owner()?.is_some();
+    if alive {
+        release::unmount(mount)?;
+        // If it is still in use, in another mount namespace say, its data must stay.
+        loopdev::detach(device)?;
+    } else {
+        release::unmount_dead(&mount.mountpoint)?;
+        loopdev::request_detach(device)?;
+    }
+    server::stop(dir)
+}

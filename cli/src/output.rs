@@ -1,0 +1,27 @@
+//! Everything that goes to stdout, so that a reader that goes away is an error like any other.
+
+use std::fmt;
+use std::io::{self, Write};
+
+use anyhow::Result;
+use serde::Serialize;
+
+/// Prints `text` and a newline.
+pub(crate) fn line(text: fmt::Arguments<'_>) -> Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_fmt(text)?;
+    stdout.write_all(b"\n")?;
+    Ok(stdout.flush()?)
+}
+
+/// Prints `text` as it is.
+pub(crate) fn text(text: &str) -> Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    Ok(stdout.flush()?)
+}
+
+/// Prints `value` as JSON on one line.
+pub(crate) fn json(value: &impl Serialize) -> Result<()> {
+    line(format_args!("{}", serde_json::to_string(value)?))
+}

@@ -1,0 +1,125 @@
+//! Values on the command line. An error says what would be right; clap adds which option it is.
+
+use uzram::nbd::Address;
+use uzram::{Algorithm, Attribute, Error, PoolKind};
+
+/// Levels zstd has for pages.
+const ZSTD_LEVELS: std::ops::RangeInclusive<i32> = 1..=22;
+
+/// Bytes, with an optional K, M, G or T.
+pub(crate) fn size(text: &str) -> Result<u64, String> {
+    uzram::parse_size(text).map_err(|error| error.to_string())
+}
+
+/// `lz4`, `zstd` or `zstd:LEVEL`.
+pub(crate) fn algorithm(text: &str) -> Result<Algorithm, String> {
+    match text.split_once(':') {
+        None if text == "lz4" => Ok(Algorithm::Lz4),
+        None if text == "zstd" => Ok(Algorithm::Zstd { level: 1 }),
+        Some(("zstd", level)) => match level.parse() {
+            Ok(level) if ZSTD_LEVELS.contains(&level) => Ok(Algorithm::Zstd { level }),
+            _ => Err(format!(
+                "zstd's levels are {} to {}",
+                ZSTD_LEVELS.start(),
+                ZSTD_LEVELS.end()
+            )),
+        },
+        _ => Err("use lz4, zstd or zstd:LEVEL".to_owned()),
+    }
+}
+
+/// What [`algorithm`] reads.
+pub(crate) fn algorithm_text(algorithm: Algorithm) -> String {
+    match algorithm {
+        Algorithm::Lz4 => "lz4".to_owned(),
+        Algorithm::Zstd { level } => format!("zstd:{level}"),
+    }
+}
+
+/// `zsmalloc`.
+pub(crate) fn pool(text: &str) -> Result<PoolKind, String> {
+    match text {
+        "zsmalloc" => Ok(PoolKind::Zsmalloc),
+        "zbud" | "z3fold" => Err(format!(
+            "this version has no {text}: use zsmalloc, the densest"
+        )),
+        _ => Err("use zsmalloc".to_owned()),
+    }
+}
+
+/// What [`pool`] reads.
+pub(crate) fn pool_text(pool: PoolKind) -> &'static str {
+    match pool {
+        PoolKind::Zsmalloc => "zsmalloc",
+    }
+}
+
+/// `unix:PATH` or `tcp:HOST:PORT`.
+pub(crate) fn address(text: &str) -> Result<Address, String> {
+    text.parse().map_err(reason)
+}
+
+/// One `KEY=VALUE` of `uzram set`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Assignment {
+    pub(crate) attribute: Attribute,
+    pub(crate) value: String,
+}
+
+/// `KEY=VALUE`, where KEY is an attribute that can be written.
+pub(crate) fn assignment(text: &str) -> Result<Assignment, String> {
+    let Some((key, value)) = text.split_once('=') else {
+        return Err("use KEY=VALUE, as in mem_limit=1G".to_owned());
+    };
+    match Attribute::from_name(key) {
+        Some(attribute) if attribute.is_writable() => Ok(Assignment {
+            attribute,
+            value: value.to_owned(),
+        }),
+        Some(_) => Err(format!("{key} is read-only; {}", settable())),
+        None => Err(format!("there is no attribute {key:?}; {}", settable())),
+    }
+}
+
+fn settable() -> String {
+    let names: Vec<_> = Attribute::ALL
+        .iter()
+        .filter(|attribute| attribute.is_writable())
+        .map(|attribute| attribute.name())
+        .collect();
+    format!("what can be set: {}", names.join(", "))
+}
+
+/// The library's reason without the option's name, which clap gives.
+fn reason(error: Error) -> String {
+    match error {
+        Error::InvalidConfig { reason, .. } => reason,
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn algorithms() {
+        for text in ["lz4", "zstd:1", "zstd:22"] {
+            assert_eq!(algorithm_text(algorithm(text).unwrap()), text);
+        }
+        assert_eq!(algorithm("zstd"), Ok(Algorithm::Zstd { level: 1 }));
+        for bad in ["", "lzo", "lz4:1", "zstd:", "zstd:0", "zstd:23", "zstd:x"] {
+            assert!(algorithm(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn assignments() {
+        let parsed = assignment("mem_limit=1G").unwrap();
+        assert_eq!(parsed.attribute.name(), "mem_limit");
+        assert_eq!(parsed.value, "1G");
+        for bad in ["mem_limit", "=1", "nothing=1", "mm_stat=1"] {
+            assert!(assignment(bad).is_err(), "{bad}");
+        }
+    }
+}

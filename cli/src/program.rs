@@ -1,0 +1,124 @@
+//! Running the system's own tools: losetup, mkfs, mount, umount, nbd-client.
+//!
+//! File systems on our own device are only ever unmounted by a child process. A thread of the
+//! server stuck in such a system call would keep the FUSE connection alive, and with it the very
+//! request it waits for.
+
+use std::env;
+use std::ffi::OsStr;
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+
+/// Where administrators' tools are when a user's PATH leaves them out.
+const SYSTEM_DIRS: [&str; 3] = ["/usr/sbin", "/sbin", "/usr/local/sbin"];
+
+/// How long a tool may take when the caller sets no bound of its own.
+const LONG: Duration = Duration::from_secs(600);
+
+/// Finds `tool`, of the Debian package `package`.
+pub(crate) fn find(tool: &str, package: &str) -> Result<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path)
+        .chain(SYSTEM_DIRS.iter().map(PathBuf::from))
+        .map(|dir| dir.join(tool))
+        .find(|candidate| is_executable(candidate))
+        .ok_or_else(|| anyhow!("{tool} is not installed: apt-get install {package}"))
+}
+
+fn is_executable(path: &Path) -> bool {
+    path.metadata()
+        .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+}
+
+/// Runs a tool to its end and returns its stdout, trimmed. A failure quotes its last line.
+pub(crate) fn run<S: AsRef<OsStr>>(
+    tool: &Path,
+    args: impl IntoIterator<Item = S>,
+) -> Result<String> {
+    run_within(tool, args, LONG)
+}
+
+/// [`run`], but gives up after `patience`; the tool is then left to end by itself, because one
+/// that waits for a dead disk cannot be killed.
+pub(crate) fn run_within<S: AsRef<OsStr>>(
+    tool: &Path,
+    args: impl IntoIterator<Item = S>,
+    patience: Duration,
+) -> Result<String> {
+    let shown = tool.file_name().unwrap_or(tool.as_os_str()).display();
+    let mut child = Command::new(tool)
+        .args(args)
+        .env("LC_ALL", "C")
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot run {}", tool.display()))?;
+    let stdout = drain(child.stdout.take());
+    let stderr = drain(child.stderr.take());
+    let deadline = Instant::now() + patience;
+    let mut pause = Duration::from_millis(1);
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        if Instant::now() >= deadline {
+            bail!("{shown} did not finish within {} s", patience.as_secs_f32());
+        }
+        thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(20));
+    };
+    if status.success() {
+        return Ok(text_of(stdout).trim().to_owned());
+    }
+    let said = text_of(stderr);
+    match said.lines().map(str::trim).rfind(|line| !line.is_empty()) {
+        Some(line) => bail!("{shown} failed: {line}"),
+        None => bail!("{shown} failed: {status}"),
+    }
+}
+
+type Drain = thread::JoinHandle<String>;
+
+/// Reads a pipe on a thread of its own, so that a talkative tool never blocks on it.
+fn drain(pipe: Option<impl Read + Send + 'static>) -> Option<Drain> {
+    let mut pipe = pipe?;
+    Some(thread::spawn(move || {
+        let mut bytes = Vec::new();
+        // What was read before an error is still worth showing.
+        let _ = pipe.read_to_end(&mut bytes);
+        String::from_utf8_lossy(&bytes).into_owned()
+    }))
+}
+
+fn text_of(drain: Option<Drain>) -> String {
+    drain.and_then(|d| d.join().ok()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sh(script: &str, patience: Duration) -> Result<String> {
+        run_within(&find("sh", "dash").unwrap(), ["-c", script], patience)
+    }
+
+    #[test]
+    fn output_failure_and_patience() {
+        let long = Duration::from_secs(60);
+        assert_eq!(sh("echo out; echo noise >&2", long).unwrap(), "out");
+        let error = sh("echo first >&2; echo last >&2; exit 3", long).unwrap_err();
+        assert_eq!(error.to_string(), "sh failed: last");
+        let error = sh("exec sleep 5", Duration::from_millis(20)).unwrap_err();
+        assert!(error.to_string().contains("did not finish"), "{error}");
+        let error = find("no-such-tool", "some-package").unwrap_err();
+        assert!(error.to_string().ends_with("apt-get install some-package"));
+    }
+}

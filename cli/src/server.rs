@@ -1,0 +1,139 @@
+//! Servers as others see them: starting one in the background, stopping one, waiting for its end.
+
+use std::env;
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fd::{AsFd, BorrowedFd};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal};
+
+use crate::rundir::RunDir;
+use crate::settings::Settings;
+use crate::undo::Interrupt;
+
+/// A server stops within 5 s of being asked; a frozen one never does.
+const STOP_PATIENCE: Duration = Duration::from_secs(7);
+
+/// How long a killed process may take to go.
+const KILL_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Starts a server that outlives us, and waits until it is ready.
+pub(crate) fn start(settings: &Settings, dir: &RunDir, interrupt: &Interrupt) -> Result<()> {
+    let program = env::current_exe().context("cannot find the uzram program")?;
+    let mut child = Command::new(program)
+        .args(settings.to_args())
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("cannot start the server")?;
+    let ready = wait_ready(&mut child, interrupt);
+    if ready.is_err() {
+        end_child(&mut child)?;
+        clear_dead(dir)?;
+    }
+    ready
+}
+
+/// Ends a child that may be anywhere in its start, or already at its end.
+fn end_child(child: &mut Child) -> Result<()> {
+    // Not collected yet, so the PID is still the child's.
+    let process = rustix::process::pidfd_open(Pid::from_child(child), PidfdFlags::empty())
+        .context("cannot open the server's process")?;
+    end_process(process.as_fd())?;
+    child.wait().context("cannot collect the server")?;
+    Ok(())
+}
+
+fn wait_ready(child: &mut Child, interrupt: &Interrupt) -> Result<()> {
+    let (Some(stdout), Some(mut stderr)) = (child.stdout.take(), child.stderr.take()) else {
+        bail!("the server's output is missing");
+    };
+    let (sender, said) = mpsc::channel();
+    thread::spawn(move || {
+        let mut line = String::new();
+        let _ = BufReader::new(stdout).read_line(&mut line);
+        let _ = sender.send(line);
+    });
+    let complaints = thread::spawn(move || {
+        let mut bytes = Vec::new();
+        let _ = stderr.read_to_end(&mut bytes);
+        String::from_utf8_lossy(&bytes).into_owned()
+    });
+    loop {
+        match said.recv_timeout(Duration::from_millis(50)) {
+            Ok(line) if line == "ready\n" => return Ok(()),
+            Err(RecvTimeoutError::Timeout) => interrupt.check()?,
+            Ok(_) | Err(RecvTimeoutError::Disconnected) => break,
+        }
+    }
+    let complaints = complaints.join().unwrap_or_default();
+    let last = complaints.lines().rfind(|line| !line.trim().is_empty());
+    let last = last.unwrap_or("it said nothing");
+    bail!("{}", last.strip_prefix("uzram: ").unwrap_or(last))
+}
+
+/// Stops the server of `dir` if there is one, clears what is left of it, and removes the
+/// directory.
+pub(crate) fn stop(dir: &RunDir) -> Result<()> {
+    if let Some(pid) = dir.owner()? {
+        match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
+            Err(Errno::SRCH) => {}
+            Err(e) => {
+                return Err(e).with_context(|| format!("cannot open process {}", pid.as_raw_pid()));
+            }
+            // Asked again, because the process may have ended and its PID been reused.
+            Ok(process) if dir.owner()? == Some(pid) => end_process(process.as_fd())
+                .with_context(|| format!("cannot stop {}", dir.name()))?,
+            Ok(_) => {}
+        }
+    }
+    clear_dead(dir)
+}
+
+/// Clears what a dead server left, and its directory; one that is alive is left alone.
+fn clear_dead(dir: &RunDir) -> Result<()> {
+    if dir.exists() && dir.owner()?.is_none() {
+        let lock = dir.lock()?;
+        lock.clear_leftovers()?;
+        lock.remove()?;
+    }
+    Ok(())
+}
+
+/// Asks a process to end, and makes it if it does not.
+fn end_process(process: BorrowedFd<'_>) -> Result<()> {
+    for (signal, patience) in [(Signal::TERM, STOP_PATIENCE), (Signal::KILL, KILL_PATIENCE)] {
+        match rustix::process::pidfd_send_signal(process, signal) {
+            Ok(()) | Err(Errno::SRCH) => {}
+            Err(e) => return Err(e.into()),
+        }
+        if ended_within(process, patience)? {
+            return Ok(());
+        }
+    }
+    bail!("its process does not end");
+}
+
+/// Waits for a process to end. It counts as ended although its parent has not collected it.
+fn ended_within(process: BorrowedFd<'_>, patience: Duration) -> Result<bool> {
+    let timeout = Timespec {
+        tv_sec: i64::try_from(patience.as_secs())?,
+        tv_nsec: 0,
+    };
+    loop {
+        let mut fds = [PollFd::from_borrowed_fd(process, PollFlags::IN)];
+        match rustix::event::poll(&mut fds, Some(&timeout)) {
+            Ok(ready) => return Ok(ready > 0),
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(e).context("cannot wait for the server"),
+        }
+    }
+}

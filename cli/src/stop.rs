@@ -1,0 +1,102 @@
+//! When and how surely a server stops.
+//!
+//! SIGTERM, SIGINT or the control socket ask for an orderly stop; from then on a watchdog makes
+//! sure that the process is gone in time, whatever clients, disks and threads do. A second signal
+//! ends it at once. SIGHUP is ignored: the data exists nowhere else, and losing a terminal is no
+//! reason to lose it. So are SIGPIPE (by Rust's runtime) and SIGXFSZ, which become errors of the
+//! write they belong to.
+
+use std::process;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
+use signal_hook::iterator::Signals;
+
+use crate::leftovers::Traces;
+
+/// From the request to stop to the end of the process, at most; the contract says 5 s.
+const DEADLINE: Duration = Duration::from_millis(4500);
+
+/// How long removing the traces may hold up an exit.
+const TRACES: Duration = Duration::from_millis(250);
+
+/// Asks the server to stop; the first request counts.
+#[derive(Clone)]
+pub(crate) struct Stopper {
+    requested: Arc<AtomicBool>,
+    wake: Sender<()>,
+    traces: Arc<Mutex<Traces>>,
+}
+
+impl Stopper {
+    /// Starts the stop and its watchdog.
+    pub(crate) fn request(&self) {
+        if self.requested.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let traces = Arc::clone(&self.traces);
+        thread::spawn(move || {
+            thread::sleep(DEADLINE - TRACES);
+            tracing::warn!("clients or disks hold up the stop: exiting without them");
+            remove_bounded(&traces);
+            process::exit(0);
+        });
+        // Without a receiver the main thread is already on its way out.
+        let _ = self.wake.send(());
+    }
+
+    /// Notes what the server has made outside its memory by now.
+    pub(crate) fn note(&self, change: impl FnOnce(&mut Traces)) {
+        change(&mut lock(&self.traces));
+    }
+}
+
+/// Installs the signal handlers; the receiver gets one message when the server is to stop.
+pub(crate) fn install(traces: Traces) -> Result<(Stopper, Receiver<()>)> {
+    let (wake, woken) = mpsc::channel();
+    let stopper = Stopper {
+        requested: Arc::default(),
+        wake,
+        traces: Arc::new(Mutex::new(traces)),
+    };
+    for ignored in [SIGHUP, SIGXFSZ] {
+        // A handler that only sets a flag; unlike SIG_IGN it is not inherited by our children.
+        signal_hook::flag::register(ignored, Arc::default()).context("cannot handle signals")?;
+    }
+    let mut signals = Signals::new([SIGTERM, SIGINT]).context("cannot handle signals")?;
+    let handler = stopper.clone();
+    thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            let mut signals = signals.forever();
+            if signals.next().is_some() {
+                handler.request();
+            }
+            if signals.next().is_some() {
+                remove_bounded(&handler.traces);
+                process::exit(1);
+            }
+        })
+        .context("cannot start the signal thread")?;
+    Ok((stopper, woken))
+}
+
+/// Removes the traces, but does not wait for a file system that hangs.
+fn remove_bounded(traces: &Mutex<Traces>) {
+    let traces = lock(traces).clone();
+    let (done, finished) = mpsc::channel();
+    thread::spawn(move || {
+        traces.remove_now();
+        let _ = done.send(());
+    });
+    let _ = finished.recv_timeout(TRACES);
+}
+
+fn lock(traces: &Mutex<Traces>) -> MutexGuard<'_, Traces> {
+    traces.lock().unwrap_or_else(PoisonError::into_inner)
+}

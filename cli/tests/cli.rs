@@ -1,0 +1,464 @@
+//! The command line from outside: refusals, a server's life, and every way it ends.
+
+mod common;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use common::{HANG, Serve, World, can_mount, finish, one_line, signal};
+use serde_json::Value;
+
+/// What the contract gives a stop.
+const STOP: Duration = Duration::from_secs(5);
+
+#[test]
+fn nonsense_exits_2_with_one_line() {
+    let world = World::new();
+    let long_name = "x".repeat(65);
+    let long_socket = format!("--nbd=unix:/{}", "x".repeat(120));
+    let cases: &[(&[&str], &str)] = &[
+        (&["serve", "a"], "--size"),
+        (&["serve", "--size=1M"], "NAME"),
+        (&["serve", "a", "--size=0"], "--size"),
+        (&["serve", "a", "--size=4097"], "4096"),
+        (&["serve", "a", "--size=17T"], "16T"),
+        (&["serve", "a", "--size=99999999T"], "--size"),
+        (&["serve", "a", "--size=big"], "--size"),
+        (&["serve", "a", "--size=-1"], "--size"),
+        (
+            &["serve", "a", "--size=1M", "--mem-limit=4K"],
+            "--mem-limit",
+        ),
+        (&["serve", "a", "--size=1M", "--mem-limit=x"], "--mem-limit"),
+        (
+            &["serve", "a", "--size=1M", "--backing-size=1M"],
+            "--backing",
+        ),
+        (&["serve", "a", "--size=1M", "--backing="], "--backing"),
+        (&["serve", "a", "--size=1M", "--algorithm=lzo"], "lz4"),
+        (&["serve", "a", "--size=1M", "--algorithm=zstd:99"], "22"),
+        (&["serve", "a", "--size=1M", "--pool=zbud"], "zsmalloc"),
+        (&["serve", "a", "--size=1M", "--shards=0"], "--shards"),
+        (&["serve", "a", "--size=1M", "--nbd=/tmp/x"], "unix:"),
+        (&["serve", "a", "--size=1M", "--nbd=tcp:host"], "--nbd"),
+        (&["serve", "a", "--size=1M", &long_socket], "107"),
+        (&["serve", "a", "--size=1M", "--what"], "--what"),
+        (&["serve", "a/b", "--size=1M"], "'/'"),
+        (&["serve", "", "--size=1M"], "empty"),
+        (&["serve", "..", "--size=1M"], ".."),
+        (&["serve", "a\nb", "--size=1M"], "control characters"),
+        (&["serve", &long_name, "--size=1M"], "64"),
+        (&["mount", "--size=0", "mnt"], "--size"),
+        (&["mount", "mnt"], "--size"),
+        (&["mount", "--size=1G", "--fs=ntfs", "mnt"], "ext4"),
+        (&["mount", "--size=1G"], "MOUNTPOINT"),
+        (&["attach", "a", "--nbd", "--fuse"], "--nbd"),
+        (&["set", "a"], "KEY=VALUE"),
+        (&["set", "a", "mem_limit"], "KEY=VALUE"),
+        (&["set", "a", "colour=red"], "mem_limit"),
+        (&["set", "a", "mm_stat=1"], "read-only"),
+        (&["stat"], "NAME"),
+        (&["frobnicate"], "frobnicate"),
+    ];
+    for (args, says) in cases {
+        let line = world.refused(2, args);
+        assert!(line.contains(says), "{args:?}: {line}");
+    }
+    assert_eq!(world.leftovers(), [""; 0]);
+}
+
+#[test]
+fn names_that_are_not_served_exit_1_with_one_line() {
+    let world = World::new();
+    for args in [
+        &["stat", "a"][..],
+        &["set", "a", "mem_limit=1M"],
+        &["compact", "a"],
+        &["reset", "a"],
+        &["stop", "a"],
+        &["detach", "a"],
+    ] {
+        let line = world.refused(1, args);
+        assert!(line.contains("uzram list"), "{args:?}: {line}");
+    }
+    assert_eq!(world.leftovers(), [""; 0]);
+}
+
+/// `serve` with `options` must fail; returns what it says, with nothing left behind.
+fn serve_refused(world: &World, options: &[&str]) -> String {
+    let mut args = vec!["serve", "a", "--size=1M"];
+    args.extend(options);
+    let line = world.refused(1, &args);
+    assert_eq!(world.leftovers(), [""; 0], "{args:?}: {line}");
+    line
+}
+
+#[test]
+fn addresses_that_cannot_be_had() {
+    let world = World::new();
+    let socket = world.path("live.sock");
+    let _listener = UnixListener::bind(&socket).unwrap();
+    let address = format!("--nbd=unix:{}", socket.display());
+    let line = serve_refused(&world, &[&address]);
+    assert!(line.contains("live.sock"), "{line}");
+    assert!(UnixStream::connect(&socket).is_ok());
+
+    let plain = world.path("plain");
+    fs::write(&plain, "precious").unwrap();
+    let address = format!("--nbd=unix:{}", plain.display());
+    let line = serve_refused(&world, &[&address]);
+    assert!(line.contains("plain"), "{line}");
+    assert_eq!(fs::read_to_string(&plain).unwrap(), "precious");
+
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("--nbd=tcp:{}", listener.local_addr().unwrap());
+    let line = serve_refused(&world, &[&address]);
+    assert!(line.contains("in use"), "{line}");
+
+    let line = serve_refused(&world, &["--nbd=unix:missing/nbd.sock"]);
+    assert!(line.contains("missing"), "{line}");
+}
+
+#[test]
+fn fuse_directories_that_will_not_do() {
+    if !can_mount("fuse_directories_that_will_not_do") {
+        return;
+    }
+    let world = World::new();
+    fs::write(world.path("file"), "").unwrap();
+    fs::write(world.dir("full").join("file"), "").unwrap();
+    for (dir, says) in [
+        ("missing", "mkdir"),
+        ("file", "directory"),
+        ("full", "empty"),
+    ] {
+        let line = serve_refused(&world, &["--fuse", dir]);
+        assert!(line.contains(says), "{line}");
+    }
+}
+
+#[test]
+fn run_directories_that_will_not_do() {
+    let world = World::new();
+    let open = world.dir("open");
+    fs::set_permissions(&open, fs::Permissions::from_mode(0o777)).unwrap();
+    let deep = world.path(&"d".repeat(100));
+    let file = world.path("file");
+    fs::write(&file, "").unwrap();
+    for (dir, says) in [
+        (open.as_path(), "only you"),
+        (&world.path("missing/run"), "UZRAM_RUNDIR"),
+        (&file, "directory"),
+        (&deep, "too long"),
+    ] {
+        let args = ["serve", "a", "--size=1M"];
+        let output = finish(world.command(&args).env("UZRAM_RUNDIR", dir));
+        let line = one_line(&output, 1, &args);
+        assert!(line.contains(says), "{}: {line}", dir.display());
+    }
+    assert!(fs::read_dir(&open).unwrap().next().is_none());
+    assert!(!deep.exists());
+}
+
+#[test]
+fn a_log_filter_that_makes_no_sense() {
+    let world = World::new();
+    let args = ["list"];
+    let output = finish(world.command(&args).env("UZRAM_LOG", "uzram=loudly"));
+    assert!(one_line(&output, 2, &args).contains("UZRAM_LOG"));
+}
+
+#[test]
+fn a_servers_life() {
+    let world = World::new();
+    let mut server = world.serve(&["life", "--size=64M", "--mem-limit=16M"]);
+    let dir = world.rundir().join("life");
+    for (file, mode) in [("", 0o700), ("nbd.sock", 0o600), ("control.sock", 0o600)] {
+        let meta = dir.join(file).metadata().unwrap();
+        assert_eq!(meta.permissions().mode() & 0o777, mode, "{file}");
+    }
+
+    let stats: Value = serde_json::from_str(&world.ok(&["stat", "life", "--json"])).unwrap();
+    for key in [
+        "orig_data_size",
+        "compr_data_size",
+        "mem_used_total",
+        "mem_limit",
+        "mem_used_max",
+        "same_pages",
+        "pages_compacted",
+        "huge_pages",
+        "huge_pages_since",
+        "resident_pages",
+        "written_back_pages",
+        "backing_bytes_used",
+        "backing_bytes_live",
+        "backing_bytes_written",
+        "bd_reads",
+        "bd_writes",
+        "failed_reads",
+        "failed_writes",
+        "rss_bytes",
+    ] {
+        assert!(stats[key].is_u64(), "{key}: {stats}");
+    }
+    assert_eq!(stats["disksize"], 64 << 20);
+    assert!(world.ok(&["stat", "life"]).contains("64 MiB"));
+
+    assert_eq!(
+        world.ok(&["set", "life", "mem_limit=32M", "mem_used_max=0"]),
+        ""
+    );
+    let line = world.refused(2, &["set", "life", "mem_limit=32M", "mem_used_max=7"]);
+    assert!(line.contains("mem_used_max"), "{line}");
+    assert!(world.ok(&["compact", "life"]).contains("freed"));
+    world.ok(&["reset", "life"]);
+
+    let table = world.ok(&["list"]);
+    let row = table.lines().nth(1).unwrap();
+    assert!(
+        row.starts_with("life ") && row.contains("nbd.sock"),
+        "{table}"
+    );
+    assert!(row.contains(&server.pid().to_string()), "{table}");
+    let list: Value = serde_json::from_str(&world.ok(&["list", "--json"])).unwrap();
+    assert_eq!(list[0]["name"], "life");
+    assert_eq!(list[0]["pid"], server.pid());
+
+    world.ok(&["stop", "life"]);
+    assert_eq!(server.ended(HANG), Some(0));
+    assert_eq!(world.leftovers(), [""; 0]);
+    assert!(world.ok(&["list"]).contains("no devices"));
+}
+
+#[test]
+fn a_served_name_is_refused_and_goes_on() {
+    let world = World::new();
+    let server = world.serve(&["one", "--size=1M"]);
+    let line = world.refused(1, &["serve", "one", "--size=1M"]);
+    assert!(line.contains("already"), "{line}");
+    assert!(world.ok(&["list"]).contains(&server.pid().to_string()));
+    let _other = world.serve(&["two", "--size=1M"]);
+    assert_eq!(world.ok(&["list"]).lines().count(), 3);
+}
+
+#[test]
+fn many_at_once_get_a_name_once() {
+    let world = World::new();
+    let mut children: Vec<_> = (0..8)
+        .map(|_| {
+            let mut command = world.command(&["serve", "race", "--size=1M"]);
+            command.stderr(Stdio::null()).spawn().unwrap()
+        })
+        .collect();
+    let mut ready = 0;
+    for child in &mut children {
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        ready += usize::from(line == "ready\n");
+    }
+    world.ok(&["stop", "race"]);
+    for child in &mut children {
+        common::ended(child, HANG).expect("each one ends");
+    }
+    assert_eq!(ready, 1);
+    assert_eq!(world.leftovers(), [""; 0]);
+}
+
+#[test]
+fn what_a_killed_server_left_is_cleared() {
+    let world = World::new();
+    let socket = world.path("nbd.sock");
+    let address = format!("--nbd=unix:{}", socket.display());
+    for verb in ["serve", "stop", "detach"] {
+        let mut server = world.serve(&["dead", "--size=1M", &address]);
+        server.kill_9();
+        assert!(world.ok(&["list"]).contains("dead "), "{verb}");
+        let line = world.refused(1, &["stat", "dead"]);
+        assert!(line.contains("uzram detach dead"), "{line}");
+        assert!(socket.exists());
+        if verb == "serve" {
+            let mut server = world.serve(&["dead", "--size=1M"]);
+            assert!(!socket.exists());
+            world.ok(&["stop", "dead"]);
+            assert_eq!(server.ended(HANG), Some(0));
+        } else {
+            world.ok(&[verb, "dead"]);
+        }
+        assert!(!socket.exists(), "{verb}");
+        assert_eq!(world.leftovers(), [""; 0], "{verb}");
+    }
+}
+
+#[test]
+fn a_dead_mount_is_cleared() {
+    if !can_mount("a_dead_mount_is_cleared") {
+        return;
+    }
+    let world = World::new();
+    let dir = world.dir("fuse");
+    let args = ["dead", "--size=1M", "--fuse=fuse"];
+    world.serve(&args).kill_9();
+    assert!(fs::metadata(dir.join("disk")).is_err());
+    let mut server = world.serve(&args);
+    assert_eq!(fs::metadata(dir.join("disk")).unwrap().len(), 1 << 20);
+    server.kill_9();
+    world.ok(&["detach", "dead"]);
+    assert_eq!(world.leftovers(), [""; 0]);
+    assert!(fs::read_dir(&dir).unwrap().next().is_none());
+}
+
+#[test]
+fn either_signal_stops_an_idle_server() {
+    for name in ["TERM", "INT"] {
+        let world = World::new();
+        let mut server =
+            world.serve(&["idle", "--size=1M", "--nbd=unix:s", "--nbd=tcp:127.0.0.1:0"]);
+        signal(server.pid(), "HUP");
+        assert!(world.path("s").exists());
+        world.ok(&["stat", "idle"]);
+        signal(server.pid(), name);
+        assert_eq!(server.ended(STOP), Some(0), "{name}");
+        assert_eq!(world.leftovers(), [""; 0]);
+        assert!(!world.path("s").exists());
+    }
+}
+
+#[test]
+fn sigterm_under_load_leaves_nothing() {
+    let fuse = can_mount("the FUSE half of sigterm_under_load_leaves_nothing");
+    let world = World::new();
+    let mut args = vec!["load", "--size=256M", "--nbd=unix:s"];
+    if fuse {
+        world.dir("fuse");
+        args.push("--fuse=fuse");
+    }
+    let mut server = world.serve(&args);
+    // Clients that say nothing, that say half of something, and that never stop.
+    let silent: Vec<_> = (0..20)
+        .map(|_| UnixStream::connect(world.path("s")).unwrap())
+        .collect();
+    let mut half = UnixStream::connect(world.rundir().join("load/control.sock")).unwrap();
+    half.write_all(b"{\"op\":").unwrap();
+    let uri = format!("nbd+unix:///load?socket={}", world.path("s").display());
+    let writer = |script: String| {
+        let mut command = Command::new("sh");
+        command.args(["-c", &script]).stderr(Stdio::null());
+        command.spawn().unwrap()
+    };
+    let random = world.path("random");
+    let fill = format!("head -c 128M /dev/urandom > {0}", random.display());
+    assert!(
+        Command::new("sh")
+            .args(["-c", &fill])
+            .status()
+            .unwrap()
+            .success()
+    );
+    let mut writers = vec![writer(format!(
+        "while nbdcopy --synchronous {} '{uri}'; do :; done",
+        random.display()
+    ))];
+    if fuse {
+        writers.push(writer(format!(
+            "while dd if={} of={}/disk bs=1M conv=notrunc,nocreat oflag=direct; do :; done",
+            random.display(),
+            world.path("fuse").display(),
+        )));
+    }
+    std::thread::sleep(Duration::from_millis(500));
+    signal(server.pid(), "TERM");
+    assert_eq!(server.ended(STOP), Some(0));
+    assert_eq!(world.leftovers(), [""; 0]);
+    assert!(!world.path("s").exists());
+    for writer in &mut writers {
+        common::ended(writer, HANG).expect("writers end with their server");
+    }
+    drop((silent, half));
+}
+
+#[test]
+fn a_second_signal_exits_at_once() {
+    if !can_mount("a_second_signal_exits_at_once") {
+        return;
+    }
+    let world = World::new();
+    world.dir("fuse");
+    let mut server = world.serve(&["two", "--size=1M", "--fuse=fuse"]);
+    // An open file holds up an orderly unmount for half a second.
+    let open = fs::File::open(world.path("fuse/disk")).unwrap();
+    let mut log = BufReader::new(server.child.stderr.take().unwrap()).lines();
+    signal(server.pid(), "TERM");
+    let stopping = log.find(|line| line.as_ref().unwrap().contains("stopping"));
+    assert!(stopping.is_some());
+    signal(server.pid(), "TERM");
+    assert_eq!(server.ended(STOP), Some(1));
+    drop(open);
+    assert_eq!(world.leftovers(), [""; 0]);
+}
+
+#[test]
+fn a_frozen_server_is_killed() {
+    let world = World::new();
+    let mut server = world.serve(&["frozen", "--size=1M"]);
+    signal(server.pid(), "STOP");
+    world.ok(&["stop", "frozen"]);
+    assert_eq!(server.ended(HANG), None);
+    assert_eq!(world.leftovers(), [""; 0]);
+}
+
+#[test]
+fn systemd_is_told() {
+    let world = World::new();
+    let path = world.path("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(HANG)).unwrap();
+    let mut command = world.command(&["serve", "unit", "--size=1M"]);
+    let mut server = Serve::start(command.env("NOTIFY_SOCKET", &path));
+    let next = || {
+        let mut message = [0; 256];
+        let len = socket.recv(&mut message).unwrap();
+        String::from_utf8_lossy(&message[..len]).trim().to_owned()
+    };
+    assert_eq!(next(), "READY=1");
+    signal(server.pid(), "TERM");
+    assert_eq!(next(), "STOPPING=1");
+    assert_eq!(server.ended(STOP), Some(0));
+}
+
+#[test]
+fn help_teaches_and_survives_a_closed_pipe() {
+    let world = World::new();
+    let verbs = [
+        "serve", "mount", "umount", "attach", "detach", "list", "stat", "set", "compact", "reset",
+        "stop",
+    ];
+    for verb in verbs {
+        assert!(world.ok(&[verb, "--help"]).contains("EXAMPLES"), "{verb}");
+    }
+    assert!(world.ok(&["--version"]).starts_with("uzram "));
+    let full = Path::new("/dev/full");
+    for args in [&["--help"][..], &["list"], &["list", "--json"]] {
+        let mut child = world.command(args).spawn().unwrap();
+        drop(child.stdout.take());
+        let status = common::ended(&mut child, HANG).expect("it ends");
+        assert!(status.success(), "{args:?}: {status}");
+    }
+    let mut list = world.command(&["list"]);
+    list.stdout(fs::File::options().write(true).open(full).unwrap());
+    let output = list.output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        String::from_utf8(output.stderr)
+            .unwrap()
+            .contains("No space left")
+    );
+}

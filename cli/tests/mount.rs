@@ -1,0 +1,419 @@
+//! `mount`, `umount`, `attach` and `detach` with the kernel's own file systems and loop devices.
+
+mod common;
+
+use std::cell::RefCell;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{HANG, World, can_mount, ended, finish, one_line, signal};
+use serde_json::Value;
+
+/// What the contract gives a stop.
+const STOP: Duration = Duration::from_secs(5);
+
+/// Runs a tool that must succeed; its stdout.
+fn tool(program: &str, args: &[&str]) -> String {
+    let output = Command::new(program).args(args).output();
+    let output = output.unwrap_or_else(|e| panic!("{program}: {e}"));
+    assert!(output.status.success(), "{program} {args:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// A world with a mountpoint and some real files to put there.
+struct Disk {
+    world: World,
+    mnt: PathBuf,
+    files: PathBuf,
+    /// The loop device of the last mount.
+    used: RefCell<String>,
+}
+
+impl Disk {
+    fn new(test: &str) -> Option<Self> {
+        if !can_mount(test) {
+            return None;
+        }
+        let world = World::new();
+        let (mnt, files) = (world.dir("mnt"), world.dir("files"));
+        // This crate's own sources, and a program of some megabytes.
+        let sources = concat!(env!("CARGO_MANIFEST_DIR"), "/src");
+        tool("cp", &["-r", sources, text(&files)]);
+        tool("cp", &[env!("CARGO_BIN_EXE_uzram"), text(&files)]);
+        Some(Self {
+            world,
+            mnt,
+            files,
+            used: RefCell::default(),
+        })
+    }
+
+    fn mount(&self, options: &[&str]) {
+        let mut args = vec!["mount", "--name=disk"];
+        args.extend(options);
+        args.push("mnt");
+        let said = self.world.ok(&args);
+        let umount = format!("uzram umount {}\n", self.mnt.display());
+        assert!(
+            said.lines().count() == 1 && said.ends_with(&umount),
+            "{said}"
+        );
+        *self.used.borrow_mut() = self.device();
+    }
+
+    fn fill(&self) {
+        tool("cp", &["-r", text(&self.files), text(&self.mnt)]);
+    }
+
+    fn compare(&self) {
+        let copy = self.mnt.join("files");
+        tool("diff", &["-r", text(&self.files), text(&copy)]);
+    }
+
+    fn device(&self) -> String {
+        let loops = self.world.loops();
+        assert_eq!(loops.len(), 1, "{loops:?}");
+        loops[0].0.clone()
+    }
+
+    fn pid(&self) -> u32 {
+        let list: Value = serde_json::from_str(&self.world.ok(&["list", "--json"])).unwrap();
+        u32::try_from(list[0]["pid"].as_u64().unwrap()).unwrap()
+    }
+
+    /// Nothing mounted, attached, running or lying about; a loop device that was in use to the end
+    /// goes when its last user has gone, and shows no more than `/disk` until then.
+    fn nothing_is_left(&self) {
+        let used = self.used.borrow();
+        let file = Path::new("/sys/block")
+            .join(used.trim_start_matches("/dev/"))
+            .join("loop/backing_file");
+        let orphaned = || fs::read_to_string(&file).is_ok_and(|name| name == "/disk\n");
+        assert!(within(HANG, || !orphaned()), "{used} is left");
+        assert_eq!(self.world.leftovers(), [""; 0]);
+        assert!(fs::read_dir(&self.mnt).unwrap().next().is_none());
+    }
+}
+
+fn round_trip(fs_type: &str, fsck: &[&str]) {
+    let Some(disk) = Disk::new(&format!("round_trip of {fs_type}")) else {
+        return;
+    };
+    disk.mount(&["--size=512M", "--fs", fs_type]);
+    let device = disk.device();
+    let sysfs = Path::new("/sys/block").join(device.trim_start_matches("/dev/"));
+    let attribute = |name| {
+        fs::read_to_string(sysfs.join(name))
+            .unwrap()
+            .trim()
+            .to_owned()
+    };
+    assert_eq!(attribute("queue/logical_block_size"), "4096");
+    assert_eq!(attribute("loop/dio"), "1");
+    assert_eq!(
+        attribute("queue/scheduler").split(' ').next(),
+        Some("[none]")
+    );
+    let options = tool("findmnt", &["-n", "-o", "FSTYPE,OPTIONS", text(&disk.mnt)]);
+    assert!(options.starts_with(fs_type), "{options}");
+    assert!(options.contains("discard"), "{options}");
+
+    disk.fill();
+    disk.compare();
+    tool("umount", &[text(&disk.mnt)]);
+    let mut args = fsck[1..].to_vec();
+    args.push(&device);
+    tool(fsck[0], &args);
+    tool("mount", &["-o", "discard", &device, text(&disk.mnt)]);
+    disk.compare();
+
+    let pid = disk.pid();
+    disk.world.ok(&["umount", text(&disk.mnt)]);
+    assert!(is_gone(pid));
+    disk.nothing_is_left();
+}
+
+#[test]
+fn ext4_round_trip() {
+    round_trip("ext4", &["fsck.ext4", "-f", "-n"]);
+}
+
+#[test]
+fn btrfs_round_trip() {
+    round_trip("btrfs", &["btrfs", "check", "--force"]);
+}
+
+#[test]
+fn xfs_round_trip() {
+    round_trip("xfs", &["xfs_repair", "-n"]);
+}
+
+#[test]
+fn deleted_files_give_their_memory_back() {
+    let Some(disk) = Disk::new("deleted_files_give_their_memory_back") else {
+        return;
+    };
+    disk.mount(&["--size=256M"]);
+    let stored = || {
+        let stats = disk.world.ok(&["stat", "disk", "--json"]);
+        let stats: Value = serde_json::from_str(&stats).unwrap();
+        stats["orig_data_size"].as_u64().unwrap()
+    };
+    let empty = stored();
+    disk.fill();
+    tool("sync", &["-f", text(&disk.mnt)]);
+    let full = stored();
+    let size = fs::metadata(env!("CARGO_BIN_EXE_uzram")).unwrap().len();
+    assert!(full > empty + size / 2, "{empty} {full}");
+    fs::remove_dir_all(disk.mnt.join("files")).unwrap();
+    tool("sync", &["-f", text(&disk.mnt)]);
+    // The discards follow the commit.
+    let freed = || stored() < empty + size / 4;
+    assert!(within(HANG, freed), "{empty} {full} {}", stored());
+    disk.world.ok(&["umount", "mnt"]);
+}
+
+#[test]
+fn a_busy_file_system_stays_whole() {
+    let Some(disk) = Disk::new("a_busy_file_system_stays_whole") else {
+        return;
+    };
+    disk.mount(&["--size=256M"]);
+    disk.fill();
+    let open = fs::File::open(disk.mnt.join("files")).unwrap();
+    let line = disk.world.refused(1, &["umount", "mnt"]);
+    assert!(line.contains("fuser -vm"), "{line}");
+    disk.compare();
+    let line = disk.world.refused(1, &["stop", "disk"]);
+    assert!(line.contains("uzram umount"), "{line}");
+    let line = disk.world.refused(1, &["reset", "disk"]);
+    assert!(line.contains("uzram umount"), "{line}");
+    let line = disk.world.refused(1, &["detach", "disk"]);
+    assert!(line.contains("uzram umount"), "{line}");
+    let line = disk.world.refused(1, &["mount", "--size=1G", "mnt"]);
+    assert!(line.contains("already"), "{line}");
+    disk.compare();
+    drop(open);
+    disk.world.ok(&["umount", "mnt"]);
+    disk.nothing_is_left();
+}
+
+#[test]
+fn umount_after_kill_9() {
+    for (fs_type, busy) in [
+        ("ext4", false),
+        ("ext4", true),
+        ("btrfs", false),
+        ("xfs", false),
+    ] {
+        let Some(disk) = Disk::new("umount_after_kill_9") else {
+            return;
+        };
+        disk.mount(&["--size=512M", "--fs", fs_type]);
+        disk.fill();
+        let open = busy.then(|| fs::File::open(disk.mnt.join("files")).unwrap());
+        signal(disk.pid(), "KILL");
+        let line = disk.world.refused(1, &["stat", "disk"]);
+        assert!(!line.is_empty());
+        disk.world.ok(&["umount", "mnt"]);
+        drop(open);
+        // The kernel lets go of a busy loop device a moment after its last user does.
+        assert!(within(HANG, || disk.world.loops().is_empty()));
+        disk.nothing_is_left();
+    }
+}
+
+#[test]
+fn sigterm_to_the_server_of_a_busy_file_system() {
+    let Some(disk) = Disk::new("sigterm_to_the_server_of_a_busy_file_system") else {
+        return;
+    };
+    disk.mount(&["--size=512M"]);
+    let script = format!(
+        "while cp -r {0} {1}/$$.$((n+=1)); do :; done",
+        text(&disk.files),
+        text(&disk.mnt)
+    );
+    let mut writer = Command::new("sh")
+        .args(["-c", &script])
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    thread::sleep(Duration::from_millis(300));
+    let pid = disk.pid();
+    signal(pid, "TERM");
+    assert!(within(STOP, || is_gone(pid)), "the server goes on");
+    assert_eq!(disk.world.mounts(), [""; 0]);
+    let _ = writer.kill();
+    ended(&mut writer, HANG).expect("the writer ends");
+    assert!(within(HANG, || disk.world.loops().is_empty()));
+    disk.nothing_is_left();
+}
+
+/// Ended, if perhaps not yet collected by whatever is process 1 here.
+fn is_gone(pid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z "))
+}
+
+/// Whether `done` comes true within `patience`.
+fn within(patience: Duration, done: impl Fn() -> bool) -> bool {
+    let deadline = Instant::now() + patience;
+    while !done() {
+        if Instant::now() > deadline {
+            return false;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    true
+}
+
+#[test]
+fn mountpoints_that_will_not_do() {
+    let Some(disk) = Disk::new("mountpoints_that_will_not_do") else {
+        return;
+    };
+    fs::write(disk.world.path("file"), "").unwrap();
+    for (mountpoint, says) in [
+        ("missing", "mkdir"),
+        ("file", "not a directory"),
+        ("files", "not empty"),
+        ("/proc", "already"),
+    ] {
+        let line = disk.world.refused(1, &["mount", "--size=64M", mountpoint]);
+        assert!(line.contains(says), "{line}");
+    }
+    for (mountpoint, says) in [("mnt", "nothing is mounted"), ("/proc", "umount(8)")] {
+        let line = disk.world.refused(1, &["umount", mountpoint]);
+        assert!(line.contains(says), "{line}");
+    }
+    disk.nothing_is_left();
+}
+
+#[test]
+fn a_failing_step_undoes_the_others() {
+    let Some(disk) = Disk::new("a_failing_step_undoes_the_others") else {
+        return;
+    };
+    // A file system too large for its device, and one too small for it.
+    let line = disk
+        .world
+        .refused(1, &["mount", "--size=8M", "--fs=xfs", "mnt"]);
+    assert!(line.contains("mkfs.xfs failed"), "{line}");
+    disk.nothing_is_left();
+    for (tool, says) in [
+        ("mkfs.ext4", "no more"),
+        ("mount", "no more"),
+        ("losetup", "no more"),
+    ] {
+        let bin = fake_tool(
+            &disk.world,
+            tool,
+            "echo first >&2; echo no more >&2; exit 1",
+        );
+        let args = ["mount", "--size=64M", "mnt"];
+        let output = finish(disk.world.command(&args).env("PATH", &bin));
+        let line = one_line(&output, 1, &args);
+        assert!(line.contains(says), "{tool}: {line}");
+        fs::remove_dir_all(&bin).unwrap();
+        disk.nothing_is_left();
+    }
+    // The server's own refusal is passed on.
+    let _taken = disk.world.serve(&["disk", "--size=1M"]);
+    let line = disk
+        .world
+        .refused(1, &["mount", "--name=disk", "--size=64M", "mnt"]);
+    assert!(line.contains("already being served"), "{line}");
+}
+
+#[test]
+fn an_interrupt_undoes_everything() {
+    let Some(disk) = Disk::new("an_interrupt_undoes_everything") else {
+        return;
+    };
+    let started = disk.world.path("started");
+    let script = format!("touch {}; sleep 1", started.display());
+    let bin = fake_tool(&disk.world, "mkfs.ext4", &script);
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+    let args = ["mount", "--size=64M", "mnt"];
+    let child = disk.world.command(&args).env("PATH", path).spawn().unwrap();
+    while !started.exists() {
+        thread::sleep(Duration::from_millis(5));
+    }
+    signal(child.id(), "INT");
+    let output = child.wait_with_output().unwrap();
+    let line = one_line(&output, 1, &args);
+    assert!(line.contains("interrupted"), "{line}");
+    fs::remove_dir_all(bin).unwrap();
+    disk.nothing_is_left();
+}
+
+/// A directory for PATH in which `name` is a shell script.
+fn fake_tool(world: &World, name: &str, script: &str) -> PathBuf {
+    let bin = world.dir("bin");
+    let tool = bin.join(name);
+    fs::write(&tool, format!("#!/bin/sh\n{script}\n")).unwrap();
+    fs::set_permissions(&tool, fs::Permissions::from_mode(0o755)).unwrap();
+    bin
+}
+
+#[test]
+fn attach_and_detach() {
+    if !can_mount("attach_and_detach") {
+        return;
+    }
+    let world = World::new();
+    let mut plain = world.serve(&["plain", "--size=1M"]);
+    if !Path::new("/dev/nbd0").exists() {
+        let line = world.refused(1, &["attach", "plain"]);
+        assert!(line.contains("--fuse DIR"), "{line}");
+    }
+    let line = world.refused(1, &["attach", "--fuse", "plain"]);
+    assert!(line.contains("--fuse"), "{line}");
+    plain.kill_9();
+
+    world.dir("fuse");
+    let mut server = world.serve(&["disk", "--size=8M", "--fuse=fuse"]);
+    let line = world.refused(1, &["detach", "disk"]);
+    assert!(line.contains("not attached"), "{line}");
+    let device = world.ok(&["attach", "disk"]);
+    let device = device.trim();
+    let of = format!("of={device}");
+    tool(
+        "dd",
+        &["if=/dev/urandom", &of, "bs=1M", "count=8", "conv=fsync"],
+    );
+    let list = world.ok(&["list"]);
+    assert!(
+        list.contains(device) && list.contains(&server.pid().to_string()),
+        "{list}"
+    );
+    let line = world.refused(1, &["attach", "disk"]);
+    assert!(line.contains("already"), "{line}");
+    let line = world.refused(1, &["stop", "disk"]);
+    assert!(line.contains("uzram detach"), "{line}");
+    let line = world.refused(1, &["reset", "disk"]);
+    assert!(line.contains("uzram detach"), "{line}");
+    world.ok(&["detach", "disk"]);
+    assert_eq!(world.loops(), []);
+    world.ok(&["reset", "disk"]);
+
+    world.ok(&["attach", "disk"]);
+    world.ok(&["stop", "--force", "disk"]);
+    assert_eq!(server.ended(HANG), Some(0));
+    assert_eq!(world.loops(), []);
+
+    let mut server = world.serve(&["disk", "--size=8M", "--fuse=fuse"]);
+    world.ok(&["attach", "disk"]);
+    server.kill_9();
+    world.ok(&["detach", "disk"]);
+    world.ok(&["detach", "plain"]);
+    assert_eq!(world.leftovers(), [""; 0]);
+}

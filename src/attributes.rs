@@ -1,0 +1,284 @@
+//! The device's attributes under zram's names, with zram's formats and errors.
+//!
+//! One table for every way to reach them: the files of the FUSE directory and the control
+//! protocol. An attribute stands here only if the device really counts or does what it says.
+//! Formats follow `drivers/block/zram/zram_drv.c` and
+//! `Documentation/admin-guide/blockdev/zram.rst`. Locks nothing itself.
+
+use rustix::io::Errno;
+
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::size::parse_size;
+use crate::stats::Stats;
+use crate::units::PAGE_SIZE;
+
+/// An attribute of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Attribute {
+    /// Bytes in the device. Fixed while the device lives: a store is EBUSY, as in zram.
+    Disksize,
+    /// Store the most bytes of page frames, with K, M, G or T; 0 for no limit.
+    MemLimit,
+    /// Store 0 to start the maximum again from what is used now.
+    MemUsedMax,
+    /// Nine columns: `orig_data_size compr_data_size mem_used_total mem_limit mem_used_max` in
+    /// bytes, `same_pages pages_compacted huge_pages huge_pages_since` in pages.
+    MmStat,
+    /// Three columns in units of 4 KiB: occupied, read from and written to the backing.
+    BdStat,
+    /// Four columns: failed reads, failed writes, invalid requests (a constant 0: none gets
+    /// this far), pages freed by discard.
+    IoStat,
+    /// Store anything to compact the pool.
+    Compact,
+    /// Store 1 to forget all data.
+    Reset,
+    /// 1: a device that exists is set up.
+    Initstate,
+}
+
+impl Attribute {
+    /// Every attribute, in the order a listing shows them.
+    pub const ALL: [Self; 9] = [
+        Self::Disksize,
+        Self::MemLimit,
+        Self::MemUsedMax,
+        Self::MmStat,
+        Self::BdStat,
+        Self::IoStat,
+        Self::Compact,
+        Self::Reset,
+        Self::Initstate,
+    ];
+
+    /// The file's name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Disksize => "disksize",
+            Self::MemLimit => "mem_limit",
+            Self::MemUsedMax => "mem_used_max",
+            Self::MmStat => "mm_stat",
+            Self::BdStat => "bd_stat",
+            Self::IoStat => "io_stat",
+            Self::Compact => "compact",
+            Self::Reset => "reset",
+            Self::Initstate => "initstate",
+        }
+    }
+
+    /// The attribute called `name`, if there is one.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|a| a.name() == name)
+    }
+
+    /// The file's permission bits: 0644, 0444 or 0200.
+    pub const fn mode(self) -> u16 {
+        match self {
+            Self::Disksize => 0o644,
+            Self::MmStat | Self::BdStat | Self::IoStat | Self::Initstate => 0o444,
+            Self::MemLimit | Self::MemUsedMax | Self::Compact | Self::Reset => 0o200,
+        }
+    }
+
+    /// Whether [`Attribute::show`] has an answer.
+    pub const fn is_readable(self) -> bool {
+        self.mode() & 0o400 != 0
+    }
+
+    /// Whether [`Attribute::store`] may be called.
+    pub const fn is_writable(self) -> bool {
+        self.mode() & 0o200 != 0
+    }
+
+    /// What a read of the attribute gives, with its newline.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] (EACCES) if the attribute is write-only.
+    pub fn show(self, device: &Device) -> Result<String> {
+        match self {
+            Self::Disksize => Ok(format!("{}\n", device.stats().disksize)),
+            Self::MmStat => Ok(mm_stat(&device.stats())),
+            Self::BdStat => Ok(bd_stat(&device.stats())),
+            Self::IoStat => Ok(io_stat(&device.stats())),
+            Self::Initstate => Ok("1\n".to_owned()),
+            Self::MemLimit | Self::MemUsedMax | Self::Compact | Self::Reset => {
+                Err(self.refuse(Errno::ACCESS, "can only be written"))
+            }
+        }
+    }
+
+    /// Takes `value`, with or without a newline at its end.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] (EINVAL) for a value that makes no sense; [`Error::Refused`],
+    /// EACCES if the attribute is read-only, EBUSY if it cannot change while the device is in use.
+    pub fn store(self, device: &Device, value: &str) -> Result<()> {
+        let value = value.strip_suffix('\n').unwrap_or(value);
+        match self {
+            Self::Disksize => {
+                self.size(value)?;
+                Err(self.refuse(Errno::BUSY, "cannot change while the device is in use"))
+            }
+            Self::MemLimit => {
+                let bytes = self
+                    .size(value)?
+                    .checked_next_multiple_of(PAGE_SIZE as u64)
+                    .ok_or_else(|| self.invalid(value, "too large"))?;
+                device.set_mem_limit((bytes != 0).then_some(bytes))
+            }
+            Self::MemUsedMax => match value.parse::<u64>() {
+                Ok(0) => {
+                    device.reset_mem_used_max();
+                    Ok(())
+                }
+                _ => Err(self.invalid(value, "only 0 can be stored")),
+            },
+            Self::Compact => {
+                device.compact();
+                Ok(())
+            }
+            Self::Reset => match value.parse::<u16>() {
+                Ok(1..) => {
+                    device.reset();
+                    Ok(())
+                }
+                _ => Err(self.invalid(value, "1 resets the device")),
+            },
+            Self::MmStat | Self::BdStat | Self::IoStat | Self::Initstate => {
+                Err(self.refuse(Errno::ACCESS, "can only be read"))
+            }
+        }
+    }
+
+    fn size(self, value: &str) -> Result<u64> {
+        parse_size(value).map_err(|error| self.invalid(value, &error.to_string()))
+    }
+
+    fn invalid(self, value: &str, reason: &str) -> Error {
+        Error::InvalidConfig {
+            option: self.name(),
+            reason: format!("{value:?}: {reason}"),
+        }
+    }
+
+    fn refuse(self, errno: Errno, reason: &str) -> Error {
+        Error::Refused {
+            what: self.name(),
+            reason: reason.to_owned(),
+            errno,
+        }
+    }
+}
+
+fn mm_stat(s: &Stats) -> String {
+    format!(
+        "{:8} {:8} {:8} {:8} {:8} {:8} {:8} {:8} {:8}\n",
+        s.orig_data_size,
+        s.compr_data_size,
+        s.mem_used_total,
+        s.mem_limit,
+        s.mem_used_max,
+        s.same_pages,
+        s.pages_compacted,
+        s.huge_pages,
+        s.huge_pages_since,
+    )
+}
+
+/// The first column is what the spill occupies, rounded up: packed records share a block.
+fn bd_stat(s: &Stats) -> String {
+    format!(
+        "{:8} {:8} {:8}\n",
+        s.backing_bytes_used.div_ceil(PAGE_SIZE as u64),
+        s.bd_reads,
+        s.bd_writes,
+    )
+}
+
+/// The third column is unpadded in zram, too.
+fn io_stat(s: &Stats) -> String {
+    format!(
+        "{:8} {:8} 0 {:8}\n",
+        s.failed_reads, s.failed_writes, s.notify_free
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::DeviceConfig;
+
+    fn device() -> Device {
+        Device::new(DeviceConfig::new(1 << 20)).expect("a 1 MiB device")
+    }
+
+    #[test]
+    fn names_are_unique_and_found() {
+        for attribute in Attribute::ALL {
+            assert_eq!(Attribute::from_name(attribute.name()), Some(attribute));
+        }
+        assert_eq!(Attribute::from_name("disk"), None);
+    }
+
+    #[test]
+    fn modes_agree_with_what_show_and_store_do() {
+        let device = device();
+        for attribute in Attribute::ALL {
+            let shown = attribute.show(&device);
+            assert_eq!(shown.is_ok(), attribute.is_readable(), "{attribute:?}");
+            if let Err(error) = shown {
+                assert_eq!(error.errno(), Errno::ACCESS);
+            }
+            let refused = matches!(attribute.store(&device, "?"),
+                Err(error) if error.errno() == Errno::ACCESS);
+            assert_eq!(refused, !attribute.is_writable(), "{attribute:?}");
+        }
+    }
+
+    #[test]
+    fn statistics_have_zrams_columns() {
+        let stats = Stats {
+            orig_data_size: 4096 * 1_000_000,
+            compr_data_size: 2,
+            mem_used_total: 3,
+            mem_limit: 4,
+            mem_used_max: 5,
+            same_pages: 6,
+            pages_compacted: 7,
+            huge_pages: 8,
+            huge_pages_since: 9,
+            backing_bytes_used: 4097,
+            bd_reads: 11,
+            bd_writes: 12,
+            failed_reads: 13,
+            failed_writes: 14,
+            notify_free: 15,
+            ..Stats::default()
+        };
+        assert_eq!(
+            mm_stat(&stats),
+            "4096000000        2        3        4        5        6        7        8        9\n"
+        );
+        assert_eq!(bd_stat(&stats), "       2       11       12\n");
+        assert_eq!(io_stat(&stats), "      13       14 0       15\n");
+    }
+
+    #[test]
+    fn stores_check_their_values() {
+        let device = device();
+        let errno = |a: Attribute, v: &str| a.store(&device, v).err().map(|e| e.errno());
+        assert_eq!(errno(Attribute::MemLimit, "64M\n"), None);
+        assert_eq!(errno(Attribute::MemLimit, "0"), None);
+        for bad in ["", "-1", "lots", "1X", "18446744073709551615"] {
+            assert_eq!(errno(Attribute::MemLimit, bad), Some(Errno::INVAL), "{bad}");
+        }
+        assert_eq!(errno(Attribute::MemUsedMax, "0\n"), None);
+        assert_eq!(errno(Attribute::MemUsedMax, "1"), Some(Errno::INVAL));
+        assert_eq!(errno(Attribute::Reset, "1\n"), None);
+        assert_eq!(errno(Attribute::Reset, "0"), Some(Errno::INVAL));
+        assert_eq!(errno(Attribute::Compact, "1\n"), None);
+        assert_eq!(errno(Attribute::Disksize, "2M"), Some(Errno::BUSY));
+        assert_eq!(errno(Attribute::Disksize, "x"), Some(Errno::INVAL));
+    }
+}

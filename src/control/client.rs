@@ -1,0 +1,150 @@
+//! The asking side.
+
+use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{self, AddressFamily, SocketFlags, SocketType};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::line::LineStream;
+use super::protocol::{Compacted, Info, Reply, Request};
+use crate::error::{Error, Result};
+use crate::stats::Stats;
+use crate::unix_socket::address;
+
+/// A connection to a running server.
+#[derive(Debug)]
+pub struct Client {
+    path: PathBuf,
+    lines: LineStream,
+    timeout: Duration,
+}
+
+impl Client {
+    /// Connects to the server whose control socket is `path`. Connecting and each answer may
+    /// take `timeout`.
+    ///
+    /// # Errors
+    /// [`Error::Unusable`] if nobody listens there; [`Error::Io`] for what the kernel says.
+    pub fn connect(path: &Path, timeout: Duration) -> Result<Self> {
+        let address = address(path)?;
+        let failed = |errno: Errno| match errno {
+            Errno::NOENT | Errno::CONNREFUSED => Error::Unusable {
+                path: path.to_owned(),
+                reason: "no server is listening there".to_owned(),
+            },
+            // A full backlog: how a Unix socket says that the time is up.
+            Errno::AGAIN => Error::io(format!("connect to {}", path.display()), Errno::TIMEDOUT),
+            errno => Error::io(format!("connect to {}", path.display()), errno),
+        };
+        let socket: OwnedFd = net::socket_with(
+            AddressFamily::UNIX,
+            SocketType::STREAM,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .map_err(failed)?;
+        set_socket_timeout(&socket, Timeout::Send, Some(timeout)).map_err(failed)?;
+        net::connect(&socket, &address).map_err(failed)?;
+        let lines = LineStream::new(UnixStream::from(socket), timeout)
+            .map_err(|error| Error::io(format!("talk to {}", path.display()), error))?;
+        Ok(Self {
+            path: path.to_owned(),
+            lines,
+            timeout,
+        })
+    }
+
+    /// Asks anything.
+    ///
+    /// # Errors
+    /// [`Error::Remote`] if the server says no; [`Error::Io`] if it does not answer in time or
+    /// not in the protocol.
+    pub fn call(&mut self, request: &Request) -> Result<Value> {
+        let action = format!("talk to {}", self.path.display());
+        // A server that turns a client away answers before it closes, so look for that first.
+        let sent = self.lines.send(request);
+        let received = match self.lines.receive(self.timeout) {
+            Ok(Some(line)) => Ok(line),
+            Ok(None) => Err(sent.err().unwrap_or(ErrorKind::UnexpectedEof.into())),
+            Err(error) => Err(error),
+        };
+        let line = received.map_err(|error| Error::io(&action, error))?;
+        let reply: Reply = serde_json::from_slice(&line).map_err(|e| Error::io(&action, e))?;
+        reply.into_result()
+    }
+
+    fn ask<T: DeserializeOwned>(&mut self, request: &Request) -> Result<T> {
+        let value = self.call(request)?;
+        serde_json::from_value(value)
+            .map_err(|error| Error::io(format!("talk to {}", self.path.display()), error))
+    }
+
+    /// The counters.
+    ///
+    /// # Errors
+    /// Those of [`Client::call`], here and below.
+    pub fn stat(&mut self) -> Result<Stats> {
+        self.ask(&Request::Stat)
+    }
+
+    /// The text of an attribute, with its newline.
+    ///
+    /// # Errors
+    /// [`Error::Remote`]: ENOENT for no such attribute, EACCES for a write-only one.
+    pub fn get(&mut self, attribute: &str) -> Result<String> {
+        let attribute = attribute.to_owned();
+        self.ask(&Request::Get { attribute })
+    }
+
+    /// Stores `value` in an attribute.
+    ///
+    /// # Errors
+    /// [`Error::Remote`]: ENOENT for no such attribute, and what
+    /// [`crate::Attribute::store`] says.
+    pub fn set(&mut self, attribute: &str, value: &str) -> Result<()> {
+        self.ask(&Request::Set {
+            attribute: attribute.to_owned(),
+            value: value.to_owned(),
+        })
+    }
+
+    /// Compacts the pool; returns the page frames freed.
+    ///
+    /// # Errors
+    /// Those of [`Client::call`].
+    pub fn compact(&mut self) -> Result<u64> {
+        let done: Compacted = self.ask(&Request::Compact)?;
+        Ok(done.pages)
+    }
+
+    /// Forgets all data.
+    ///
+    /// # Errors
+    /// [`Error::Remote`], EBUSY while the device is in use.
+    pub fn reset(&mut self) -> Result<()> {
+        self.ask(&Request::Reset)
+    }
+
+    /// Asks the server to end; it has not ended yet when this returns.
+    ///
+    /// # Errors
+    /// Those of [`Client::call`].
+    pub fn stop(&mut self) -> Result<()> {
+        self.ask(&Request::Stop)
+    }
+
+    /// Who the server is.
+    ///
+    /// # Errors
+    /// Those of [`Client::call`].
+    pub fn info(&mut self) -> Result<Info> {
+        self.ask(&Request::Info)
+    }
+}

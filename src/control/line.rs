@@ -1,0 +1,155 @@
+//! Lines of bounded length, in bounded time, over a Unix socket.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use serde::Serialize;
+
+/// The longest line either side may send, bytes, its newline not counted.
+pub const MAX_LINE_BYTES: usize = 64 << 10;
+
+const CHUNK_BYTES: usize = 4096;
+
+/// One end of a connection.
+#[derive(Debug)]
+pub(super) struct LineStream {
+    stream: UnixStream,
+    /// What was received and not yet handed out.
+    received: Vec<u8>,
+}
+
+impl LineStream {
+    /// Writes wait at most `write_timeout`.
+    pub(super) fn new(stream: UnixStream, write_timeout: Duration) -> io::Result<Self> {
+        stream.set_write_timeout(Some(write_timeout))?;
+        Ok(Self {
+            stream,
+            received: Vec::new(),
+        })
+    }
+
+    pub(super) fn stream(&self) -> &UnixStream {
+        &self.stream
+    }
+
+    /// The next line without its newline; `None` if the peer has closed after a whole one.
+    ///
+    /// # Errors
+    /// `TimedOut` (ETIMEDOUT) if the whole line is not there within `timeout`, `FileTooLarge` if it is too
+    /// long, `UnexpectedEof` if the peer closes within it.
+    pub(super) fn receive(&mut self, timeout: Duration) -> io::Result<Option<Vec<u8>>> {
+        let deadline = Instant::now() + timeout;
+        let mut searched = 0;
+        loop {
+            let new = &self.received[searched..];
+            if let Some(at) = new.iter().position(|&b| b == b'\n') {
+                let mut line: Vec<u8> = self.received.drain(..=searched + at).collect();
+                line.pop();
+                return Ok(Some(line));
+            }
+            searched = self.received.len();
+            if searched > MAX_LINE_BYTES {
+                return Err(ErrorKind::FileTooLarge.into());
+            }
+            if self.fill(deadline)? == 0 {
+                return match searched {
+                    0 => Ok(None),
+                    _ => Err(ErrorKind::UnexpectedEof.into()),
+                };
+            }
+        }
+    }
+
+    fn fill(&mut self, deadline: Instant) -> io::Result<usize> {
+        let mut chunk = [0; CHUNK_BYTES];
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(Errno::TIMEDOUT.into());
+            }
+            self.stream.set_read_timeout(Some(left))?;
+            match self.stream.read(&mut chunk) {
+                Ok(len) => {
+                    self.received.extend_from_slice(&chunk[..len]);
+                    return Ok(len);
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    return Err(Errno::TIMEDOUT.into());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Sends `message` as one line of JSON.
+    pub(super) fn send(&mut self, message: &impl Serialize) -> io::Result<()> {
+        let mut line = serde_json::to_vec(message)?;
+        line.push(b'\n');
+        self.stream.write_all(&line)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(30);
+
+    fn pair() -> (UnixStream, LineStream) {
+        let (near, far) = UnixStream::pair().expect("a pair");
+        (near, LineStream::new(far, LONG).expect("a stream"))
+    }
+
+    #[test]
+    fn lines_come_apart_however_they_arrive() {
+        let (mut near, mut lines) = pair();
+        near.write_all(b"one\n\ntw").expect("writes");
+        assert_eq!(
+            lines.receive(LONG).expect("line").as_deref(),
+            Some(&b"one"[..])
+        );
+        assert_eq!(
+            lines.receive(LONG).expect("line").as_deref(),
+            Some(&b""[..])
+        );
+        near.write_all(b"o\nhalf").expect("writes");
+        assert_eq!(
+            lines.receive(LONG).expect("line").as_deref(),
+            Some(&b"two"[..])
+        );
+        drop(near);
+        let error = lines.receive(LONG).expect_err("cut off");
+        assert_eq!(error.kind(), ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn a_line_is_bounded_in_length_and_time() {
+        let (mut near, mut lines) = pair();
+        let waited = lines.receive(Duration::from_millis(10));
+        assert_eq!(waited.expect_err("late").kind(), ErrorKind::TimedOut);
+        let writer = std::thread::spawn(move || {
+            let mut line = vec![b'x'; MAX_LINE_BYTES];
+            line.push(b'\n');
+            near.write_all(&line).expect("writes");
+            line[MAX_LINE_BYTES] = b'x';
+            line.resize(MAX_LINE_BYTES + CHUNK_BYTES, b'x');
+            near.write_all(&line).expect("writes");
+            near
+        });
+        let line = lines.receive(LONG).expect("as long as it may be");
+        assert_eq!(line.map(|line| line.len()), Some(MAX_LINE_BYTES));
+        let error = lines.receive(LONG).expect_err("too long");
+        assert_eq!(error.kind(), ErrorKind::FileTooLarge);
+        drop(writer.join().expect("wrote"));
+    }
+
+    #[test]
+    fn a_closed_peer_is_the_end() {
+        let (near, mut lines) = pair();
+        drop(near);
+        assert_eq!(lines.receive(LONG).expect("end"), None);
+    }
+}

@@ -1,0 +1,155 @@
+//! The messages, as both sides see them.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::errno;
+use crate::error::{Error, Result};
+
+/// What a client asks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// The counters: answered with a [`crate::Stats`].
+    Stat,
+    /// The text of an attribute, with its newline.
+    Get {
+        /// Its name.
+        attribute: String,
+    },
+    /// Stores a value in an attribute.
+    Set {
+        /// Its name.
+        attribute: String,
+        /// What to store, as it would be written to its file.
+        value: String,
+    },
+    /// Compacts the pool: answered with a [`Compacted`].
+    Compact,
+    /// Forgets all data.
+    Reset,
+    /// Ends the server, after this is answered.
+    Stop,
+    /// Who this is: answered with an [`Info`].
+    Info,
+}
+
+/// What the server answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Reply {
+    /// It is done.
+    Ok {
+        /// The answer; null if there is nothing to say.
+        ok: Value,
+    },
+    /// It is not.
+    Error {
+        /// Why, in one line.
+        error: String,
+        /// The name of the errno: `ENOSPC`.
+        errno: String,
+    },
+}
+
+impl Reply {
+    /// The answer to a request that failed with `error`.
+    pub fn from_error(error: &Error) -> Self {
+        Self::Error {
+            error: error.to_string().replace('\n', " "),
+            errno: errno::name(error.errno()).to_owned(),
+        }
+    }
+
+    /// The answer, or the server's error.
+    ///
+    /// # Errors
+    /// [`Error::Remote`] with the server's words.
+    pub fn into_result(self) -> Result<Value> {
+        match self {
+            Self::Ok { ok } => Ok(ok),
+            Self::Error { error, errno } => Err(Error::Remote {
+                message: error,
+                errno: errno::from_name(&errno),
+            }),
+        }
+    }
+}
+
+/// Who serves, and where.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Info {
+    /// The device's name.
+    pub name: String,
+    /// The server's process.
+    pub pid: u32,
+    /// Bytes in the device.
+    pub disksize: u64,
+    /// Where NBD is served, `unix:PATH` or `tcp:HOST:PORT`.
+    pub nbd: Vec<String>,
+    /// Where FUSE is mounted.
+    pub fuse: Option<PathBuf>,
+}
+
+/// What compaction did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Compacted {
+    /// Page frames freed.
+    pub pages: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::io::Errno;
+
+    use super::*;
+
+    #[test]
+    fn requests_have_the_documented_form() {
+        for (text, request) in [
+            (r#"{"op":"stat"}"#, Request::Stat),
+            (
+                r#"{"op":"get","attribute":"mm_stat"}"#,
+                Request::Get {
+                    attribute: "mm_stat".to_owned(),
+                },
+            ),
+            (
+                r#"{"op":"set","attribute":"mem_limit","value":"64M"}"#,
+                Request::Set {
+                    attribute: "mem_limit".to_owned(),
+                    value: "64M".to_owned(),
+                },
+            ),
+            (r#"{"op":"stop"}"#, Request::Stop),
+        ] {
+            assert_eq!(serde_json::to_string(&request).expect("serializes"), text);
+            let parsed: Request = serde_json::from_str(text).expect("parses");
+            assert_eq!(parsed, request);
+        }
+        for bad in ["{}", "[]", "null", r#"{"op":"format"}"#, r#"{"op":"get"}"#] {
+            assert!(serde_json::from_str::<Request>(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_error_keeps_its_words_and_errno() {
+        let error = Error::NoSpace("the backing is full");
+        let text = serde_json::to_string(&Reply::from_error(&error)).expect("serializes");
+        let words = r#"{"error":"no space: the backing is full","errno":"ENOSPC"}"#;
+        assert_eq!(text, words);
+        let reply: Reply = serde_json::from_str(&text).expect("parses");
+        let back = reply.into_result().expect_err("an error");
+        assert_eq!(back.errno(), Errno::NOSPC);
+        assert_eq!(back.to_string(), error.to_string());
+    }
+
+    #[test]
+    fn null_is_an_answer() {
+        let reply: Reply = serde_json::from_str(r#"{"ok":null}"#).expect("parses");
+        assert_eq!(reply.into_result().expect("ok"), Value::Null);
+        assert!(serde_json::from_str::<Reply>("{}").is_err());
+    }
+}

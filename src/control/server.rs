@@ -1,0 +1,290 @@
+//! The answering side: one thread that accepts, one for each client.
+//!
+//! Invariants:
+//! 1. Only the accepting thread knows the clients; when it ends it has joined them all.
+//! 2. A client is let go when it is idle for [`IDLE_TIMEOUT`], sends what is not a line, or the
+//!    server shuts down; a request that was received is answered first.
+
+use std::fmt;
+use std::io::{self, ErrorKind};
+use std::net::Shutdown;
+use std::os::fd::AsFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use serde::Serialize;
+use serde_json::Value;
+
+use super::line::{LineStream, MAX_LINE_BYTES};
+use super::protocol::{Compacted, Info, Reply, Request};
+use crate::attributes::Attribute;
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::unix_socket::{self, SocketFile};
+
+/// Clients at one time; more are told EAGAIN.
+pub const MAX_CLIENTS: usize = 32;
+
+/// How long a client may take to send a whole request.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long a client may take to receive an answer.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What the server acts on.
+pub struct Context {
+    /// The device.
+    pub device: Arc<Device>,
+    /// Who and where this is.
+    pub info: Info,
+    /// Whether a reset would take data away under somebody.
+    pub in_use: Box<dyn Fn() -> bool + Send + Sync>,
+    /// Called when a client has asked for the end and been answered. It must only signal: whoever
+    /// is signalled calls [`Server::shutdown`], which waits for the caller of this.
+    pub stop: Box<dyn Fn() + Send + Sync>,
+}
+
+impl fmt::Debug for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Context")
+            .field("info", &self.info)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A control socket being served, until this is dropped.
+#[derive(Debug)]
+pub struct Server {
+    /// Closing it wakes the accepting thread for the last time.
+    wake: Option<UnixStream>,
+    acceptor: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Serves `context` at `path`. What a killed server left there is replaced.
+    ///
+    /// # Errors
+    /// [`Error::Unusable`] if another server listens there, or something else than a socket is
+    /// there; [`Error::Io`] for what the kernel says.
+    pub fn start(path: &Path, context: Context) -> Result<Self> {
+        let failed = |error: io::Error| Error::io(format!("serve {}", path.display()), error);
+        let (listener, file) = unix_socket::listen(path)?;
+        // A client that goes away between poll and accept must not hold up the others.
+        listener.set_nonblocking(true).map_err(failed)?;
+        let (wake, woken) = UnixStream::pair().map_err(failed)?;
+        let acceptor = Acceptor {
+            listener,
+            woken,
+            context: Arc::new(context),
+            clients: Vec::new(),
+        };
+        let acceptor = thread::Builder::new()
+            .name("uzram-control".to_owned())
+            .spawn(move || acceptor.run(file))
+            .map_err(failed)?;
+        Ok(Self {
+            wake: Some(wake),
+            acceptor: Some(acceptor),
+        })
+    }
+
+    /// Stops accepting, answers the requests that were received, closes every connection and
+    /// removes the socket. Waits for an operation under way.
+    pub fn shutdown(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        drop(self.wake.take());
+        if let Some(acceptor) = self.acceptor.take()
+            && acceptor.join().is_err()
+        {
+            tracing::error!("the control server's thread panicked");
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// The accepting thread.
+struct Acceptor {
+    listener: UnixListener,
+    woken: UnixStream,
+    context: Arc<Context>,
+    clients: Vec<Client>,
+}
+
+/// A client's connection and the thread that serves it.
+struct Client {
+    stream: UnixStream,
+    thread: JoinHandle<()>,
+}
+
+impl Acceptor {
+    fn run(mut self, file: SocketFile) {
+        while self.wait() {
+            self.clients.retain(|client| !client.thread.is_finished());
+            match self.listener.accept() {
+                Ok((stream, _)) => {
+                    if let Err(error) = self.admit(stream) {
+                        tracing::warn!("cannot serve a control client: {error}");
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(error) => {
+                    // Out of descriptors, say: the client stays in the backlog meanwhile.
+                    tracing::warn!("cannot accept a control client: {error}");
+                    thread::sleep(Duration::from_millis(100));
+                }
+            }
+        }
+        drop((self.listener, file));
+        for client in &self.clients {
+            // Reading ends, an answer that is being written does not. It may be closed already.
+            let _ = client.stream.shutdown(Shutdown::Read);
+        }
+        for client in self.clients {
+            if client.thread.join().is_err() {
+                tracing::error!("a control client's thread panicked");
+            }
+        }
+    }
+
+    /// Waits for a client; false when the server shuts down.
+    fn wait(&self) -> bool {
+        let mut fds = [
+            PollFd::from_borrowed_fd(self.woken.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(self.listener.as_fd(), PollFlags::IN),
+        ];
+        loop {
+            match poll(&mut fds, None) {
+                Ok(_) => return fds[0].revents().is_empty(),
+                Err(Errno::INTR) => {}
+                Err(errno) => {
+                    tracing::error!("the control server ends: cannot wait for clients: {errno}");
+                    return false;
+                }
+            }
+        }
+    }
+
+    fn admit(&mut self, stream: UnixStream) -> io::Result<()> {
+        let mut lines = LineStream::new(stream.try_clone()?, WRITE_TIMEOUT)?;
+        if self.clients.len() >= MAX_CLIENTS {
+            let reason = format!("{MAX_CLIENTS} clients are connected already; try again");
+            return lines.send(&Reply::from_error(&refused(
+                "control",
+                Errno::AGAIN,
+                reason,
+            )));
+        }
+        let context = self.context.clone();
+        let thread = thread::Builder::new()
+            .name("uzram-control-client".to_owned())
+            .spawn(move || {
+                serve(&mut lines, &context);
+                // The acceptor keeps a duplicate, so closing ours would not tell the client.
+                let _ = lines.stream().shutdown(Shutdown::Both);
+            })?;
+        self.clients.push(Client { stream, thread });
+        Ok(())
+    }
+}
+
+/// Answers one client until it goes or must go.
+fn serve(lines: &mut LineStream, context: &Context) {
+    loop {
+        let line = match lines.receive(IDLE_TIMEOUT) {
+            Ok(Some(line)) => line,
+            Err(error) if error.kind() == ErrorKind::FileTooLarge => {
+                let reason = format!("a request has at most {MAX_LINE_BYTES} bytes");
+                let refusal = Reply::from_error(&refused("control", Errno::TOOBIG, reason));
+                // Where the next request starts is unknown, so this is the last answer.
+                let _ = lines.send(&refusal);
+                return;
+            }
+            Ok(None) | Err(_) => return,
+        };
+        let request = serde_json::from_slice(&line);
+        let reply = match &request {
+            Ok(request) => handle(request, context),
+            Err(error) => Err(refused("request", Errno::INVAL, error.to_string())),
+        };
+        let reply = match reply {
+            Ok(ok) => Reply::Ok { ok },
+            Err(error) => Reply::from_error(&error),
+        };
+        let sent = lines.send(&reply);
+        if let Ok(Request::Stop) = request {
+            (context.stop)();
+        }
+        if sent.is_err() {
+            return;
+        }
+    }
+}
+
+fn handle(request: &Request, context: &Context) -> Result<Value> {
+    let device = &context.device;
+    match request {
+        Request::Stat => answer(&device.stats()),
+        Request::Get { attribute } => answer(&named(attribute)?.show(device)?),
+        Request::Set { attribute, value } => {
+            let attribute = named(attribute)?;
+            if attribute == Attribute::Reset {
+                check_unused(context)?;
+            }
+            attribute.store(device, value)?;
+            Ok(Value::Null)
+        }
+        Request::Compact => {
+            let pages = device.compact();
+            answer(&Compacted { pages })
+        }
+        Request::Reset => {
+            check_unused(context)?;
+            device.reset();
+            Ok(Value::Null)
+        }
+        Request::Stop => Ok(Value::Null),
+        Request::Info => answer(&context.info),
+    }
+}
+
+fn named(attribute: &str) -> Result<Attribute> {
+    Attribute::from_name(attribute).ok_or_else(|| {
+        let names: Vec<_> = Attribute::ALL.iter().map(|a| a.name()).collect();
+        let reason = format!("no {attribute:?}; there are {}", names.join(" "));
+        refused("attribute", Errno::NOENT, reason)
+    })
+}
+
+/// As in zram: data under a file system or a swap area is not thrown away.
+fn check_unused(context: &Context) -> Result<()> {
+    if (context.in_use)() {
+        let reason = "the device is in use; unmount or detach it first".to_owned();
+        return Err(refused("reset", Errno::BUSY, reason));
+    }
+    Ok(())
+}
+
+fn refused(what: &'static str, errno: Errno, reason: String) -> Error {
+    Error::Refused {
+        what,
+        reason,
+        errno,
+    }
+}
+
+fn answer(message: &impl Serialize) -> Result<Value> {
+    serde_json::to_value(message).map_err(|error| Error::io("put an answer together", error))
+}

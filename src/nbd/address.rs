@@ -1,0 +1,134 @@
+//! Where a server listens, as the user writes it: `unix:PATH` or `tcp:HOST:PORT`.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use crate::error::{Error, Result};
+
+/// An address to listen on.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Address {
+    /// `unix:PATH`, a Unix stream socket that only its owner may use.
+    Unix(PathBuf),
+    /// `tcp:HOST:PORT`; an IPv6 address stands in brackets; port 0 is any free one.
+    Tcp {
+        /// A name or an address, without brackets.
+        host: String,
+        /// The port; 0 for any.
+        port: u16,
+    },
+}
+
+impl FromStr for Address {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            return parse_unix(path);
+        }
+        if let Some(rest) = text.strip_prefix("tcp:") {
+            return parse_tcp(rest);
+        }
+        Err(invalid(format!(
+            "{text:?} is neither unix:PATH nor tcp:HOST:PORT"
+        )))
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Tcp { host, port } if host.contains(':') => write!(f, "tcp:[{host}]:{port}"),
+            Self::Tcp { host, port } => write!(f, "tcp:{host}:{port}"),
+        }
+    }
+}
+
+fn parse_unix(path: &str) -> Result<Address> {
+    if path.is_empty() {
+        return Err(invalid("unix: needs the path of a socket".to_owned()));
+    }
+    Ok(Address::Unix(PathBuf::from(path)))
+}
+
+fn parse_tcp(text: &str) -> Result<Address> {
+    let shape = || invalid(format!("tcp:{text} is not tcp:HOST:PORT"));
+    let (host, port) = text.rsplit_once(':').ok_or_else(shape)?;
+    let port = port
+        .parse()
+        .map_err(|_| invalid(format!("{port:?} is not a port, 0 to 65535")))?;
+    let host = match host.strip_prefix('[') {
+        Some(inner) => inner.strip_suffix(']').ok_or_else(shape)?,
+        None if host.contains(':') => {
+            return Err(invalid(format!(
+                "an IPv6 address needs brackets: tcp:[{host}]:{port}"
+            )));
+        }
+        None => host,
+    };
+    if host.is_empty() {
+        return Err(invalid(format!(
+            "tcp:{text} names no host; tcp:127.0.0.1:{port} is this machine only"
+        )));
+    }
+    Ok(Address::Tcp {
+        host: host.to_owned(),
+        port,
+    })
+}
+
+fn invalid(reason: String) -> Error {
+    Error::InvalidConfig {
+        option: "--nbd",
+        reason,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_what_is_shown() {
+        for text in [
+            "unix:/run/uzram/a/nbd.sock",
+            "unix:relative",
+            "tcp:127.0.0.1:10809",
+            "tcp:localhost:0",
+            "tcp:[::1]:10809",
+        ] {
+            let address: Address = text.parse().expect(text);
+            assert_eq!(address.to_string(), text);
+        }
+        assert_eq!(
+            "tcp:[::1]:7".parse::<Address>().expect("valid"),
+            Address::Tcp {
+                host: "::1".to_owned(),
+                port: 7
+            }
+        );
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_by_name() {
+        for text in [
+            "",
+            "unix:",
+            "tcp:",
+            "tcp:host",
+            "tcp::10809",
+            "tcp:[]:1",
+            "tcp:[::1:1",
+            "tcp:::1:10809",
+            "tcp:host:65536",
+            "tcp:host:port",
+            "/run/socket",
+        ] {
+            let error = text.parse::<Address>().expect_err(text);
+            assert!(error.is_usage(), "{text}: {error}");
+            assert!(error.to_string().starts_with("--nbd: "), "{error}");
+        }
+    }
+}

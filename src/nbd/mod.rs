@@ -1,0 +1,55 @@
+//! An NBD server: a [`BlockDevice`](crate::BlockDevice) over Unix sockets and TCP.
+//!
+//! ```text
+//!  listen ── server ──┬─ socket ── negotiation ── transmission ──┬─ input      requests
+//!           accepts   │  a thread for each connection            ├─ validate   once
+//!        connections ─┘                                          ├─ read, block_status
+//!       places, limits                                           └─ reply      replies
+//! ```
+//!
+//! The protocol is fixed newstyle as the specification has it (NetworkBlockDevice/nbd,
+//! `doc/proto.md`): EXPORT_NAME, ABORT, LIST, INFO, GO, STRUCTURED_REPLY, LIST_META_CONTEXT and
+//! SET_META_CONTEXT; READ, WRITE, DISC, FLUSH, TRIM, CACHE, WRITE_ZEROES and BLOCK_STATUS, with
+//! FUA, NO_HOLE, FAST_ZERO, DF and REQ_ONE. The metadata contexts are `base:allocation` and
+//! `uzram:state`. The minimum block is 1 byte, the preferred one 4096, a payload at most 32 MiB.
+//!
+//! What a client can make the server hold: two buffers of fixed size (about 1.5 MiB, touched only
+//! as far as its requests reach), at most 64 KiB during the handshake, and a thread.
+
+mod address;
+mod block_status;
+mod connections;
+mod export;
+mod fault;
+mod input;
+mod listen;
+mod negotiation;
+mod read;
+mod reply;
+mod server;
+mod socket;
+mod transmission;
+mod validate;
+mod wire;
+
+use std::io::{Read, Write};
+use std::sync::atomic::AtomicBool;
+
+pub use address::Address;
+pub use export::Export;
+pub use fault::Fault;
+pub use server::{Server, ServerConfig};
+
+/// Serves one client over any stream, from the greeting to the disconnect, on this thread.
+///
+/// [`Server`] does this for each connection it accepts, with a bound on the time and a way to
+/// stop. Here both are the stream's own business.
+///
+/// # Errors
+/// Whatever ended the connection, but for the client's leave.
+pub fn serve_stream<S: Read + Write>(stream: &mut S, export: &Export) -> Result<(), Fault> {
+    match negotiation::negotiate(stream, export, &AtomicBool::new(false))? {
+        Some(agreement) => transmission::transmit(stream, export, agreement),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,161 @@
+//! Replies on their way out: one fixed buffer in which whole replies gather until they are sent
+//! together. Read data is produced in place, behind the room for its header.
+//!
+//! Invariant: `bytes[..end]` is whole replies, or whole pieces of one too large for the buffer.
+//! The buffer never grows; whoever appends makes room first.
+
+use std::io::{self, Write};
+
+use rustix::io::Errno;
+
+use crate::error::Error;
+
+use super::wire::{SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC, chunk};
+
+/// Most bytes of read data gathered before they must be sent: 1280 KiB, the largest request that
+/// Linux makes of a block device by default.
+pub(super) const MAX_DATA: usize = 1280 << 10;
+/// Beyond this many bytes replies are worth sending though more requests wait.
+const SEND_AT: usize = 256 << 10;
+/// Bytes of the buffer.
+const CAPACITY: usize = MAX_DATA + 4096;
+/// Bytes of a simple reply's header.
+pub(super) const SIMPLE_HEADER: usize = 16;
+/// Bytes of a structured reply chunk's header.
+pub(super) const CHUNK_HEADER: usize = 20;
+/// Longest message sent with an error, in bytes.
+const MAX_MESSAGE: usize = 256;
+
+/// An error value that the protocol allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(super) enum NbdError {
+    Perm = 1,
+    Io = 5,
+    NoMem = 12,
+    Inval = 22,
+    NoSpc = 28,
+    Overflow = 75,
+}
+
+impl From<&Error> for NbdError {
+    /// EOVERFLOW and ENOTSUP mean something else to a client than to a file system, so they are
+    /// not passed on.
+    fn from(error: &Error) -> Self {
+        match error.errno() {
+            Errno::PERM | Errno::ACCESS | Errno::ROFS => Self::Perm,
+            Errno::NOMEM => Self::NoMem,
+            Errno::INVAL => Self::Inval,
+            Errno::NOSPC | Errno::DQUOT | Errno::FBIG => Self::NoSpc,
+            _ => Self::Io,
+        }
+    }
+}
+
+pub(super) struct Replies {
+    bytes: Box<[u8]>,
+    end: usize,
+}
+
+impl Replies {
+    pub(super) fn new() -> Self {
+        Self {
+            bytes: vec![0; CAPACITY].into_boxed_slice(),
+            end: 0,
+        }
+    }
+
+    /// Sends all that has gathered.
+    pub(super) fn send(&mut self, stream: &mut impl Write) -> io::Result<()> {
+        // Emptied first, so that a failure leaves nothing to be sent twice.
+        let end = std::mem::take(&mut self.end);
+        stream.write_all(&self.bytes[..end])
+    }
+
+    /// Sends what has gathered if it is much.
+    pub(super) fn send_if_large(&mut self, stream: &mut impl Write) -> io::Result<()> {
+        if self.end >= SEND_AT {
+            self.send(stream)?;
+        }
+        Ok(())
+    }
+
+    /// Makes room for `count` more bytes, at most [`MAX_DATA`] and headers.
+    pub(super) fn make_room(&mut self, count: usize, stream: &mut impl Write) -> io::Result<()> {
+        debug_assert!(count <= CAPACITY);
+        if self.bytes.len() - self.end < count {
+            self.send(stream)?;
+        }
+        Ok(())
+    }
+
+    /// The room left: scratch until [`Replies::append`] and its like cover it.
+    pub(super) fn room(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.end..]
+    }
+
+    /// Appends `length` bytes already in the room.
+    pub(super) fn advance(&mut self, length: usize) {
+        self.end += length;
+    }
+
+    /// Appends `bytes`.
+    pub(super) fn append(&mut self, bytes: &[u8]) {
+        self.room()[..bytes.len()].copy_from_slice(bytes);
+        self.end += bytes.len();
+    }
+
+    /// Appends a simple reply's header and, behind it, `length` bytes already in the room there.
+    pub(super) fn simple(&mut self, cookie: u64, error: u32, length: usize) {
+        self.append(&SIMPLE_REPLY_MAGIC.to_be_bytes());
+        self.append(&error.to_be_bytes());
+        self.append(&cookie.to_be_bytes());
+        self.advance(length);
+    }
+
+    /// Appends a chunk's header; `length` bytes of payload are to follow.
+    pub(super) fn chunk(&mut self, cookie: u64, flags: u16, kind: u16, length: usize) {
+        self.append(&STRUCTURED_REPLY_MAGIC.to_be_bytes());
+        self.append(&flags.to_be_bytes());
+        self.append(&kind.to_be_bytes());
+        self.append(&cookie.to_be_bytes());
+        self.append(&(length as u32).to_be_bytes());
+    }
+
+    /// Appends an OFFSET_DATA chunk whose `length` bytes are already in the room, behind
+    /// [`CHUNK_HEADER`] and the eight bytes of the offset.
+    pub(super) fn offset_data(&mut self, cookie: u64, flags: u16, offset: u64, length: usize) {
+        self.chunk(cookie, flags, chunk::OFFSET_DATA, length + 8);
+        self.append(&offset.to_be_bytes());
+        self.advance(length);
+    }
+
+    /// Appends an OFFSET_HOLE chunk.
+    pub(super) fn offset_hole(&mut self, cookie: u64, flags: u16, offset: u64, length: u32) {
+        self.chunk(cookie, flags, chunk::OFFSET_HOLE, 12);
+        self.append(&offset.to_be_bytes());
+        self.append(&length.to_be_bytes());
+    }
+
+    /// Appends the final chunk of a reply that failed, at `offset` if that is known.
+    pub(super) fn error_chunk(
+        &mut self,
+        cookie: u64,
+        error: NbdError,
+        offset: Option<u64>,
+        message: &str,
+    ) {
+        let message = &message.as_bytes()[..message.floor_char_boundary(MAX_MESSAGE)];
+        let (kind, tail) = match offset {
+            Some(_) => (chunk::ERROR_OFFSET, 8),
+            None => (chunk::ERROR, 0),
+        };
+        self.chunk(cookie, chunk::FLAG_DONE, kind, 6 + message.len() + tail);
+        self.append(&(error as u32).to_be_bytes());
+        self.append(&(message.len() as u16).to_be_bytes());
+        self.append(message);
+        if let Some(offset) = offset {
+            self.append(&offset.to_be_bytes());
+        }
+    }
+}

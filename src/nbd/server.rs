@@ -1,0 +1,292 @@
+//! The server: one thread that accepts, and one for each connection.
+//!
+//! A slow, silent or dead client blocks its own thread and nothing else. [`Connections`] has the
+//! only lock; it is not held while anything is sent, received or executed.
+
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::io::Errno;
+use rustix::net::sockopt::{set_socket_keepalive, set_tcp_nodelay};
+use rustix::net::{Shutdown, SocketFlags, accept_with};
+
+use crate::block_device::BlockDevice;
+use crate::error::{Error, Result};
+
+use super::address::Address;
+use super::connections::{Connections, Place};
+use super::export::Export;
+use super::fault::Fault;
+use super::listen::Listener;
+use super::negotiation::negotiate;
+use super::socket::Socket;
+use super::transmission::transmit;
+use super::wire::MAX_STRING;
+
+/// How long accepting pauses when the machine has no descriptors or memory for it.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long a dropped server lets its connections finish.
+const DROP_GRACE: Duration = Duration::from_millis(250);
+/// How long connections may take to end once both directions are shut down. Only a request that
+/// the device has not finished can take this long.
+const LAST_GRACE: Duration = Duration::from_secs(1);
+/// What is read and dropped of a client that is hung up on, so that it can read why.
+const HANG_UP_BYTES: usize = 1 << 20;
+const HANG_UP_TIME: Duration = Duration::from_secs(1);
+
+/// What to serve, where, and to how many.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerConfig {
+    /// The export's name, at most 4096 bytes; the empty name is always the same export.
+    pub export: String,
+    /// Where to listen, at least one.
+    pub addresses: Vec<Address>,
+    /// Most connections at once, at least 1. Those beyond are closed as soon as they are
+    /// accepted, unless a connection that is still in its handshake can give way.
+    pub max_connections: usize,
+    /// How long a client may take from connecting until transmission begins.
+    pub handshake_timeout: Duration,
+    /// Whether everything that writes is refused.
+    pub read_only: bool,
+}
+
+impl ServerConfig {
+    /// A server of `export` on `addresses` with every other setting at its default.
+    pub fn new(export: impl Into<String>, addresses: Vec<Address>) -> Self {
+        Self {
+            export: export.into(),
+            addresses,
+            max_connections: 100,
+            handshake_timeout: Duration::from_secs(10),
+            read_only: false,
+        }
+    }
+
+    fn validate(&self) -> Result<()> {
+        let reason = if self.export.len() > MAX_STRING {
+            "an export's name is at most 4096 bytes long"
+        } else if self.export.contains('\0') {
+            "an export's name has no NUL characters"
+        } else if self.addresses.is_empty() {
+            "a server needs an address to listen on"
+        } else if self.max_connections == 0 {
+            "a server needs room for at least one connection"
+        } else {
+            return Ok(());
+        };
+        Err(Error::InvalidConfig {
+            option: "--nbd",
+            reason: reason.to_owned(),
+        })
+    }
+}
+
+/// A running server. Dropped, it stops with a short grace.
+pub struct Server {
+    addresses: Vec<Address>,
+    shared: Arc<Shared>,
+    acceptor: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What the threads share.
+struct Shared {
+    export: Export,
+    handshake_timeout: Duration,
+    connections: Arc<Connections>,
+    stopping: Arc<AtomicBool>,
+    /// Readable once the server stops.
+    stop: OwnedFd,
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server")
+            .field("export", &self.shared.export.name)
+            .field("addresses", &self.addresses)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Server {
+    /// Listens on all of the addresses and serves `device` there until it is shut down.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`]; [`Error::Unusable`] if a Unix socket is in use or something
+    /// else is in its place; [`Error::Io`] if an address cannot be had.
+    pub fn start(config: ServerConfig, device: Arc<dyn BlockDevice>) -> Result<Self> {
+        config.validate()?;
+        let mut listeners = Vec::new();
+        for address in &config.addresses {
+            listeners.extend(Listener::bind(address)?);
+        }
+        let stop = eventfd(0, EventfdFlags::CLOEXEC)
+            .map_err(|error| Error::io("make an event descriptor", error))?;
+        let shared = Arc::new(Shared {
+            export: Export {
+                name: config.export,
+                device,
+                read_only: config.read_only,
+            },
+            handshake_timeout: config.handshake_timeout,
+            connections: Connections::new(config.max_connections),
+            stopping: Arc::new(AtomicBool::new(false)),
+            stop,
+        });
+        let addresses = listeners.iter().map(|l| l.address().clone()).collect();
+        let acceptor = thread::Builder::new()
+            .name("nbd-accept".to_owned())
+            .spawn({
+                let shared = Arc::clone(&shared);
+                move || shared.accept_until_stopped(&listeners)
+            })
+            .map_err(|error| Error::io("start a thread", error))?;
+        Ok(Self {
+            addresses,
+            shared,
+            acceptor: Mutex::new(Some(acceptor)),
+        })
+    }
+
+    /// Where the server listens, with the ports that were really bound.
+    pub fn addresses(&self) -> &[Address] {
+        &self.addresses
+    }
+
+    /// Stops accepting, removes the Unix sockets, and answers what was already received; after
+    /// `grace` at the latest every connection is cut. Returns within `grace` and about a second,
+    /// whatever the clients do. To shut down twice is to do nothing.
+    pub fn shutdown(&self, grace: Duration) {
+        let Some(acceptor) = self.acceptor.lock().take() else {
+            return;
+        };
+        self.shared.stopping.store(true, Ordering::Release);
+        if let Err(error) = rustix::io::write(&self.shared.stop, &1u64.to_ne_bytes()) {
+            tracing::error!("cannot wake the accepting thread: {error}");
+        }
+        if acceptor.join().is_err() {
+            tracing::error!("the accepting thread panicked");
+        }
+        let connections = &self.shared.connections;
+        connections.shut_down(Shutdown::Read);
+        if connections.wait_for_none(grace) {
+            return;
+        }
+        connections.shut_down(Shutdown::Both);
+        if !connections.wait_for_none(LAST_GRACE) {
+            tracing::warn!("connections are left waiting for the device");
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.shutdown(DROP_GRACE);
+    }
+}
+
+impl Shared {
+    fn accept_until_stopped(self: &Arc<Self>, listeners: &[Listener]) {
+        let mut descriptors = vec![PollFd::new(&self.stop, PollFlags::IN)];
+        descriptors.extend(listeners.iter().map(|l| PollFd::new(l, PollFlags::IN)));
+        loop {
+            match poll(&mut descriptors, None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => {
+                    tracing::warn!("cannot wait for connections: {error}");
+                    self.pause();
+                }
+            }
+            if self.stopping.load(Ordering::Acquire) {
+                return;
+            }
+            for (listener, descriptor) in listeners.iter().zip(&descriptors[1..]) {
+                if !descriptor.revents().is_empty() {
+                    self.accept_from(listener);
+                }
+            }
+        }
+    }
+
+    fn accept_from(self: &Arc<Self>, listener: &Listener) {
+        match accept_with(listener, SocketFlags::CLOEXEC) {
+            Ok(fd) => self.open(fd, listener.address()),
+            // Gone again before it was accepted, or another wake-up.
+            Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => {}
+            Err(error) => {
+                tracing::warn!("cannot accept on {}: {error}", listener.address());
+                self.pause();
+            }
+        }
+    }
+
+    /// Waits a little, or until the server stops.
+    fn pause(&self) {
+        let timeout = Timespec {
+            tv_sec: 0,
+            tv_nsec: ACCEPT_PAUSE.subsec_nanos().into(),
+        };
+        let mut stop = [PollFd::new(&self.stop, PollFlags::IN)];
+        if poll(&mut stop, Some(&timeout)).is_err() {
+            thread::sleep(ACCEPT_PAUSE);
+        }
+    }
+
+    fn open(self: &Arc<Self>, fd: OwnedFd, address: &Address) {
+        let fd = Arc::new(fd);
+        let Some(place) = self.connections.admit(&fd) else {
+            tracing::debug!("refused a connection on {address}: all places are taken");
+            return;
+        };
+        if matches!(address, Address::Tcp { .. }) {
+            // Small replies leave at once, and a client that vanished gives its place back.
+            for set in [
+                set_tcp_nodelay(&*fd, true),
+                set_socket_keepalive(&*fd, true),
+            ] {
+                if let Err(error) = set {
+                    tracing::debug!("connection {}: socket option: {error}", place.id());
+                }
+            }
+        }
+        tracing::debug!("connection {} opened on {address}", place.id());
+        let shared = Arc::clone(self);
+        let spawned = thread::Builder::new()
+            .name(format!("nbd-{}", place.id()))
+            .spawn(move || shared.serve(fd, &place));
+        if let Err(error) = spawned {
+            tracing::warn!("closed a connection on {address}: cannot start a thread: {error}");
+        }
+    }
+
+    /// Serves one connection to its end.
+    fn serve(&self, fd: Arc<OwnedFd>, place: &Place) {
+        let mut socket = Socket::new(fd, Arc::clone(&self.stopping));
+        let id = place.id();
+        match self.converse(&mut socket, place) {
+            Ok(()) => tracing::debug!("connection {id} closed"),
+            Err(fault @ Fault::Connection(_)) => tracing::debug!("connection {id} closed: {fault}"),
+            Err(fault) => {
+                tracing::warn!("connection {id} closed: {fault}");
+                socket.hang_up(HANG_UP_BYTES, HANG_UP_TIME);
+            }
+        }
+    }
+
+    fn converse(&self, socket: &mut Socket, place: &Place) -> Result<(), Fault> {
+        socket.set_deadline(Some(Instant::now() + self.handshake_timeout));
+        let Some(agreement) = negotiate(socket, &self.export, &self.stopping)? else {
+            return Ok(());
+        };
+        socket.set_deadline(None);
+        if !place.enter_transmission() {
+            return Ok(());
+        }
+        transmit(socket, &self.export, agreement)
+    }
+}

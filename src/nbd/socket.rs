@@ -1,0 +1,136 @@
+//! A connected stream socket, Unix or TCP, as `Read` and `Write`.
+//!
+//! Two things end a read that the client would not end: the deadline, and the server's stop.
+//! After the stop exactly those bytes are still read that had already arrived, so what a client
+//! was told nothing about yet is answered and what it goes on sending is not. No locks.
+
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::{Errno, ioctl_fionread};
+use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
+
+pub(super) struct Socket {
+    /// Shared with whoever may shut it down from outside.
+    fd: Arc<OwnedFd>,
+    stopping: Arc<AtomicBool>,
+    deadline: Option<Instant>,
+    /// Bytes that may still be read, once the server is stopping.
+    leftover: Option<u64>,
+}
+
+impl Socket {
+    pub(super) fn new(fd: Arc<OwnedFd>, stopping: Arc<AtomicBool>) -> Self {
+        Self {
+            fd,
+            stopping,
+            deadline: None,
+            leftover: None,
+        }
+    }
+
+    /// From now on, reads and writes fail at `deadline`; without one they wait for ever.
+    pub(super) fn set_deadline(&mut self, deadline: Option<Instant>) {
+        self.deadline = deadline;
+    }
+
+    /// Hangs up such that the client can still read its last reply: closing a socket with unread
+    /// data would take that reply away. Reads and drops at most `count` bytes for at most `time`.
+    pub(super) fn hang_up(&mut self, mut count: usize, time: Duration) {
+        self.deadline = Some(Instant::now() + time);
+        if shutdown(&self.fd, Shutdown::Write).is_err() {
+            return;
+        }
+        let mut scratch = [0; 4096];
+        while count > 0 {
+            match self.read(&mut scratch) {
+                Ok(0) | Err(_) => return,
+                Ok(read) => count = count.saturating_sub(read),
+            }
+        }
+    }
+
+    /// How many of `wanted` bytes may be read.
+    fn allowed(&mut self, wanted: usize) -> io::Result<usize> {
+        if !self.stopping.load(Ordering::Acquire) {
+            return Ok(wanted);
+        }
+        let leftover = match self.leftover {
+            Some(leftover) => leftover,
+            None => *self.leftover.insert(ioctl_fionread(&self.fd)?),
+        };
+        Ok(usize::try_from(leftover).map_or(wanted, |leftover| leftover.min(wanted)))
+    }
+
+    /// Waits for `events`, if there is a deadline to wait for as well.
+    fn wait(&self, events: PollFlags) -> io::Result<()> {
+        let Some(deadline) = self.deadline else {
+            return Ok(());
+        };
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            let timeout = Timespec::try_from(left).map_err(io::Error::other)?;
+            match poll(&mut [PollFd::new(&*self.fd, events)], Some(&timeout)) {
+                Ok(0) | Err(Errno::INTR) => {}
+                Ok(_) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+impl Read for Socket {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let allowed = self.allowed(buf.len())?;
+        if allowed == 0 {
+            return Ok(0);
+        }
+        let flags = match self.deadline {
+            Some(_) => RecvFlags::DONTWAIT,
+            None => RecvFlags::empty(),
+        };
+        loop {
+            self.wait(PollFlags::IN)?;
+            match recv(&self.fd, &mut buf[..allowed], flags) {
+                Ok((count, _)) => {
+                    if let Some(leftover) = &mut self.leftover {
+                        *leftover = leftover.saturating_sub(count as u64);
+                    }
+                    return Ok(count);
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) if self.deadline.is_some() => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+impl Write for Socket {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let flags = match self.deadline {
+            Some(_) => SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
+            None => SendFlags::NOSIGNAL,
+        };
+        loop {
+            self.wait(PollFlags::OUT)?;
+            match send(&self.fd, buf, flags) {
+                Ok(count) => return Ok(count),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) if self.deadline.is_some() => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

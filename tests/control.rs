@@ -1,0 +1,279 @@
+//! The control protocol over a real socket: every request, every bound, and both ends' deaths.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver};
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use uzram::control::{
+    Client, Context, IDLE_TIMEOUT, Info, MAX_CLIENTS, MAX_LINE_BYTES, Request, Server,
+};
+use uzram::{BlockDevice, Device, DeviceConfig, Error};
+
+/// Far longer than anything here takes, far shorter than a hang.
+const HANG: Duration = Duration::from_secs(20);
+
+const MIB: u64 = 1 << 20;
+
+struct Served {
+    server: Server,
+    device: Arc<Device>,
+    in_use: Arc<AtomicBool>,
+    stopped: Receiver<()>,
+    dir: TempDir,
+}
+
+impl Served {
+    fn start() -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let device = Arc::new(Device::new(DeviceConfig::new(MIB)).expect("a device"));
+        let in_use = Arc::new(AtomicBool::new(false));
+        let (stop, stopped) = mpsc::channel();
+        let used = in_use.clone();
+        let context = Context {
+            device: device.clone(),
+            info: info(),
+            in_use: Box::new(move || used.load(Ordering::Relaxed)),
+            stop: Box::new(move || stop.send(()).expect("somebody listens")),
+        };
+        let server = Server::start(&dir.path().join("control.sock"), context).expect("serves");
+        Self {
+            server,
+            device,
+            in_use,
+            stopped,
+            dir,
+        }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.path().join("control.sock")
+    }
+
+    fn client(&self) -> Client {
+        Client::connect(&self.path(), HANG).expect("connects")
+    }
+
+    /// A connection to say anything over.
+    fn raw(&self) -> BufReader<UnixStream> {
+        let stream = UnixStream::connect(self.path()).expect("connects");
+        stream.set_read_timeout(Some(HANG)).expect("sets");
+        BufReader::new(stream)
+    }
+}
+
+fn info() -> Info {
+    Info {
+        name: "scratch".to_owned(),
+        pid: 4711,
+        disksize: MIB,
+        nbd: vec!["unix:/run/x.sock".to_owned()],
+        fuse: Some(PathBuf::from("/mnt/x")),
+    }
+}
+
+fn ask(connection: &mut BufReader<UnixStream>, line: &[u8]) -> Value {
+    connection.get_mut().write_all(line).expect("writes");
+    receive(connection)
+}
+
+fn receive(connection: &mut BufReader<UnixStream>) -> Value {
+    let mut line = String::new();
+    connection.read_line(&mut line).expect("reads");
+    serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line:?}: {error}"))
+}
+
+fn remote(error: &Error) -> Errno {
+    assert!(matches!(error, Error::Remote { .. }), "{error:?}");
+    assert!(!error.to_string().contains('\n'));
+    error.errno()
+}
+
+#[test]
+fn every_request_is_answered() {
+    let served = Served::start();
+    let mut client = served.client();
+    served.device.write(0, &[1; 8192]).expect("writes");
+    assert_eq!(client.info().expect("info"), info());
+    let stats = client.stat().expect("stat");
+    assert_eq!((stats.disksize, stats.orig_data_size), (MIB, 8192));
+    assert_eq!(client.get("disksize").expect("get"), "1048576\n");
+    client.set("mem_limit", "64M").expect("set");
+    client.compact().expect("compact");
+    client.reset().expect("reset");
+    assert_eq!(client.stat().expect("stat").orig_data_size, 0);
+
+    let statistics = client.call(&Request::Stat).expect("stat");
+    for key in [
+        "disksize",
+        "mem_used_total",
+        "backing_bytes_live",
+        "rss_bytes",
+    ] {
+        assert!(statistics[key].is_u64(), "{key} in {statistics}");
+    }
+}
+
+#[test]
+fn what_cannot_be_done_is_said_in_one_line() {
+    let served = Served::start();
+    let mut client = served.client();
+    let mut set = |name: &str, value: &str| remote(&client.set(name, value).expect_err("no"));
+    assert_eq!(set("mem_limit", "lots\nand lots"), Errno::INVAL);
+    assert_eq!(set("mm_stat", "1"), Errno::ACCESS);
+    assert_eq!(set("disksize", "2M"), Errno::BUSY);
+    assert_eq!(set("colour", "red"), Errno::NOENT);
+    let unreadable = client.get("compact").expect_err("no");
+    assert_eq!(remote(&unreadable), Errno::ACCESS);
+
+    served.in_use.store(true, Ordering::Relaxed);
+    served.device.write(0, &[1; 4096]).expect("writes");
+    assert_eq!(remote(&client.reset().expect_err("no")), Errno::BUSY);
+    let set = client.set("reset", "1").expect_err("no");
+    assert_eq!(remote(&set), Errno::BUSY);
+    assert_eq!(client.stat().expect("goes on").orig_data_size, 4096);
+}
+
+#[test]
+fn a_bad_request_does_not_end_the_connection() {
+    let served = Served::start();
+    let mut raw = served.raw();
+    for bad in [
+        &b"\n"[..],
+        b"stat\n",
+        b"{\"op\":\"format\"}\n",
+        b"{\"op\":\"set\",\"attribute\":\"mem_limit\",\"value\":64}\n",
+        b"\xff\xfe\n",
+    ] {
+        let reply = ask(&mut raw, bad);
+        assert_eq!(reply["errno"], "EINVAL", "{reply}");
+    }
+    // Two in one go are answered in order.
+    let first = ask(
+        &mut raw,
+        b"{\"op\":\"get\",\"attribute\":\"initstate\"}\n{\"op\":\"reset\"}\n",
+    );
+    assert_eq!(first, json!({"ok": "1\n"}));
+    assert_eq!(receive(&mut raw), json!({"ok": null}));
+}
+
+#[test]
+fn a_line_too_long_is_the_last() {
+    let served = Served::start();
+    let mut raw = served.raw();
+    // The server may close while this is still being written.
+    let _ = raw.get_mut().write_all(&vec![b' '; 2 * MAX_LINE_BYTES]);
+    let mut line = String::new();
+    if raw.read_line(&mut line).is_ok_and(|len| len > 0) {
+        assert!(line.contains("E2BIG"), "{line}");
+    }
+    assert!(!matches!(raw.read_line(&mut line), Ok(1..)), "closed");
+    served.client().stat().expect("others are served");
+}
+
+#[test]
+fn clients_are_bounded_and_make_room_when_they_go() {
+    let served = Served::start();
+    let mut clients: Vec<Client> = (0..MAX_CLIENTS).map(|_| served.client()).collect();
+    for client in &mut clients {
+        client.stat().expect("served");
+    }
+    let refused = served.client().stat().expect_err("one too many");
+    assert_eq!(remote(&refused), Errno::AGAIN);
+    clients.clear();
+    let deadline = Instant::now() + HANG;
+    while let Err(error) = served.client().stat() {
+        assert_eq!(remote(&error), Errno::AGAIN);
+        assert!(Instant::now() < deadline, "no room");
+    }
+}
+
+#[test]
+fn stop_is_answered_and_then_signalled() {
+    let served = Served::start();
+    assert!(served.stopped.try_recv().is_err());
+    served.client().stop().expect("answered");
+    served.stopped.recv_timeout(HANG).expect("signalled");
+}
+
+#[test]
+fn shutdown_waits_for_nobody() {
+    let served = Served::start();
+    let path = served.path();
+    let mode = fs::symlink_metadata(&path)
+        .expect("exists")
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o7777, 0o600);
+    let mut idle = served.client();
+    idle.stat().expect("served");
+    let mut half = served.raw();
+    half.get_mut().write_all(b"{\"op\":").expect("writes");
+
+    const { assert!(IDLE_TIMEOUT.as_secs() > HANG.as_secs()) };
+    let start = Instant::now();
+    served.server.shutdown();
+    assert!(start.elapsed() < HANG);
+    assert!(!path.exists());
+    assert!(matches!(idle.stat(), Err(Error::Io { .. })));
+    assert_eq!(Arc::strong_count(&served.device), 1, "every thread is gone");
+    no_server(&path);
+}
+
+fn no_server(path: &Path) {
+    let error = Client::connect(path, HANG).expect_err("nobody there");
+    assert!(matches!(error, Error::Unusable { .. }), "{error:?}");
+}
+
+#[test]
+fn one_server_lives_at_a_path() {
+    let served = Served::start();
+    let again = |path: &Path| {
+        Server::start(
+            path,
+            Context {
+                device: served.device.clone(),
+                info: info(),
+                in_use: Box::new(|| false),
+                stop: Box::new(|| ()),
+            },
+        )
+    };
+    let error = again(&served.path()).expect_err("refused");
+    assert!(error.to_string().contains("already listening"), "{error}");
+    served.client().stat().expect("unharmed");
+
+    let dead = served.dir.path().join("dead.sock");
+    drop(UnixListener::bind(&dead).expect("binds"));
+    no_server(&dead);
+    let server = again(&dead).expect("replaces what a killed server left");
+    Client::connect(&dead, HANG)
+        .expect("connects")
+        .stat()
+        .expect("served");
+    drop(server);
+    assert!(!dead.exists());
+    assert!(again(&served.dir.path().join("no/dir/s")).is_err());
+}
+
+#[test]
+fn a_silent_server_is_not_waited_for() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("s");
+    let _silent = UnixListener::bind(&path).expect("binds");
+    let mut client = Client::connect(&path, Duration::from_millis(50)).expect("connects");
+    let start = Instant::now();
+    assert_eq!(
+        client.stat().expect_err("no answer").errno(),
+        Errno::TIMEDOUT
+    );
+    assert!(start.elapsed() < HANG);
+}
