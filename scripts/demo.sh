@@ -23,7 +23,10 @@ clean_up() {
     trap - EXIT
     if [[ -n $server ]]; then
         kill "$server" 2>/dev/null || true
+        # It promises to be gone in 5 s; no promise should keep this script from ending.
+        (sleep 10 && kill -KILL "$server") 2>/dev/null &
         wait "$server" 2>/dev/null || true
+        kill %% 2>/dev/null || true
     elif [[ -n $work && -d $work/mnt ]]; then
         "$uzram" umount "$work/mnt" >/dev/null 2>&1 || "$uzram" stop "$NAME" >/dev/null 2>&1 || true
     fi

@@ -1,3 +1,4 @@
+# shellcheck shell=dash
 # What a Linux guest does with an export over its kernel's own NBD driver. HOST_PORT and EXPORT come
 # from the test; /dev/vda is a tar of real files.
 

@@ -1,4 +1,4 @@
-//! Real data: the files of this machine, sources first, then programs.
+//! Real data: the files of this machine, a third of them sources, the rest programs.
 
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -22,11 +22,15 @@ impl RealFiles {
     /// If this machine has much less.
     pub(crate) fn choose(scratch: &Scratch, bytes: u64) -> Self {
         let mut chosen = Chosen {
-            left: bytes,
+            left: bytes / 3,
             seen: HashSet::new(),
             list: Vec::new(),
         };
-        for dir in places() {
+        for dir in sources() {
+            chosen.add(&dir);
+        }
+        chosen.left += bytes - bytes / 3;
+        for dir in programs() {
             chosen.add(&dir);
         }
         assert!(
@@ -72,18 +76,21 @@ impl RealFiles {
     }
 }
 
-/// Where there are files, in the order of choice: the sources this program was built from, the
-/// toolchain that built it, the system's headers, scripts and programs.
-fn places() -> Vec<PathBuf> {
+/// Where there are sources: those that this program was built from, and the system's headers.
+fn sources() -> Vec<PathBuf> {
     let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
     let home = home.or_else(|| Some(Path::new(&std::env::var_os("HOME")?).join(".cargo")));
+    let mut places = vec![PathBuf::from("/usr/include")];
+    places.extend(home.map(|home| home.join("registry/src")));
+    places
+}
+
+/// Where there are programs: the toolchain that built this one, and the system.
+fn programs() -> Vec<PathBuf> {
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| OsString::from("rustc"));
     let sysroot = run(Command::new(rustc).args(["--print", "sysroot"]));
-    let mut places = Vec::new();
-    places.extend(home.map(|home| home.join("registry/src")));
-    places.push(PathBuf::from("/usr/include"));
-    places.push(Path::new(sysroot.trim_end()).join("lib"));
-    places.extend(["/usr/lib", "/usr/share", "/usr/bin"].map(PathBuf::from));
+    let mut places = vec![Path::new(sysroot.trim_end()).join("lib")];
+    places.extend(["/usr/lib", "/usr/bin", "/usr/share"].map(PathBuf::from));
     places
 }
 
