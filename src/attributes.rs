@@ -210,7 +210,7 @@ mod tests {
     use crate::config::DeviceConfig;
 
     fn device() -> Device {
-        Device::new(DeviceConfig::new(1 << 20)).expect("a 1 MiB device")
+        Device::new(&DeviceConfig::new(1 << 20)).expect("a 1 MiB device")
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! How a device is configured, checked before anything is made.
 
+use std::fmt;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use crate::error::{Error, Result};
 use crate::units::{MAX_DEVICE_BYTES, PAGE_SIZE};
@@ -10,11 +13,52 @@ use crate::units::{MAX_DEVICE_BYTES, PAGE_SIZE};
 pub enum Algorithm {
     /// LZ4 block format.
     Lz4,
-    /// Zstandard at a level, [`Algorithm::ZSTD_LEVELS`].
+    /// Zstandard.
     Zstd {
-        /// Compression level; 1 is the default here: a page is small, and speed is the point.
+        /// Compression level, one of [`Algorithm::ZSTD_LEVELS`].
         level: i32,
     },
+}
+
+impl Algorithm {
+    /// Level of plain `zstd`: a page is small, and speed is the point.
+    pub const DEFAULT_ZSTD_LEVEL: i32 = 1;
+    /// The levels of `zstd:LEVEL`.
+    pub const ZSTD_LEVELS: RangeInclusive<i32> = -7..=22;
+}
+
+impl FromStr for Algorithm {
+    type Err = Error;
+
+    /// Reads `lz4`, `zstd` or `zstd:LEVEL`.
+    fn from_str(text: &str) -> Result<Self> {
+        let level = match text.split_once(':') {
+            None if text == "lz4" => return Ok(Self::Lz4),
+            None if text == "zstd" => Some(Self::DEFAULT_ZSTD_LEVEL),
+            Some(("zstd", level)) => level.parse().ok().filter(|n| Self::ZSTD_LEVELS.contains(n)),
+            _ => None,
+        };
+        level
+            .map(|level| Self::Zstd { level })
+            .ok_or_else(|| Error::InvalidConfig {
+                option: "--algorithm",
+                reason: format!(
+                    "{text:?} is not lz4, zstd or zstd:LEVEL with a level from -7 to 22"
+                ),
+            })
+    }
+}
+
+impl fmt::Display for Algorithm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Lz4 => f.write_str("lz4"),
+            Self::Zstd {
+                level: Self::DEFAULT_ZSTD_LEVEL,
+            } => f.write_str("zstd"),
+            Self::Zstd { level } => write!(f, "zstd:{level}"),
+        }
+    }
 }
 
 /// Which allocator keeps the objects.

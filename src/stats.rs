@@ -49,3 +49,13 @@ pub struct Stats {
     /// Resident set of this process.
     pub rss_bytes: u64,
 }
+
+/// Resident set of this process; 0 where the kernel does not tell.
+pub(crate) fn rss_bytes() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages = statm
+        .split_whitespace()
+        .nth(1)
+        .and_then(|field| field.parse::<u64>().ok());
+    pages.unwrap_or(0) * rustix::param::page_size() as u64
+}

@@ -34,7 +34,7 @@ struct Served {
 impl Served {
     fn start() -> Self {
         let dir = tempfile::tempdir().expect("a directory");
-        let device = Arc::new(Device::new(DeviceConfig::new(MIB)).expect("a device"));
+        let device = Arc::new(Device::new(&DeviceConfig::new(MIB)).expect("a device"));
         let in_use = Arc::new(AtomicBool::new(false));
         let (stop, stopped) = mpsc::channel();
         let used = in_use.clone();

@@ -1,14 +1,17 @@
 //! Clearing away what servers leave: a killed one when the next starts, a stuck one when its
 //! watchdog fires.
 
-use std::fs;
-use std::io::ErrorKind;
-use std::os::unix::fs::FileTypeExt;
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
+use rustix::fs::FlockOperation;
 use rustix::mount::UnmountFlags;
+use serde::{Deserialize, Serialize};
 
 use crate::rundir::{self, RunDir};
 use crate::{loopdev, mounts, program};
@@ -32,7 +35,54 @@ pub(crate) fn clear_dead(dir: &RunDir) -> Result<()> {
         }
     }
     remove_if_stale(&dir.nbd_socket())?;
-    remove_if_stale(&dir.control_socket())
+    remove_if_stale(&dir.control_socket())?;
+    record.and_then(|r| r.spill).map_or(Ok(()), |spill| {
+        spill
+            .remove_if_unused()
+            .with_context(|| format!("cannot remove {}", spill.path.display()))
+    })
+}
+
+/// A file, told from another one that came to stand in its place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct FileId {
+    path: PathBuf,
+    dev: u64,
+    ino: u64,
+    /// Inode numbers are used again; an inode's time of birth is not.
+    born: SystemTime,
+}
+
+impl FileId {
+    /// The plain file at `path`, if there is one and its file system keeps times of birth.
+    pub(crate) fn of(path: &Path) -> Option<Self> {
+        let meta = fs::symlink_metadata(path).ok()?;
+        let born = meta.created().ok()?;
+        meta.is_file().then(|| Self {
+            path: path.to_owned(),
+            dev: meta.dev(),
+            ino: meta.ino(),
+            born,
+        })
+    }
+
+    /// Removes the file if it is still there.
+    fn remove(&self) -> io::Result<()> {
+        if Self::of(&self.path).as_ref() != Some(self) {
+            return Ok(());
+        }
+        fs::remove_file(&self.path)
+    }
+
+    /// [`FileId::remove`], unless another server has come to use it.
+    fn remove_if_unused(&self) -> io::Result<()> {
+        let lock = FlockOperation::NonBlockingLockExclusive;
+        match File::open(&self.path) {
+            Ok(file) if rustix::fs::flock(&file, lock).is_ok() => self.remove(),
+            Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
+            Ok(_) | Err(_) => Ok(()),
+        }
+    }
 }
 
 /// Removes a socket that nobody listens on; anything else is not ours to remove.
@@ -57,6 +107,8 @@ pub(crate) struct Traces {
     pub(crate) fuse: Option<PathBuf>,
     /// Its Unix sockets outside the run directory.
     pub(crate) sockets: Vec<PathBuf>,
+    /// The backing file, if it made it.
+    pub(crate) spill: Option<FileId>,
 }
 
 impl Traces {
@@ -71,6 +123,9 @@ impl Traces {
         }
         for socket in &self.sockets {
             let _ = fs::remove_file(socket);
+        }
+        if let Some(spill) = &self.spill {
+            let _ = spill.remove();
         }
         let _ = rundir::remove_now(&self.dir);
     }
@@ -91,6 +146,6 @@ fn detach_mount(dir: &Path) {
     let _ = program::run_within(
         &helper,
         ["-u".as_ref(), "-z".as_ref(), dir.as_os_str()],
-        std::time::Duration::from_millis(300),
+        Duration::from_millis(300),
     );
 }

@@ -3,9 +3,6 @@
 use uzram::nbd::Address;
 use uzram::{Algorithm, Attribute, Error, PoolKind};
 
-/// Levels zstd has for pages.
-const ZSTD_LEVELS: std::ops::RangeInclusive<i32> = 1..=22;
-
 /// Bytes, with an optional K, M, G or T.
 pub(crate) fn size(text: &str) -> Result<u64, String> {
     uzram::parse_size(text).map_err(|error| error.to_string())
@@ -13,27 +10,7 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
 
 /// `lz4`, `zstd` or `zstd:LEVEL`.
 pub(crate) fn algorithm(text: &str) -> Result<Algorithm, String> {
-    match text.split_once(':') {
-        None if text == "lz4" => Ok(Algorithm::Lz4),
-        None if text == "zstd" => Ok(Algorithm::Zstd { level: 1 }),
-        Some(("zstd", level)) => match level.parse() {
-            Ok(level) if ZSTD_LEVELS.contains(&level) => Ok(Algorithm::Zstd { level }),
-            _ => Err(format!(
-                "zstd's levels are {} to {}",
-                ZSTD_LEVELS.start(),
-                ZSTD_LEVELS.end()
-            )),
-        },
-        _ => Err("use lz4, zstd or zstd:LEVEL".to_owned()),
-    }
-}
-
-/// What [`algorithm`] reads.
-pub(crate) fn algorithm_text(algorithm: Algorithm) -> String {
-    match algorithm {
-        Algorithm::Lz4 => "lz4".to_owned(),
-        Algorithm::Zstd { level } => format!("zstd:{level}"),
-    }
+    text.parse().map_err(reason)
 }
 
 /// `zsmalloc`.
@@ -101,17 +78,6 @@ fn reason(error: Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn algorithms() {
-        for text in ["lz4", "zstd:1", "zstd:22"] {
-            assert_eq!(algorithm_text(algorithm(text).unwrap()), text);
-        }
-        assert_eq!(algorithm("zstd"), Ok(Algorithm::Zstd { level: 1 }));
-        for bad in ["", "lzo", "lz4:1", "zstd:", "zstd:0", "zstd:23", "zstd:x"] {
-            assert!(algorithm(bad).is_err(), "{bad}");
-        }
-    }
 
     #[test]
     fn assignments() {

@@ -31,6 +31,7 @@ use rustix::io::Errno;
 use rustix::process::{Flock, FlockType, Pid};
 use serde::{Deserialize, Serialize};
 
+use crate::leftovers::FileId;
 use crate::name::Name;
 use crate::{leftovers, mounts};
 
@@ -277,6 +278,8 @@ pub(crate) struct Record {
     pub(crate) nbd: Vec<String>,
     /// The FUSE directory, absolute.
     pub(crate) fuse: Option<PathBuf>,
+    /// The backing file, if the server made it and so is to remove it.
+    pub(crate) spill: Option<FileId>,
 }
 
 fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
@@ -334,6 +337,7 @@ mod tests {
             size: 4096,
             nbd: vec!["unix:/x".to_owned()],
             fuse: None,
+            spill: None,
         };
         lock.write_record(&record).unwrap();
         assert_eq!(dir.record(), Some(record));

@@ -17,10 +17,11 @@ use rustix::process::{Resource, Rlimit};
 use uzram::nbd::Address;
 use uzram::{BlockDevice, Device, control, fuse, nbd};
 
-use crate::leftovers::Traces;
+use crate::leftovers::{FileId, Traces};
 use crate::rundir::{Lock, Record, RunRoot};
 use crate::settings::Settings;
 use crate::stop::Stopper;
+use crate::table::bytes;
 use crate::{release, stop};
 
 /// How long clients may take to fetch the answers to what they have already sent.
@@ -38,6 +39,7 @@ pub(crate) fn run(settings: &Settings, root: &RunRoot, background: bool) -> Resu
         dir: lock.dir().clone(),
         fuse: None,
         sockets: Vec::new(),
+        spill: None,
     })?;
     let server = match Server::start(settings, &lock, &stopper) {
         Ok(server) => server,
@@ -80,8 +82,10 @@ impl Server {
         lock.clear_leftovers()?;
         let mut record = settings.record();
         lock.write_record(&record)?;
-        let spill = NewSpill::watch(settings);
-        let device = Arc::new(Device::new(settings.device.clone())?);
+        let (device, spill) = start_device(settings)?;
+        stopper.note(|traces| traces.spill = spill.clone());
+        record.spill = spill;
+        lock.write_record(&record)?;
         let nbd = start_nbd(settings, &device, stopper)?;
         if let Some(nbd) = &nbd {
             // Port 0 has become a real one.
@@ -91,7 +95,6 @@ impl Server {
         let fuse = start_fuse(settings, lock, &device, stopper)?;
         let fuse = Arc::new(Mutex::new(fuse));
         let control = start_control(&record, lock, &device, &fuse, stopper)?;
-        spill.keep();
         Ok(Self {
             device,
             nbd,
@@ -130,6 +133,15 @@ impl Server {
 
 fn mount_of(fuse: &SharedMount) -> MutexGuard<'_, Option<fuse::Mount>> {
     fuse.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The device, and its backing file if that is new: the device removes it at its end, and whoever
+/// ends it before its end must do so instead.
+fn start_device(settings: &Settings) -> Result<(Arc<Device>, Option<FileId>)> {
+    let path = settings.device.backing.as_ref().map(|b| b.path.as_path());
+    let new = path.filter(|path| fs::symlink_metadata(path).is_err());
+    let device = Arc::new(Device::new(&settings.device)?);
+    Ok((device, new.and_then(FileId::of)))
 }
 
 fn start_nbd(
@@ -199,37 +211,14 @@ fn start_control(
     )?)
 }
 
-/// A spill file that did not exist before, removed again unless the start succeeds.
-struct NewSpill<'a>(Option<&'a Path>);
-
-impl<'a> NewSpill<'a> {
-    fn watch(settings: &'a Settings) -> Self {
-        let path = settings.device.backing.as_ref().map(|b| b.path.as_path());
-        Self(path.filter(|path| fs::symlink_metadata(path).is_err()))
-    }
-
-    fn keep(mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for NewSpill<'_> {
-    fn drop(&mut self) {
-        if let Some(path) = self.0 {
-            // It may well not have been made.
-            let _ = fs::remove_file(path);
-        }
-    }
-}
-
 /// Says that the device is there: on stdout, to systemd, and in the log.
 fn announce(settings: &Settings, record: &Record) {
     let fuse = record.fuse.iter().map(|dir| dir.display().to_string());
     let places: Vec<_> = record.nbd.iter().cloned().chain(fuse).collect();
     tracing::info!(
-        "serving {}, {} bytes, on {}",
+        "serving {}, {}, on {}",
         settings.name,
-        record.size,
+        bytes(record.size),
         places.join(" and ")
     );
     notify(&[sd_notify::NotifyState::Ready]);

@@ -97,7 +97,7 @@ impl Settings {
                 option("backing-size", size.to_string().into());
             }
         }
-        option("algorithm", parse::algorithm_text(device.algorithm).into());
+        option("algorithm", device.algorithm.to_string().into());
         option("pool", parse::pool_text(device.pool).into());
         if let Some(shards) = device.shards {
             option("shards", shards.to_string().into());
@@ -118,6 +118,7 @@ impl Settings {
             size: self.device.size,
             nbd: self.nbd.iter().map(ToString::to_string).collect(),
             fuse: self.fuse.clone(),
+            spill: None,
         }
     }
 }

@@ -144,6 +144,65 @@ fn fuse_directories_that_will_not_do() {
 }
 
 #[test]
+fn backings_that_will_not_do() {
+    let world = World::new();
+    let data = world.path("data");
+    fs::write(&data, "precious").unwrap();
+    world.dir("directory");
+    std::os::unix::fs::symlink("nowhere", world.path("link")).unwrap();
+    for (backing, says) in [
+        ("missing/spill", "directory"),
+        ("directory", "directory"),
+        ("link", "symbolic link"),
+        ("data", "data"),
+        ("/dev/null", "block device"),
+    ] {
+        let line = serve_refused(&world, &["--mem-limit=1M", "--backing", backing]);
+        assert!(line.contains(backing) && line.contains(says), "{line}");
+    }
+    assert_eq!(fs::read_to_string(&data).unwrap(), "precious");
+    assert!(!world.path("nowhere").exists());
+
+    let _user = world.serve(&["user", "--size=1M", "--backing=spill"]);
+    let line = world.refused(1, &["serve", "b", "--size=1M", "--backing=spill"]);
+    assert!(line.contains("in use"), "{line}");
+    assert!(world.path("spill").exists());
+}
+
+#[test]
+fn a_backing_file_goes_with_its_server() {
+    let world = World::new();
+    let spill = world.path("spill");
+    let args = ["spills", "--size=64M", "--mem-limit=1M", "--backing=spill"];
+    let is_private = || spill.metadata().unwrap().permissions().mode() & 0o777 == 0o600;
+
+    let mut server = world.serve(&args);
+    assert!(is_private());
+    signal(server.pid(), "TERM");
+    assert_eq!(server.ended(STOP), Some(0));
+    assert!(!spill.exists());
+
+    world.serve(&args).kill_9();
+    assert!(is_private());
+    world.ok(&["detach", "spills"]);
+    assert!(!spill.exists());
+
+    // What stands in its place later is somebody else's.
+    world.serve(&args).kill_9();
+    fs::remove_file(&spill).unwrap();
+    fs::write(world.path("other"), "precious").unwrap();
+    fs::rename(world.path("other"), &spill).unwrap();
+    world.ok(&["detach", "spills"]);
+    assert_eq!(fs::read_to_string(&spill).unwrap(), "precious");
+
+    // A start that fails late leaves none either.
+    fs::remove_file(&spill).unwrap();
+    let line = serve_refused(&world, &["--backing=spill", "--nbd=unix:missing/sock"]);
+    assert!(line.contains("missing"), "{line}");
+    assert!(!spill.exists());
+}
+
+#[test]
 fn run_directories_that_will_not_do() {
     let world = World::new();
     let open = world.dir("open");

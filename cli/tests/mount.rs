@@ -157,6 +157,35 @@ fn xfs_round_trip() {
 }
 
 #[test]
+fn a_limit_spills_to_a_file_that_goes_in_the_end() {
+    let Some(disk) = Disk::new("a_limit_spills_to_a_file_that_goes_in_the_end") else {
+        return;
+    };
+    let spill = disk.world.path("spill");
+    for end in ["umount", "kill -9"] {
+        disk.mount(&["--size=512M", "--mem-limit=8M", "--backing=spill"]);
+        disk.fill();
+        tool("sync", &["-f", text(&disk.mnt)]);
+        fs::write("/proc/sys/vm/drop_caches", "1").unwrap();
+        disk.compare();
+        let stats = disk.world.ok(&["stat", "disk", "--json"]);
+        let stats: Value = serde_json::from_str(&stats).unwrap();
+        assert!(stats["written_back_pages"].as_u64().unwrap() > 0, "{stats}");
+        assert!(
+            stats["mem_used_max"].as_u64().unwrap() <= 8 << 20,
+            "{stats}"
+        );
+        assert!(spill.exists());
+        if end == "kill -9" {
+            signal(disk.pid(), "KILL");
+        }
+        disk.world.ok(&["umount", "mnt"]);
+        assert!(!spill.exists(), "{end}");
+        disk.nothing_is_left();
+    }
+}
+
+#[test]
 fn deleted_files_give_their_memory_back() {
     let Some(disk) = Disk::new("deleted_files_give_their_memory_back") else {
         return;

@@ -1,15 +1,11 @@
 //! What the kernel asks of the mount, answered from the device.
 //!
-//! `disk` behaves as a block device does: its size is fixed, a read stops at the end, a write
-//! past it is ENOSPC, a hole punched is a discard, and space is never set aside. Nothing in the
-//! directory can be made or removed.
+//! Finds the file that is meant and leaves the rest to it: `disk` to [`Disk`], an attribute to
+//! [`Attribute`]. Nothing in the directory can be made, changed in kind, or removed.
 
-use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::io;
-use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -18,15 +14,14 @@ use fuser::{
     ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen,
     ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
-use rustix::fs::FallocateFlags;
 
+use super::disk::Disk;
+use super::errno;
 use super::node::{Node, Owner};
 use super::snapshots::Snapshots;
 use crate::attributes::Attribute;
-use crate::block_device::{BlockDevice, check_range};
 use crate::device::Device;
-use crate::error::{Error, Result};
-use crate::units::{PAGE_SIZE, PageState};
+use crate::units::PAGE_SIZE;
 
 /// The largest read or write, bytes: what the kernel allows without a raised sysctl.
 const MAX_REQUEST_BYTES: u32 = 1 << 20;
@@ -40,33 +35,19 @@ const FOREVER: Duration = Duration::from_secs(24 * 60 * 60);
 /// `st_blocks` of `disk` changes with every write.
 const NEVER: Duration = Duration::ZERO;
 
-const SEEK_DATA: i32 = 3;
-const SEEK_HOLE: i32 = 4;
-
-thread_local! {
-    /// Where a read is put together: zeroed when it grows, never again.
-    static READ_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
-
 pub(super) struct Frontend {
-    disk: Arc<dyn BlockDevice>,
+    disk: Disk,
     /// Whose attributes are shown; none for a bare block device.
     device: Option<Arc<Device>>,
-    disk_openers: Arc<AtomicUsize>,
     snapshots: Snapshots,
     owner: Owner,
 }
 
 impl Frontend {
-    pub(super) fn new(
-        disk: Arc<dyn BlockDevice>,
-        device: Option<Arc<Device>>,
-        disk_openers: Arc<AtomicUsize>,
-    ) -> Self {
+    pub(super) fn new(disk: Disk, device: Option<Arc<Device>>) -> Self {
         Self {
             disk,
             device,
-            disk_openers,
             snapshots: Snapshots::default(),
             owner: Owner {
                 uid: rustix::process::geteuid().as_raw(),
@@ -114,11 +95,6 @@ impl Frontend {
         }
     }
 
-    /// How many of `len` bytes at `offset` lie before the end of the device.
-    fn clip(&self, offset: u64, len: u64) -> u64 {
-        self.disk.size().saturating_sub(offset).min(len)
-    }
-
     fn read_attribute(&self, ino: INodeNo, fh: FileHandle, offset: u64) -> Result<Arc<str>, Errno> {
         let (device, attribute) = self.attribute(ino)?;
         if offset == 0 {
@@ -132,7 +108,7 @@ impl Frontend {
         let (device, attribute) = self.attribute(ino)?;
         let value = std::str::from_utf8(data).map_err(|_| Errno::EINVAL)?;
         // As in zram: data under a file system or a swap area is not thrown away.
-        if attribute == Attribute::Reset && self.disk_openers.load(Ordering::Relaxed) != 0 {
+        if attribute == Attribute::Reset && self.disk.is_open() {
             return Err(Errno::EBUSY);
         }
         attribute
@@ -140,61 +116,9 @@ impl Frontend {
             .map_err(|error| errno(&error))
     }
 
-    fn write_disk(&self, offset: u64, data: &[u8]) -> Result<u32, Errno> {
-        let len = self.clip(offset, data.len() as u64);
-        if len == 0 && !data.is_empty() {
-            return Err(Errno::ENOSPC);
-        }
-        // Both fit: a request has at most `MAX_REQUEST_BYTES`.
-        self.disk
-            .write(offset, &data[..len as usize])
-            .map_err(|error| errno(&error))?;
-        Ok(len as u32)
-    }
-
-    fn allocate(&self, offset: u64, len: u64, flags: FallocateFlags) -> Result<(), Errno> {
-        const PUNCH: FallocateFlags = FallocateFlags::PUNCH_HOLE.union(FallocateFlags::KEEP_SIZE);
-        const ZERO_KEEP: FallocateFlags =
-            FallocateFlags::ZERO_RANGE.union(FallocateFlags::KEEP_SIZE);
-        let clipped = self.clip(offset, len);
-        match flags {
-            // With the size kept, what lies past the end is not there to change.
-            PUNCH | ZERO_KEEP if clipped == 0 => Ok(()),
-            PUNCH => self.disk.discard(offset, clipped),
-            ZERO_KEEP => self.disk.write_zeroes(offset, clipped),
-            FallocateFlags::ZERO_RANGE => check_range(offset, len, self.disk.size())
-                .and_then(|()| self.disk.write_zeroes(offset, len)),
-            // Space cannot be set aside in a device that is as large as what it holds.
-            _ => return Err(Errno::EOPNOTSUPP),
-        }
-        .map_err(|error| errno(&error))
-    }
-
-    /// The first byte from `offset` on that is data, or in a hole; the end counts as a hole.
-    fn seek(&self, offset: u64, whence: i32) -> Result<u64, Errno> {
-        let size = self.disk.size();
-        let wants_hole = match whence {
-            SEEK_DATA => false,
-            SEEK_HOLE => true,
-            _ => return Err(Errno::EINVAL),
-        };
-        if offset >= size {
-            return Err(Errno::ENXIO);
-        }
-        let mut found = wants_hole.then_some(size);
-        self.disk.extents(offset..size, &mut |extent| {
-            if (extent.state == PageState::Empty) == wants_hole {
-                found = Some(extent.offset);
-                return ControlFlow::Break(());
-            }
-            ControlFlow::Continue(())
-        });
-        found.ok_or(Errno::ENXIO)
-    }
-
     fn flush_disk(&self, ino: INodeNo) -> Result<(), Errno> {
         match self.node(ino)? {
-            Node::Disk => self.disk.flush().map_err(|error| errno(&error)),
+            Node::Disk => self.disk.flush(),
             Node::Root | Node::Attribute(_) => Ok(()),
         }
     }
@@ -278,7 +202,7 @@ impl Filesystem for Frontend {
         let direct = FopenFlags::FOPEN_DIRECT_IO;
         match self.node(ino) {
             Ok(Node::Disk) => {
-                self.disk_openers.fetch_add(1, Ordering::Relaxed);
+                self.disk.open();
                 let flags = direct | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
                 reply.opened(FileHandle(0), flags);
             }
@@ -307,9 +231,7 @@ impl Filesystem for Frontend {
         reply: ReplyEmpty,
     ) {
         match Node::from_ino(ino) {
-            Some(Node::Disk) => {
-                self.disk_openers.fetch_sub(1, Ordering::Relaxed);
-            }
+            Some(Node::Disk) => self.disk.close(),
             Some(Node::Attribute(_)) => self.snapshots.close(fh),
             Some(Node::Root) | None => {}
         }
@@ -333,17 +255,7 @@ impl Filesystem for Frontend {
                 Err(errno) => reply.error(errno),
             };
         }
-        let len = self.clip(offset, size.into()) as usize;
-        READ_BUFFER.with_borrow_mut(|buffer| {
-            if buffer.len() < len {
-                buffer.resize(len, 0);
-            }
-            let data = &mut buffer[..len];
-            match self.disk.read(offset, data) {
-                Ok(()) => reply.data(data),
-                Err(error) => reply.error(errno(&error)),
-            }
-        });
+        self.disk.read(offset, size, reply);
     }
 
     fn write(
@@ -359,7 +271,7 @@ impl Filesystem for Frontend {
         reply: ReplyWrite,
     ) {
         let written = if ino == Node::Disk.ino() {
-            self.write_disk(offset, data)
+            self.disk.write(offset, data)
         } else {
             // As in sysfs, each write is a whole value, wherever it is written.
             self.write_attribute(ino, data).map(|()| data.len() as u32)
@@ -383,8 +295,7 @@ impl Filesystem for Frontend {
         if ino != Node::Disk.ino() {
             return reply.error(Errno::EOPNOTSUPP);
         }
-        let flags = FallocateFlags::from_bits_retain(mode.cast_unsigned());
-        answer(self.allocate(offset, length, flags), reply);
+        answer(self.disk.allocate(offset, length, mode), reply);
     }
 
     fn lseek(
@@ -396,12 +307,10 @@ impl Filesystem for Frontend {
         whence: i32,
         reply: ReplyLseek,
     ) {
-        let found = match (ino == Node::Disk.ino(), u64::try_from(offset)) {
-            (true, Ok(offset)) => self.seek(offset, whence),
-            (true, Err(_)) => Err(Errno::ENXIO),
-            (false, _) => Err(Errno::EINVAL),
-        };
-        match found {
+        if ino != Node::Disk.ino() {
+            return reply.error(Errno::EINVAL);
+        }
+        match self.disk.seek(offset, whence) {
             // A device has at most 2^44 bytes.
             Ok(offset) => reply.offset(offset.cast_signed()),
             Err(errno) => reply.error(errno),
@@ -531,10 +440,6 @@ fn answer(result: Result<(), Errno>, reply: ReplyEmpty) {
         Ok(()) => reply.ok(),
         Err(errno) => reply.error(errno),
     }
-}
-
-fn errno(error: &Error) -> Errno {
-    Errno::from_i32(error.errno().raw_os_error())
 }
 
 /// At most `size` bytes of `text` from `offset` on.

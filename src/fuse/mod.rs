@@ -15,6 +15,7 @@
 //!
 //! The data path takes no lock here; opens and reads of attributes share one, in `snapshots`.
 
+mod disk;
 mod filesystem;
 mod mountpoint;
 mod node;
@@ -34,6 +35,7 @@ use rustix::mount::{UnmountFlags, unmount};
 use crate::block_device::BlockDevice;
 use crate::device::Device;
 use crate::error::{Error, Result};
+use disk::Disk;
 use filesystem::Frontend;
 pub use mountpoint::detach_stale;
 
@@ -52,7 +54,7 @@ const DRAIN_GRACE: Duration = Duration::from_secs(2);
 /// How a device is served.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MountOptions {
-    /// Threads that serve requests; one a core and at least two if `None`.
+    /// Threads that serve requests, at least two; two a core, from 4 to 16, if `None`.
     pub threads: Option<usize>,
 }
 
@@ -98,7 +100,8 @@ impl Mount {
         let dir = mountpoint::prepare(dir)?;
         mountpoint::check_dev_fuse()?;
         let disk_openers = Arc::new(AtomicUsize::new(0));
-        let frontend = Frontend::new(disk, attributes, disk_openers.clone());
+        let disk = Disk::new(disk, disk_openers.clone());
+        let frontend = Frontend::new(disk, attributes);
         let cannot_mount = |error| Error::io(format!("mount on {}", dir.display()), error);
         let mut session = Session::new(frontend, &dir, &session_config(options))
             .map_err(|error| cannot_mount(one_line(&error)))?;
@@ -199,8 +202,14 @@ impl Drop for Mount {
     }
 }
 
+/// A thread that waits for the backing, or for memory, must leave others to serve; beyond that
+/// more threads only cost their buffers, about 2 MiB each.
+fn default_threads() -> usize {
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    (2 * cores).clamp(4, 16)
+}
+
 fn session_config(options: MountOptions) -> Config {
-    let cores = thread::available_parallelism().map_or(2, usize::from);
     let mut config = Config::default();
     config.mount_options = vec![
         MountOption::FSName(SOURCE.to_owned()),
@@ -209,9 +218,14 @@ fn session_config(options: MountOptions) -> Config {
         MountOption::NoExec,
         MountOption::NoAtime,
     ];
-    config.n_threads = Some(options.threads.unwrap_or(cores).max(2));
+    config.n_threads = Some(options.threads.unwrap_or_else(default_threads).max(2));
     config.clone_fd = true;
     config
+}
+
+/// What the kernel is told of `error`.
+fn errno(error: &Error) -> fuser::Errno {
+    fuser::Errno::from_i32(error.errno().raw_os_error())
 }
 
 /// fusermount3's words come with their newlines.

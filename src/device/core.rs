@@ -1,0 +1,319 @@
+//! What the device's callers and its writeback thread share.
+//!
+//! Locks: each shard has one mutex, and no two are held at once. No other lock is taken while one
+//! is held.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crossbeam::utils::CachePadded;
+use parking_lot::{Mutex, MutexGuard};
+
+use super::layout::{Layout, ShardIndex};
+use super::room::{self, Room};
+use crate::config::{Algorithm, DeviceConfig};
+use crate::error::{Error, Result};
+use crate::pool::FrameBudget;
+use crate::shard::{Clock, NoRoom, Shard, SlotIndex};
+use crate::spill::{Backing, LogCounts, SegmentTable};
+use crate::units::{PAGE_SIZE, PageIndex};
+
+/// Addresses for page frames over all shards, 32 TiB: what a process of 47 address bits can spare.
+const MAX_ADDRESS_FRAMES: u64 = 1 << 33;
+
+/// Freed page frames, over all shards, whose memory is kept for the next write: 16 MiB.
+const WARM_FRAMES: usize = 4096;
+
+/// What requests count outside of shards.
+#[derive(Debug, Default)]
+pub(crate) struct RequestCounts {
+    pub(crate) failed_reads: AtomicU64,
+    pub(crate) failed_writes: AtomicU64,
+    pub(crate) notify_free: AtomicU64,
+    /// Pages read back from the backing.
+    pub(crate) bd_reads: CachePadded<AtomicU64>,
+    /// Pages written to the backing.
+    pub(crate) bd_writes: AtomicU64,
+}
+
+impl RequestCounts {
+    /// Starts all counts again.
+    pub(crate) fn reset(&self) {
+        let Self {
+            failed_reads,
+            failed_writes,
+            notify_free,
+            bd_reads,
+            bd_writes,
+        } = self;
+        for count in [
+            failed_reads,
+            failed_writes,
+            notify_free,
+            bd_reads,
+            bd_writes,
+        ] {
+            count.store(0, Relaxed);
+        }
+    }
+}
+
+/// Bounds between which the writeback thread works, in page frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Watermarks {
+    /// It stops when no more than this is used.
+    pub(crate) low: u64,
+    /// It starts when more than this is used.
+    pub(crate) high: u64,
+}
+
+impl Watermarks {
+    /// Without eviction there is only the limit.
+    fn without_eviction(limit: u64) -> Self {
+        Self {
+            low: limit,
+            high: limit,
+        }
+    }
+
+    /// For a limit: what writers may take before eviction has freed anything is a sixteenth of
+    /// it, at least a zspage and at most 8 MiB; eviction frees as much again.
+    fn of(limit: u64) -> Self {
+        if limit == FrameBudget::UNLIMITED {
+            return Self::without_eviction(limit);
+        }
+        let reserve = (limit / 16).clamp(8, 2048);
+        Self {
+            low: limit.saturating_sub(2 * reserve),
+            high: limit.saturating_sub(reserve),
+        }
+    }
+}
+
+/// The state of a device.
+pub(crate) struct Core {
+    pub(crate) layout: Layout,
+    pub(crate) algorithm: Algorithm,
+    pub(crate) budget: Arc<FrameBudget>,
+    pub(crate) segments: Arc<SegmentTable>,
+    pub(crate) backing: Option<Arc<dyn Backing>>,
+    pub(crate) log_counts: Arc<LogCounts>,
+    pub(crate) requests: RequestCounts,
+    pub(crate) room: Room,
+    /// The longest object that is not stored raw.
+    pub(crate) max_compressed_len: usize,
+    /// Warm frames that a shard may keep.
+    warm_frames: usize,
+    shards: Box<[CachePadded<Mutex<Shard>>]>,
+}
+
+impl Core {
+    pub(crate) fn new(config: &DeviceConfig, backing: Option<Arc<dyn Backing>>) -> Result<Self> {
+        let layout = Layout::new(
+            config.size,
+            config.shards.unwrap_or_else(|| shards_for(config)),
+        );
+        let limit = config
+            .mem_limit
+            .map_or(FrameBudget::UNLIMITED, |b| b / PAGE_SIZE as u64);
+        let budget = Arc::new(FrameBudget::new(limit));
+        let no_addresses = |error| Error::io("reserve address space for the device", error);
+        let segments = backing.as_ref().map_or(0, |backing| backing.segments());
+        let segments = Arc::new(SegmentTable::new(segments).map_err(no_addresses)?);
+        let clock = Clock::default();
+        let count = layout.shards().count();
+        let shard = |index: ShardIndex| {
+            let slots = layout.slots(index);
+            let addresses = address_frames(slots, count);
+            let (budget, clock) = (Arc::clone(&budget), Arc::clone(&clock));
+            Shard::new(slots, addresses, budget, clock, Arc::clone(&segments))
+                .map(|shard| CachePadded::new(Mutex::new(shard)))
+        };
+        let shards: Box<[_]> = layout
+            .shards()
+            .map(shard)
+            .collect::<Result<_, _>>()
+            .map_err(no_addresses)?;
+        let max_compressed_len = shards[0].lock().pool().max_compressed_len();
+        Ok(Self {
+            layout,
+            algorithm: config.algorithm,
+            budget,
+            segments,
+            backing,
+            log_counts: Arc::default(),
+            requests: RequestCounts::default(),
+            room: Room::new(),
+            max_compressed_len,
+            warm_frames: WARM_FRAMES / count,
+            shards,
+        })
+    }
+
+    /// Locks a shard.
+    pub(crate) fn shard(&self, index: ShardIndex) -> MutexGuard<'_, Shard> {
+        self.shards[index.0 as usize].lock()
+    }
+
+    /// Whether the writeback thread has freed frames to release.
+    pub(crate) fn has_surplus_warm_frames(&self, shard: &Shard) -> bool {
+        shard.pool().warm_frames() > self.warm_frames
+    }
+
+    /// Between what bounds memory is to be kept now.
+    pub(crate) fn watermarks(&self) -> Watermarks {
+        let limit = self.budget.limit();
+        if self.backing.is_some() {
+            Watermarks::of(limit)
+        } else {
+            Watermarks::without_eviction(limit)
+        }
+    }
+
+    /// Wakes the writeback thread if memory is above the high watermark, or if the caller knows
+    /// of other work.
+    pub(crate) fn wake_if_needed(&self, other_work: bool) {
+        if other_work || self.budget.used() > self.watermarks().high {
+            self.segments.waker().wake();
+        }
+    }
+
+    /// Calls `store` on a locked shard until it finds room, waiting in between.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`].
+    pub(crate) fn store_with_room(
+        &self,
+        index: ShardIndex,
+        mut store: impl FnMut(&mut Shard) -> Result<(), NoRoom>,
+    ) -> Result<()> {
+        let mut deadline = None;
+        loop {
+            let mut shard = self.shard(index);
+            let stored = store(&mut shard);
+            let surplus = self.has_surplus_warm_frames(&shard);
+            drop(shard);
+            self.wake_if_needed(surplus);
+            match stored {
+                Ok(()) => return Ok(()),
+                Err(NoRoom) => {
+                    let deadline = *deadline.get_or_insert_with(room::deadline);
+                    self.room.wait(deadline, || self.segments.waker().wake())?;
+                }
+            }
+        }
+    }
+
+    /// Empties the slots of `pages`; returns how many held data.
+    pub(crate) fn clear(&self, pages: Range<u64>) -> u64 {
+        /// Slots cleared while a lock is held.
+        const STEP: u32 = 1024;
+        let mut cleared = 0;
+        for index in self.layout.shards() {
+            let slots = self.layout.slots_of(index, pages.clone());
+            let mut at = slots.start;
+            while at < slots.end {
+                let mut shard = self.shard(index);
+                let Some(first) = shard.next_used(at..slots.end) else {
+                    break;
+                };
+                let end = first.0.saturating_add(STEP).min(slots.end);
+                at = first.0;
+                while let Some(used) = shard.next_used(at..end) {
+                    shard.clear(used);
+                    cleared += 1;
+                    at = used.0 + 1;
+                }
+                at = end;
+                let surplus = self.has_surplus_warm_frames(&shard);
+                drop(shard);
+                self.wake_if_needed(surplus);
+            }
+        }
+        cleared
+    }
+
+    /// Makes `pages` zeroes that are kept as data.
+    pub(crate) fn fill_zero(&self, pages: Range<u64>) {
+        let mut at = pages.start;
+        while at < pages.end {
+            let run = self.layout.run(PageIndex(at as u32), pages.end);
+            let mut shard = self.shard(run.shard);
+            for i in 0..run.pages {
+                shard.store_same_filled(SlotIndex(run.slot.0 + i), 0);
+            }
+            let surplus = self.has_surplus_warm_frames(&shard);
+            drop(shard);
+            self.wake_if_needed(surplus);
+            at += u64::from(run.pages);
+        }
+    }
+
+    /// Releases the memory of freed frames in excess of `keep` frames a shard; returns whether
+    /// any are left.
+    pub(crate) fn release_warm_frames(&self, keep: usize) -> bool {
+        let mut left = false;
+        for index in self.layout.shards() {
+            let mut idle = self.shard(index).pool_mut().take_idle(keep);
+            if !idle.is_empty()
+                && let Err(error) = idle.release()
+            {
+                tracing::warn!("cannot give freed memory back: {error}");
+            }
+            let mut shard = self.shard(index);
+            shard.pool_mut().accept_idle(idle);
+            left |= shard.pool().warm_frames() > 0;
+        }
+        left
+    }
+
+    /// Warm frames a shard keeps while it is busy.
+    pub(crate) fn warm_frames_to_keep(&self) -> usize {
+        self.warm_frames / 2
+    }
+}
+
+/// How many shards a device has by default: one a core, but none so small that the sparse zspages
+/// which every shard has of every size class would matter.
+fn shards_for(config: &DeviceConfig) -> u32 {
+    /// Bytes of memory that are worth a shard.
+    const WORTH: u64 = 16 << 20;
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
+    let bytes = config.mem_limit.unwrap_or(u64::MAX).min(config.size);
+    let shards = (bytes / WORTH).clamp(1, cores.min(64)) as u32;
+    shards.max(Layout::min_shards(config.size))
+}
+
+/// Address space for a shard's page frames: the arena's worst case is eight times what the pool
+/// holds, which is about a frame a slot.
+fn address_frames(slots: u32, shards: usize) -> usize {
+    let wanted = (u64::from(slots) + 4096) * 8;
+    wanted
+        .min(MAX_ADDRESS_FRAMES / shards as u64)
+        .min(u64::from(u32::MAX)) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn watermarks_leave_room_below_any_limit() {
+        for limit in [8, 9, 100, 16384, 1 << 30] {
+            let Watermarks { low, high } = Watermarks::of(limit);
+            assert!(low <= high && high + 8 <= limit, "{limit}: {low}, {high}");
+        }
+        assert_eq!(
+            Watermarks::of(16384),
+            Watermarks {
+                low: 14336,
+                high: 15360
+            }
+        );
+        assert_eq!(
+            Watermarks::of(FrameBudget::UNLIMITED).high,
+            FrameBudget::UNLIMITED
+        );
+    }
+}

@@ -1,0 +1,323 @@
+//! The device: what frontends serve.
+
+pub(crate) mod core;
+mod extents;
+pub(crate) mod layout;
+mod read;
+pub(crate) mod room;
+#[cfg(test)]
+mod tests;
+mod write;
+
+use std::ops::{ControlFlow, Range};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::thread::JoinHandle;
+
+use crossbeam::channel::{self, Sender};
+
+use self::core::Core;
+use crate::block_device::BlockDevice;
+use crate::config::{Algorithm, DeviceConfig, check_mem_limit};
+use crate::error::{Error, Result};
+use crate::pool::{ClassStats, FrameBudget};
+use crate::spill::{Backing, FileBacking};
+use crate::stats::{Stats, rss_bytes};
+use crate::units::{Extent, PAGE_SHIFT, PAGE_SIZE, PageIndex};
+use crate::writeback::{Command, Writeback};
+
+/// A compressed RAM block device. Dropping it ends its writeback thread, frees its memory and
+/// removes the backing file that it made.
+pub struct Device {
+    core: Arc<Core>,
+    commands: Option<Sender<Command>>,
+    writeback: Option<JoinHandle<()>>,
+}
+
+impl Device {
+    /// Makes an empty device.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`]; [`Error::Unusable`] or [`Error::Io`] about the backing;
+    /// [`Error::Io`] if there is not enough address space.
+    pub fn new(config: &DeviceConfig) -> Result<Self> {
+        config.validate()?;
+        let backing = match &config.backing {
+            Some(backing) => Some(Arc::new(FileBacking::open(backing)?) as Arc<dyn Backing>),
+            None => None,
+        };
+        Self::with_backing(config, backing)
+    }
+
+    /// Makes an empty device that spills to `backing`.
+    pub(crate) fn with_backing(
+        config: &DeviceConfig,
+        backing: Option<Arc<dyn Backing>>,
+    ) -> Result<Self> {
+        let core = Arc::new(Core::new(config, backing)?);
+        let (sender, receiver) = channel::unbounded();
+        let writeback = Writeback::new(Arc::clone(&core), receiver);
+        let thread = std::thread::Builder::new()
+            .name("uzram-writeback".into())
+            .spawn(move || writeback.run())
+            .map_err(|error| Error::io("start the writeback thread", error))?;
+        Ok(Self {
+            core,
+            commands: Some(sender),
+            writeback: Some(thread),
+        })
+    }
+
+    /// A snapshot of the counters. Each shard's are taken at one time, but not all shards'.
+    pub fn stats(&self) -> Stats {
+        let Core {
+            budget,
+            requests,
+            log_counts,
+            segments,
+            ..
+        } = &*self.core;
+        let page = PAGE_SIZE as u64;
+        let mut stats = Stats {
+            disksize: self.size(),
+            mem_used_total: budget.used() * page,
+            mem_limit: self.mem_limit().unwrap_or(0),
+            mem_used_max: budget.max_used() * page,
+            backing_bytes_used: log_counts.used_bytes(),
+            backing_bytes_live: segments.live_bytes(),
+            backing_bytes_written: log_counts.written_bytes(),
+            bd_reads: requests.bd_reads.load(Relaxed),
+            bd_writes: requests.bd_writes.load(Relaxed),
+            failed_reads: requests.failed_reads.load(Relaxed),
+            failed_writes: requests.failed_writes.load(Relaxed),
+            notify_free: requests.notify_free.load(Relaxed),
+            rss_bytes: rss_bytes(),
+            ..Stats::default()
+        };
+        for index in self.core.layout.shards() {
+            let counts = self.core.shard(index).counts();
+            let pages = counts.same_pages + counts.resident_pages + counts.written_back_pages;
+            stats.orig_data_size += pages * page;
+            stats.compr_data_size += counts.compr_bytes;
+            stats.same_pages += counts.same_pages;
+            stats.resident_pages += counts.resident_pages;
+            stats.written_back_pages += counts.written_back_pages;
+            stats.huge_pages += counts.huge_pages;
+            stats.huge_pages_since += counts.huge_pages_since;
+            stats.pages_compacted += counts.pages_compacted;
+        }
+        stats
+    }
+
+    /// Usage of the pools by size class, all shards together.
+    pub fn class_stats(&self) -> Vec<ClassStats> {
+        let mut total: Vec<ClassStats> = Vec::new();
+        for index in self.core.layout.shards() {
+            let classes = self.core.shard(index).pool().class_stats();
+            if total.is_empty() {
+                total = classes;
+                continue;
+            }
+            for (sum, class) in total.iter_mut().zip(classes) {
+                sum.objects += class.objects;
+                sum.objects_used += class.objects_used;
+                sum.frames += class.frames;
+                sum.frames_freeable += class.frames_freeable;
+            }
+        }
+        total
+    }
+
+    /// The memory limit in bytes, if there is one.
+    pub fn mem_limit(&self) -> Option<u64> {
+        let frames = self.core.budget.limit();
+        (frames != FrameBudget::UNLIMITED).then(|| frames * PAGE_SIZE as u64)
+    }
+
+    /// Sets or, with `None`, removes the memory limit, in bytes, rounded down to whole pages. What
+    /// is above a lowered limit is evicted in the background.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] below one zspage.
+    pub fn set_mem_limit(&self, bytes: Option<u64>) -> Result<()> {
+        bytes.map_or(Ok(()), check_mem_limit)?;
+        let frames = bytes.map_or(FrameBudget::UNLIMITED, |bytes| bytes / PAGE_SIZE as u64);
+        self.core.budget.set_limit(frames);
+        self.core.segments.waker().wake();
+        Ok(())
+    }
+
+    /// Starts `mem_used_max` again from what is used now.
+    pub fn reset_mem_used_max(&self) {
+        self.core.budget.reset_max_used();
+    }
+
+    /// How new pages are compressed.
+    pub fn algorithm(&self) -> Algorithm {
+        self.core.algorithm
+    }
+
+    /// The backing's path, if there is one.
+    pub fn backing_path(&self) -> Option<&Path> {
+        self.core.backing.as_deref().map(Backing::path)
+    }
+
+    /// Empties sparse zspages into fuller ones of their class until none can be freed that way;
+    /// returns the page frames freed.
+    pub fn compact(&self) -> u64 {
+        let mut freed = 0;
+        for index in self.core.layout.shards() {
+            // The lock is let go after each zspage.
+            while let Some(frames) = {
+                let mut shard = self.core.shard(index);
+                shard.compact()
+            } {
+                freed += frames;
+            }
+        }
+        self.core.segments.waker().wake();
+        freed
+    }
+
+    /// Evicts the least recently allocated zspages to the backing, of at least `bytes` of memory
+    /// or all there are; returns the bytes freed. Pages that were read since they were stored are
+    /// moved rather than evicted, once.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`] if there is no backing, or it is full or failing.
+    pub fn evict(&self, bytes: u64) -> Result<u64> {
+        let (done, answer) = channel::bounded(1);
+        self.command(Command::Evict {
+            frames: bytes.div_ceil(PAGE_SIZE as u64),
+            done,
+        });
+        let frames = answer.recv().unwrap_or(Err("the device is stopping"));
+        frames
+            .map(|frames| frames * PAGE_SIZE as u64)
+            .map_err(Error::NoSpace)
+    }
+
+    /// Forgets all data, like a discard of the whole device, and starts the counters again.
+    pub fn reset(&self) {
+        self.core.clear(0..self.core.layout.pages());
+        for index in self.core.layout.shards() {
+            self.core.shard(index).reset_counts();
+        }
+        self.core.requests.reset();
+        self.core.budget.reset_max_used();
+    }
+
+    /// Asserts that the accounting of every part adds up: slots, pools, recency, segments. Slow,
+    /// and for tests: no request may be under way.
+    pub fn check(&self) {
+        let (done, answer) = channel::bounded(1);
+        self.command(Command::Check { done });
+        answer
+            .recv()
+            .expect("the writeback thread found the accounting wrong");
+    }
+
+    fn command(&self, command: Command) {
+        if let Some(commands) = &self.commands {
+            // The thread outlives its sender; it is gone only if it panicked, and then the answer
+            // never comes, which the caller sees.
+            let _ = commands.send(command);
+            self.core.segments.waker().wake();
+        }
+    }
+
+    /// Sends writers that wait for memory away with an error, now and from now on, so that
+    /// whoever serves the device can stop.
+    pub fn stop_waiting(&self) {
+        self.core.room.close();
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        self.core.room.close();
+        self.commands = None;
+        self.core.segments.waker().wake();
+        if let Some(thread) = self.writeback.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the writeback thread panicked");
+        }
+    }
+}
+
+impl BlockDevice for Device {
+    fn size(&self) -> u64 {
+        self.core.layout.pages() << PAGE_SHIFT
+    }
+
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.core.read(offset, buf).inspect_err(|error| {
+            tracing::error!("read of {} bytes at {offset}: {error}", buf.len());
+            self.core.requests.failed_reads.fetch_add(1, Relaxed);
+        })
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
+        self.core.write(offset, data).inspect_err(|error| {
+            tracing::debug!("write of {} bytes at {offset}: {error}", data.len());
+            self.core.requests.failed_writes.fetch_add(1, Relaxed);
+        })
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> Result<()> {
+        let pages = self.zero_ends(offset, len)?;
+        let freed = self.core.clear(pages);
+        self.core.requests.notify_free.fetch_add(freed, Relaxed);
+        Ok(())
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64) -> Result<()> {
+        let pages = self.zero_ends(offset, len)?;
+        self.core.fill_zero(pages);
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn extents(&self, range: Range<u64>, visit: &mut dyn FnMut(Extent) -> ControlFlow<()>) {
+        self.core.extents(range, visit);
+    }
+}
+
+impl Device {
+    /// Zeroes the part pages at the ends of a range; returns the whole pages between them.
+    fn zero_ends(&self, offset: u64, len: u64) -> Result<Range<u64>> {
+        let page = PAGE_SIZE as u64;
+        let end = offset + len;
+        let whole = offset.next_multiple_of(page)..end / page * page;
+        let zero = |from: u64, to: u64| {
+            let (first, within) = (PageIndex((from / page) as u32), (from % page) as usize);
+            self.core.zero_part(first, within, (to - from) as usize)
+        };
+        let zeroed = if whole.start > whole.end {
+            // All of it is inside one page.
+            zero(offset, end)
+        } else {
+            let head = if offset < whole.start {
+                zero(offset, whole.start)
+            } else {
+                Ok(())
+            };
+            head.and_then(|()| {
+                if whole.end < end {
+                    zero(whole.end, end)
+                } else {
+                    Ok(())
+                }
+            })
+        };
+        zeroed.inspect_err(|_| {
+            self.core.requests.failed_writes.fetch_add(1, Relaxed);
+        })?;
+        Ok(whole.start / page..(whole.end / page).max(whole.start / page))
+    }
+}

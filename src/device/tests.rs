@@ -1,0 +1,357 @@
+//! The device over a backing that misbehaves.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+
+use super::Device;
+use crate::block_device::BlockDevice;
+use crate::config::DeviceConfig;
+use crate::spill::{Backing, FaultyBacking, SEGMENT_BYTES};
+use crate::units::{PAGE_SIZE, Page};
+
+const PAGE: u64 = PAGE_SIZE as u64;
+
+/// A page that compresses to about a third, and tells its tag.
+fn tagged(tag: u64) -> Page {
+    let mut state = tag | 1 << 63;
+    let mut page = [0; PAGE_SIZE];
+    for chunk in page.chunks_exact_mut(16) {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        chunk[..4].copy_from_slice(&state.to_le_bytes()[4..]);
+        chunk[8..].copy_from_slice(&tag.to_le_bytes());
+    }
+    page
+}
+
+fn device(pages: u64, limit_pages: u64, shards: u32, backing: &Arc<FaultyBacking>) -> Device {
+    let mut config = DeviceConfig::new(pages * PAGE);
+    config.mem_limit = Some(limit_pages * PAGE);
+    config.shards = Some(shards);
+    Device::with_backing(&config, Some(Arc::clone(backing) as Arc<dyn Backing>)).expect("a device")
+}
+
+fn write(device: &Device, page: u64, tag: u64) -> crate::Result<()> {
+    device.write(page * PAGE, &tagged(tag))
+}
+
+#[track_caller]
+fn expect(device: &Device, page: u64, tag: u64) {
+    let mut found = [0; PAGE_SIZE];
+    device.read(page * PAGE, &mut found).expect("readable");
+    assert!(found == tagged(tag), "page {page} is not {tag}");
+}
+
+fn eventually(what: &str, condition: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(
+            start.elapsed() < Duration::from_secs(20),
+            "not {what} after 20 s"
+        );
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_backing_that_fails_loses_nothing_and_recovers() {
+    let backing = Arc::new(FaultyBacking::new(100));
+    let device = device(4000, 200, 2, &backing);
+    let mut written = 0;
+    while device.stats().written_back_pages == 0 {
+        write(&device, written, written).expect("room");
+        written += 1;
+    }
+    backing.fail_writes.store(true, Relaxed);
+    let error = loop {
+        match write(&device, written, written) {
+            Ok(()) => written += 1,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.errno(), Errno::NOSPC);
+    for page in 0..written {
+        expect(&device, page, page);
+    }
+    assert!(device.stats().mem_used_total <= 200 * PAGE && device.stats().failed_writes == 1);
+    device.check();
+
+    backing.fail_writes.store(false, Relaxed);
+    for page in written..4000 {
+        write(&device, page, page).expect("the backing works again");
+    }
+    for page in 0..4000 {
+        expect(&device, page, page);
+    }
+    device.check();
+}
+
+#[test]
+fn a_full_backing_is_an_error_until_there_is_space() {
+    let backing = Arc::new(FaultyBacking::new(3));
+    let device = device(20_000, 64, 1, &backing);
+    let written = (0..20_000)
+        .find(|&page| write(&device, page, page).is_err())
+        .expect("full");
+    assert!(device.stats().backing_bytes_live > SEGMENT_BYTES);
+    for page in 0..written {
+        expect(&device, page, page);
+    }
+    device.check();
+    // Every other page goes: no segment is empty, so they must be cleaned for this to help.
+    for page in (0..written).step_by(2) {
+        device.discard(page * PAGE, PAGE).expect("no room needed");
+    }
+    for page in (0..written * 2 / 3).step_by(2) {
+        write(&device, page, page + 1).expect("there is space again");
+    }
+    for page in 0..written * 2 / 3 {
+        expect(&device, page, page + u64::from(page % 2 == 0));
+    }
+    device.check();
+    device.discard(0, 20_000 * PAGE).expect("no room needed");
+    eventually("empty", || {
+        backing.in_use() == 0 && device.stats().backing_bytes_used == 0
+    });
+    device.check();
+}
+
+#[test]
+fn unreadable_pages_fail_alone_and_only_while_unreadable() {
+    let backing = Arc::new(FaultyBacking::new(100));
+    let device = device(1000, 100, 1, &backing);
+    for page in 0..1000 {
+        write(&device, page, page).expect("room");
+    }
+    device.evict(50 * PAGE).expect("evicted");
+    backing.fail_reads.store(true, Relaxed);
+    let mut buf = [0; PAGE_SIZE];
+    let failed = (0..1000)
+        .filter(|page| device.read(page * PAGE, &mut buf).is_err())
+        .count();
+    let stats = device.stats();
+    assert_eq!(
+        (failed as u64, stats.failed_reads),
+        (stats.written_back_pages, failed as u64)
+    );
+    // Part of an unreadable page cannot be written; the whole page can.
+    assert_eq!(
+        device.write(10, b"part").expect_err("unreadable").errno(),
+        Errno::IO
+    );
+    write(&device, 0, 7).expect("room");
+    expect(&device, 0, 7);
+    backing.fail_reads.store(false, Relaxed);
+    for page in 1..1000 {
+        expect(&device, page, page);
+    }
+    device.check();
+}
+
+#[test]
+fn damage_is_found_and_never_returned() {
+    let backing = Arc::new(FaultyBacking::new(100));
+    let device = device(2000, 64, 2, &backing);
+    for page in 0..2000 {
+        write(&device, page, page).expect("room");
+    }
+    let mut bit = 9;
+    backing.damage(|segment| {
+        for _ in 0..40 {
+            bit = (bit * 48_271) % 0x7fff_ffff;
+            let at = bit % (SEGMENT_BYTES as usize / 4 * 8);
+            segment[at / 8] ^= 1 << (at % 8);
+        }
+        // Two blocks change places.
+        let (low, high) = segment.split_at_mut(PAGE_SIZE * 9);
+        low[PAGE_SIZE * 3..PAGE_SIZE * 4].swap_with_slice(&mut high[..PAGE_SIZE]);
+    });
+    let mut refused = 0;
+    for page in 0..2000 {
+        let mut found = [0; PAGE_SIZE];
+        match device.read(page * PAGE, &mut found) {
+            Ok(()) => assert!(found == tagged(page), "page {page}: wrong data"),
+            Err(error) => {
+                assert_eq!(error.errno(), Errno::IO);
+                refused += 1;
+            }
+        }
+    }
+    assert!((2..200).contains(&refused), "{refused} pages refused");
+    device.check();
+}
+
+/// The bug that zswap and zsmalloc each shipped: a page is freed or rewritten while eviction is
+/// writing its old contents.
+#[test]
+fn what_changes_during_a_write_is_not_undone_by_it() {
+    let backing = Arc::new(FaultyBacking::new(100));
+    let device = Arc::new(device(400, 400, 1, &backing));
+    for page in 0..400 {
+        write(&device, page, page).expect("room");
+    }
+    let writes = Arc::new(AtomicU32::new(0));
+    let (hook_device, hook_writes): (Weak<Device>, _) =
+        (Arc::downgrade(&device), Arc::clone(&writes));
+    backing.before_write(move || {
+        let Some(device) = hook_device.upgrade() else {
+            return;
+        };
+        hook_writes.fetch_add(1, Relaxed);
+        // Every fourth page each: rewritten, discarded, freed and written to again, left alone.
+        for page in (0..400).step_by(4) {
+            write(&device, page, page + 1000).expect("room");
+            device
+                .discard((page + 1) * PAGE, PAGE)
+                .expect("no room needed");
+            device
+                .discard((page + 2) * PAGE, PAGE)
+                .expect("no room needed");
+            write(&device, page + 2, page + 2000).expect("room");
+        }
+    });
+    device.evict(100 * PAGE).expect("evicted");
+    assert!(writes.load(Relaxed) > 0);
+    device.check();
+    let mut zero = [0xff; PAGE_SIZE];
+    for page in (0..400).step_by(4) {
+        expect(&device, page, page + 1000);
+        device.read((page + 1) * PAGE, &mut zero).expect("readable");
+        assert!(zero == [0; PAGE_SIZE]);
+        expect(&device, page + 2, page + 2000);
+        expect(&device, page + 3, page + 3);
+    }
+    let stats = device.stats();
+    assert!(stats.written_back_pages > 0 && stats.written_back_pages <= 100);
+}
+
+#[test]
+fn pages_that_are_read_stay_while_others_go() {
+    let backing = Arc::new(FaultyBacking::new(100));
+    let device = device(3000, 600, 2, &backing);
+    let hot = 0..64;
+    for page in 0..3000 {
+        write(&device, page, page).expect("room");
+        // Read often enough that each is read again before its zspage is the oldest.
+        for page in hot
+            .clone()
+            .filter(|hot| hot % 16 == page % 16 && *hot < page)
+        {
+            expect(&device, page, page);
+        }
+    }
+    let before = device.stats().bd_reads;
+    for page in hot {
+        expect(&device, page, page);
+    }
+    let missed = device.stats().bd_reads - before;
+    assert!(missed < 8, "{missed} of 64 hot pages were evicted");
+    device.check();
+}
+
+#[test]
+fn a_pool_of_accessed_pages_can_still_be_evicted() {
+    let backing = Arc::new(FaultyBacking::new(100));
+    let device = device(2000, 400, 1, &backing);
+    for page in 0..600 {
+        write(&device, page, page).expect("room");
+    }
+    for page in 0..600 {
+        expect(&device, page, page);
+    }
+    for page in 600..2000 {
+        write(&device, page, page).expect("room");
+        expect(&device, page, page);
+    }
+    device.check();
+}
+
+#[test]
+fn many_threads_see_only_what_was_written() {
+    const WRITERS: u64 = 4;
+    const PAGES: u64 = 2000;
+    let backing = Arc::new(FaultyBacking::new(40));
+    let device = Arc::new(device(PAGES, 256, 3, &backing));
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let writers: Vec<_> = (0..WRITERS)
+            .map(|writer| {
+                let device = Arc::clone(&device);
+                scope.spawn(move || work_on_own_pages(&device, writer, WRITERS, PAGES))
+            })
+            .collect();
+        scope.spawn(|| {
+            // Everybody's pages: what is read must be some version of that page.
+            let mut page = 0;
+            while !stop.load(Relaxed) {
+                let mut found = [0; PAGE_SIZE];
+                page = (page * 31 + 17) % PAGES;
+                device.read(page * PAGE, &mut found).expect("readable");
+                let tag = u64::from_le_bytes(found[8..16].try_into().expect("8 bytes"));
+                assert!(found == [0; PAGE_SIZE] || (found == tagged(tag) && tag % PAGES == page));
+            }
+        });
+        scope.spawn(|| {
+            for round in 0.. {
+                if stop.load(Relaxed) {
+                    break;
+                }
+                device.compact();
+                device
+                    .set_mem_limit(Some((128 + round % 5 * 64) * PAGE))
+                    .expect("valid");
+                std::thread::sleep(Duration::from_millis(3));
+            }
+        });
+        for writer in writers {
+            writer.join().expect("no panic");
+        }
+        stop.store(true, Relaxed);
+    });
+    device.check();
+    device.discard(0, PAGES * PAGE).expect("no room needed");
+    device.check();
+    assert_eq!(
+        (
+            device.stats().mem_used_total,
+            device.stats().backing_bytes_live
+        ),
+        (0, 0)
+    );
+}
+
+/// Writes, discards and verifies the pages that are `writer` modulo `writers`.
+fn work_on_own_pages(device: &Device, writer: u64, writers: u64, pages: u64) {
+    let mut versions = vec![None; (pages / writers) as usize];
+    let mut state = writer + 1;
+    for step in 0..15_000u64 {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        let own = (state >> 33) % (pages / writers);
+        let page = own * writers + writer;
+        match (state >> 20) % 8 {
+            0 => {
+                device.discard(page * PAGE, PAGE).expect("no room needed");
+                versions[own as usize] = None;
+            }
+            1..4 => {
+                let tag = (step + 1) * pages + page;
+                write(device, page, tag).expect("room");
+                versions[own as usize] = Some(tag);
+            }
+            _ => match versions[own as usize] {
+                Some(tag) => expect(device, page, tag),
+                None => {
+                    let mut found = [1; PAGE_SIZE];
+                    device.read(page * PAGE, &mut found).expect("readable");
+                    assert!(found == [0; PAGE_SIZE], "page {page} was discarded");
+                }
+            },
+        }
+    }
+}

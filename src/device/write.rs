@@ -1,0 +1,210 @@
+//! The write path: compress without a lock, then store a run of pages under one.
+
+use std::cell::RefCell;
+
+use super::core::Core;
+use super::layout::{RUN_PAGES, Run};
+use super::read::PageCopy;
+use crate::codec::{self, Codec, MAX_COMPRESSED_LEN};
+use crate::error::{Error, Result};
+use crate::shard::{NoRoom, Shard, SlotIndex, SlotState};
+use crate::units::{PAGE_SHIFT, PAGE_SIZE, Page, PageIndex};
+
+/// A page as it is to be stored.
+#[derive(Clone, Copy)]
+enum Prepared {
+    SameFilled(u32),
+    /// Stored as it came.
+    Raw,
+    /// Compressed at `start` in the scratch.
+    Compressed {
+        codec: Codec,
+        start: usize,
+        len: usize,
+    },
+}
+
+/// A thread's memory for a run of compressed pages.
+struct Scratch {
+    bytes: Vec<u8>,
+    pages: Vec<Prepared>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = const {
+        RefCell::new(Scratch { bytes: Vec::new(), pages: Vec::new() })
+    };
+}
+
+impl Core {
+    /// Stores `data` at `offset`.
+    pub(super) fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
+        let within = (offset % PAGE_SIZE as u64) as usize;
+        let head_len = if within == 0 {
+            0
+        } else {
+            data.len().min(PAGE_SIZE - within)
+        };
+        let (head, rest) = data.split_at(head_len);
+        let (pages, tail) = rest.as_chunks::<PAGE_SIZE>();
+        let first = offset >> PAGE_SHIFT;
+        if !head.is_empty() {
+            self.write_part(PageIndex(first as u32), within, head)?;
+        }
+        let first = first + u64::from(!head.is_empty());
+        self.write_pages(first, pages)?;
+        if !tail.is_empty() {
+            self.write_part(PageIndex((first + pages.len() as u64) as u32), 0, tail)?;
+        }
+        Ok(())
+    }
+
+    fn write_pages(&self, first: u64, mut pages: &[Page]) -> Result<()> {
+        let end = first + pages.len() as u64;
+        let mut at = first;
+        while at < end {
+            let run = self.layout.run(PageIndex(at as u32), end);
+            let (now, later) = pages.split_at(run.pages as usize);
+            SCRATCH.with_borrow_mut(|scratch| self.write_run(run, now, scratch))?;
+            pages = later;
+            at += u64::from(run.pages);
+        }
+        Ok(())
+    }
+
+    fn write_run(&self, run: Run, pages: &[Page], scratch: &mut Scratch) -> Result<()> {
+        self.prepare(pages, scratch);
+        let mut next = 0;
+        self.store_with_room(run.shard, |shard| {
+            while let Some(prepared) = scratch.pages.get(next) {
+                let slot = SlotIndex(run.slot.0 + next as u32);
+                store(shard, slot, *prepared, &scratch.bytes, &pages[next])?;
+                next += 1;
+            }
+            Ok(())
+        })
+    }
+
+    /// Compresses pages into the scratch.
+    fn prepare(&self, pages: &[Page], scratch: &mut Scratch) {
+        scratch
+            .bytes
+            .resize(RUN_PAGES as usize * MAX_COMPRESSED_LEN, 0);
+        scratch.pages.clear();
+        let mut start = 0;
+        for page in pages {
+            let prepared = self.prepare_page(page, start, &mut scratch.bytes[start..]);
+            if let Prepared::Compressed { len, .. } = prepared {
+                start += len;
+            }
+            scratch.pages.push(prepared);
+        }
+    }
+
+    fn prepare_page(&self, page: &Page, start: usize, out: &mut [u8]) -> Prepared {
+        if let Some(pattern) = codec::same_filled(page) {
+            return Prepared::SameFilled(pattern);
+        }
+        match codec::compress(self.algorithm, page, out, self.max_compressed_len) {
+            Some((codec, len)) => Prepared::Compressed { codec, start, len },
+            None => Prepared::Raw,
+        }
+    }
+
+    /// Changes part of a page.
+    pub(super) fn write_part(&self, page: PageIndex, within: usize, part: &[u8]) -> Result<()> {
+        self.modify(page, |page| {
+            page[within..within + part.len()].copy_from_slice(part);
+        })
+    }
+
+    /// Zeroes part of a page, which stays empty if it is.
+    pub(super) fn zero_part(&self, page: PageIndex, within: usize, len: usize) -> Result<()> {
+        let run = self.layout.run(page, u64::from(page.0) + 1);
+        if self.shard(run.shard).slot(run.slot).is_empty() {
+            return Ok(());
+        }
+        self.modify(page, |page| page[within..within + len].fill(0))
+    }
+
+    /// Reads, changes and writes a page as one step.
+    ///
+    /// The page is read without the lock, and stored only if its slot is still the one that was
+    /// read. A slot that looks the same might hold an object that was freed and allocated anew in
+    /// the same place, so a resident page is read and stored under one hold of the lock. A record
+    /// cannot come back: no two have the same address and sequence number.
+    fn modify(&self, page: PageIndex, change: impl Fn(&mut Page)) -> Result<()> {
+        let run = self.layout.run(page, u64::from(page.0) + 1);
+        let mut scratch = [0; MAX_COMPRESSED_LEN];
+        loop {
+            // Spilled pages are fetched first: no I/O under the lock.
+            let fetched = self.fetch_if_written_back(run)?;
+            let mut outcome = Ok(Change::Stale);
+            self.store_with_room(run.shard, |shard| {
+                let mut copy = [0; PAGE_SIZE];
+                outcome = self.copy_for_change(shard, run, fetched.as_ref(), &mut copy);
+                if let Ok(Change::Ready) = outcome {
+                    change(&mut copy);
+                    let prepared = self.prepare_page(&copy, 0, &mut scratch);
+                    store(shard, run.slot, prepared, &scratch, &copy)?;
+                }
+                Ok(())
+            })?;
+            if let Change::Ready = outcome? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Copies the page of a locked slot to `copy`.
+    fn copy_for_change(
+        &self,
+        shard: &Shard,
+        run: Run,
+        fetched: Option<&PageCopy>,
+        copy: &mut Page,
+    ) -> Result<Change> {
+        let slot = shard.slot(run.slot);
+        match slot.state() {
+            SlotState::Empty => copy.fill(0),
+            SlotState::SameFilled { pattern } => codec::fill(pattern, 0, copy),
+            SlotState::Resident { object, len, codec } => {
+                codec::decompress(codec, shard.pool().bytes(object, len), copy)
+                    .map_err(|_| Error::Corrupt { page: run.first.0 })?;
+            }
+            SlotState::WrittenBack { record, .. } => match fetched {
+                Some(fetched) if fetched.is_of(slot, self.sequence(record)) => *copy = fetched.page,
+                _ => return Ok(Change::Stale),
+            },
+        }
+        Ok(Change::Ready)
+    }
+}
+
+/// Whether a page is at hand to be changed.
+#[derive(Clone, Copy)]
+enum Change {
+    Ready,
+    /// It was written back, or its record was moved, after it was looked at.
+    Stale,
+}
+
+/// Stores a prepared page in its slot.
+fn store(
+    shard: &mut Shard,
+    slot: SlotIndex,
+    prepared: Prepared,
+    scratch: &[u8],
+    page: &Page,
+) -> Result<(), NoRoom> {
+    match prepared {
+        Prepared::SameFilled(pattern) => {
+            shard.store_same_filled(slot, pattern);
+            Ok(())
+        }
+        Prepared::Raw => shard.store(slot, Codec::Raw, page),
+        Prepared::Compressed { codec, start, len } => {
+            shard.store(slot, codec, &scratch[start..start + len])
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! `disk`: the file that behaves as a block device does.
+//!
+//! Its size is fixed, a read stops at the end, a write past it is ENOSPC, a hole punched is a
+//! discard, and space is never set aside.
+
+use std::cell::RefCell;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use fuser::{Errno, ReplyData};
+use rustix::fs::FallocateFlags;
+
+use super::errno;
+use crate::block_device::{BlockDevice, check_range};
+use crate::units::PageState;
+
+const SEEK_DATA: i32 = 3;
+const SEEK_HOLE: i32 = 4;
+
+thread_local! {
+    /// Where a read is put together: zeroed when it grows, never again.
+    static READ_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The device, and how many have its file open.
+pub(super) struct Disk {
+    device: Arc<dyn BlockDevice>,
+    openers: Arc<AtomicUsize>,
+}
+
+impl Disk {
+    pub(super) fn new(device: Arc<dyn BlockDevice>, openers: Arc<AtomicUsize>) -> Self {
+        Self { device, openers }
+    }
+
+    pub(super) fn size(&self) -> u64 {
+        self.device.size()
+    }
+
+    pub(super) fn open(&self) {
+        self.openers.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn close(&self) {
+        self.openers.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.openers.load(Ordering::Relaxed) != 0
+    }
+
+    /// How many of `len` bytes at `offset` lie before the end.
+    fn clip(&self, offset: u64, len: u64) -> u64 {
+        self.size().saturating_sub(offset).min(len)
+    }
+
+    pub(super) fn read(&self, offset: u64, size: u32, reply: ReplyData) {
+        // At most a u32's worth.
+        let len = self.clip(offset, size.into()) as usize;
+        READ_BUFFER.with_borrow_mut(|buffer| {
+            if buffer.len() < len {
+                buffer.resize(len, 0);
+            }
+            let data = &mut buffer[..len];
+            match self.device.read(offset, data) {
+                Ok(()) => reply.data(data),
+                Err(error) => reply.error(errno(&error)),
+            }
+        });
+    }
+
+    /// Returns the bytes written, fewer than asked for at the end.
+    pub(super) fn write(&self, offset: u64, data: &[u8]) -> Result<u32, Errno> {
+        let len = self.clip(offset, data.len() as u64);
+        if len == 0 && !data.is_empty() {
+            return Err(Errno::ENOSPC);
+        }
+        self.device
+            .write(offset, &data[..len as usize])
+            .map_err(|error| errno(&error))?;
+        // The kernel's requests have a u32 for their length.
+        Ok(len as u32)
+    }
+
+    pub(super) fn flush(&self) -> Result<(), Errno> {
+        self.device.flush().map_err(|error| errno(&error))
+    }
+
+    /// Discards or zeroes `len` bytes, as fallocate(2) on a block device does.
+    pub(super) fn allocate(&self, offset: u64, len: u64, mode: i32) -> Result<(), Errno> {
+        const PUNCH: FallocateFlags = FallocateFlags::PUNCH_HOLE.union(FallocateFlags::KEEP_SIZE);
+        const ZERO: FallocateFlags = FallocateFlags::ZERO_RANGE;
+        const ZERO_KEEP: FallocateFlags = ZERO.union(FallocateFlags::KEEP_SIZE);
+        let clipped = self.clip(offset, len);
+        match FallocateFlags::from_bits_retain(mode.cast_unsigned()) {
+            // With the size kept, what lies past the end is not there to change.
+            PUNCH | ZERO_KEEP if clipped == 0 => Ok(()),
+            PUNCH => self.device.discard(offset, clipped),
+            ZERO_KEEP => self.device.write_zeroes(offset, clipped),
+            ZERO => check_range(offset, len, self.size())
+                .and_then(|()| self.device.write_zeroes(offset, len)),
+            // Space cannot be set aside in a device that is only as large as what it holds.
+            _ => return Err(Errno::EOPNOTSUPP),
+        }
+        .map_err(|error| errno(&error))
+    }
+
+    /// The first byte from `offset` on that is data, or in a hole; the end counts as a hole.
+    pub(super) fn seek(&self, offset: i64, whence: i32) -> Result<u64, Errno> {
+        let wants_hole = match whence {
+            SEEK_DATA => false,
+            SEEK_HOLE => true,
+            _ => return Err(Errno::EINVAL),
+        };
+        let size = self.size();
+        let offset = u64::try_from(offset).map_err(|_| Errno::ENXIO)?;
+        if offset >= size {
+            return Err(Errno::ENXIO);
+        }
+        let mut found = wants_hole.then_some(size);
+        self.device.extents(offset..size, &mut |extent| {
+            if (extent.state == PageState::Empty) == wants_hole {
+                found = Some(extent.offset);
+                return ControlFlow::Break(());
+            }
+            ControlFlow::Continue(())
+        });
+        found.ok_or(Errno::ENXIO)
+    }
+}

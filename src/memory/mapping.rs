@@ -1,0 +1,86 @@
+//! One private anonymous mapping.
+#![expect(unsafe_code, reason = "mapping memory is what this module is for")]
+
+use std::ffi::c_void;
+use std::io;
+use std::ops::Range;
+use std::ptr::NonNull;
+
+use rustix::mm::{self, Advice, MapFlags, MprotectFlags, ProtFlags};
+
+/// An address range of our own. It is unmapped when dropped.
+///
+/// Invariant: `base..base + len` is one anonymous private mapping that nothing else unmaps.
+#[derive(Debug)]
+pub(super) struct Mapping {
+    base: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: a mapping is plain memory, not tied to the thread that made it; access to its bytes goes
+// through `base`, whose users uphold the aliasing rules themselves.
+unsafe impl Send for Mapping {}
+// SAFETY: as above; the methods here only ask the kernel to change protection or drop contents.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Reserves `len` bytes of addresses, inaccessible until opened with [`Mapping::open`]. Costs
+    /// nothing, even where the kernel does not overcommit.
+    pub(super) fn reserve(len: usize) -> io::Result<Self> {
+        Self::map(len, ProtFlags::empty())
+    }
+
+    /// Maps `len` bytes that read as zeroes; memory is spent as pages are first written.
+    pub(super) fn zeroed(len: usize) -> io::Result<Self> {
+        Self::map(len, ProtFlags::READ | ProtFlags::WRITE)
+    }
+
+    fn map(len: usize, protection: ProtFlags) -> io::Result<Self> {
+        let len = len.max(1);
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        // SAFETY: a new anonymous mapping at an address of the kernel's choice overlaps no memory
+        // that Rust knows of.
+        let base = unsafe { mm::mmap_anonymous(std::ptr::null_mut(), len, protection, flags) }?;
+        let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Self { base, len })
+    }
+
+    /// First byte of the mapping.
+    pub(super) fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+
+    /// Makes the whole pages of `bytes` readable and writable.
+    pub(super) fn open(&self, bytes: Range<usize>) -> io::Result<()> {
+        let start = self.check(&bytes);
+        let flags = MprotectFlags::READ | MprotectFlags::WRITE;
+        // SAFETY: the range lies in our mapping, and widening its protection invalidates nothing.
+        Ok(unsafe { mm::mprotect(start, bytes.len(), flags) }?)
+    }
+
+    /// Gives the memory behind the whole pages of `bytes` back; they read as zeroes from then on.
+    /// The caller sees to it that nobody refers to bytes in the range.
+    pub(super) fn release(&self, bytes: Range<usize>) -> io::Result<()> {
+        let start = self.check(&bytes);
+        // SAFETY: the range lies in our mapping; any bytes are valid `u8`s, before and after.
+        Ok(unsafe { mm::madvise(start, bytes.len(), Advice::LinuxDontNeed) }?)
+    }
+
+    fn check(&self, bytes: &Range<usize>) -> *mut c_void {
+        assert!(
+            bytes.start <= bytes.end && bytes.end <= self.len,
+            "{bytes:?} in {}",
+            self.len
+        );
+        // SAFETY: `start` is at most `len`, so the result is in the mapping or one past it.
+        unsafe { self.base.add(bytes.start) }.as_ptr().cast()
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the range is ours by the invariant, and whoever could refer into it borrows or
+        // shares this `Mapping`. An error is impossible for such a range and could not be helped.
+        let _ = unsafe { mm::munmap(self.base.as_ptr().cast(), self.len) };
+    }
+}

@@ -1,0 +1,281 @@
+//! What every pool must do, tested on each.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::{FrameBudget, ObjectAddress, Owner, Pool, Stored, Zsmalloc, ZspageId};
+use crate::units::PAGE_SIZE;
+
+const ADDRESS_FRAMES: usize = 1 << 16;
+
+/// A pool beside a model of what it should hold.
+struct Harness {
+    pool: Box<dyn Pool>,
+    budget: Arc<FrameBudget>,
+    objects: HashMap<Owner, (ObjectAddress, Vec<u8>)>,
+    isolated: Vec<ZspageId>,
+    next_owner: u32,
+}
+
+impl Harness {
+    fn new(limit: u64) -> Self {
+        let budget = Arc::new(FrameBudget::new(limit));
+        let pool = Zsmalloc::new(ADDRESS_FRAMES, Arc::clone(&budget)).expect("addresses");
+        Self {
+            pool: Box::new(pool),
+            budget,
+            objects: HashMap::new(),
+            isolated: Vec::new(),
+            next_owner: 0,
+        }
+    }
+
+    /// Stores an object of `len` bytes, which depend on its owner.
+    fn store(&mut self, len: usize) -> Option<Stored> {
+        let owner = Owner(self.next_owner);
+        let data: Vec<u8> = (0..len)
+            .map(|i| (i as u32 * 31 + owner.0 * 7) as u8)
+            .collect();
+        let stored = self.pool.store(owner, &data)?;
+        assert!(
+            !self.isolated.contains(&stored.zspage),
+            "stored in an isolated zspage"
+        );
+        self.objects.insert(owner, (stored.object, data));
+        self.next_owner += 1;
+        Some(stored)
+    }
+
+    fn any_owner(&self, pick: usize) -> Option<Owner> {
+        let mut owners: Vec<_> = self.objects.keys().copied().collect();
+        owners.sort_unstable();
+        (!owners.is_empty()).then(|| owners[pick % owners.len()])
+    }
+
+    fn free(&mut self, owner: Owner) {
+        let (object, _) = self.objects.remove(&owner).expect("a known owner");
+        if let Some(freed) = self.pool.free(object) {
+            assert!(
+                !self.isolated.contains(&freed),
+                "an isolated zspage was freed"
+            );
+        }
+    }
+
+    fn isolate(&mut self, zspage: ZspageId) {
+        if !self.isolated.contains(&zspage) {
+            self.pool.isolate(zspage);
+            self.isolated.push(zspage);
+        }
+    }
+
+    fn compact(&mut self) -> u64 {
+        let mut frames = 0;
+        while let Some(done) = self.pool.compact(&mut |owner, from, to| {
+            let (at, _) = self.objects.get_mut(&owner).expect("a known owner");
+            assert_eq!(*at, from);
+            *at = to;
+        }) {
+            assert!(
+                !self.isolated.contains(&done.zspage),
+                "an isolated zspage was compacted"
+            );
+            frames += done.frames;
+        }
+        frames
+    }
+
+    fn check(&self) {
+        self.pool.check();
+        assert_eq!(self.pool.frames_in_use(), self.budget.used());
+        for (owner, (object, data)) in &self.objects {
+            assert_eq!(self.pool.bytes(*object, data.len()), data, "{owner:?}");
+        }
+    }
+
+    /// Puts back what is isolated and frees everything: nothing may be left.
+    fn drain(mut self) {
+        for zspage in std::mem::take(&mut self.isolated) {
+            self.pool.put_back(zspage);
+        }
+        while let Some(owner) = self.any_owner(0) {
+            self.free(owner);
+        }
+        self.check();
+        assert_eq!(self.pool.frames_in_use(), 0);
+    }
+}
+
+#[test]
+fn keeps_objects_of_every_length() {
+    let mut harness = Harness::new(FrameBudget::UNLIMITED);
+    let max = harness.pool.max_compressed_len();
+    for len in (1..=max).chain([PAGE_SIZE; 3]) {
+        harness.store(len).expect("no limit");
+    }
+    harness.check();
+    harness.drain();
+}
+
+#[test]
+fn visits_the_owners_of_a_zspage() {
+    let mut harness = Harness::new(FrameBudget::UNLIMITED);
+    let stored = [(); 20].map(|()| harness.store(1000).expect("no limit"));
+    let zspage = stored[0].zspage;
+    let mut expected: Vec<_> = (0..20)
+        .zip(stored)
+        .filter(|(_, s)| s.zspage == zspage)
+        .collect();
+    let (gone, _) = expected.remove(0);
+    harness.free(Owner(gone));
+    let mut visited = Vec::new();
+    harness
+        .pool
+        .objects(zspage, &mut |object, owner| visited.push((owner.0, object)));
+    assert_eq!(
+        visited,
+        expected
+            .iter()
+            .map(|(n, s)| (*n, s.object))
+            .collect::<Vec<_>>()
+    );
+    harness.drain();
+}
+
+#[test]
+fn an_isolated_zspage_is_left_alone_until_put_back() {
+    let mut harness = Harness::new(FrameBudget::UNLIMITED);
+    let first = harness.store(100).expect("no limit");
+    let huge = harness.store(PAGE_SIZE).expect("no limit");
+    harness.isolate(first.zspage);
+    harness.isolate(huge.zspage);
+    assert_ne!(harness.store(100).expect("no limit").zspage, first.zspage);
+    assert_eq!(harness.compact(), 0);
+    harness.free(Owner(0));
+    harness.free(Owner(1));
+    harness.check();
+    assert!(harness.pool.frames_in_use() > 1);
+    harness.isolated.clear();
+    assert!(harness.pool.put_back(first.zspage) && harness.pool.put_back(huge.zspage));
+    harness.drain();
+}
+
+#[test]
+fn stays_within_the_budget() {
+    let mut harness = Harness::new(64);
+    while harness.store(1500).is_some() {}
+    assert!(harness.budget.used() <= 64);
+    harness.check();
+    let used = harness.objects.len();
+    harness.free(Owner(0));
+    assert!(harness.store(1500).is_some() && harness.store(1500).is_none());
+    assert_eq!(harness.objects.len(), used);
+    harness.drain();
+}
+
+#[test]
+fn compaction_frees_what_churn_left_sparse() {
+    let mut harness = Harness::new(FrameBudget::UNLIMITED);
+    for n in 0..3000 {
+        harness.store(40 + n * 13 % 3500).expect("no limit");
+    }
+    for owner in (0..3000).filter(|n| n % 4 != 0) {
+        harness.free(Owner(owner));
+    }
+    let before = harness.pool.frames_in_use();
+    let freed = harness.compact();
+    harness.check();
+    assert_eq!(harness.pool.frames_in_use(), before - freed);
+    assert!(freed * 2 > before, "{freed} of {before} frames");
+    harness.drain();
+}
+
+#[test]
+fn idle_frames_are_released_and_reused() {
+    let mut harness = Harness::new(FrameBudget::UNLIMITED);
+    for _ in 0..100 {
+        harness.store(PAGE_SIZE).expect("no limit");
+    }
+    for owner in 0..100 {
+        harness.free(Owner(owner));
+    }
+    assert_eq!(harness.pool.warm_frames(), 100);
+    let mut idle = harness.pool.take_idle(10);
+    idle.release().expect("madvise");
+    harness.pool.accept_idle(idle);
+    assert_eq!(harness.pool.warm_frames(), 10);
+    for _ in 0..100 {
+        harness.store(PAGE_SIZE).expect("no limit");
+    }
+    harness.drain();
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Store(usize),
+    Free(usize),
+    IsolateOf(usize),
+    PutBack,
+    Compact,
+    ReleaseIdle(usize),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        10 => prop_oneof![9 => 1..=3600usize, 1 => Just(PAGE_SIZE)].prop_map(Step::Store),
+        8 => any::<usize>().prop_map(Step::Free),
+        1 => any::<usize>().prop_map(Step::IsolateOf),
+        1 => Just(Step::PutBack),
+        1 => Just(Step::Compact),
+        1 => (0..20usize).prop_map(Step::ReleaseIdle),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn random_steps_agree_with_the_model(steps in prop::collection::vec(step(), 1..400)) {
+        let mut harness = Harness::new(300);
+        let mut zspages: HashMap<Owner, ZspageId> = HashMap::new();
+        for step in steps {
+            match step {
+                Step::Store(len) => {
+                    if let Some(stored) = harness.store(len) {
+                        zspages.insert(Owner(harness.next_owner - 1), stored.zspage);
+                    }
+                }
+                Step::Free(pick) => {
+                    if let Some(owner) = harness.any_owner(pick) {
+                        harness.free(owner);
+                        zspages.remove(&owner);
+                    }
+                }
+                Step::IsolateOf(pick) => {
+                    if let Some(owner) = harness.any_owner(pick)
+                        && let Some(&zspage) = zspages.get(&owner)
+                    {
+                        harness.isolate(zspage);
+                    }
+                }
+                Step::PutBack => {
+                    for zspage in std::mem::take(&mut harness.isolated) {
+                        harness.pool.put_back(zspage);
+                    }
+                }
+                Step::Compact => {
+                    harness.compact();
+                    // Objects changed zspages: these are no longer known by owner.
+                    zspages.clear();
+                }
+                Step::ReleaseIdle(keep) => {
+                    let mut idle = harness.pool.take_idle(keep);
+                    idle.release().expect("madvise");
+                    harness.pool.accept_idle(idle);
+                }
+            }
+            harness.check();
+        }
+        harness.drain();
+    }
+}

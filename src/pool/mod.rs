@@ -1,0 +1,109 @@
+//! Pools: where compressed pages live.
+//!
+//! A pool keeps *objects* of up to a page in *zspages*, runs of page frames that come and go as a
+//! whole. It knows nothing of compression, of slots or of recency; the shard that owns it does.
+//! It locks nothing: a shard's lock covers its pool.
+
+mod budget;
+#[cfg(test)]
+mod conformance;
+mod zsmalloc;
+
+pub(crate) use budget::FrameBudget;
+pub use zsmalloc::ClassStats;
+pub(crate) use zsmalloc::Zsmalloc;
+
+use crate::memory::IdleRuns;
+
+/// Bytes that object addresses are multiples of, and size classes are apart
+/// (`ZS_SIZE_CLASS_DELTA`).
+pub(crate) const OBJECT_ALIGN: usize = 16;
+
+/// Where an object lies in its pool's arena, in units of [`OBJECT_ALIGN`]. It changes only when
+/// compaction moves the object, and fits in 41 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct ObjectAddress(pub(crate) u64);
+
+/// Whose object it is: the index of its slot in the shard, below 2^31.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Owner(pub(crate) u32);
+
+/// A zspage of a pool. Never 0, so that 0 can stand for none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct ZspageId(pub(crate) u32);
+
+/// What [`Pool::store`] did.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stored {
+    pub(crate) object: ObjectAddress,
+    pub(crate) zspage: ZspageId,
+}
+
+/// What a step of compaction did.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Compacted {
+    /// The zspage that was emptied and freed.
+    pub(crate) zspage: ZspageId,
+    /// Its page frames.
+    pub(crate) frames: u64,
+}
+
+/// An allocator of objects.
+///
+/// The pool owes: an object's bytes stay as stored until it is freed; a zspage that is isolated
+/// gets no new object, is not compacted and is not freed until it is put back; frames are taken
+/// from the shared [`FrameBudget`] before they are used and given back after.
+///
+/// The owner owes: it frees each object once; it learns from [`Stored`], the answer of `free` and
+/// `put_back`, and [`Compacted`] which zspages exist; it puts back what it isolates.
+pub(crate) trait Pool: Send {
+    /// The longest object that is worth storing as it is; a longer one takes as much memory as
+    /// the raw page, which is faster to read.
+    fn max_compressed_len(&self) -> usize;
+
+    /// Stores `data`, at most [`Pool::max_compressed_len`] bytes or exactly a page. `None` if that
+    /// takes a zspage for which there is no budget or no memory.
+    fn store(&mut self, owner: Owner, data: &[u8]) -> Option<Stored>;
+
+    /// The first `len` bytes of an object.
+    fn bytes(&self, object: ObjectAddress, len: usize) -> &[u8];
+
+    /// Frees an object; returns its zspage if that is freed with it.
+    fn free(&mut self, object: ObjectAddress) -> Option<ZspageId>;
+
+    /// Takes a zspage out of allocation and compaction; returns the number of its page frames.
+    fn isolate(&mut self, zspage: ZspageId) -> u64;
+
+    /// Ends isolation; returns whether the zspage was empty and is freed.
+    fn put_back(&mut self, zspage: ZspageId) -> bool;
+
+    /// Visits the objects of a zspage.
+    fn objects(&self, zspage: ZspageId, visit: &mut dyn FnMut(ObjectAddress, Owner));
+
+    /// Empties one sparse zspage into fuller ones and frees it, telling `moved` the owner, the old
+    /// and the new address of each object. `None` if no zspage can be freed that way.
+    fn compact(
+        &mut self,
+        moved: &mut dyn FnMut(Owner, ObjectAddress, ObjectAddress),
+    ) -> Option<Compacted>;
+
+    /// Page frames in zspages.
+    fn frames_in_use(&self) -> u64;
+
+    /// Freed frames whose memory is still held.
+    fn warm_frames(&self) -> usize;
+
+    /// Takes freed frames out, all but `keep`, to be released without the lock and returned with
+    /// [`Pool::accept_idle`].
+    fn take_idle(&mut self, keep: usize) -> IdleRuns;
+
+    /// Takes released frames back.
+    fn accept_idle(&mut self, idle: IdleRuns);
+
+    /// Usage by size class, for pools that have them.
+    fn class_stats(&self) -> Vec<ClassStats>;
+
+    /// Asserts that the pool's accounting adds up; slow, for tests. No frames may be out for
+    /// release.
+    fn check(&self);
+}

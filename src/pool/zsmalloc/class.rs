@@ -1,0 +1,162 @@
+//! Size classes: how zspages are cut.
+
+use std::sync::LazyLock;
+
+use crate::memory::ChainLen;
+use crate::pool::OBJECT_ALIGN;
+use crate::units::PAGE_SIZE;
+
+/// Bytes before each object's data, for its owner.
+pub(super) const HEADER_LEN: usize = 4;
+
+/// Smallest class (`ZS_MIN_ALLOC_SIZE`).
+const MIN_SIZE: usize = 32;
+
+/// A way to cut a zspage into equal objects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Class {
+    /// Bytes of an object with its header, a multiple of [`OBJECT_ALIGN`].
+    pub(super) size: usize,
+    /// Frames in a zspage.
+    pub(super) chain: ChainLen,
+    /// Objects in a zspage.
+    pub(super) objects: u16,
+}
+
+/// An index into [`Geometry::classes`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ClassIndex(pub(super) u8);
+
+/// All classes, from small to large, the last one for huge objects: a whole frame each.
+///
+/// Classes are [`OBJECT_ALIGN`] bytes apart. One that would cut a zspage into as many objects as
+/// the next larger one does is merged with it (`can_merge` in `mm/zsmalloc.c`), and those whose
+/// objects would take a frame each anyway are left out: such data is stored as a raw page.
+pub(super) struct Geometry {
+    classes: Vec<Class>,
+    /// The class for an object of `i * OBJECT_ALIGN` bytes with its header.
+    by_size: Vec<ClassIndex>,
+}
+
+pub(super) static GEOMETRY: LazyLock<Geometry> = LazyLock::new(Geometry::new);
+
+impl Geometry {
+    fn new() -> Self {
+        let mut sizes: Vec<Class> = (MIN_SIZE..PAGE_SIZE)
+            .step_by(OBJECT_ALIGN)
+            .map(Class::with_size)
+            .collect();
+        sizes.retain(|class| usize::from(class.objects) > class.chain.frames());
+
+        let mut classes: Vec<Class> = Vec::new();
+        for class in sizes {
+            match classes.last_mut() {
+                Some(last) if (last.chain, last.objects) == (class.chain, class.objects) => {
+                    *last = class;
+                }
+                _ => classes.push(class),
+            }
+        }
+        let max_size = classes.last().map_or(0, |class| class.size);
+        let by_size = (0..=max_size / OBJECT_ALIGN)
+            .map(|i| {
+                let size = i * OBJECT_ALIGN;
+                ClassIndex(classes.partition_point(|class| class.size < size) as u8)
+            })
+            .collect();
+        classes.push(Class {
+            size: PAGE_SIZE,
+            chain: ChainLen::new(1),
+            objects: 1,
+        });
+        assert!(classes.len() <= usize::from(u8::MAX));
+        Self { classes, by_size }
+    }
+
+    pub(super) fn classes(&self) -> &[Class] {
+        &self.classes
+    }
+
+    pub(super) fn class(&self, index: ClassIndex) -> Class {
+        self.classes[usize::from(index.0)]
+    }
+
+    /// The longest data stored with a header.
+    pub(super) fn max_len(&self) -> usize {
+        (self.by_size.len() - 1) * OBJECT_ALIGN - HEADER_LEN
+    }
+
+    /// The class for `len` bytes of data.
+    pub(super) fn class_for(&self, len: usize) -> ClassIndex {
+        if len == PAGE_SIZE {
+            return self.huge();
+        }
+        self.by_size[(len + HEADER_LEN).div_ceil(OBJECT_ALIGN)]
+    }
+
+    /// The class of raw pages, whose owner is kept in the zspage because the data fills it.
+    pub(super) fn huge(&self) -> ClassIndex {
+        ClassIndex(self.classes.len() as u8 - 1)
+    }
+}
+
+impl Class {
+    /// Cuts for objects of `size`, chaining as many frames as waste the least share of them.
+    fn with_size(size: usize) -> Self {
+        let waste = |frames: usize| (frames * PAGE_SIZE) % size;
+        let chain = (1..=ChainLen::MAX)
+            .min_by(|&a, &b| (waste(a) * b).cmp(&(waste(b) * a)))
+            .expect("a chain has at least one length");
+        let objects = (chain * PAGE_SIZE / size) as u16;
+        Self {
+            size,
+            chain: ChainLen::new(chain),
+            objects,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_length_has_the_smallest_class_that_fits() {
+        let geometry = &*GEOMETRY;
+        for len in 1..=geometry.max_len() {
+            let index = geometry.class_for(len);
+            let class = geometry.class(index);
+            assert!(class.size >= len + HEADER_LEN, "{len} in {class:?}");
+            if let Some(smaller) = index.0.checked_sub(1) {
+                let smaller = geometry.class(ClassIndex(smaller));
+                assert!(smaller.size < len + HEADER_LEN, "{len} fits {smaller:?}");
+            }
+        }
+        assert_eq!(
+            geometry.class(geometry.class_for(PAGE_SIZE)).size,
+            PAGE_SIZE
+        );
+    }
+
+    #[test]
+    fn cutting_wastes_little() {
+        for class in GEOMETRY.classes() {
+            let used = usize::from(class.objects) * class.size;
+            assert!(used <= class.chain.bytes());
+            assert!(
+                class.chain.bytes() - used < class.size,
+                "{class:?} has room for one more"
+            );
+            assert!(
+                used * 100 >= class.chain.bytes() * 88,
+                "{class:?} wastes over 12%"
+            );
+        }
+    }
+
+    #[test]
+    fn data_that_does_not_save_a_frame_in_eight_is_huge() {
+        // 9 objects in 8 frames is the least saving that a chain of 8 can make.
+        assert_eq!(GEOMETRY.max_len(), 8 * PAGE_SIZE / 9 / 16 * 16 - HEADER_LEN);
+    }
+}

@@ -1,0 +1,153 @@
+//! zspages in order of their last allocation.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+use zerocopy::FromZeros;
+
+use crate::memory::LazyTable;
+use crate::pool::ZspageId;
+
+/// The clock that the lists of a device's shards share, so that their oldest zspages can be
+/// compared. It ticks when a zspage joins a list, which is rare beside allocations.
+pub(crate) type Clock = Arc<AtomicU32>;
+
+#[derive(Clone, Copy, FromZeros)]
+struct Links {
+    older: u32,
+    newer: u32,
+    /// Time of the last touch; 0 for a zspage that is not in the list.
+    touched: u32,
+}
+
+/// A list of zspages, doubly linked by id.
+///
+/// Invariant: from `oldest` by `newer` to `newest`, every zspage with `touched != 0` is met once.
+pub(crate) struct Lru {
+    links: LazyTable<Links>,
+    oldest: u32,
+    newest: u32,
+    clock: Clock,
+}
+
+impl Lru {
+    /// An empty list for zspages with ids of at most `max_id`.
+    ///
+    /// # Errors
+    /// The kernel's, if there is not enough address space.
+    pub(crate) fn new(max_id: usize, clock: Clock) -> io::Result<Self> {
+        Ok(Self {
+            links: LazyTable::new(max_id + 1)?,
+            oldest: 0,
+            newest: 0,
+            clock,
+        })
+    }
+
+    /// Makes a zspage the newest, adding it if it is not in the list.
+    pub(crate) fn touch(&mut self, zspage: ZspageId) {
+        let joins = self.links[zspage.0 as usize].touched == 0;
+        let now = if joins {
+            self.clock.fetch_add(1, Relaxed)
+        } else {
+            self.clock.load(Relaxed)
+        };
+        if self.newest != zspage.0 {
+            self.remove(zspage);
+            self.insert(zspage, self.newest, 0);
+        }
+        self.links[zspage.0 as usize].touched = now.max(1);
+    }
+
+    /// Puts a zspage that is not in the list back where it was taken from: at the old end.
+    pub(crate) fn put_back(&mut self, zspage: ZspageId) {
+        let now = self.clock.load(Relaxed);
+        let touched = self.oldest().map_or(now, |(_, touched)| touched);
+        self.insert(zspage, 0, self.oldest);
+        self.links[zspage.0 as usize].touched = touched.max(1);
+    }
+
+    /// Takes a zspage out, if it is in the list.
+    pub(crate) fn remove(&mut self, zspage: ZspageId) {
+        let Links {
+            older,
+            newer,
+            touched,
+        } = self.links[zspage.0 as usize];
+        if touched == 0 {
+            return;
+        }
+        match older {
+            0 => self.oldest = newer,
+            _ => self.links[older as usize].newer = newer,
+        }
+        match newer {
+            0 => self.newest = older,
+            _ => self.links[newer as usize].older = older,
+        }
+        self.links[zspage.0 as usize].touched = 0;
+    }
+
+    /// The zspage touched longest ago, and when.
+    pub(crate) fn oldest(&self) -> Option<(ZspageId, u32)> {
+        let touched = self.links[self.oldest as usize].touched;
+        (self.oldest != 0).then_some((ZspageId(self.oldest), touched))
+    }
+
+    fn insert(&mut self, zspage: ZspageId, older: u32, newer: u32) {
+        let links = &mut self.links[zspage.0 as usize];
+        (links.older, links.newer) = (older, newer);
+        match older {
+            0 => self.oldest = zspage.0,
+            _ => self.links[older as usize].newer = zspage.0,
+        }
+        match newer {
+            0 => self.newest = zspage.0,
+            _ => self.links[newer as usize].older = zspage.0,
+        }
+    }
+
+    /// The zspages from old to new, with a check of the links.
+    pub(crate) fn check(&self) -> Vec<ZspageId> {
+        let mut order = Vec::new();
+        let (mut older, mut at) = (0, self.oldest);
+        while at != 0 {
+            let links = self.links[at as usize];
+            assert_eq!(links.older, older);
+            assert_ne!(links.touched, 0);
+            order.push(ZspageId(at));
+            (older, at) = (at, links.newer);
+        }
+        assert_eq!(self.newest, older);
+        order
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keeps_the_order_of_touches() {
+        let mut lru = Lru::new(10, Clock::default()).expect("addresses");
+        let ids = [3, 1, 4, 5].map(ZspageId);
+        for id in ids {
+            lru.touch(id);
+        }
+        lru.touch(ZspageId(1));
+        lru.touch(ZspageId(1));
+        assert_eq!(lru.check(), [3, 4, 5, 1].map(ZspageId));
+        let (oldest, _) = lru.oldest().expect("not empty");
+        lru.remove(oldest);
+        lru.remove(ZspageId(5));
+        lru.remove(ZspageId(5));
+        assert_eq!(lru.check(), [4, 1].map(ZspageId));
+        lru.put_back(oldest);
+        assert_eq!(lru.check(), [3, 4, 1].map(ZspageId));
+        for id in [1, 3, 4] {
+            lru.remove(ZspageId(id));
+        }
+        assert_eq!((lru.check().len(), lru.oldest()), (0, None));
+    }
+}

@@ -1,0 +1,245 @@
+//! A shard: a slice of the slot table with the pool that holds its pages and the order in which
+//! its zspages were used. One mutex covers all of it; a function here runs with that mutex held,
+//! which `&mut self` stands for, and does nothing slow: it neither compresses nor does I/O.
+//!
+//! Invariants, proved by [`Shard::check`]:
+//! 1. An object in the pool is the one that its owner's slot points at, and the other way round.
+//! 2. `counts` says how many slots are in each state.
+//! 3. Every zspage of the pool is in the LRU, unless it is isolated.
+
+mod lru;
+mod reclaim;
+mod slot;
+
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+pub(crate) use self::lru::Clock;
+use self::lru::Lru;
+pub(crate) use self::reclaim::{Chances, Evicted};
+use self::slot::SlotTable;
+pub(crate) use self::slot::{SLOTS_PER_BLOCK, Slot, SlotIndex, SlotState};
+use crate::codec::Codec;
+use crate::pool::{FrameBudget, ObjectAddress, Owner, Pool, Zsmalloc};
+use crate::spill::SegmentTable;
+
+/// The pool has neither room nor budget for another zspage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NoRoom;
+
+/// What a shard counts. Bytes unless a name says pages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) same_pages: u64,
+    pub(crate) resident_pages: u64,
+    pub(crate) written_back_pages: u64,
+    pub(crate) huge_pages: u64,
+    /// Compressed bytes of resident pages.
+    pub(crate) compr_bytes: u64,
+    /// Pages ever stored raw.
+    pub(crate) huge_pages_since: u64,
+    /// Frames that compaction ever freed.
+    pub(crate) pages_compacted: u64,
+}
+
+/// The shard.
+pub(crate) struct Shard {
+    slots: SlotTable,
+    pool: Box<dyn Pool>,
+    lru: Lru,
+    segments: Arc<SegmentTable>,
+    counts: Counts,
+}
+
+impl Shard {
+    /// A shard of `slots` empty slots, with addresses for `address_frames` page frames.
+    ///
+    /// # Errors
+    /// The kernel's, if there is not enough address space.
+    pub(crate) fn new(
+        slots: u32,
+        address_frames: usize,
+        budget: Arc<FrameBudget>,
+        clock: Clock,
+        segments: Arc<SegmentTable>,
+    ) -> io::Result<Self> {
+        Ok(Self {
+            slots: SlotTable::new(slots)?,
+            pool: Box::new(Zsmalloc::new(address_frames, budget)?),
+            lru: Lru::new(address_frames, clock)?,
+            segments,
+            counts: Counts::default(),
+        })
+    }
+
+    pub(crate) fn slot(&self, index: SlotIndex) -> Slot {
+        self.slots.get(index)
+    }
+
+    pub(crate) fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// Starts the counts of what ever happened again.
+    pub(crate) fn reset_counts(&mut self) {
+        self.counts.huge_pages_since = 0;
+        self.counts.pages_compacted = 0;
+    }
+
+    pub(crate) fn pool(&self) -> &dyn Pool {
+        &*self.pool
+    }
+
+    pub(crate) fn pool_mut(&mut self) -> &mut dyn Pool {
+        &mut *self.pool
+    }
+
+    /// Notes that a client has read the slot's page.
+    pub(crate) fn touch(&mut self, index: SlotIndex) {
+        self.slots.set_accessed(index);
+    }
+
+    /// The first slot of `range` that is not empty.
+    pub(crate) fn next_used(&self, range: Range<u32>) -> Option<SlotIndex> {
+        self.slots.next_used(range)
+    }
+
+    /// Stores `data` as the slot's page. The old data is given up only once the new is in place.
+    ///
+    /// # Errors
+    /// [`NoRoom`]; the slot is as it was.
+    pub(crate) fn store(
+        &mut self,
+        index: SlotIndex,
+        codec: Codec,
+        data: &[u8],
+    ) -> Result<(), NoRoom> {
+        let object = self.allocate(index, data)?;
+        if codec == Codec::Raw {
+            self.counts.huge_pages_since += 1;
+        }
+        self.set(index, Slot::resident(object, data.len(), codec));
+        Ok(())
+    }
+
+    /// Makes the slot's page one repeated pattern.
+    pub(crate) fn store_same_filled(&mut self, index: SlotIndex, pattern: u32) {
+        self.set(index, Slot::same_filled(pattern));
+    }
+
+    /// Empties the slot.
+    pub(crate) fn clear(&mut self, index: SlotIndex) {
+        self.set(index, Slot::EMPTY);
+    }
+
+    /// Copies the data in the pool to an object for the slot.
+    fn allocate(&mut self, index: SlotIndex, data: &[u8]) -> Result<ObjectAddress, NoRoom> {
+        let stored = self.pool.store(Owner(index.0), data).ok_or(NoRoom)?;
+        self.lru.touch(stored.zspage);
+        Ok(stored.object)
+    }
+
+    /// Changes a slot and releases what it held.
+    fn set(&mut self, index: SlotIndex, slot: Slot) {
+        let before = self.slots.replace(index, slot);
+        self.count(slot.state(), u64::wrapping_add);
+        self.count(before.state(), u64::wrapping_sub);
+        match before.state() {
+            SlotState::Empty | SlotState::SameFilled { .. } => {}
+            SlotState::Resident { object, .. } => self.free(object),
+            SlotState::WrittenBack { record, len, .. } => self.segments.release(record, len),
+        }
+    }
+
+    fn free(&mut self, object: ObjectAddress) {
+        if let Some(zspage) = self.pool.free(object) {
+            self.lru.remove(zspage);
+        }
+    }
+
+    fn count(&mut self, state: SlotState, change: fn(u64, u64) -> u64) {
+        let by = |count: &mut u64, amount: u64| *count = change(*count, amount);
+        match state {
+            SlotState::Empty => {}
+            SlotState::SameFilled { .. } => by(&mut self.counts.same_pages, 1),
+            SlotState::Resident { len, codec, .. } => {
+                by(&mut self.counts.resident_pages, 1);
+                by(&mut self.counts.compr_bytes, len as u64);
+                by(&mut self.counts.huge_pages, u64::from(codec == Codec::Raw));
+            }
+            SlotState::WrittenBack { .. } => by(&mut self.counts.written_back_pages, 1),
+        }
+    }
+
+    /// Frees one zspage by moving its objects to others; returns its frames, or `None` if that is
+    /// not possible.
+    pub(crate) fn compact(&mut self) -> Option<u64> {
+        let Self { slots, pool, .. } = self;
+        let done = pool.compact(&mut |owner, from, to| {
+            let index = SlotIndex(owner.0);
+            let slot = slots.get(index);
+            let SlotState::Resident { object, len, codec } = slot.state() else {
+                unreachable!("{index:?} owns {from:?} and is {slot:?}");
+            };
+            debug_assert_eq!(object, from);
+            let mut moved = Slot::resident(to, len, codec);
+            if slot.accessed() {
+                moved.set_accessed();
+            }
+            slots.replace(index, moved);
+        })?;
+        self.lru.remove(done.zspage);
+        self.counts.pages_compacted += done.frames;
+        Some(done.frames)
+    }
+
+    /// Asserts the invariants above and those of the parts, and calls `live` for each record that
+    /// a slot refers to. Slow; no zspage may be isolated and no frames be out for release.
+    pub(crate) fn check(&self, mut live: impl FnMut(Slot)) {
+        self.pool.check();
+        let used = self.slots.check();
+        let mut counts = Counts {
+            huge_pages_since: self.counts.huge_pages_since,
+            pages_compacted: self.counts.pages_compacted,
+            ..Counts::default()
+        };
+        let mut at = 0;
+        while let Some(index) = self.slots.next_used(at..self.slots.len()) {
+            let slot = self.slots.get(index);
+            match slot.state() {
+                SlotState::Empty => unreachable!("next_used passes over empty slots"),
+                SlotState::SameFilled { .. } => counts.same_pages += 1,
+                SlotState::Resident { len, codec, .. } => {
+                    counts.resident_pages += 1;
+                    counts.compr_bytes += len as u64;
+                    counts.huge_pages += u64::from(codec == Codec::Raw);
+                }
+                SlotState::WrittenBack { .. } => {
+                    counts.written_back_pages += 1;
+                    live(slot);
+                }
+            }
+            at = index.0 + 1;
+        }
+        assert_eq!(counts, self.counts);
+        assert_eq!(
+            counts.same_pages + counts.resident_pages + counts.written_back_pages,
+            used
+        );
+        self.check_objects();
+    }
+
+    /// Each object's owner points at it, and there are no more objects than such slots.
+    fn check_objects(&self) {
+        let mut objects = 0;
+        for zspage in self.lru.check() {
+            self.pool.objects(zspage, &mut |object, owner| {
+                let slot = self.slots.get(SlotIndex(owner.0)).state();
+                assert!(matches!(slot, SlotState::Resident { object: at, .. } if at == object));
+                objects += 1;
+            });
+        }
+        assert_eq!(objects, self.counts.resident_pages);
+    }
+}

@@ -1,0 +1,135 @@
+//! A shard's part in eviction: zspages leave in the order of their last allocation
+//! (`zs_reclaim_page` in the kernel's zsmalloc writeback series).
+//!
+//! A zspage on its way out is isolated: nothing is allocated in it, compaction leaves it alone and
+//! frees do not free it. So while its objects are being written without the lock, an object's
+//! address cannot come to mean another object, and a slot that still holds that address afterwards
+//! still holds that very object. A slot that does not was overwritten or discarded meanwhile, and
+//! is left as it is.
+
+use super::{Owner, Shard, Slot, SlotIndex, SlotState};
+use crate::codec::Codec;
+use crate::pool::ZspageId;
+use crate::spill::RecordAddress;
+use crate::units::PAGE_SIZE;
+
+/// How many accessed objects may still be moved instead of evicted. What is moved stays in
+/// memory, so without a bound a pool of hot objects would never get smaller.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Chances(pub(crate) usize);
+
+/// An object on its way to the backing.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Evicted<'a> {
+    pub(crate) index: SlotIndex,
+    /// The slot as it must still be once the object is written.
+    pub(crate) slot: Slot,
+    pub(crate) codec: Codec,
+    pub(crate) data: &'a [u8],
+}
+
+impl Shard {
+    /// When the oldest zspage was last touched.
+    pub(crate) fn oldest_touch(&self) -> Option<u32> {
+        self.lru.oldest().map(|(_, touched)| touched)
+    }
+
+    /// Isolates the oldest zspage; returns it with the number of its page frames.
+    pub(crate) fn isolate_oldest(&mut self) -> Option<(ZspageId, u64)> {
+        let (zspage, _) = self.lru.oldest()?;
+        self.lru.remove(zspage);
+        let frames = self.pool.isolate(zspage);
+        Some((zspage, frames))
+    }
+
+    /// Gives accessed objects of an isolated zspage their second chance, by moving them to zspages
+    /// that are in use, and hands the others to `evict`.
+    pub(crate) fn empty_isolated(
+        &mut self,
+        zspage: ZspageId,
+        chances: &mut Chances,
+        evict: &mut dyn FnMut(Evicted<'_>),
+    ) {
+        let mut accessed = Vec::new();
+        let Self { slots, pool, .. } = self;
+        pool.objects(zspage, &mut |object, Owner(owner)| {
+            let index = SlotIndex(owner);
+            let slot = slots.get(index);
+            let SlotState::Resident { len, codec, .. } = slot.state() else {
+                unreachable!("{index:?} owns {object:?} and is {slot:?}");
+            };
+            if slot.accessed() && accessed.len() < chances.0 {
+                accessed.push(index);
+            } else {
+                evict(Evicted {
+                    index,
+                    slot,
+                    codec,
+                    data: pool.bytes(object, len),
+                });
+            }
+        });
+        for index in accessed {
+            if self.move_elsewhere(index) {
+                chances.0 -= 1;
+                continue;
+            }
+            let slot = self.slots.get(index);
+            if let SlotState::Resident { object, len, codec } = slot.state() {
+                evict(Evicted {
+                    index,
+                    slot,
+                    codec,
+                    data: self.pool.bytes(object, len),
+                });
+            }
+        }
+    }
+
+    /// Moves a resident slot's object to a zspage that is not isolated, and clears its accessed
+    /// bit. Returns false if there is no room.
+    fn move_elsewhere(&mut self, index: SlotIndex) -> bool {
+        let SlotState::Resident { object, len, codec } = self.slots.get(index).state() else {
+            return false;
+        };
+        let mut copy = [0; PAGE_SIZE];
+        let copy = &mut copy[..len];
+        copy.copy_from_slice(self.pool.bytes(object, len));
+        let Ok(object) = self.allocate(index, copy) else {
+            return false;
+        };
+        self.set(index, Slot::resident(object, len, codec));
+        true
+    }
+
+    /// Points the slot at its record, which takes the place of what it held, if the slot is still
+    /// `expected`; returns whether it was.
+    pub(crate) fn settle(
+        &mut self,
+        index: SlotIndex,
+        expected: Slot,
+        record: RecordAddress,
+    ) -> bool {
+        if !self.slots.get(index).same_place(expected) {
+            return false;
+        }
+        let (SlotState::Resident { len, codec, .. } | SlotState::WrittenBack { len, codec, .. }) =
+            expected.state()
+        else {
+            return false;
+        };
+        self.segments.retain(record, len);
+        self.set(index, Slot::written_back(record, len, codec));
+        true
+    }
+
+    /// Ends the isolation of a zspage; returns whether it was empty and is freed. One that still
+    /// holds objects is the next to be evicted.
+    pub(crate) fn put_back(&mut self, zspage: ZspageId) -> bool {
+        let freed = self.pool.put_back(zspage);
+        if !freed {
+            self.lru.put_back(zspage);
+        }
+        freed
+    }
+}

@@ -1,0 +1,100 @@
+//! A backing in memory that can be told to misbehave, for tests.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use parking_lot::{Mutex, RwLock};
+
+use super::backing::Backing;
+use super::segment::{SEGMENT_BYTES, SegmentIndex};
+
+type Hook = Box<dyn Fn() + Send + Sync>;
+
+/// The backing.
+pub(crate) struct FaultyBacking {
+    segments: u32,
+    contents: Mutex<HashMap<SegmentIndex, Vec<u8>>>,
+    pub(crate) fail_writes: AtomicBool,
+    pub(crate) fail_reads: AtomicBool,
+    before_write: RwLock<Option<Hook>>,
+}
+
+impl FaultyBacking {
+    /// An empty backing of so many segments that works.
+    pub(crate) fn new(segments: u32) -> Self {
+        Self {
+            segments,
+            contents: Mutex::default(),
+            fail_writes: AtomicBool::new(false),
+            fail_reads: AtomicBool::new(false),
+            before_write: RwLock::new(None),
+        }
+    }
+
+    /// Has `hook` called before each write, in the writing thread.
+    pub(crate) fn before_write(&self, hook: impl Fn() + Send + Sync + 'static) {
+        *self.before_write.write() = Some(Box::new(hook));
+    }
+
+    /// Lets `damage` change the contents of each segment.
+    pub(crate) fn damage(&self, mut damage: impl FnMut(&mut [u8])) {
+        for segment in self.contents.lock().values_mut() {
+            damage(segment);
+        }
+    }
+
+    /// Segments that hold data.
+    pub(crate) fn in_use(&self) -> usize {
+        self.contents.lock().len()
+    }
+}
+
+impl Backing for FaultyBacking {
+    fn segments(&self) -> u32 {
+        self.segments
+    }
+
+    fn write(&self, segment: SegmentIndex, offset: u32, data: &[u8]) -> io::Result<()> {
+        assert!(
+            segment.0 < self.segments && offset as usize + data.len() <= SEGMENT_BYTES as usize
+        );
+        if let Some(hook) = &*self.before_write.read() {
+            hook();
+        }
+        let fails = self.fail_writes.load(Relaxed);
+        // A write that fails may have happened in part.
+        let written = if fails { data.len() / 2 } else { data.len() };
+        let mut contents = self.contents.lock();
+        let bytes = contents
+            .entry(segment)
+            .or_insert_with(|| vec![0; SEGMENT_BYTES as usize]);
+        bytes[offset as usize..offset as usize + written].copy_from_slice(&data[..written]);
+        if fails {
+            Err(io::ErrorKind::StorageFull.into())
+        } else {
+            Ok(())
+        }
+    }
+
+    fn read(&self, segment: SegmentIndex, offset: u32, buf: &mut [u8]) -> io::Result<()> {
+        if self.fail_reads.load(Relaxed) {
+            return Err(io::Error::from_raw_os_error(
+                rustix::io::Errno::IO.raw_os_error(),
+            ));
+        }
+        let contents = self.contents.lock();
+        let bytes = contents.get(&segment).ok_or(io::ErrorKind::UnexpectedEof)?;
+        buf.copy_from_slice(&bytes[offset as usize..offset as usize + buf.len()]);
+        Ok(())
+    }
+
+    fn discard(&self, segment: SegmentIndex) {
+        self.contents.lock().remove(&segment);
+    }
+
+    fn path(&self) -> &Path {
+        Path::new("faulty")
+    }
+}

@@ -1,0 +1,236 @@
+//! A plain file or a block device as backing.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use rustix::fs::{FallocateFlags, FlockOperation, OFlags};
+use rustix::io::Errno;
+
+use super::backing::Backing;
+use super::log::is_segment;
+use super::segment::{SEGMENT_BYTES, SegmentIndex};
+use crate::config::BackingConfig;
+use crate::error::{Error, Result};
+
+/// Most segments a record's address can reach: 32 TiB.
+const MAX_SEGMENTS: u64 = (1 << 41) * 16 / SEGMENT_BYTES;
+
+/// An open file, locked for us alone. A file we made is removed when this is dropped, one that
+/// was there is emptied; a block device is left as it is.
+#[derive(Debug)]
+pub(crate) struct FileBacking {
+    file: File,
+    path: PathBuf,
+    segments: u32,
+    kind: Kind,
+    /// Whether the file system takes discards; until one was refused it may.
+    discards: AtomicBool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Made,
+    Found,
+    BlockDevice,
+}
+
+impl FileBacking {
+    /// Opens or makes the file.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] if the size is below two segments; [`Error::Unusable`] if it is a
+    /// symlink, a directory, in use, or holds data that is not an old spill; [`Error::Io`] if the
+    /// kernel refuses.
+    pub(crate) fn open(config: &BackingConfig) -> Result<Self> {
+        let path = config.path.as_path();
+        if config.size.is_some_and(|size| size < 2 * SEGMENT_BYTES) {
+            let reason = format!("must be at least {}", 2 * SEGMENT_BYTES);
+            return Err(Error::InvalidConfig {
+                option: "--backing-size",
+                reason,
+            });
+        }
+        let (file, made) = open(path)?;
+        let backing = Self::check_and_claim(file, made, config);
+        if backing.is_err() && made {
+            let _ = fs::remove_file(path);
+        }
+        backing
+    }
+
+    fn check_and_claim(file: File, made: bool, config: &BackingConfig) -> Result<Self> {
+        let path = config.path.as_path();
+        let unusable = |reason: &str| Error::Unusable {
+            path: path.into(),
+            reason: reason.into(),
+        };
+        let failed = |error: io::Error| Error::io(format!("use {}", path.display()), error);
+        let metadata = file.metadata().map_err(failed)?;
+        let is_block_device = metadata.file_type().is_block_device();
+        if !is_block_device && !metadata.is_file() {
+            return Err(unusable("is neither a plain file nor a block device"));
+        }
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => return Err(unusable("is in use by another device")),
+            Err(error) => return Err(failed(error.into())),
+        }
+        if !made && !is_ours(&file).map_err(failed)? {
+            return Err(unusable(
+                "holds data that is not an old spill; remove it, or give another path",
+            ));
+        }
+        let mut bytes = config.size.unwrap_or(u64::MAX);
+        if is_block_device {
+            bytes = bytes.min(block_device_size(&file).map_err(failed)?);
+            if bytes < 2 * SEGMENT_BYTES {
+                return Err(unusable("is too small: a backing needs at least 4 MiB"));
+            }
+        } else {
+            file.set_permissions(fs::Permissions::from_mode(0o600))
+                .map_err(failed)?;
+            file.set_len(0).map_err(failed)?;
+        }
+        Ok(Self {
+            file,
+            path: config.path.clone(),
+            segments: (bytes / SEGMENT_BYTES).min(MAX_SEGMENTS) as u32,
+            kind: match (is_block_device, made) {
+                (true, _) => Kind::BlockDevice,
+                (false, true) => Kind::Made,
+                (false, false) => Kind::Found,
+            },
+            discards: AtomicBool::new(true),
+        })
+    }
+
+    /// Whether `path` still leads to the file we have open.
+    fn is_at_path(&self) -> io::Result<bool> {
+        let (open, there) = (self.file.metadata()?, fs::symlink_metadata(&self.path)?);
+        Ok((open.dev(), open.ino()) == (there.dev(), there.ino()))
+    }
+}
+
+/// Opens the path, or makes the file; returns whether it was made.
+fn open(path: &Path) -> Result<(File, bool)> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).mode(0o600);
+    let nofollow = OFlags::NOFOLLOW.bits() as i32;
+    let made = options
+        .clone()
+        .create_new(true)
+        .custom_flags(nofollow)
+        .open(path);
+    match made {
+        Ok(file) => return Ok((file, true)),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(cannot_open(path, error)),
+    }
+    // On a block device O_EXCL refuses one that is mounted; elsewhere it means nothing without
+    // O_CREAT.
+    let nonblock = OFlags::NONBLOCK.bits() as i32;
+    let exclusive =
+        fs::symlink_metadata(path).is_ok_and(|there| there.file_type().is_block_device());
+    let excl = if exclusive {
+        OFlags::EXCL.bits() as i32
+    } else {
+        0
+    };
+    let opened = options.custom_flags(nofollow | nonblock | excl).open(path);
+    opened
+        .map(|file| (file, false))
+        .map_err(|error| cannot_open(path, error))
+}
+
+fn cannot_open(path: &Path, error: io::Error) -> Error {
+    let unusable = |reason: &str| Error::Unusable {
+        path: path.into(),
+        reason: reason.into(),
+    };
+    match Errno::from_io_error(&error) {
+        Some(Errno::LOOP) => unusable("is a symbolic link; give the path it leads to"),
+        Some(Errno::ISDIR) => unusable("is a directory; give the path of a file in it"),
+        Some(Errno::BUSY) => unusable("is in use: mounted, or another program's"),
+        Some(Errno::NOENT) => unusable("its directory does not exist; make it first"),
+        _ => Error::io(format!("open the backing {}", path.display()), error),
+    }
+}
+
+/// Whether the file is empty, starts with a segment, or starts with zeroes.
+fn is_ours(file: &File) -> io::Result<bool> {
+    let mut start = [0; 4096];
+    let mut len = 0;
+    while len < start.len() {
+        match file.read_at(&mut start[len..], len as u64)? {
+            0 => break,
+            n => len += n,
+        }
+    }
+    Ok(is_segment(&start[..len]) || start[..len].iter().all(|&byte| byte == 0))
+}
+
+fn block_device_size(mut file: &File) -> io::Result<u64> {
+    io::Seek::seek(&mut file, io::SeekFrom::End(0))
+}
+
+impl Backing for FileBacking {
+    fn segments(&self) -> u32 {
+        self.segments
+    }
+
+    fn write(&self, segment: SegmentIndex, offset: u32, data: &[u8]) -> io::Result<()> {
+        self.file
+            .write_all_at(data, segment.byte() + u64::from(offset))
+    }
+
+    fn read(&self, segment: SegmentIndex, offset: u32, buf: &mut [u8]) -> io::Result<()> {
+        self.file
+            .read_exact_at(buf, segment.byte() + u64::from(offset))
+    }
+
+    fn discard(&self, segment: SegmentIndex) {
+        if !self.discards.load(Relaxed) {
+            return;
+        }
+        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        match rustix::fs::fallocate(&self.file, punch, segment.byte(), SEGMENT_BYTES) {
+            Ok(()) => {}
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
+                tracing::info!(
+                    "{} takes no discards: its space is reused, not given back",
+                    self.path.display()
+                );
+                self.discards.store(false, Relaxed);
+            }
+            Err(error) => {
+                tracing::warn!("cannot give back space of {}: {error}", self.path.display());
+            }
+        }
+    }
+
+    fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for FileBacking {
+    fn drop(&mut self) {
+        let done = match self.kind {
+            Kind::Made => match self.is_at_path() {
+                Ok(true) => fs::remove_file(&self.path),
+                _ => Ok(()),
+            },
+            Kind::Found => self.file.set_len(0),
+            Kind::BlockDevice => Ok(()),
+        };
+        if let Err(error) = done {
+            tracing::warn!(
+                "cannot clean up the backing {}: {error}",
+                self.path.display()
+            );
+        }
+    }
+}

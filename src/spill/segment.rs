@@ -1,0 +1,176 @@
+//! The segments of a backing: how much of each is still referred to.
+
+use std::io;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::thread::Thread;
+use std::time::Duration;
+
+use crossbeam::queue::SegQueue;
+use zerocopy::FromZeros;
+
+use super::record::{RecordAddress, record_len};
+use crate::memory::LazyTable;
+
+/// Bytes of a segment.
+pub(crate) const SEGMENT_BYTES: u64 = 2 << 20;
+
+/// Live bytes at which a segment becomes worth a look by the cleaner.
+const SPARSE: u32 = SEGMENT_BYTES as u32 / 2;
+
+/// A segment, counted from the start of the backing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct SegmentIndex(pub(crate) u32);
+
+impl SegmentIndex {
+    /// The segment that a record is in.
+    pub(crate) fn of(record: RecordAddress) -> Self {
+        Self((record.byte() / SEGMENT_BYTES) as u32)
+    }
+
+    /// First byte of the segment in the backing.
+    pub(crate) fn byte(self) -> u64 {
+        u64::from(self.0) * SEGMENT_BYTES
+    }
+}
+
+#[derive(FromZeros)]
+struct Entry {
+    /// Number of this use of the segment, from 1; other uses have other numbers.
+    sequence: AtomicU64,
+    /// Bytes of the records that slots refer to.
+    live: AtomicU32,
+}
+
+/// What any thread may know of the segments. There is no lock: `live` counts slots' references,
+/// and a slot changes under its shard's lock; `sequence` changes only while `live` is 0, so under
+/// the lock of a shard that has a slot in the segment it stands still.
+pub(crate) struct SegmentTable {
+    entries: LazyTable<Entry>,
+    live_bytes: AtomicU64,
+    /// Segments whose last record was released, for the writeback thread to free.
+    emptied: SegQueue<SegmentIndex>,
+    waker: Waker,
+}
+
+impl SegmentTable {
+    /// A table of `segments` empty segments.
+    ///
+    /// # Errors
+    /// The kernel's, if there is not enough address space.
+    pub(crate) fn new(segments: u32) -> io::Result<Self> {
+        Ok(Self {
+            entries: LazyTable::new(segments as usize)?,
+            live_bytes: AtomicU64::new(0),
+            emptied: SegQueue::new(),
+            waker: Waker::default(),
+        })
+    }
+
+    /// Segments there may be.
+    pub(crate) fn len(&self) -> u32 {
+        self.entries.len() as u32
+    }
+
+    /// What wakes the writeback thread.
+    pub(crate) fn waker(&self) -> &Waker {
+        &self.waker
+    }
+
+    /// Counts a slot's new reference to the record of an object of `len` bytes.
+    pub(crate) fn retain(&self, record: RecordAddress, len: usize) {
+        let bytes = record_len(len) as u32;
+        self.entry(SegmentIndex::of(record))
+            .live
+            .fetch_add(bytes, Ordering::Relaxed);
+        self.live_bytes
+            .fetch_add(u64::from(bytes), Ordering::Relaxed);
+    }
+
+    /// Counts that a slot no longer refers to a record.
+    pub(crate) fn release(&self, record: RecordAddress, len: usize) {
+        let bytes = record_len(len) as u32;
+        let segment = SegmentIndex::of(record);
+        self.live_bytes
+            .fetch_sub(u64::from(bytes), Ordering::Relaxed);
+        let before = self.entry(segment).live.fetch_sub(bytes, Ordering::Release);
+        debug_assert!(before >= bytes);
+        if before == bytes {
+            self.emptied.push(segment);
+            self.waker.wake();
+        } else if before > SPARSE && before - bytes <= SPARSE {
+            self.waker.wake();
+        }
+    }
+
+    /// A segment that was emptied since the last call. It may have been written to since.
+    pub(crate) fn pop_emptied(&self) -> Option<SegmentIndex> {
+        self.emptied.pop()
+    }
+
+    /// Bytes of live records in a segment.
+    pub(crate) fn live(&self, segment: SegmentIndex) -> u32 {
+        self.entry(segment).live.load(Ordering::Acquire)
+    }
+
+    /// Bytes of live records in all segments.
+    pub(crate) fn live_bytes(&self) -> u64 {
+        self.live_bytes.load(Ordering::Relaxed)
+    }
+
+    /// The number of the segment's present use.
+    pub(crate) fn sequence(&self, segment: SegmentIndex) -> u64 {
+        self.entry(segment).sequence.load(Ordering::Acquire)
+    }
+
+    /// Starts a new use of an empty segment.
+    pub(crate) fn set_sequence(&self, segment: SegmentIndex, sequence: u64) {
+        debug_assert_eq!(self.live(segment), 0);
+        self.entry(segment)
+            .sequence
+            .store(sequence, Ordering::Release);
+    }
+
+    fn entry(&self, segment: SegmentIndex) -> &Entry {
+        &self.entries[segment.0 as usize]
+    }
+}
+
+/// Wakes the writeback thread, cheaply if it is awake already.
+#[derive(Debug, Default)]
+pub(crate) struct Waker {
+    pending: AtomicBool,
+    thread: OnceLock<Thread>,
+}
+
+impl Waker {
+    /// Makes the calling thread the one to wake.
+    pub(crate) fn attach(&self) {
+        // A device has one writeback thread, which calls this once.
+        let _ = self.thread.set(std::thread::current());
+    }
+
+    /// Makes the next or present [`Waker::wait`] return.
+    pub(crate) fn wake(&self) {
+        if self.pending.load(Ordering::Relaxed) || self.pending.swap(true, Ordering::Release) {
+            return;
+        }
+        if let Some(thread) = self.thread.get() {
+            thread.unpark();
+        }
+    }
+
+    /// Waits until woken; returns false if `timeout` passed first.
+    pub(crate) fn wait(&self, timeout: Option<Duration>) -> bool {
+        while !self.pending.swap(false, Ordering::Acquire) {
+            match timeout {
+                None => std::thread::park(),
+                Some(timeout) => {
+                    std::thread::park_timeout(timeout);
+                    return self.pending.swap(false, Ordering::Acquire);
+                }
+            }
+        }
+        true
+    }
+}

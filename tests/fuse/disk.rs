@@ -1,0 +1,180 @@
+//! `disk`: data, its end, holes, and a file system on a loop device.
+
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::process::Command;
+
+use rustix::fs::{FallocateFlags, OFlags, SeekFrom, fallocate, seek};
+use rustix::io::Errno;
+
+use crate::rig::{Loop, MIB, Mounted, PAGE, Random, Served, can_mount, errno, run};
+
+/// Random requests on `file` from `start` on, checked against a flat array.
+fn follow_model(file: &File, start: u64, len: u64, align: u64, seed: u64) {
+    let mut random = Random(seed);
+    let mut model = vec![0; len as usize];
+    let keep = FallocateFlags::KEEP_SIZE;
+    for step in 0..400 {
+        let offset = random.below(len / align) * align;
+        let most = if step % 20 == 0 { 3 * MIB } else { 32 << 10 };
+        let count = (1 + random.below(most / align)) * align;
+        let count = count.min(len - offset);
+        let range = offset as usize..(offset + count) as usize;
+        match random.below(8) {
+            0..=2 => {
+                let data = random.bytes(count as usize);
+                file.write_all_at(&data, start + offset).expect("writes");
+                model[range].copy_from_slice(&data);
+            }
+            3 => {
+                let punch = FallocateFlags::PUNCH_HOLE | keep;
+                fallocate(file, punch, start + offset, count).expect("punches");
+                model[range].fill(0);
+            }
+            4 => {
+                let zero = FallocateFlags::ZERO_RANGE | keep;
+                fallocate(file, zero, start + offset, count).expect("zeroes");
+                model[range].fill(0);
+            }
+            5 => file.sync_data().expect("syncs"),
+            _ => {
+                let mut data = vec![0xaa; count as usize];
+                file.read_exact_at(&mut data, start + offset)
+                    .expect("reads");
+                assert!(
+                    data == model[range],
+                    "seed {seed} step {step} offset {offset}"
+                );
+            }
+        }
+    }
+    let mut all = vec![0xaa; len as usize];
+    file.read_exact_at(&mut all, start).expect("reads");
+    assert!(all == model, "seed {seed}");
+}
+
+#[test]
+fn disk_holds_what_is_written() {
+    if !can_mount("disk_holds_what_is_written") {
+        return;
+    }
+    let served = Served::start(64 * MIB);
+    let (buffered, direct) = (OFlags::empty(), OFlags::DIRECT);
+    std::thread::scope(|scope| {
+        for (index, (flags, align)) in [(buffered, 1), (direct, PAGE), (buffered, 512), (direct, 1)]
+            .into_iter()
+            .enumerate()
+        {
+            let file = served.open_disk(flags);
+            // Regions share no page, so that their models are independent.
+            let start = index as u64 * 16 * MIB;
+            scope.spawn(move || follow_model(&file, start, 8 * MIB, align, index as u64));
+        }
+    });
+}
+
+#[test]
+fn disk_has_the_size_and_the_end_of_a_block_device() {
+    if !can_mount("disk_has_the_size_and_the_end_of_a_block_device") {
+        return;
+    }
+    let served = Served::start(MIB);
+    let disk = served.open_disk(OFlags::empty());
+    let stat = disk.metadata().expect("stats");
+    assert_eq!((stat.len(), stat.blksize(), stat.blocks()), (MIB, PAGE, 0));
+    assert_eq!(stat.mode(), 0o100_600);
+
+    disk.set_len(MIB).expect("nothing changes");
+    assert_eq!(errno(disk.set_len(0)), Some(Errno::INVAL));
+    assert_eq!(errno(disk.set_len(2 * MIB)), Some(Errno::INVAL));
+
+    let data = [7; 8192];
+    assert_eq!(
+        disk.write_at(&data, MIB - PAGE).expect("a short write"),
+        4096
+    );
+    assert_eq!(errno(disk.write_at(&data, MIB)), Some(Errno::NOSPC));
+    assert_eq!(disk.metadata().expect("stats").blocks(), PAGE / 512);
+    let mut back = [0; 8192];
+    assert_eq!(
+        disk.read_at(&mut back, MIB - PAGE).expect("a short read"),
+        4096
+    );
+    assert_eq!(back[..4096], data[..4096]);
+    assert_eq!(disk.read_at(&mut back, MIB).expect("the end"), 0);
+
+    let refused = |mode, offset, len| {
+        let error = fallocate(&disk, mode, offset, len).expect_err("refused");
+        (error, disk.metadata().expect("stats").len())
+    };
+    for mode in [FallocateFlags::empty(), FallocateFlags::KEEP_SIZE] {
+        assert_eq!(refused(mode, 0, PAGE), (Errno::OPNOTSUPP, MIB));
+    }
+    let zero = FallocateFlags::ZERO_RANGE;
+    assert_eq!(refused(zero, MIB - PAGE, 2 * PAGE), (Errno::INVAL, MIB));
+    let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    fallocate(&disk, punch, MIB - PAGE, 8 * PAGE).expect("up to the end");
+    fallocate(&disk, punch, MIB, PAGE).expect("nothing there");
+    assert_eq!(disk.metadata().expect("stats").blocks(), 0);
+}
+
+#[test]
+fn data_and_holes_are_found() {
+    if !can_mount("data_and_holes_are_found") {
+        return;
+    }
+    let served = Served::start(MIB);
+    let disk = served.open_disk(OFlags::empty());
+    assert_eq!(seek(&disk, SeekFrom::Data(0)), Err(Errno::NXIO));
+    assert_eq!(seek(&disk, SeekFrom::Hole(0)), Ok(0));
+    disk.write_all_at(&[1; 2 * PAGE as usize], 4 * PAGE)
+        .expect("writes");
+    disk.write_all_at(&[1], MIB - 1).expect("writes");
+    for (from, data, hole) in [
+        (0, 4 * PAGE, 0),
+        (4 * PAGE, 4 * PAGE, 6 * PAGE),
+        (5 * PAGE + 17, 5 * PAGE + 17, 6 * PAGE),
+        (6 * PAGE, MIB - PAGE, 6 * PAGE),
+        (MIB - 1, MIB - 1, MIB),
+    ] {
+        assert_eq!(
+            seek(&disk, SeekFrom::Data(from)),
+            Ok(data),
+            "data from {from}"
+        );
+        assert_eq!(
+            seek(&disk, SeekFrom::Hole(from)),
+            Ok(hole),
+            "hole from {from}"
+        );
+    }
+    assert_eq!(seek(&disk, SeekFrom::Data(MIB)), Err(Errno::NXIO));
+}
+
+#[test]
+fn ext4_lives_on_a_loop_device() {
+    if !can_mount("ext4_lives_on_a_loop_device") {
+        return;
+    }
+    let served = Served::start(64 * MIB);
+    let device = Loop::attach(&served.mount.disk_path());
+    run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&device.0));
+    let data = Random(1).bytes(20 * MIB as usize);
+    {
+        let mounted = Mounted::mount(&device.0);
+        fs::write(mounted.path("file"), &data).expect("writes");
+    }
+    run(Command::new("e2fsck").arg("-fn").arg(&device.0));
+    let full = served.device.stats().orig_data_size;
+    assert!(full >= 20 * MIB, "{full}");
+    {
+        let mounted = Mounted::mount(&device.0);
+        assert!(fs::read(mounted.path("file")).expect("reads") == data);
+        fs::remove_file(mounted.path("file")).expect("removes");
+        run(Command::new("fstrim").arg(mounted.0.path()));
+    }
+    let trimmed = served.device.stats().orig_data_size;
+    assert!(trimmed + 18 * MIB <= full, "{trimmed} of {full} left");
+    run(Command::new("blkdiscard").arg("-f").arg(&device.0));
+    assert_eq!(served.device.stats().orig_data_size, 0);
+}

@@ -1,0 +1,7 @@
+//! The FUSE frontend through the kernel. Needs root and `/dev/fuse`; says so loudly where they are
+//! missing.
+
+mod attributes;
+mod disk;
+mod mounts;
+mod rig;

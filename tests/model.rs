@@ -1,0 +1,325 @@
+//! Random operations on a device, beside a flat array of bytes that says what they should do.
+
+use std::ops::ControlFlow;
+
+use proptest::prelude::*;
+use uzram::{
+    Algorithm, BackingConfig, BlockDevice, Device, DeviceConfig, Extent, PAGE_SIZE, PageState,
+};
+
+const DEVICE_PAGES: u64 = 600;
+const DEVICE_BYTES: u64 = DEVICE_PAGES * PAGE_SIZE as u64;
+
+/// What a write stores: data of different compressibility, different for each seed.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Text,
+    Noise,
+    Pattern,
+    Zero,
+}
+
+fn fill(kind: Kind, seed: u32, out: &mut [u8]) {
+    let mut state = u64::from(seed) | 1 << 40;
+    let mut noise = || {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (state >> 56) as u8
+    };
+    match kind {
+        Kind::Zero => out.fill(0),
+        Kind::Pattern => out.fill(seed as u8),
+        Kind::Noise => out.fill_with(noise),
+        // A random byte in every few: compresses to something between a fifth and a half.
+        Kind::Text => {
+            let period = 4 + seed as usize % 13;
+            for (i, byte) in out.iter_mut().enumerate() {
+                *byte = if i % period == 0 {
+                    noise()
+                } else {
+                    b"zsmalloc"[i % 8]
+                };
+            }
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Write {
+        page: u64,
+        pages: u64,
+        kind: Kind,
+        seed: u32,
+    },
+    WriteBytes {
+        offset: u64,
+        len: u64,
+        kind: Kind,
+        seed: u32,
+    },
+    Read {
+        offset: u64,
+        len: u64,
+    },
+    Discard {
+        offset: u64,
+        len: u64,
+    },
+    WriteZeroes {
+        offset: u64,
+        len: u64,
+    },
+    SetLimit {
+        frames: u64,
+    },
+    Evict {
+        frames: u64,
+    },
+    Compact,
+    Extents {
+        offset: u64,
+        len: u64,
+    },
+    Reset,
+}
+
+fn kind() -> impl Strategy<Value = Kind> {
+    prop_oneof![
+        6 => Just(Kind::Text),
+        2 => Just(Kind::Noise),
+        1 => Just(Kind::Pattern),
+        1 => Just(Kind::Zero),
+    ]
+}
+
+/// A range of bytes, often aligned to pages.
+fn range() -> impl Strategy<Value = (u64, u64)> {
+    let page = PAGE_SIZE as u64;
+    prop_oneof![
+        (0..DEVICE_BYTES, 0..9000u64),
+        (0..DEVICE_PAGES, 0..150u64).prop_map(move |(at, n)| (at * page, n * page)),
+    ]
+    .prop_map(|(offset, len)| (offset, len.min(DEVICE_BYTES - offset)))
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        8 => (0..DEVICE_PAGES, 1..120u64, kind(), any::<u32>()).prop_map(
+            |(page, pages, kind, seed)| {
+                Step::Write { page, pages: pages.min(DEVICE_PAGES - page), kind, seed }
+            }
+        ),
+        4 => (range(), kind(), any::<u32>()).prop_map(|((offset, len), kind, seed)| {
+            Step::WriteBytes { offset, len, kind, seed }
+        }),
+        6 => range().prop_map(|(offset, len)| Step::Read { offset, len }),
+        2 => range().prop_map(|(offset, len)| Step::Discard { offset, len }),
+        1 => range().prop_map(|(offset, len)| Step::WriteZeroes { offset, len }),
+        1 => (16..400u64).prop_map(|frames| Step::SetLimit { frames }),
+        2 => (1..200u64).prop_map(|frames| Step::Evict { frames }),
+        1 => Just(Step::Compact),
+        1 => range().prop_map(|(offset, len)| Step::Extents { offset, len }),
+        1 => Just(Step::Reset),
+    ]
+}
+
+/// A device and what it should hold. After a write that failed, the pages it covered may hold the
+/// old or the new data, page by page.
+struct Harness {
+    device: Device,
+    bytes: Vec<u8>,
+    has_backing: bool,
+}
+
+impl Harness {
+    fn apply(&mut self, step: &Step) {
+        let page = PAGE_SIZE as u64;
+        match *step {
+            Step::Write {
+                page: first,
+                pages,
+                kind,
+                seed,
+            } => {
+                self.write(first * page, pages * page, kind, seed);
+            }
+            Step::WriteBytes {
+                offset,
+                len,
+                kind,
+                seed,
+            } => self.write(offset, len, kind, seed),
+            Step::Read { offset, len } => self.verify(offset, len),
+            Step::Discard { offset, len } => {
+                let done = self.device.discard(offset, len);
+                self.zeroed(offset, len, done);
+            }
+            Step::WriteZeroes { offset, len } => {
+                let done = self.device.write_zeroes(offset, len);
+                self.zeroed(offset, len, done);
+            }
+            Step::SetLimit { frames } => {
+                self.device
+                    .set_mem_limit(Some(frames * page))
+                    .expect("a valid limit");
+            }
+            Step::Evict { frames } => {
+                let evicted = self.device.evict(frames * page);
+                assert!(self.has_backing || evicted.is_err());
+            }
+            Step::Compact => {
+                let before = self.device.stats().pages_compacted;
+                let freed = self.device.compact();
+                assert!(self.device.stats().pages_compacted >= before + freed);
+            }
+            Step::Extents { offset, len } => self.verify_extents(offset, len),
+            Step::Reset => {
+                self.device.reset();
+                self.bytes.fill(0);
+                assert_eq!(self.device.stats().orig_data_size, 0);
+            }
+        }
+    }
+
+    fn write(&mut self, offset: u64, len: u64, kind: Kind, seed: u32) {
+        let mut data = vec![0; len as usize];
+        fill(kind, seed, &mut data);
+        let range = offset as usize..(offset + len) as usize;
+        match self.device.write(offset, &data) {
+            Ok(()) => self.bytes[range].copy_from_slice(&data),
+            Err(error) => {
+                assert_eq!(error.errno(), rustix::io::Errno::NOSPC, "{error}");
+                assert!(!self.has_backing, "no room with a backing: {error}");
+                self.adopt_old_or_new(offset, &data);
+            }
+        }
+    }
+
+    fn adopt_old_or_new(&mut self, offset: u64, data: &[u8]) {
+        let mut now = vec![0; data.len()];
+        self.device.read(offset, &mut now).expect("readable");
+        let mut at = 0;
+        while at < data.len() {
+            let start = offset as usize + at;
+            let n = (PAGE_SIZE - start % PAGE_SIZE).min(data.len() - at);
+            let model = &mut self.bytes[start..start + n];
+            assert!(now[at..at + n] == data[at..at + n] || now[at..at + n] == *model);
+            model.copy_from_slice(&now[at..at + n]);
+            at += n;
+        }
+    }
+
+    fn zeroed(&mut self, offset: u64, len: u64, done: uzram::Result<()>) {
+        match done {
+            Ok(()) => self.bytes[offset as usize..(offset + len) as usize].fill(0),
+            Err(error) => {
+                assert!(!self.has_backing, "no room with a backing: {error}");
+                self.adopt_old_or_new(offset, &vec![0; len as usize]);
+            }
+        }
+    }
+
+    fn verify(&self, offset: u64, len: u64) {
+        let mut data = vec![0xee; len as usize];
+        self.device.read(offset, &mut data).expect("readable");
+        let expected = &self.bytes[offset as usize..(offset + len) as usize];
+        if let Some(at) = data.iter().zip(expected).position(|(a, b)| a != b) {
+            panic!("byte {} differs", offset + at as u64);
+        }
+    }
+
+    fn verify_extents(&self, offset: u64, len: u64) {
+        let mut at = offset;
+        let mut last = None;
+        self.device
+            .extents(offset..offset + len, &mut |extent: Extent| {
+                assert_eq!(extent.offset, at);
+                assert!(
+                    extent.len > 0 && last != Some(extent.state),
+                    "not coalesced"
+                );
+                at += extent.len;
+                last = Some(extent.state);
+                if matches!(extent.state, PageState::Empty | PageState::Zero) {
+                    let range = extent.offset as usize..at as usize;
+                    assert!(self.bytes[range].iter().all(|&byte| byte == 0));
+                }
+                ControlFlow::Continue(())
+            });
+        assert_eq!(at, offset + len);
+    }
+
+    fn check(&self) {
+        self.device.check();
+        let stats = self.device.stats();
+        let pages = stats.same_pages + stats.resident_pages + stats.written_back_pages;
+        assert_eq!(stats.orig_data_size, pages * PAGE_SIZE as u64);
+        assert!(stats.backing_bytes_live <= stats.backing_bytes_used);
+    }
+}
+
+fn run(steps: &[Step], shards: u32, algorithm: Algorithm, with_backing: bool) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut config = DeviceConfig::new(DEVICE_BYTES);
+    config.shards = Some(shards);
+    config.algorithm = algorithm;
+    config.mem_limit = Some(128 * PAGE_SIZE as u64);
+    if with_backing {
+        config.backing = Some(BackingConfig {
+            path: dir.path().join("spill"),
+            size: None,
+        });
+    }
+    let device = Device::new(&config).expect("a device");
+    let bytes = vec![0; DEVICE_BYTES as usize];
+    let mut harness = Harness {
+        device,
+        bytes,
+        has_backing: with_backing,
+    };
+    for step in steps {
+        harness.apply(step);
+        harness.check();
+    }
+    harness.verify(0, DEVICE_BYTES);
+    harness
+        .device
+        .discard(0, DEVICE_BYTES)
+        .expect("a discard needs no room");
+    harness.check();
+    let stats = harness.device.stats();
+    assert_eq!((stats.mem_used_total, stats.orig_data_size), (0, 0));
+    assert_eq!((stats.compr_data_size, stats.backing_bytes_live), (0, 0));
+    drop(harness);
+    assert_eq!(
+        std::fs::read_dir(dir.path()).expect("readable").count(),
+        0,
+        "the spill is gone"
+    );
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+
+    #[test]
+    fn one_shard_without_backing(steps in prop::collection::vec(step(), 1..60)) {
+        run(&steps, 1, Algorithm::Lz4, false);
+    }
+
+    #[test]
+    fn four_shards_without_backing(steps in prop::collection::vec(step(), 1..60)) {
+        run(&steps, 4, Algorithm::Zstd { level: 1 }, false);
+    }
+
+    #[test]
+    fn one_shard_with_backing(steps in prop::collection::vec(step(), 1..60)) {
+        run(&steps, 1, Algorithm::Zstd { level: 1 }, true);
+    }
+
+    #[test]
+    fn four_shards_with_backing(steps in prop::collection::vec(step(), 1..60)) {
+        run(&steps, 4, Algorithm::Lz4, true);
+    }
+}

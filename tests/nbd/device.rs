@@ -1,0 +1,131 @@
+//! A small device in memory whose page states and failures the tests decide.
+
+use std::ops::{ControlFlow, Range};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use uzram::{BlockDevice, Error, Extent, PAGE_SIZE, PageState, Result};
+
+/// Bytes in a test device: many requests' worth.
+pub(crate) const SIZE: u64 = 64 << 20;
+
+pub(crate) struct MemoryDevice {
+    inner: Mutex<Inner>,
+    pub(crate) flushes: AtomicU64,
+}
+
+struct Inner {
+    bytes: Vec<u8>,
+    states: Vec<PageState>,
+    /// Reads and writes that touch this fail.
+    broken: Range<u64>,
+}
+
+impl MemoryDevice {
+    pub(crate) fn new() -> Self {
+        Self {
+            inner: Mutex::new(Inner {
+                bytes: vec![0; SIZE as usize],
+                states: vec![PageState::Empty; SIZE as usize / PAGE_SIZE],
+                broken: 0..0,
+            }),
+            flushes: AtomicU64::new(0),
+        }
+    }
+
+    /// Makes reads fail with EIO and writes with ENOSPC where they touch `range`.
+    pub(crate) fn break_range(&self, range: Range<u64>) {
+        self.inner.lock().broken = range;
+    }
+
+    pub(crate) fn set_state(&self, page: usize, state: PageState) {
+        self.inner.lock().states[page] = state;
+    }
+
+    pub(crate) fn bytes(&self, range: Range<usize>) -> Vec<u8> {
+        self.inner.lock().bytes[range].to_vec()
+    }
+}
+
+impl Inner {
+    fn touches_broken(&self, offset: u64, len: usize) -> bool {
+        offset < self.broken.end && offset + len as u64 > self.broken.start
+    }
+
+    fn fill(&mut self, offset: u64, len: u64, state: PageState) {
+        let (start, end) = (offset as usize, (offset + len) as usize);
+        self.bytes[start..end].fill(0);
+        let whole = start.div_ceil(PAGE_SIZE)..end / PAGE_SIZE;
+        if whole.start < whole.end {
+            self.states[whole].fill(state);
+        }
+    }
+}
+
+impl BlockDevice for MemoryDevice {
+    fn size(&self) -> u64 {
+        SIZE
+    }
+
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let inner = self.inner.lock();
+        if inner.touches_broken(offset, buf.len()) {
+            return Err(Error::Unreadable {
+                page: (inner.broken.start / 4096) as u32,
+                reason: "a test broke it".to_owned(),
+            });
+        }
+        buf.copy_from_slice(&inner.bytes[offset as usize..][..buf.len()]);
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
+        let mut inner = self.inner.lock();
+        if inner.touches_broken(offset, data.len()) {
+            return Err(Error::NoSpace("a test took it"));
+        }
+        inner.bytes[offset as usize..][..data.len()].copy_from_slice(data);
+        if !data.is_empty() {
+            let last = (offset as usize + data.len() - 1) / PAGE_SIZE;
+            inner.states[offset as usize / PAGE_SIZE..=last].fill(PageState::Resident);
+        }
+        Ok(())
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> Result<()> {
+        self.inner.lock().fill(offset, len, PageState::Empty);
+        Ok(())
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64) -> Result<()> {
+        self.inner.lock().fill(offset, len, PageState::Zero);
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.flushes.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn extents(&self, range: Range<u64>, visit: &mut dyn FnMut(Extent) -> ControlFlow<()>) {
+        let inner = self.inner.lock();
+        let mut at = range.start;
+        while at < range.end {
+            let state = inner.states[at as usize / PAGE_SIZE];
+            let mut page = at as usize / PAGE_SIZE + 1;
+            while (page * PAGE_SIZE) < range.end as usize && inner.states[page] == state {
+                page += 1;
+            }
+            let end = range.end.min((page * PAGE_SIZE) as u64);
+            let extent = Extent {
+                offset: at,
+                len: end - at,
+                state,
+            };
+            if visit(extent).is_break() {
+                return;
+            }
+            at = end;
+        }
+    }
+}
