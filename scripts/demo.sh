@@ -167,6 +167,6 @@ table empty filled read_back
 limit=$(value mem_limit read_back)
 [[ $(value mem_used_max read_back) -le $limit ]] || die "the memory limit was not kept"
 [[ $(value written_back_pages read_back) -gt 0 ]] || die "nothing was spilled"
-awk -v stored="$(value orig_data_size filled)" -v used="$(value mem_used_total filled)" -v limit="$limit" \
-    'BEGIN { printf "\n%.0f MiB of real files live in %.0f MiB of memory (limit %.0f); the coldest are in the backing file.\n",
-             stored / 1048576, used / 1048576, limit / 1048576 }'
+printf '\n%d MiB live in %d MiB of memory (limit %d) and, the coldest, in %d MiB of backing file.\n' \
+    $(($(value orig_data_size filled) >> 20)) $(($(value mem_used_total filled) >> 20)) $((limit >> 20)) \
+    $(($(value backing_bytes_used filled) >> 20))

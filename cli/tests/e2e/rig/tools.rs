@@ -24,7 +24,12 @@ const PATHS: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bi
 pub(crate) fn tool(name: &str) -> Command {
     let found = PATHS.split(':').map(|dir| Path::new(dir).join(name));
     match found.into_iter().find(|path| path.exists()) {
-        Some(path) => Command::new(path),
+        Some(path) => {
+            let mut command = Command::new(path);
+            // Tools find the system's own interpreters, whatever else this shell has.
+            command.env("PATH", PATHS);
+            command
+        }
         None => panic!(
             "{name} is missing: apt-get install {} (./scripts/test.sh does it)",
             package_of(name)
