@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# The fast gate: format, lints and docs, every warning an error.
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+need_rust
+for component in fmt clippy; do
+    cargo "$component" --version >/dev/null 2>&1 ||
+        die "cargo $component is missing: rustup component add ${component/fmt/rustfmt}"
+done
+
+cargo fmt --all --check
+cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
+RUSTDOCFLAGS="-D warnings" cargo doc --quiet --locked --workspace --no-deps
+
+if command -v shellcheck >/dev/null; then
+    shellcheck -x scripts/*.sh .ci/run cli/tests/guest/{init,*.sh}
+else
+    echo "shellcheck is not installed: the scripts were not checked" >&2
+fi
+echo "check: all clean"

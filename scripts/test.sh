@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Installs what the tests need and runs every one of them. Arguments go to cargo test.
+#
+# As root all of them run; without root those that mount, and without /dev/fuse those that serve over
+# FUSE, say SKIPPED.
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+need_rust
+need_packages btrfs busybox cpio e2fsck findmnt fio flock fs_mark fusermount3 losetup mkfs.xfs mount \
+    nbd-client nbdcopy nbdinfo nbdkit nbdsh qemu-io xz
+
+# What the guest is made of; only here are apt's lists known to be fresh.
+if [[ $(uname -m) == x86_64 && ! -d $target/guest/kernel ]]; then
+    echo "Fetching the guest's kernel and QEMU"
+    if can_install; then apt_update; fi
+    cli/tests/guest/fetch.sh "$target/guest"
+fi
+
+exec cargo test --locked --workspace --no-fail-fast "$@"
