@@ -165,10 +165,7 @@ impl Attribute {
                 Ok(())
             }
             Self::Reset => match value.parse::<u16>() {
-                Ok(1..) => {
-                    device.reset();
-                    Ok(())
-                }
+                Ok(1..) => device.reset(),
                 _ => Err(self.invalid(value, "1 resets the device")),
             },
             Self::MmStat | Self::BdStat | Self::IoStat | Self::Initstate => {

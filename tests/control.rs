@@ -6,7 +6,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
@@ -26,7 +25,6 @@ const MIB: u64 = 1 << 20;
 struct Served {
     server: Server,
     device: Arc<Device>,
-    in_use: Arc<AtomicBool>,
     stopped: Receiver<()>,
     dir: TempDir,
 }
@@ -35,20 +33,16 @@ impl Served {
     fn start() -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let device = Arc::new(Device::new(&DeviceConfig::new(MIB)).expect("a device"));
-        let in_use = Arc::new(AtomicBool::new(false));
         let (stop, stopped) = mpsc::channel();
-        let used = in_use.clone();
         let context = Context {
             device: device.clone(),
             info: info(),
-            in_use: Box::new(move || used.load(Ordering::Relaxed)),
             stop: Box::new(move || stop.send(()).expect("somebody listens")),
         };
         let server = Server::start(&dir.path().join("control.sock"), context).expect("serves");
         Self {
             server,
             device,
-            in_use,
             stopped,
             dir,
         }
@@ -134,12 +128,15 @@ fn what_cannot_be_done_is_said_in_one_line() {
     let unreadable = client.get("compact").expect_err("no");
     assert_eq!(remote(&unreadable), Errno::ACCESS);
 
-    served.in_use.store(true, Ordering::Relaxed);
+    let user = served.device.enter();
     served.device.write(0, &[1; 4096]).expect("writes");
     assert_eq!(remote(&client.reset().expect_err("no")), Errno::BUSY);
     let set = client.set("reset", "1").expect_err("no");
     assert_eq!(remote(&set), Errno::BUSY);
     assert_eq!(client.stat().expect("goes on").orig_data_size, 4096);
+    drop(user);
+    client.set("reset", "1").expect("nobody uses it any more");
+    assert_eq!(client.stat().expect("stat").orig_data_size, 0);
 }
 
 #[test]
@@ -242,7 +239,6 @@ fn one_server_lives_at_a_path() {
             Context {
                 device: served.device.clone(),
                 info: info(),
-                in_use: Box::new(|| false),
                 stop: Box::new(|| ()),
             },
         )

@@ -8,7 +8,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -65,14 +65,11 @@ pub(crate) fn run(settings: &Settings, root: &RunRoot, background: bool) -> Resu
     lock.remove()
 }
 
-/// The mount, shared with the control server, which asks it whether the disk is open.
-type SharedMount = Arc<Mutex<Option<fuse::Mount>>>;
-
 /// Everything that is running.
 struct Server {
     device: Arc<Device>,
     nbd: Option<nbd::Server>,
-    fuse: SharedMount,
+    fuse: Option<fuse::Mount>,
     control: control::Server,
     record: Record,
 }
@@ -93,8 +90,7 @@ impl Server {
             lock.write_record(&record)?;
         }
         let fuse = start_fuse(settings, lock, &device, stopper)?;
-        let fuse = Arc::new(Mutex::new(fuse));
-        let control = start_control(&record, lock, &device, &fuse, stopper)?;
+        let control = start_control(&record, lock, &device, stopper)?;
         Ok(Self {
             device,
             nbd,
@@ -121,8 +117,7 @@ impl Server {
                 if let Some(dir) = &record.fuse {
                     release::loops_of_stopping_server(dir);
                 }
-                let mount = mount_of(&fuse).take();
-                if let Some(Err(error)) = mount.map(fuse::Mount::unmount) {
+                if let Some(Err(error)) = fuse.map(fuse::Mount::unmount) {
                     tracing::warn!("{error}");
                 }
             });
@@ -133,10 +128,6 @@ impl Server {
             tracing::warn!("cannot remove the backing file: {error}");
         }
     }
-}
-
-fn mount_of(fuse: &SharedMount) -> MutexGuard<'_, Option<fuse::Mount>> {
-    fuse.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The device, and its backing file if that is new: the device removes it at its end, and whoever
@@ -188,10 +179,8 @@ fn start_control(
     record: &Record,
     lock: &Lock,
     device: &Arc<Device>,
-    fuse: &SharedMount,
     stopper: &Stopper,
 ) -> Result<control::Server> {
-    let fuse = Arc::clone(fuse);
     let stopper = stopper.clone();
     let context = control::Context {
         device: Arc::clone(device),
@@ -202,11 +191,6 @@ fn start_control(
             nbd: record.nbd.clone(),
             fuse: record.fuse.clone(),
         },
-        in_use: Box::new(move || {
-            mount_of(&fuse)
-                .as_ref()
-                .is_some_and(fuse::Mount::is_disk_open)
-        }),
         stop: Box::new(move || stopper.request()),
     };
     Ok(control::Server::start(

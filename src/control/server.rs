@@ -42,8 +42,6 @@ pub struct Context {
     pub device: Arc<Device>,
     /// Who and where this is.
     pub info: Info,
-    /// Whether a reset would take data away under somebody.
-    pub in_use: Box<dyn Fn() -> bool + Send + Sync>,
     /// Called when a client has asked for the end and been answered. It must only signal: whoever
     /// is signalled calls [`Server::shutdown`], which waits for the caller of this.
     pub stop: Box<dyn Fn() + Send + Sync>,
@@ -239,11 +237,7 @@ fn handle(request: &Request, context: &Context) -> Result<Value> {
         Request::Stat => answer(&device.stats()),
         Request::Get { attribute } => answer(&named(attribute)?.show(device)?),
         Request::Set { attribute, value } => {
-            let attribute = named(attribute)?;
-            if attribute == Attribute::Reset {
-                check_unused(context)?;
-            }
-            attribute.store(device, value)?;
+            named(attribute)?.store(device, value)?;
             Ok(Value::Null)
         }
         Request::Compact => {
@@ -251,8 +245,7 @@ fn handle(request: &Request, context: &Context) -> Result<Value> {
             answer(&Compacted { pages })
         }
         Request::Reset => {
-            check_unused(context)?;
-            device.reset();
+            device.reset()?;
             Ok(Value::Null)
         }
         Request::Stop => Ok(Value::Null),
@@ -266,15 +259,6 @@ fn named(attribute: &str) -> Result<Attribute> {
         let reason = format!("no {attribute:?}; there are {}", names.join(" "));
         refused("attribute", Errno::NOENT, reason)
     })
-}
-
-/// As in zram: data under a file system or a swap area is not thrown away.
-fn check_unused(context: &Context) -> Result<()> {
-    if (context.in_use)() {
-        let reason = "the device is in use; unmount or detach it first".to_owned();
-        return Err(refused("reset", Errno::BUSY, reason));
-    }
-    Ok(())
 }
 
 fn refused(what: &'static str, errno: Errno, reason: String) -> Error {

@@ -16,6 +16,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::thread::JoinHandle;
 
 use crossbeam::channel::{self, Sender};
+use rustix::io::Errno;
 
 use self::core::Core;
 use crate::block_device::BlockDevice;
@@ -25,12 +26,14 @@ use crate::pool::{ClassStats, FrameBudget};
 use crate::spill::{Backing, FileBacking};
 use crate::stats::{Stats, rss_bytes};
 use crate::units::{Extent, PAGE_SHIFT, PAGE_SIZE, PageIndex};
+use crate::users::{User, Users};
 use crate::writeback::{Command, Writeback};
 
 /// A compressed RAM block device. Dropping it ends its writeback thread, frees its memory and
 /// removes the backing file that it made.
 pub struct Device {
     core: Arc<Core>,
+    users: Arc<Users>,
     commands: Option<Sender<Command>>,
     writeback: Option<JoinHandle<()>>,
 }
@@ -64,6 +67,7 @@ impl Device {
             .map_err(|error| Error::io("start the writeback thread", error))?;
         Ok(Self {
             core,
+            users: Arc::default(),
             commands: Some(sender),
             writeback: Some(thread),
         })
@@ -198,8 +202,26 @@ impl Device {
             .map_err(Error::NoSpace)
     }
 
-    /// Forgets all data, like a discard of the whole device, and starts the counters again.
-    pub fn reset(&self) {
+    /// Whether a client of a frontend uses the device.
+    pub fn is_in_use(&self) -> bool {
+        self.users.any()
+    }
+
+    /// Forgets all data, like a discard of the whole device, and starts the counters again. Who
+    /// comes to use the device meanwhile waits.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] (EBUSY) while the device is in use, as in zram.
+    pub fn reset(&self) -> Result<()> {
+        let done = self.users.while_none(|| self.forget());
+        done.ok_or_else(|| Error::Refused {
+            what: "reset",
+            reason: "the device is in use; unmount, detach or disconnect it first".to_owned(),
+            errno: Errno::BUSY,
+        })
+    }
+
+    fn forget(&self) {
         self.core.clear(0..self.core.layout.pages());
         for index in self.core.layout.shards() {
             self.core.shard(index).reset_counts();
@@ -250,6 +272,10 @@ impl Drop for Device {
 impl BlockDevice for Device {
     fn size(&self) -> u64 {
         self.core.layout.pages() << PAGE_SHIFT
+    }
+
+    fn enter(&self) -> User {
+        self.users.enter()
     }
 
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {

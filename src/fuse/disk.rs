@@ -6,14 +6,15 @@
 use std::cell::RefCell;
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use fuser::{Errno, ReplyData};
+use parking_lot::Mutex;
 use rustix::fs::FallocateFlags;
 
 use super::errno;
 use crate::block_device::{BlockDevice, check_range};
 use crate::units::PageState;
+use crate::users::User;
 
 const SEEK_DATA: i32 = 3;
 const SEEK_HOLE: i32 = 4;
@@ -23,15 +24,18 @@ thread_local! {
     static READ_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// The device, and how many have its file open.
+/// The device, and a user of it for each time its file is open.
 pub(super) struct Disk {
     device: Arc<dyn BlockDevice>,
-    openers: Arc<AtomicUsize>,
+    openers: Mutex<Vec<User>>,
 }
 
 impl Disk {
-    pub(super) fn new(device: Arc<dyn BlockDevice>, openers: Arc<AtomicUsize>) -> Self {
-        Self { device, openers }
+    pub(super) fn new(device: Arc<dyn BlockDevice>) -> Self {
+        Self {
+            device,
+            openers: Mutex::default(),
+        }
     }
 
     pub(super) fn size(&self) -> u64 {
@@ -39,15 +43,14 @@ impl Disk {
     }
 
     pub(super) fn open(&self) {
-        self.openers.fetch_add(1, Ordering::Relaxed);
+        let user = self.device.enter();
+        self.openers.lock().push(user);
     }
 
     pub(super) fn close(&self) {
-        self.openers.fetch_sub(1, Ordering::Relaxed);
-    }
-
-    pub(super) fn is_open(&self) -> bool {
-        self.openers.load(Ordering::Relaxed) != 0
+        // Whichever it is: they are all alike.
+        let user = self.openers.lock().pop();
+        drop(user);
     }
 
     /// How many of `len` bytes at `offset` lie before the end.

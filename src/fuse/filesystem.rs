@@ -107,10 +107,6 @@ impl Frontend {
     fn write_attribute(&self, ino: INodeNo, data: &[u8]) -> Result<(), Errno> {
         let (device, attribute) = self.attribute(ino)?;
         let value = std::str::from_utf8(data).map_err(|_| Errno::EINVAL)?;
-        // As in zram: data under a file system or a swap area is not thrown away.
-        if attribute == Attribute::Reset && self.disk.is_open() {
-            return Err(Errno::EBUSY);
-        }
         attribute
             .store(device, value)
             .map_err(|error| errno(&error))

@@ -41,6 +41,7 @@ pub(super) fn transmit<S: Read + Write>(
     export: &Export,
     agreement: Agreement,
 ) -> Result<(), Fault> {
+    let _user = export.device.enter();
     let mut session = Session {
         export,
         limits: Limits {
