@@ -1,7 +1,11 @@
 //! `disk`: the file that behaves as a block device does.
 //!
 //! Its size is fixed, a read stops at the end, a write past it is ENOSPC, a hole punched is a
-//! discard, and space is never set aside.
+//! discard, and space is never set aside. Opened with `O_TRUNC` it keeps its size and loses its
+//! data, so that a copy which leaves out the holes of its source is a true one; but not under
+//! other users.
+//!
+//! One lock, for what opens, closes and truncates.
 
 use std::cell::RefCell;
 use std::ops::ControlFlow;
@@ -51,6 +55,17 @@ impl Disk {
         // Whichever it is: they are all alike.
         let user = self.openers.lock().pop();
         drop(user);
+    }
+
+    /// Discards everything, for one who opens the file to write it anew.
+    ///
+    /// The kernel opens first and truncates then, so the opener is a user by now; whoever
+    /// truncates by path need not be.
+    pub(super) fn empty(&self) -> Result<(), Errno> {
+        let user = self.device.enter();
+        let opener = self.openers.lock().len().min(1);
+        let done = user.while_at_most(opener, || self.device.discard(0, self.size()));
+        done.ok_or(Errno::EBUSY)?.map_err(|error| errno(&error))
     }
 
     /// How many of `len` bytes at `offset` lie before the end.

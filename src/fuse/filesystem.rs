@@ -167,7 +167,7 @@ impl Filesystem for Frontend {
         _atime: Option<TimeOrNow>,
         _mtime: Option<TimeOrNow>,
         _ctime: Option<SystemTime>,
-        _fh: Option<FileHandle>,
+        fh: Option<FileHandle>,
         _crtime: Option<SystemTime>,
         _chgtime: Option<SystemTime>,
         _bkuptime: Option<SystemTime>,
@@ -180,6 +180,9 @@ impl Filesystem for Frontend {
         };
         let allowed = match (node, size) {
             (Node::Disk, Some(size)) if size == self.disk.size() => Ok(()),
+            // O_TRUNC. The answer has the true size, which the kernel takes as it is; ftruncate(2)
+            // comes with a handle, and is refused as by a block device.
+            (Node::Disk, Some(0)) if fh.is_none() => self.disk.empty(),
             (Node::Disk, Some(_)) => Err(Errno::EINVAL),
             // A shell's ">" truncates before it writes.
             (Node::Attribute(_), Some(_)) => Ok(()),
