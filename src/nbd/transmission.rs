@@ -82,7 +82,7 @@ impl<S: Read + Write> Session<'_, S> {
             while let Some(header) = self.input.take_header() {
                 let request = Request::decode(&header)
                     .ok_or(Fault::Protocol("a request without its magic"))?;
-                if request.command == Some(Command::Disc) {
+                if request.disconnects {
                     return Ok(());
                 }
                 self.serve(&request)?;
@@ -140,7 +140,6 @@ impl<S: Read + Write> Session<'_, S> {
                 device.write_zeroes(offset, length)
             }
             Command::WriteZeroes => device.discard(offset, length),
-            Command::Disc => Ok(()),
         };
         let writes = matches!(
             command,
