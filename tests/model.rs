@@ -256,6 +256,7 @@ impl Harness {
         let stats = self.device.stats();
         let pages = stats.same_pages + stats.resident_pages + stats.written_back_pages;
         assert_eq!(stats.orig_data_size, pages * PAGE_SIZE as u64);
+        assert_eq!(self.device.orig_data_size(), stats.orig_data_size);
         assert!(stats.backing_bytes_live <= stats.backing_bytes_used);
     }
 }

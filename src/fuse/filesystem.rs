@@ -79,7 +79,7 @@ impl Frontend {
     /// Bytes of data kept.
     fn stored(&self) -> u64 {
         match &self.device {
-            Some(device) => device.stats().orig_data_size.min(self.disk.size()),
+            Some(device) => device.orig_data_size().min(self.disk.size()),
             None => self.disk.size(),
         }
     }
