@@ -83,4 +83,5 @@ pub use pool::ClassStats;
 pub use size::{ParseSizeError, parse_size};
 pub use stats::Stats;
 pub use units::{Extent, MAX_DEVICE_BYTES, PAGE_SHIFT, PAGE_SIZE, Page, PageIndex, PageState};
+pub use unix_socket::{MAX_SOCKET_PATH, remove_dead_socket};
 pub use users::User;

@@ -72,11 +72,9 @@ impl Server {
     pub fn start(path: &Path, context: Context) -> Result<Self> {
         let failed = |error: io::Error| Error::io(format!("serve {}", path.display()), error);
         let (listener, file) = unix_socket::listen(path)?;
-        // A client that goes away between poll and accept must not hold up the others.
-        listener.set_nonblocking(true).map_err(failed)?;
         let (wake, woken) = UnixStream::pair().map_err(failed)?;
         let acceptor = Acceptor {
-            listener,
+            listener: listener.into(),
             woken,
             context: Arc::new(context),
             clients: Vec::new(),
@@ -145,7 +143,7 @@ impl Acceptor {
                 }
             }
         }
-        drop((self.listener, file));
+        drop((file, self.listener));
         for client in &self.clients {
             // Reading ends, an answer that is being written does not. It may be closed already.
             let _ = client.stream.shutdown(Shutdown::Read);
