@@ -90,7 +90,7 @@ impl Server {
             lock.write_record(&record)?;
         }
         let fuse = start_fuse(settings, lock, &device, stopper)?;
-        let control = start_control(&record, lock, &device, stopper)?;
+        let control = control::Server::start(&lock.dir().control_socket(), Arc::clone(&device))?;
         Ok(Self {
             device,
             nbd,
@@ -173,30 +173,6 @@ fn start_fuse(
     let mount = fuse::Mount::start(Arc::clone(device), dir, fuse::MountOptions::default())?;
     stopper.note(|traces| traces.fuse = Some(dir.clone()));
     Ok(Some(mount))
-}
-
-fn start_control(
-    record: &Record,
-    lock: &Lock,
-    device: &Arc<Device>,
-    stopper: &Stopper,
-) -> Result<control::Server> {
-    let stopper = stopper.clone();
-    let context = control::Context {
-        device: Arc::clone(device),
-        info: control::Info {
-            name: lock.dir().name().to_string(),
-            pid: std::process::id(),
-            disksize: record.size,
-            nbd: record.nbd.clone(),
-            fuse: record.fuse.clone(),
-        },
-        stop: Box::new(move || stopper.request()),
-    };
-    Ok(control::Server::start(
-        &lock.dir().control_socket(),
-        context,
-    )?)
 }
 
 /// Says that the device is there: on stdout, to systemd, and in the log.
