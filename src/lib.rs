@@ -63,6 +63,7 @@ mod device;
 mod error;
 pub mod fuse;
 mod memory;
+pub mod mounts;
 pub mod nbd;
 mod pool;
 mod shard;
