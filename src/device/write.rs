@@ -4,7 +4,7 @@ use std::cell::RefCell;
 
 use super::core::Core;
 use super::layout::{RUN_PAGES, Run};
-use super::read::PageCopy;
+use super::read_back::PageCopy;
 use crate::codec::{self, Codec, MAX_COMPRESSED_LEN};
 use crate::error::{Error, Result};
 use crate::shard::{NoRoom, Shard, SlotIndex, SlotState};

@@ -8,6 +8,7 @@
 //! 3. Every zspage of the pool is in the LRU, unless it is isolated.
 
 mod lru;
+mod recent;
 mod reclaim;
 mod slot;
 
@@ -17,6 +18,7 @@ use std::sync::Arc;
 
 pub(crate) use self::lru::Clock;
 use self::lru::Lru;
+use self::recent::RecentReadBacks;
 pub(crate) use self::reclaim::{Chances, Evicted};
 use self::slot::SlotTable;
 pub(crate) use self::slot::{SLOTS_PER_BLOCK, Slot, SlotIndex, SlotState};
@@ -48,6 +50,7 @@ pub(crate) struct Shard {
     slots: SlotTable,
     pool: Box<dyn Pool>,
     lru: Lru,
+    recent: RecentReadBacks,
     segments: Arc<SegmentTable>,
     counts: Counts,
 }
@@ -68,6 +71,7 @@ impl Shard {
             slots: SlotTable::new(slots)?,
             pool: Box::new(Zsmalloc::new(address_frames, budget)?),
             lru: Lru::new(address_frames, clock)?,
+            recent: RecentReadBacks::new(slots)?,
             segments,
             counts: Counts::default(),
         })
@@ -98,6 +102,11 @@ impl Shard {
     /// Notes that a client has read the slot's page.
     pub(crate) fn touch(&mut self, index: SlotIndex) {
         self.slots.set_accessed(index);
+    }
+
+    /// Notes that the slot's page is read back; returns whether it was not long ago, too.
+    pub(crate) fn note_read_back(&mut self, index: SlotIndex) -> bool {
+        self.recent.note(index)
     }
 
     /// The first slot of `range` that is not empty.
