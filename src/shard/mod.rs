@@ -23,12 +23,8 @@ pub(crate) use self::reclaim::{Chances, Evicted};
 use self::slot::SlotTable;
 pub(crate) use self::slot::{SLOTS_PER_BLOCK, Slot, SlotIndex, SlotState};
 use crate::codec::Codec;
-use crate::pool::{FrameBudget, ObjectAddress, Owner, Pool, Zsmalloc};
+use crate::pool::{NoRoom, ObjectAddress, Owner, Pool};
 use crate::spill::SegmentTable;
-
-/// The pool has neither room nor budget for another zspage.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct NoRoom;
 
 /// What a shard counts. Bytes unless a name says pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,21 +52,20 @@ pub(crate) struct Shard {
 }
 
 impl Shard {
-    /// A shard of `slots` empty slots, with addresses for `address_frames` page frames.
+    /// A shard of `slots` empty slots over an empty pool.
     ///
     /// # Errors
     /// The kernel's, if there is not enough address space.
     pub(crate) fn new(
         slots: u32,
-        address_frames: usize,
-        budget: Arc<FrameBudget>,
+        pool: Box<dyn Pool>,
         clock: Clock,
         segments: Arc<SegmentTable>,
     ) -> io::Result<Self> {
         Ok(Self {
             slots: SlotTable::new(slots)?,
-            pool: Box::new(Zsmalloc::new(address_frames, budget)?),
-            lru: Lru::new(address_frames, clock)?,
+            lru: Lru::new(pool.max_zspages(), clock)?,
+            pool,
             recent: RecentReadBacks::new(slots)?,
             segments,
             counts: Counts::default(),
@@ -144,7 +139,7 @@ impl Shard {
 
     /// Copies the data in the pool to an object for the slot.
     fn allocate(&mut self, index: SlotIndex, data: &[u8]) -> Result<ObjectAddress, NoRoom> {
-        let stored = self.pool.store(Owner(index.0), data).ok_or(NoRoom)?;
+        let stored = self.pool.store(Owner(index.0), data)?;
         self.lru.touch(stored.zspage);
         Ok(stored.object)
     }
