@@ -19,6 +19,8 @@ pub(crate) struct FaultyBacking {
     pub(crate) fail_writes: AtomicBool,
     pub(crate) fail_reads: AtomicBool,
     before_write: RwLock<Option<Hook>>,
+    before_read: RwLock<Option<Hook>>,
+    after_read: RwLock<Option<Hook>>,
 }
 
 impl FaultyBacking {
@@ -30,12 +32,24 @@ impl FaultyBacking {
             fail_writes: AtomicBool::new(false),
             fail_reads: AtomicBool::new(false),
             before_write: RwLock::new(None),
+            before_read: RwLock::new(None),
+            after_read: RwLock::new(None),
         }
     }
 
     /// Has `hook` called before each write, in the writing thread.
     pub(crate) fn before_write(&self, hook: impl Fn() + Send + Sync + 'static) {
         *self.before_write.write() = Some(Box::new(hook));
+    }
+
+    /// Has `hook` called before each read, in the reading thread.
+    pub(crate) fn before_read(&self, hook: impl Fn() + Send + Sync + 'static) {
+        *self.before_read.write() = Some(Box::new(hook));
+    }
+
+    /// Has `hook` called after each read, in the reading thread.
+    pub(crate) fn after_read(&self, hook: impl Fn() + Send + Sync + 'static) {
+        *self.after_read.write() = Some(Box::new(hook));
     }
 
     /// Lets `damage` change the contents of each segment.
@@ -79,6 +93,9 @@ impl Backing for FaultyBacking {
     }
 
     fn read(&self, segment: SegmentIndex, offset: u32, buf: &mut [u8]) -> io::Result<()> {
+        if let Some(hook) = &*self.before_read.read() {
+            hook();
+        }
         if self.fail_reads.load(Relaxed) {
             return Err(io::Error::from_raw_os_error(
                 rustix::io::Errno::IO.raw_os_error(),
@@ -87,6 +104,10 @@ impl Backing for FaultyBacking {
         let contents = self.contents.lock();
         let bytes = contents.get(&segment).ok_or(io::ErrorKind::UnexpectedEof)?;
         buf.copy_from_slice(&bytes[offset as usize..offset as usize + buf.len()]);
+        drop(contents);
+        if let Some(hook) = &*self.after_read.read() {
+            hook();
+        }
         Ok(())
     }
 
