@@ -133,6 +133,10 @@ pub(crate) struct ServeArgs {
     /// Leave the terminal's session and log to RUNDIR/NAME/log once ready: how `mount` starts it.
     #[arg(long, hide = true)]
     pub(crate) background: bool,
+
+    /// Where `mount` is to mount the device's file system, noted for `umount`.
+    #[arg(long, hide = true)]
+    pub(crate) mountpoint: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -13,6 +13,7 @@ use crate::mount::require_root;
 use crate::mounts;
 use crate::output;
 use crate::program;
+use crate::release;
 use crate::rundir::{Record, RunDir, RunRoot};
 use crate::server;
 
@@ -63,9 +64,9 @@ pub(crate) fn detach(args: &NameArgs, root: &RunRoot) -> Result<()> {
     }
     for device in &devices {
         require_root("detach")?;
-        if let Some(mount) = mounts::of(device)?.first() {
-            let at = mount.mountpoint.display();
-            bail!("{} is mounted on {at}: uzram umount {at}", device.display());
+        if let (Some(mount), Some(record)) = (mounts::of(device)?.first(), &record) {
+            let mounted = release::describe_mount(mount, record);
+            bail!("{} is {mounted}", device.display());
         }
     }
     for device in &devices {

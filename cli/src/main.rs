@@ -64,7 +64,8 @@ fn run(cli: Cli) -> Result<()> {
     let root = RunRoot::locate()?;
     match cli.verb {
         Verb::Serve(args) => {
-            let settings = Settings::resolve(args.name, args.device, &root)?;
+            let mut settings = Settings::resolve(args.name, args.device, &root)?;
+            settings.mountpoint = args.mountpoint;
             serve::run(&settings, &root, args.background)
         }
         Verb::Mount(args) => mount::mount(args, &root),

@@ -1,8 +1,8 @@
 //! `uzram mount` and `uzram umount`: a server in the background, a loop device over its FUSE
 //! directory, a file system on that, mounted; and all of it taken down again.
 //!
-//! Nothing is remembered between the two: `umount` follows the kernel's own tables from the
-//! mountpoint to the loop device, to the file behind it, to the server.
+//! `umount` follows the kernel's own tables from the mountpoint to the loop device, to the file
+//! behind it, to the server; and it touches only what the server's record says `mount` made.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use crate::mounts::{self, MountEntry};
 use crate::name::Name;
 use crate::output;
 use crate::release;
-use crate::rundir::{RunDir, RunRoot};
+use crate::rundir::{Record, RunDir, RunRoot};
 use crate::server;
 use crate::settings::Settings;
 use crate::table::bytes;
@@ -38,9 +38,10 @@ pub(crate) fn mount(args: MountArgs, root: &RunRoot) -> Result<()> {
     device
         .fuse
         .get_or_insert_with(|| root.dir(&name).fuse_dir());
-    let settings = Settings::resolve(name, device, root)?;
+    let mut settings = Settings::resolve(name, device, root)?;
     require_root("mount")?;
     let mountpoint = check_mountpoint(&args.mountpoint)?;
+    settings.mountpoint = Some(mountpoint.clone());
     let path = make(&settings, args.fs, &mountpoint, &root.dir(&settings.name))?;
     output::line(format_args!(
         "{} ({}) is mounted on {}, {} on {}; to take it down: uzram umount {}",
@@ -114,17 +115,66 @@ pub(crate) fn umount(args: &UmountArgs, root: &RunRoot) -> Result<()> {
     let mountpoint = mounts::absolute(&args.mountpoint)?;
     let shown = mountpoint.display();
     let Some(mount) = mounts::at(&mountpoint)? else {
-        bail!("nothing is mounted on {shown}: see uzram list");
+        return finish(&mountpoint, root);
     };
+    let source = mount.source.display();
     let owner = loopdev::at(&mount.source).and_then(|device| {
         let dir = served_below(&device, root)?;
         Some((device, dir))
     });
     let Some((device, dir)) = owner else {
-        let source = mount.source.display();
+        if let Some(dir) = recorded(root, |record| record.fuse.as_ref() == Some(&mountpoint))? {
+            let name = dir.name();
+            bail!("{shown} is the FUSE directory of {name}: uzram stop {name}");
+        }
         bail!("{shown} is {source}, not a uzram device: use umount(8)");
     };
-    take_down(&mount, &device, &dir)
+    let name = dir.name();
+    match dir.record().and_then(|record| record.mountpoint) {
+        Some(made) if made == mountpoint => take_down(&mount, &device, &dir),
+        Some(made) => bail!(
+            "{shown} is {source}, which uzram mount mounted on {0}: umount {shown}, then uzram \
+             umount {0}",
+            made.display()
+        ),
+        None => {
+            bail!("{shown} was not made by uzram mount: umount {shown}, then uzram detach {name}")
+        }
+    }
+}
+
+/// Takes down what `mount` made for `mountpoint` after somebody else has unmounted it.
+fn finish(mountpoint: &Path, root: &RunRoot) -> Result<()> {
+    let made = recorded(root, |r| r.mountpoint.as_deref() == Some(mountpoint))?;
+    let Some(dir) = made else {
+        let shown = mountpoint.display();
+        bail!("nothing is mounted on {shown}: see uzram list");
+    };
+    if dir.owner()?.is_some() {
+        for device in loops_of(&dir) {
+            if let Some(other) = mounts::of(&device.path)?.first() {
+                bail!(elsewhere(&device, other));
+            }
+            loopdev::detach(&device)?;
+        }
+    }
+    server::stop(&dir)
+}
+
+fn loops_of(dir: &RunDir) -> Vec<LoopDevice> {
+    let fuse = dir.record().and_then(|record| record.fuse);
+    fuse.map(|fuse| loopdev::over(&fuse)).unwrap_or_default()
+}
+
+/// The first server, alive or dead, whose record is `wanted`.
+fn recorded(root: &RunRoot, wanted: impl Fn(&Record) -> bool) -> Result<Option<RunDir>> {
+    let mut dirs = root.dirs()?.into_iter();
+    Ok(dirs.find(|dir| dir.record().is_some_and(|record| wanted(&record))))
+}
+
+fn elsewhere(device: &LoopDevice, mount: &MountEntry) -> String {
+    let (path, at) = (device.path.display(), mount.mountpoint.display());
+    format!("{path} is mounted on {at} too: umount {at} first")
 }
 
 /// The directory of the server, alive or dead, whose disk is behind `device`.
@@ -140,15 +190,11 @@ fn served_below(device: &LoopDevice, root: &RunRoot) -> Option<RunDir> {
 
 /// From the top down, so that a failure leaves what is below it working.
 fn take_down(mount: &MountEntry, device: &LoopDevice, dir: &RunDir) -> Result<()> {
-    let elsewhere = mounts::of(&device.path)?
+    let other = mounts::of(&device.path)?
         .into_iter()
         .find(|other| other.mountpoint != mount.mountpoint);
-    if let Some(other) = elsewhere {
-        let at = other.mountpoint.display();
-        bail!(
-            "{} is mounted on {at} too: umount {at} first",
-            device.path.display()
-        );
+    if let Some(other) = other {
+        bail!(elsewhere(device, &other));
     }
     let alive = dir.owner()?.is_some();
     if alive {

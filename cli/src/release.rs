@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use crate::loopdev::{self, LoopDevice};
 use crate::mounts::{self, MountEntry};
 use crate::program;
-use crate::rundir::RunDir;
+use crate::rundir::{Record, RunDir};
 
 /// How long a file system may take to be written out when its server is asked to stop.
 const STOPPING: Duration = Duration::from_secs(2);
@@ -21,14 +21,13 @@ const DEAD: Duration = Duration::from_secs(10);
 
 /// What sits on the device of `dir`, in words for an error; `None` if nothing does.
 pub(crate) fn describe_users(dir: &RunDir) -> Result<Option<String>> {
-    let Some(fuse) = dir.record().and_then(|record| record.fuse) else {
+    let Some(record) = dir.record() else {
         return Ok(None);
     };
-    let devices = loopdev::over(&fuse);
+    let devices: Vec<_> = record.fuse.iter().flat_map(|f| loopdev::over(f)).collect();
     for device in &devices {
         if let Some(mount) = mounts::of(&device.path)?.first() {
-            let at = mount.mountpoint.display();
-            return Ok(Some(format!("mounted on {at}: uzram umount {at}")));
+            return Ok(Some(describe_mount(mount, &record)));
         }
     }
     let attached = devices.first().map(|device| {
@@ -36,6 +35,16 @@ pub(crate) fn describe_users(dir: &RunDir) -> Result<Option<String>> {
         format!("attached as {path}: uzram detach {name}")
     });
     Ok(attached)
+}
+
+/// Where a device is mounted, and how to undo that.
+pub(crate) fn describe_mount(mount: &MountEntry, record: &Record) -> String {
+    let at = mount.mountpoint.display();
+    let tool = match &record.mountpoint {
+        Some(made) if *made == mount.mountpoint => "uzram umount",
+        _ => "umount",
+    };
+    format!("mounted on {at}: {tool} {at}")
 }
 
 /// Unmounts a file system on a living device; one in use stays as it is.

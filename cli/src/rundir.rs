@@ -278,6 +278,8 @@ pub(crate) struct Record {
     pub(crate) nbd: Vec<String>,
     /// The FUSE directory, absolute.
     pub(crate) fuse: Option<PathBuf>,
+    /// Where `uzram mount` mounts the file system it makes; `None` for every other server.
+    pub(crate) mountpoint: Option<PathBuf>,
     /// The backing file, if the server made it and so is to remove it.
     pub(crate) spill: Option<FileId>,
 }
@@ -337,6 +339,7 @@ mod tests {
             size: 4096,
             nbd: vec!["unix:/x".to_owned()],
             fuse: None,
+            mountpoint: None,
             spill: None,
         };
         lock.write_record(&record).unwrap();

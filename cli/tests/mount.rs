@@ -1,6 +1,8 @@
 //! `mount`, `umount`, `attach` and `detach` with the kernel's own file systems and loop devices.
 
 mod common;
+#[path = "mount/takedown.rs"]
+mod takedown;
 
 use std::cell::RefCell;
 use std::fs;
