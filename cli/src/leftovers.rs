@@ -13,8 +13,9 @@ use rustix::fs::FlockOperation;
 use rustix::mount::UnmountFlags;
 use serde::{Deserialize, Serialize};
 
-use crate::rundir::{self, RunDir};
-use crate::{loopdev, mounts, program};
+use crate::attachments::FuseMount;
+use crate::rundir::{self, Record, RunDir};
+use crate::{attachments, mounts, program, release};
 
 /// How long a tool may take when the process is about to exit.
 const HURRY: Duration = Duration::from_millis(200);
@@ -23,15 +24,10 @@ const HURRY: Duration = Duration::from_millis(200);
 /// no server any more.
 pub(crate) fn clear_dead(dir: &RunDir) -> Result<()> {
     let record = dir.record();
-    let recorded = record.as_ref().and_then(|r| r.fuse.clone());
-    let mut fuse_dirs = vec![dir.fuse_dir()];
-    fuse_dirs.extend(recorded.filter(|fuse| *fuse != dir.fuse_dir()));
-    for fuse_dir in &fuse_dirs {
-        for device in loopdev::over(fuse_dir) {
-            loopdev::request_detach(&device)?;
-        }
-        uzram::fuse::detach_stale(fuse_dir)?;
+    if let Some(record) = &record {
+        clear_attachments(dir, record)?;
     }
+    uzram::fuse::detach_stale(&dir.fuse_dir())?;
     for address in record.iter().flat_map(|r| &r.nbd) {
         if let Some(path) = address.strip_prefix("unix:") {
             remove_if_stale(Path::new(path))?;
@@ -44,6 +40,27 @@ pub(crate) fn clear_dead(dir: &RunDir) -> Result<()> {
             .remove_if_unused()
             .with_context(|| format!("cannot remove {}", spill.path.display()))
     })
+}
+
+fn clear_attachments(dir: &RunDir, record: &Record) -> Result<()> {
+    let stands = attachments::fuse_mount(record)?;
+    if let Some(fuse) = &record.fuse
+        && stands == FuseMount::Ours
+        && !attachments::is_dead(fuse)
+    {
+        // Another server's by now, and with it the loop devices.
+        return Ok(());
+    }
+    for device in attachments::of(dir, record)? {
+        release::clear_dead(&device)?;
+    }
+    match &record.fuse {
+        Some(fuse) if stands != FuseMount::Other => {
+            uzram::fuse::detach_stale(fuse)?;
+        }
+        _ => {}
+    }
+    Ok(())
 }
 
 /// A file, told from another one that came to stand in its place.
@@ -120,15 +137,19 @@ impl Traces {
         for socket in &self.sockets {
             let _ = fs::remove_file(socket);
         }
+        let record = self.dir.record();
+        // Before the mount, because nobody finds them once that is gone.
+        if let Some(record) = &record {
+            release::free_now(&self.dir, record, HURRY);
+        }
+        let stands = record.map(|record| attachments::fuse_mount(&record));
+        if let Some(fuse) = &self.fuse
+            && !matches!(stands, Some(Ok(FuseMount::Other)))
+        {
+            detach_mount(fuse);
+        }
         if let Some(spill) = &self.spill {
             let _ = spill.remove();
-        }
-        if let Some(fuse) = &self.fuse {
-            // First, because nobody finds them once the mount is gone.
-            for device in loopdev::over(fuse) {
-                let _ = loopdev::request_detach_within(&device, HURRY);
-            }
-            detach_mount(fuse);
         }
         let _ = rundir::remove_now(&self.dir);
     }

@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 use crate::args::{MountArgs, UmountArgs};
+use crate::attachments::{self, Owner};
 use crate::filesystem::{self, FsType};
-use crate::loopdev::{self, LoopDevice};
+use crate::loopdev;
 use crate::mounts::{self, MountEntry};
 use crate::name::Name;
 use crate::output;
@@ -115,95 +116,66 @@ pub(crate) fn umount(args: &UmountArgs, root: &RunRoot) -> Result<()> {
     let mountpoint = mounts::absolute(&args.mountpoint)?;
     let shown = mountpoint.display();
     let Some(mount) = mounts::at(&mountpoint)? else {
-        return finish(&mountpoint, root);
+        // Somebody may have unmounted what `mount` mounted there.
+        let made = recorded(root, |r| r.mountpoint.as_ref() == Some(&mountpoint))?;
+        let Some(owner) = made else {
+            bail!("nothing is mounted on {shown}: see uzram list");
+        };
+        return take_down(None, &owner);
     };
     let source = mount.source.display();
-    let owner = loopdev::at(&mount.source).and_then(|device| {
-        let dir = served_below(&device, root)?;
-        Some((device, dir))
-    });
-    let Some((device, dir)) = owner else {
-        if let Some(dir) = recorded(root, |record| record.fuse.as_ref() == Some(&mountpoint))? {
-            let name = dir.name();
+    let Some(owner) = attachments::owner(&mount.source, root)? else {
+        if let Some(owner) = recorded(root, |r| r.fuse.as_ref() == Some(&mountpoint))? {
+            let name = owner.dir.name();
             bail!("{shown} is the FUSE directory of {name}: uzram stop {name}");
         }
         bail!("{shown} is {source}, not a uzram device: use umount(8)");
     };
-    let name = dir.name();
-    match dir.record().and_then(|record| record.mountpoint) {
-        Some(made) if made == mountpoint => take_down(&mount, &device, &dir),
+    match &owner.record.mountpoint {
+        Some(made) if *made == mountpoint => take_down(Some(&mount), &owner),
         Some(made) => bail!(
             "{shown} is {source}, which uzram mount mounted on {0}: umount {shown}, then uzram \
              umount {0}",
             made.display()
         ),
-        None => {
-            bail!("{shown} was not made by uzram mount: umount {shown}, then uzram detach {name}")
-        }
+        None => bail!(
+            "{shown} was not made by uzram mount: umount {shown}, then uzram detach {}",
+            owner.dir.name()
+        ),
     }
-}
-
-/// Takes down what `mount` made for `mountpoint` after somebody else has unmounted it.
-fn finish(mountpoint: &Path, root: &RunRoot) -> Result<()> {
-    let made = recorded(root, |r| r.mountpoint.as_deref() == Some(mountpoint))?;
-    let Some(dir) = made else {
-        let shown = mountpoint.display();
-        bail!("nothing is mounted on {shown}: see uzram list");
-    };
-    if dir.owner()?.is_some() {
-        for device in loops_of(&dir) {
-            if let Some(other) = mounts::of(&device.path)?.first() {
-                bail!(elsewhere(&device, other));
-            }
-            loopdev::detach(&device)?;
-        }
-    }
-    server::stop(&dir)
-}
-
-fn loops_of(dir: &RunDir) -> Vec<LoopDevice> {
-    let fuse = dir.record().and_then(|record| record.fuse);
-    fuse.map(|fuse| loopdev::over(&fuse)).unwrap_or_default()
 }
 
 /// The first server, alive or dead, whose record is `wanted`.
-fn recorded(root: &RunRoot, wanted: impl Fn(&Record) -> bool) -> Result<Option<RunDir>> {
-    let mut dirs = root.dirs()?.into_iter();
-    Ok(dirs.find(|dir| dir.record().is_some_and(|record| wanted(&record))))
-}
-
-fn elsewhere(device: &LoopDevice, mount: &MountEntry) -> String {
-    let (path, at) = (device.path.display(), mount.mountpoint.display());
-    format!("{path} is mounted on {at} too: umount {at} first")
-}
-
-/// The directory of the server, alive or dead, whose disk is behind `device`.
-fn served_below(device: &LoopDevice, root: &RunRoot) -> Option<RunDir> {
-    let fuse_dir = device.backing_file.parent()?;
-    let is_disk = device.backing_file.file_name()? == "disk";
-    let mut dirs = root.dirs().ok()?.into_iter();
-    dirs.find(|dir| {
-        let recorded = dir.record().and_then(|record| record.fuse);
-        is_disk && (recorded.as_deref() == Some(fuse_dir) || dir.fuse_dir() == fuse_dir)
-    })
+fn recorded(root: &RunRoot, wanted: impl Fn(&Record) -> bool) -> Result<Option<Owner>> {
+    let mut owners = root.dirs()?.into_iter().filter_map(|dir| {
+        let record = dir.record()?;
+        Some(Owner { dir, record })
+    });
+    Ok(owners.find(|owner| wanted(&owner.record)))
 }
 
 /// From the top down, so that a failure leaves what is below it working.
-fn take_down(mount: &MountEntry, device: &LoopDevice, dir: &RunDir) -> Result<()> {
-    let other = mounts::of(&device.path)?
-        .into_iter()
-        .find(|other| other.mountpoint != mount.mountpoint);
-    if let Some(other) = other {
-        bail!(elsewhere(device, &other));
+fn take_down(mount: Option<&MountEntry>, owner: &Owner) -> Result<()> {
+    let Owner { dir, record } = owner;
+    if dir.owner()?.is_none() {
+        // The dead keep nothing worth a careful unmount.
+        return server::stop(dir);
     }
-    let alive = dir.owner()?.is_some();
-    if alive {
-        release::unmount(mount)?;
+    let attached = attachments::of(dir, record)?;
+    for device in &attached {
+        let mounts = device.mounts()?;
+        if let Some(other) = mounts.iter().find(|other| Some(*other) != mount) {
+            let (path, at) = (device.path().display(), other.mountpoint.display());
+            bail!("{path} is mounted on {at} too: umount {at} first");
+        }
+    }
+    mount.map_or(Ok(()), release::unmount)?;
+    for device in &attached {
         // If it is still in use, in another mount namespace say, its data must stay.
-        loopdev::detach(device)?;
-    } else {
-        release::unmount_dead(&mount.mountpoint)?;
-        loopdev::request_detach(device)?;
+        if let Some(user) = device.user(record)? {
+            bail!("{} is {user} first", device.path().display());
+        }
+        device.detach()?;
     }
     server::stop(dir)
 }

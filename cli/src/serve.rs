@@ -18,11 +18,11 @@ use uzram::nbd::Address;
 use uzram::{BlockDevice, Device, control, fuse, nbd};
 
 use crate::leftovers::{FileId, Traces};
-use crate::rundir::{Lock, Record, RunRoot};
+use crate::rundir::{Lock, Record, RunDir, RunRoot};
 use crate::settings::Settings;
 use crate::stop::Stopper;
 use crate::table::bytes;
-use crate::{release, stop};
+use crate::{mounts, release, server, stop};
 
 /// How long clients may take to fetch the answers to what they have already sent.
 const GRACE: Duration = Duration::from_secs(2);
@@ -41,7 +41,7 @@ pub(crate) fn run(settings: &Settings, root: &RunRoot, background: bool) -> Resu
         sockets: Vec::new(),
         spill: None,
     })?;
-    let server = match Server::start(settings, &lock, &stopper) {
+    let server = match Server::start(settings, root, &lock, &stopper) {
         Ok(server) => server,
         Err(error) => {
             if let Err(second) = lock.remove() {
@@ -61,7 +61,7 @@ pub(crate) fn run(settings: &Settings, root: &RunRoot, background: bool) -> Resu
     let _ = stop_requested.recv();
     notify(&[sd_notify::NotifyState::Stopping]);
     tracing::info!("stopping {}", settings.name);
-    server.stop();
+    server.stop(lock.dir());
     lock.remove()
 }
 
@@ -78,8 +78,11 @@ struct Server {
 }
 
 impl Server {
-    fn start(settings: &Settings, lock: &Lock, stopper: &Stopper) -> Result<Self> {
+    fn start(settings: &Settings, root: &RunRoot, lock: &Lock, stopper: &Stopper) -> Result<Self> {
         lock.clear_leftovers()?;
+        if let Some(fuse) = &settings.fuse {
+            server::clear_dead_users_of(fuse, lock.dir(), root)?;
+        }
         let mut record = settings.record();
         lock.write_record(&record)?;
         let (device, spill) = start_device(settings)?;
@@ -93,6 +96,10 @@ impl Server {
             lock.write_record(&record)?;
         }
         let fuse = start_fuse(settings, lock, &device, stopper)?;
+        if let Some(mount) = &fuse {
+            record.fuse_device = mounts::at(mount.dir())?.map(|mount| mount.device);
+            lock.write_record(&record)?;
+        }
         let fuse = Arc::new(Mutex::new(fuse));
         let control = start_control(&record, lock, &device, &fuse, stopper)?;
         Ok(Self {
@@ -105,7 +112,7 @@ impl Server {
     }
 
     /// The orderly stop. Whatever does not end by itself is left to the watchdog.
-    fn stop(self) {
+    fn stop(self, dir: &RunDir) {
         let Self {
             device,
             nbd,
@@ -118,9 +125,7 @@ impl Server {
             scope.spawn(|| nbd.map(|server| server.shutdown(GRACE)));
             scope.spawn(|| {
                 // While FUSE still answers, so that a file system on top can be written out.
-                if let Some(dir) = &record.fuse {
-                    release::loops_of_stopping_server(dir);
-                }
+                release::free_stopping(dir, &record);
                 let mount = mount_of(&fuse).take();
                 if let Some(Err(error)) = mount.map(fuse::Mount::unmount) {
                     tracing::warn!("{error}");

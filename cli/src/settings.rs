@@ -121,6 +121,7 @@ impl Settings {
             size: self.device.size,
             nbd: self.nbd.iter().map(ToString::to_string).collect(),
             fuse: self.fuse.clone(),
+            fuse_device: None,
             mountpoint: self.mountpoint.clone(),
             spill: None,
         }
