@@ -2,7 +2,7 @@
 //! watchdog fires.
 
 use std::fs::{self, File};
-use std::io::{self, ErrorKind};
+use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -20,6 +20,9 @@ use crate::{attachments, mounts, program, release};
 /// How long a tool may take when the process is about to exit.
 const HURRY: Duration = Duration::from_millis(200);
 
+/// How long removing a backing file may take: a large one takes its file system a while.
+const UNHURRIED: Duration = Duration::from_secs(60);
+
 /// Clears what the dead server of `dir` left. The caller holds the lock, so whatever is there has
 /// no server any more.
 pub(crate) fn clear_dead(dir: &RunDir) -> Result<()> {
@@ -35,11 +38,8 @@ pub(crate) fn clear_dead(dir: &RunDir) -> Result<()> {
     }
     remove_if_stale(&dir.nbd_socket())?;
     remove_if_stale(&dir.control_socket())?;
-    record.and_then(|r| r.spill).map_or(Ok(()), |spill| {
-        spill
-            .remove_if_unused()
-            .with_context(|| format!("cannot remove {}", spill.path.display()))
-    })
+    let spill = record.and_then(|record| record.spill);
+    spill.map_or(Ok(()), |spill| spill.remove_if_unused())
 }
 
 fn clear_attachments(dir: &RunDir, record: &Record) -> Result<()> {
@@ -86,20 +86,34 @@ impl FileId {
         })
     }
 
-    /// Removes the file if it is still there.
-    pub(crate) fn remove(&self) -> io::Result<()> {
-        if Self::of(&self.path).as_ref() != Some(self) {
+    fn is_there(&self) -> bool {
+        Self::of(&self.path).as_ref() == Some(self)
+    }
+
+    /// Removes the file if it is still there: in a process of its own, because nothing ends one
+    /// that a frozen file system holds up.
+    pub(crate) fn remove(&self, patience: Duration) -> Result<()> {
+        if !self.is_there() {
             return Ok(());
         }
-        fs::remove_file(&self.path)
+        let rm = program::find("rm", "coreutils")?;
+        let args = ["-f".as_ref(), "--".as_ref(), self.path.as_os_str()];
+        match program::run_within(&rm, args, patience) {
+            Err(_) if !self.is_there() => Ok(()),
+            result => result
+                .map(drop)
+                .with_context(|| format!("cannot remove {}", self.path.display())),
+        }
     }
 
     /// [`FileId::remove`], unless another server has come to use it.
-    fn remove_if_unused(&self) -> io::Result<()> {
+    fn remove_if_unused(&self) -> Result<()> {
         let lock = FlockOperation::NonBlockingLockExclusive;
         match File::open(&self.path) {
-            Ok(file) if rustix::fs::flock(&file, lock).is_ok() => self.remove(),
-            Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
+            Ok(file) if rustix::fs::flock(&file, lock).is_ok() => self.remove(UNHURRIED),
+            Err(e) if e.kind() != ErrorKind::NotFound => {
+                Err(e).with_context(|| format!("cannot open {}", self.path.display()))
+            }
             Ok(_) | Err(_) => Ok(()),
         }
     }
@@ -119,10 +133,10 @@ fn remove_if_stale(path: &Path) -> Result<()> {
 }
 
 /// What a server has made outside its memory; enough to remove it all without its cooperation.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Traces {
     /// Its run directory.
-    pub(crate) dir: RunDir,
+    pub(crate) dir: Option<RunDir>,
     /// Its FUSE mount.
     pub(crate) fuse: Option<PathBuf>,
     /// Its Unix sockets outside the run directory.
@@ -137,10 +151,10 @@ impl Traces {
         for socket in &self.sockets {
             let _ = fs::remove_file(socket);
         }
-        let record = self.dir.record();
+        let record = self.dir.as_ref().and_then(RunDir::record);
         // Before the mount, because nobody finds them once that is gone.
-        if let Some(record) = &record {
-            release::free_now(&self.dir, record, HURRY);
+        if let (Some(dir), Some(record)) = (&self.dir, &record) {
+            release::free_now(dir, record, HURRY);
         }
         let stands = record.map(|record| attachments::fuse_mount(&record));
         if let Some(fuse) = &self.fuse
@@ -148,10 +162,14 @@ impl Traces {
         {
             detach_mount(fuse);
         }
-        if let Some(spill) = &self.spill {
-            let _ = spill.remove();
+        let spill = self.spill.as_ref();
+        let removed = spill.is_none_or(|spill| spill.remove(HURRY).is_ok());
+        // Without its record nobody would find the spill again.
+        if let Some(dir) = &self.dir
+            && removed
+        {
+            let _ = rundir::remove_now(dir);
         }
-        let _ = rundir::remove_now(&self.dir);
     }
 }
 

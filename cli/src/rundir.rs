@@ -233,14 +233,15 @@ impl RunDir {
         Ok((ours.ino() == named.ino() && ours.dev() == named.dev()).then_some(file))
     }
 
-    /// Removes the directory and the files in it, whatever they are, the lock last.
+    /// Removes the directory and the files in it, whatever they are, the lock last. Directories
+    /// are nobody's: they stay, and this with them.
     fn remove(&self) -> io::Result<()> {
         let lock = self.lock_file();
         ignore_missing(fs::remove_dir(self.fuse_dir()))?;
         for entry in fs::read_dir(&self.path)? {
-            let path = entry?.path();
-            if path != lock {
-                ignore_missing(fs::remove_file(path))?;
+            let entry = entry?;
+            if entry.path() != lock && !entry.file_type()?.is_dir() {
+                ignore_missing(fs::remove_file(entry.path()))?;
             }
         }
         ignore_missing(fs::remove_file(lock))?;

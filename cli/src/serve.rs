@@ -7,7 +7,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use rustix::process::{Resource, Rlimit};
 use uzram::nbd::Address;
 use uzram::{BlockDevice, Device, control, fuse, nbd};
 
-use crate::leftovers::{FileId, Traces};
+use crate::leftovers::FileId;
 use crate::rundir::{Lock, Record, RunDir, RunRoot};
 use crate::settings::Settings;
 use crate::stop::Stopper;
@@ -27,6 +27,9 @@ use crate::{mounts, release, server, stop};
 /// How long clients may take to fetch the answers to what they have already sent.
 const GRACE: Duration = Duration::from_secs(2);
 
+/// How long removing the backing file may take.
+const SPILL: Duration = Duration::from_secs(1);
+
 /// Serves until asked to stop.
 pub(crate) fn run(settings: &Settings, root: &RunRoot, background: bool) -> Result<()> {
     if background {
@@ -34,35 +37,43 @@ pub(crate) fn run(settings: &Settings, root: &RunRoot, background: bool) -> Resu
         let _ = rustix::process::setsid();
     }
     raise_open_files_limit();
+    if settings.fuse.is_some() {
+        join_io_flushers();
+    }
+    let (stopper, stop_requested) = stop::install()?;
     let lock = root.dir(&settings.name).lock()?;
-    let (stopper, stop_requested) = stop::install(Traces {
-        dir: lock.dir().clone(),
-        fuse: None,
-        sockets: Vec::new(),
-        spill: None,
-    })?;
-    let server = match Server::start(settings, root, &lock, &stopper) {
-        Ok(server) => server,
-        Err(error) => {
-            if let Err(second) = lock.remove() {
-                tracing::warn!("{second:#}");
-            }
-            return Err(error);
+    stopper.note(|traces| traces.dir = Some(lock.dir().clone()));
+    let served = Server::start(settings, root, &lock, &stopper).and_then(|server| {
+        let announced = announce(
+            settings,
+            &server.record,
+            background.then(|| lock.dir().log()),
+        );
+        if announced.is_ok() {
+            // Err would mean that every sender is gone, which is no reason to go on either.
+            let _ = stop_requested.recv();
         }
-    };
-    if background {
-        log_to_file(&lock.dir().log())?;
+        notify(&[sd_notify::NotifyState::Stopping]);
+        tracing::info!("stopping {}", settings.name);
+        let stopped = server.stop(lock.dir());
+        announced.map(|()| stopped)
+    });
+    // Without its record nobody would find the spill again.
+    if !matches!(served, Ok(Stopped::SpillStays))
+        && let Err(error) = lock.remove()
+    {
+        tracing::warn!("{error:#}");
     }
-    announce(settings, &server.record);
-    if background {
-        leave_stdout()?;
-    }
-    // Err would mean that every sender is gone, which is no reason to go on either.
-    let _ = stop_requested.recv();
-    notify(&[sd_notify::NotifyState::Stopping]);
-    tracing::info!("stopping {}", settings.name);
-    server.stop(lock.dir());
-    lock.remove()
+    served.map(drop)
+}
+
+/// What an orderly stop has left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stopped {
+    /// Nothing.
+    Clean,
+    /// The backing file: its file system does not let go of it.
+    SpillStays,
 }
 
 /// The mount, shared with the control server, which asks it whether the disk is open.
@@ -112,7 +123,7 @@ impl Server {
     }
 
     /// The orderly stop. Whatever does not end by itself is left to the watchdog.
-    fn stop(self, dir: &RunDir) {
+    fn stop(self, dir: &RunDir) -> Stopped {
         let Self {
             device,
             nbd,
@@ -132,11 +143,13 @@ impl Server {
                 }
             });
         });
-        drop(device);
-        // Only if a client still holds the device: then it does not get to do so itself.
-        if let Some(Err(error)) = record.spill.map(|spill| spill.remove()) {
-            tracing::warn!("cannot remove the backing file: {error}");
+        if let Some(Err(error)) = record.spill.map(|spill| spill.remove(SPILL)) {
+            tracing::warn!("the backing file stays until the next start or detach: {error:#}");
+            // It would try the same, and hang in it where a file system is frozen.
+            std::mem::forget(device);
+            return Stopped::SpillStays;
         }
+        Stopped::Clean
     }
 }
 
@@ -220,8 +233,12 @@ fn start_control(
     )?)
 }
 
-/// Says that the device is there: on stdout, to systemd, and in the log.
-fn announce(settings: &Settings, record: &Record) {
+/// Says that the device is there: on stdout, to systemd, and in the log, which goes to the file
+/// `log` from here on, and nothing to our starter any more, if we are in the background.
+fn announce(settings: &Settings, record: &Record, log: Option<PathBuf>) -> Result<()> {
+    if let Some(log) = &log {
+        log_to_file(log)?;
+    }
     let fuse = record.fuse.iter().map(|dir| dir.display().to_string());
     let places: Vec<_> = record.nbd.iter().cloned().chain(fuse).collect();
     tracing::info!(
@@ -237,6 +254,7 @@ fn announce(settings: &Settings, record: &Record) {
         // Whoever started us does not listen; that is no reason not to serve.
         tracing::warn!(%error, "cannot say ready on stdout");
     }
+    log.map_or(Ok(()), |_| leave_stdout())
 }
 
 /// Tells systemd, if it is there to be told.
@@ -274,5 +292,14 @@ fn raise_open_files_limit() {
     };
     if let Err(error) = rustix::process::setrlimit(Resource::Nofile, raised) {
         tracing::debug!(%error, "cannot raise the limit of open files");
+    }
+}
+
+/// What a file system on our own device waits for must not wait for that file system to write
+/// pages out: our memory is not to be had by that.
+fn join_io_flushers() {
+    // Only root may, and only root has file systems on the device.
+    if let Err(error) = rustix::process::configure_io_flusher_behavior(true) {
+        tracing::debug!(%error, "cannot become an IO flusher");
     }
 }
