@@ -36,6 +36,7 @@ pub(crate) fn mount(args: MountArgs, root: &RunRoot) -> Result<()> {
     let absolute = mounts::absolute(&args.mountpoint)?;
     let name = args.name.unwrap_or_else(|| Name::for_mountpoint(&absolute));
     let mut device = args.device;
+    args.fs.check_size(device.size)?;
     device
         .fuse
         .get_or_insert_with(|| root.dir(&name).fuse_dir());
@@ -43,7 +44,23 @@ pub(crate) fn mount(args: MountArgs, root: &RunRoot) -> Result<()> {
     require_root("mount")?;
     let mountpoint = check_mountpoint(&args.mountpoint)?;
     settings.mountpoint = Some(mountpoint.clone());
-    let path = make(&settings, args.fs, &mountpoint, &root.dir(&settings.name))?;
+    let dir = root.dir(&settings.name);
+    if dir.owner()?.is_some() {
+        let name = &settings.name;
+        bail!(
+            "{name} is already being served: choose another name with --name, or: uzram stop {name}"
+        );
+    }
+    let interrupt = Interrupt::install()?;
+    let mut undo = Undo::default();
+    let path = match make(&settings, args.fs, &mountpoint, &dir, &interrupt, &mut undo) {
+        Ok(path) => path,
+        Err(error) => {
+            let undone = undo.unwind();
+            return Err(interrupt.explain(error, undone));
+        }
+    };
+    undo.disarm();
     output::line(format_args!(
         "{} ({}) is mounted on {}, {} on {}; to take it down: uzram umount {}",
         settings.name,
@@ -55,18 +72,23 @@ pub(crate) fn mount(args: MountArgs, root: &RunRoot) -> Result<()> {
     ))
 }
 
-/// Makes it all, or nothing.
-fn make(settings: &Settings, fs: FsType, mountpoint: &Path, dir: &RunDir) -> Result<PathBuf> {
+/// Makes it all; how to unmake what it has made by then is in `undo`.
+fn make<'a>(
+    settings: &Settings,
+    fs: FsType,
+    mountpoint: &Path,
+    dir: &'a RunDir,
+    interrupt: &Interrupt,
+    undo: &mut Undo<'a>,
+) -> Result<PathBuf> {
     let mkfs = fs.mkfs()?;
     let Some(fuse_dir) = &settings.fuse else {
         bail!("a mounted device needs a FUSE directory");
     };
-    let interrupt = Interrupt::install()?;
-    let mut undo = Undo::default();
     let steps = Steps::new(4);
 
     steps.next(format!("starting the server of {}", settings.name));
-    server::start(settings, dir, &interrupt)?;
+    server::start(settings, dir, interrupt)?;
     undo.push(|| server::stop(dir));
 
     steps.next("attaching a loop device");
@@ -86,7 +108,6 @@ fn make(settings: &Settings, fs: FsType, mountpoint: &Path, dir: &RunDir) -> Res
     undo.push(move || mounted.as_ref().map_or(Ok(()), release::unmount));
 
     interrupt.check()?;
-    undo.disarm();
     Ok(device.path)
 }
 

@@ -221,3 +221,21 @@ impl Drop for SwapOff<'_> {
         let _ = Command::new("swapoff").arg(self.0).status();
     }
 }
+
+#[test]
+fn mountpoints_that_look_alike_get_names_of_their_own() {
+    let Some(disk) = Disk::new("mountpoints_that_look_alike_get_names_of_their_own") else {
+        return;
+    };
+    let world = &disk.world;
+    world.dir("x");
+    for mountpoint in ["x/y", "x-y"] {
+        world.dir(mountpoint);
+        world.ok(&["mount", "--size=1M", mountpoint]);
+    }
+    assert_eq!(world.ok(&["list"]).lines().count(), 3);
+    for mountpoint in ["x/y", "x-y"] {
+        world.ok(&["umount", mountpoint]);
+    }
+    assert_eq!(world.leftovers(), [""; 0]);
+}
