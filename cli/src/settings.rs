@@ -39,7 +39,8 @@ impl Settings {
         };
         let device = DeviceConfig {
             size: args.size,
-            mem_limit: args.mem_limit,
+            // As in zram's attribute, 0 is no limit.
+            mem_limit: args.mem_limit.filter(|limit| *limit != 0),
             backing,
             algorithm: args.algorithm,
             pool: args.pool,
@@ -150,6 +151,14 @@ fn resolve_address(address: Address) -> Result<Address> {
             "--nbd: {} is too long for a Unix socket: use a path of at most {MAX_SOCKET_PATH} bytes",
             path.display()
         )));
+    }
+    if let Some(parent) = path.parent()
+        && !parent.is_dir()
+    {
+        bail!(
+            "--nbd: there is no directory {0}: mkdir {0} first",
+            parent.display()
+        );
     }
     Ok(Address::Unix(path))
 }

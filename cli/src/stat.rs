@@ -23,26 +23,29 @@ pub(crate) fn stat(args: &StatArgs, root: &RunRoot) -> Result<()> {
     let mut client = Client::connect(&dir.control_socket(), PATIENCE)?;
     let in_place = args.watch && !args.json && std::io::stdout().is_terminal();
     loop {
-        let stats = client.stat()?;
         if args.json {
-            output::json(&stats)?;
+            output::json(&client.stat()?)?;
         } else {
-            // Home, the table, and nothing of a longer one below it.
-            let (before, after) = if in_place {
-                ("\x1b[H\x1b[2J", "")
-            } else {
-                ("", "")
-            };
-            output::text(&format!(
-                "{before}{}{after}",
-                stat_table(&args.name.to_string(), &stats)
-            ))?;
+            let clear = if in_place { "\x1b[H\x1b[2J" } else { "" };
+            output::text(&format!("{clear}{}", shown(args, &mut client)?))?;
         }
         if !args.watch {
             return Ok(());
         }
         thread::sleep(Duration::from_secs(1));
     }
+}
+
+/// The attributes asked for, each as its file in the FUSE directory has it; else the table.
+fn shown(args: &StatArgs, client: &mut Client) -> Result<String> {
+    if args.attributes.is_empty() {
+        return Ok(stat_table(args.name.as_str(), &client.stat()?));
+    }
+    let mut text = String::new();
+    for attribute in &args.attributes {
+        text.push_str(&client.get(attribute.name())?);
+    }
+    Ok(text)
 }
 
 /// A label, a figure and a remark.
