@@ -57,25 +57,21 @@ pub(crate) fn clear_dead(device: &Attachment) -> Result<()> {
     device.request_detach(DEAD)?;
     for mount in device.mounts()? {
         umount(&mount.mountpoint, &[], DEAD)
-            .or_else(|_| umount(&mount.mountpoint, &["--lazy"], DEAD))
+            .or_else(|_| umount(&mount.mountpoint, &["-l"], DEAD))
             .with_context(|| format!("cannot unmount {}", mount.mountpoint.display()))?;
     }
     Ok(())
 }
 
-/// Frees a server that is stopping from everything attached to it, as far as there is time: what
-/// is still in use is taken out of sight, and fails when the server is gone.
-pub(crate) fn free_stopping(dir: &RunDir, record: &Record) {
-    let attached = attachments::of(dir, record).unwrap_or_else(|error| {
-        tracing::warn!("{error:#}");
-        Vec::new()
-    });
-    for device in &attached {
+/// Frees a server that is stopping from what is attached to it, as far as there is time: what is
+/// still in use is taken out of sight, and fails when the server is gone.
+pub(crate) fn free_stopping(attached: &[Attachment]) {
+    for device in attached {
         free_in_a_hurry(device, STOPPING, BRIEF);
     }
 }
 
-/// [`free_stopping`] for a server whose time is up.
+/// [`free_stopping`] of everything, for a server whose time is up.
 pub(crate) fn free_now(dir: &RunDir, record: &Record, patience: Duration) {
     for device in attachments::of(dir, record).into_iter().flatten() {
         free_in_a_hurry(&device, Duration::ZERO, patience);
@@ -98,7 +94,7 @@ fn free_in_a_hurry(device: &Attachment, write_out: Duration, brief: Duration) {
         let at = &mount.mountpoint;
         if write_out.is_zero() || umount(at, &[], write_out).is_err() {
             tracing::warn!("{} is in use while its device stops", at.display());
-            warn(umount(at, &["--lazy"], brief));
+            warn(umount(at, &["-l"], brief));
         }
     }
     if matches!(device, Attachment::Nbd(_)) {

@@ -17,6 +17,7 @@ use rustix::process::{Resource, Rlimit};
 use uzram::nbd::Address;
 use uzram::{BlockDevice, Device, control, fuse, nbd};
 
+use crate::attachments::{self, Attachment};
 use crate::leftovers::FileId;
 use crate::rundir::{Lock, Record, RunDir, RunRoot};
 use crate::settings::Settings;
@@ -131,12 +132,24 @@ impl Server {
             control,
             record,
         } = self;
+        let attached = attachments::of(dir, &record).unwrap_or_else(|error| {
+            tracing::warn!("{error:#}");
+            Vec::new()
+        });
+        let (over_fuse, over_nbd): (Vec<_>, Vec<_>) = attached
+            .into_iter()
+            .partition(|device| matches!(device, Attachment::Loop(_)));
+        // Each while its server still answers, so that a file system on top can be written out.
         thread::scope(|scope| {
             scope.spawn(|| control.shutdown());
-            scope.spawn(|| nbd.map(|server| server.shutdown(GRACE)));
             scope.spawn(|| {
-                // While FUSE still answers, so that a file system on top can be written out.
-                release::free_stopping(dir, &record);
+                release::free_stopping(&over_nbd);
+                if let Some(server) = nbd {
+                    server.shutdown(GRACE);
+                }
+            });
+            scope.spawn(|| {
+                release::free_stopping(&over_fuse);
                 let mount = mount_of(&fuse).take();
                 if let Some(Err(error)) = mount.map(fuse::Mount::unmount) {
                     tracing::warn!("{error}");
