@@ -28,8 +28,8 @@ use crate::{mounts, release, server, stop};
 /// How long clients may take to fetch the answers to what they have already sent.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// How long removing the backing file may take.
-const SPILL: Duration = Duration::from_secs(1);
+/// How long removing the backing file may take; a large one takes its file system a while.
+const SPILL: Duration = Duration::from_secs(3);
 
 /// Serves until asked to stop.
 pub(crate) fn run(settings: &Settings, root: &RunRoot, background: bool) -> Result<()> {
