@@ -180,14 +180,11 @@ pub(crate) fn same_filled(page: &Page) -> Option<u32> {
 
 /// Fills `out`, which starts `offset` bytes into a page, with a repeated pattern.
 pub(crate) fn fill(pattern: u32, offset: usize, out: &mut [u8]) {
-    if pattern == 0 {
-        out.fill(0);
-        return;
-    }
-    let bytes = pattern.to_ne_bytes();
-    for (i, byte) in out.iter_mut().enumerate() {
-        *byte = bytes[(offset + i) % 4];
-    }
+    let mut bytes = pattern.to_ne_bytes();
+    bytes.rotate_left(offset % 4);
+    let (words, rest) = out.as_chunks_mut::<4>();
+    words.fill(bytes);
+    rest.copy_from_slice(&bytes[..rest.len()]);
 }
 
 #[cfg(test)]

@@ -5,25 +5,30 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use crossbeam::utils::CachePadded;
 use parking_lot::{Mutex, MutexGuard};
 
 use super::layout::{Layout, ShardIndex};
-use super::room::{self, Room};
+use super::room::Room;
 use crate::config::{Algorithm, DeviceConfig};
 use crate::error::{Error, Result};
-use crate::pool::FrameBudget;
-use crate::shard::{Clock, NoRoom, Shard, SlotIndex};
+use crate::pool::{self, FrameBudget, NoRoom};
+use crate::shard::{Clock, Shard, SlotIndex};
 use crate::spill::{Backing, LogCounts, SegmentTable};
 use crate::units::{PAGE_SIZE, PageIndex};
+use crate::writeback::Waker;
 
 /// Addresses for page frames over all shards, 32 TiB: what a process of 47 address bits can spare.
 const MAX_ADDRESS_FRAMES: u64 = 1 << 33;
 
 /// Freed page frames, over all shards, whose memory is kept for the next write: 16 MiB.
 const WARM_FRAMES: usize = 4096;
+
+/// Refusals of the kernel to give memory after each of which a writer waits for eviction.
+const MAX_REFUSALS: u32 = 8;
 
 /// What requests count outside of shards.
 #[derive(Debug, Default)]
@@ -101,10 +106,14 @@ pub(crate) struct Core {
     pub(crate) log_counts: Arc<LogCounts>,
     pub(crate) requests: RequestCounts,
     pub(crate) room: Room,
+    /// What wakes the writeback thread.
+    pub(crate) waker: Arc<Waker>,
     /// The longest object that is not stored raw.
     pub(crate) max_compressed_len: usize,
     /// Warm frames that a shard may keep.
     warm_frames: usize,
+    /// Whether the writeback thread is going to look for warm frames by itself.
+    trim_is_due: AtomicBool,
     shards: Box<[CachePadded<Mutex<Shard>>]>,
 }
 
@@ -119,15 +128,18 @@ impl Core {
             .map_or(FrameBudget::UNLIMITED, |b| b / PAGE_SIZE as u64);
         let budget = Arc::new(FrameBudget::new(limit));
         let no_addresses = |error| Error::io("reserve address space for the device", error);
+        let waker = Arc::new(Waker::default());
         let segments = backing.as_ref().map_or(0, |backing| backing.segments());
-        let segments = Arc::new(SegmentTable::new(segments).map_err(no_addresses)?);
+        let segments = SegmentTable::new(segments, Arc::clone(&waker)).map_err(no_addresses)?;
+        let segments = Arc::new(segments);
         let clock = Clock::default();
         let count = layout.shards().count();
         let shard = |index: ShardIndex| {
             let slots = layout.slots(index);
             let addresses = address_frames(slots, count);
             let (budget, clock) = (Arc::clone(&budget), Arc::clone(&clock));
-            Shard::new(slots, addresses, budget, clock, Arc::clone(&segments))
+            let pool = pool::new(config.pool, addresses, budget)?;
+            Shard::new(slots, pool, clock, Arc::clone(&segments))
                 .map(|shard| CachePadded::new(Mutex::new(shard)))
         };
         let shards: Box<[_]> = layout
@@ -145,8 +157,10 @@ impl Core {
             log_counts: Arc::default(),
             requests: RequestCounts::default(),
             room: Room::new(),
+            waker,
             max_compressed_len,
             warm_frames: WARM_FRAMES / count,
+            trim_is_due: AtomicBool::new(false),
             shards,
         })
     }
@@ -156,9 +170,11 @@ impl Core {
         self.shards[index.0 as usize].lock()
     }
 
-    /// Whether the writeback thread has freed frames to release.
-    pub(crate) fn has_surplus_warm_frames(&self, shard: &Shard) -> bool {
-        shard.pool().warm_frames() > self.warm_frames
+    /// Whether a shard leaves freed frames that the writeback thread must be told of: too many,
+    /// or any while it does not expect them.
+    fn needs_trim(&self, shard: &Shard) -> bool {
+        let warm = shard.pool().warm_frames();
+        warm > self.warm_frames || warm > 0 && !self.trim_is_due.load(Acquire)
     }
 
     /// Between what bounds memory is to be kept now.
@@ -175,7 +191,7 @@ impl Core {
     /// of other work.
     pub(crate) fn wake_if_needed(&self, other_work: bool) {
         if other_work || self.budget.used() > self.watermarks().high {
-            self.segments.waker().wake();
+            self.waker.wake();
         }
     }
 
@@ -188,18 +204,21 @@ impl Core {
         index: ShardIndex,
         mut store: impl FnMut(&mut Shard) -> Result<(), NoRoom>,
     ) -> Result<()> {
-        let mut deadline = None;
+        let mut refusals = 0;
         loop {
             let mut shard = self.shard(index);
             let stored = store(&mut shard);
-            let surplus = self.has_surplus_warm_frames(&shard);
+            let trim = self.needs_trim(&shard);
             drop(shard);
-            self.wake_if_needed(surplus);
+            self.wake_if_needed(trim);
             match stored {
                 Ok(()) => return Ok(()),
-                Err(NoRoom) => {
-                    let deadline = *deadline.get_or_insert_with(room::deadline);
-                    self.room.wait(deadline, || self.segments.waker().wake())?;
+                Err(NoRoom::NoMemory) if refusals == MAX_REFUSALS => {
+                    return Err(Error::NoSpace("the kernel has no memory to give"));
+                }
+                Err(no_room) => {
+                    refusals += u32::from(no_room == NoRoom::NoMemory);
+                    self.room.wait(|| self.waker.wake())?;
                 }
             }
         }
@@ -214,9 +233,9 @@ impl Core {
             while at < slots.end {
                 let mut shard = self.shard(index);
                 let (next, count) = clear_some(&mut shard, at..slots.end);
-                let surplus = self.has_surplus_warm_frames(&shard);
+                let trim = self.needs_trim(&shard);
                 drop(shard);
-                self.wake_if_needed(surplus);
+                self.wake_if_needed(trim);
                 at = next;
                 cleared += count;
             }
@@ -233,11 +252,29 @@ impl Core {
             for i in 0..run.pages {
                 shard.store_same_filled(SlotIndex(run.slot.0 + i), 0);
             }
-            let surplus = self.has_surplus_warm_frames(&shard);
+            let trim = self.needs_trim(&shard);
             drop(shard);
-            self.wake_if_needed(surplus);
+            self.wake_if_needed(trim);
             at += u64::from(run.pages);
         }
+    }
+
+    /// Gives freed memory back: what is in excess if the device is `busy`, else all of it. Returns
+    /// whether some is left to look for when it is idle.
+    pub(crate) fn trim(&self, busy: bool) -> bool {
+        self.trim_is_due.store(true, Release);
+        if self.release_warm_frames(if busy { self.warm_frames_to_keep() } else { 0 }) {
+            return true;
+        }
+        // Whoever frees memory from here on sees that no trim is due, under the lock of a shard
+        // that is looked at after it, or has freed it before that look.
+        self.trim_is_due.store(false, Release);
+        let left = self
+            .layout
+            .shards()
+            .any(|index| self.shard(index).pool().warm_frames() > 0);
+        self.trim_is_due.store(left, Release);
+        left
     }
 
     /// Releases the memory of freed frames in excess of `keep` frames a shard; returns whether
@@ -246,9 +283,7 @@ impl Core {
         let mut left = false;
         for index in self.layout.shards() {
             let mut idle = self.shard(index).pool_mut().take_idle(keep);
-            if !idle.is_empty()
-                && let Err(error) = idle.release()
-            {
+            if let Err(error) = idle.release() {
                 tracing::warn!("cannot give freed memory back: {error}");
             }
             let mut shard = self.shard(index);

@@ -47,7 +47,7 @@ impl Layout {
         (0..self.shards).map(ShardIndex)
     }
 
-    /// Slots of a shard; the last few may belong to no page.
+    /// Slots of a shard, one for each of its pages.
     pub(crate) fn slots(&self, shard: ShardIndex) -> u32 {
         self.slots_before(shard, self.pages)
     }

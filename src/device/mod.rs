@@ -4,6 +4,7 @@ pub(crate) mod core;
 mod extents;
 pub(crate) mod layout;
 mod read;
+mod read_back;
 pub(crate) mod room;
 #[cfg(test)]
 mod tests;
@@ -79,13 +80,15 @@ impl Device {
             ..
         } = &*self.core;
         let page = PAGE_SIZE as u64;
+        // Both change while they are read: what is live is never shown to be more than is used.
+        let (live, used) = (segments.live_bytes(), log_counts.used_bytes());
         let mut stats = Stats {
             disksize: self.size(),
             mem_used_total: budget.used() * page,
             mem_limit: self.mem_limit().unwrap_or(0),
             mem_used_max: budget.max_used() * page,
-            backing_bytes_used: log_counts.used_bytes(),
-            backing_bytes_live: segments.live_bytes(),
+            backing_bytes_used: used,
+            backing_bytes_live: live.min(used),
             backing_bytes_written: log_counts.written_bytes(),
             bd_reads: requests.bd_reads.load(Relaxed),
             bd_writes: requests.bd_writes.load(Relaxed),
@@ -144,7 +147,7 @@ impl Device {
         bytes.map_or(Ok(()), check_mem_limit)?;
         let frames = bytes.map_or(FrameBudget::UNLIMITED, |bytes| bytes / PAGE_SIZE as u64);
         self.core.budget.set_limit(frames);
-        self.core.segments.waker().wake();
+        self.core.waker.wake();
         Ok(())
     }
 
@@ -176,7 +179,7 @@ impl Device {
                 freed += frames;
             }
         }
-        self.core.segments.waker().wake();
+        self.core.waker.wake();
         freed
     }
 
@@ -223,7 +226,7 @@ impl Device {
             // The thread outlives its sender; it is gone only if it panicked, and then the answer
             // never comes, which the caller sees.
             let _ = commands.send(command);
-            self.core.segments.waker().wake();
+            self.core.waker.wake();
         }
     }
 
@@ -238,7 +241,7 @@ impl Drop for Device {
     fn drop(&mut self) {
         self.core.room.close();
         self.commands = None;
-        self.core.segments.waker().wake();
+        self.core.waker.wake();
         if let Some(thread) = self.writeback.take()
             && thread.join().is_err()
         {

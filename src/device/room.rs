@@ -12,14 +12,8 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::error::{Error, Result};
 
-/// How long a write waits for memory in all. A backing that hangs, or one so slow that others are
-/// always first, fails it.
+/// How long a writer waits for the end of a round: past that the backing hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// When a writer that has just found no room is to give up.
-pub(crate) fn deadline() -> Instant {
-    Instant::now() + PATIENCE
-}
 
 /// How a round ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,9 +63,10 @@ impl Room {
     /// Waits until it makes sense to try again, calling `wake` to have a round begin.
     ///
     /// # Errors
-    /// [`Error::NoSpace`] if the round freed nothing, none ended before `deadline`, or the device
+    /// [`Error::NoSpace`] if the round freed nothing, none ended within a minute, or the device
     /// stops.
-    pub(crate) fn wait(&self, deadline: Instant, wake: impl Fn()) -> Result<()> {
+    pub(crate) fn wait(&self, wake: impl Fn()) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
         let mut state = self.state.lock();
         // A round that is under way may have begun before room was short; the one after it did
         // not. But memory that it frees is as good as any.
@@ -94,9 +89,7 @@ impl Room {
                 .wait_until(&mut state, deadline)
                 .timed_out()
             {
-                return Err(Error::NoSpace(
-                    "no memory came free for a minute: the backing is too slow, or hangs",
-                ));
+                return Err(Error::NoSpace("the backing has not answered for a minute"));
             }
         }
     }
@@ -108,6 +101,11 @@ impl Room {
         state.last = end;
         self.demand.store(false, Relaxed);
         self.round_ended.notify_all();
+    }
+
+    /// Whether [`Room::close`] was called.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.state.lock().closed
     }
 
     /// Sends all waiting writers away, now and from now on.
@@ -126,7 +124,7 @@ mod tests {
     fn waiter(room: &Arc<Room>) -> std::thread::JoinHandle<Result<()>> {
         let thread = std::thread::spawn({
             let room = Arc::clone(room);
-            move || room.wait(deadline(), || {})
+            move || room.wait(|| {})
         });
         wait_for_demand(room);
         thread
@@ -164,6 +162,6 @@ mod tests {
         let writer = waiter(&room);
         room.close();
         assert!(writer.join().expect("no panic").is_err());
-        assert!(room.wait(deadline(), || {}).is_err());
+        assert!(room.wait(|| {}).is_err());
     }
 }

@@ -4,10 +4,11 @@ use std::cell::RefCell;
 
 use super::core::Core;
 use super::layout::{RUN_PAGES, Run};
-use super::read::PageCopy;
+use super::read_back::PageCopy;
 use crate::codec::{self, Codec, MAX_COMPRESSED_LEN};
 use crate::error::{Error, Result};
-use crate::shard::{NoRoom, Shard, SlotIndex, SlotState};
+use crate::pool::NoRoom;
+use crate::shard::{Shard, SlotIndex, SlotState};
 use crate::units::{PAGE_SHIFT, PAGE_SIZE, Page, PageIndex};
 
 /// A page as it is to be stored.

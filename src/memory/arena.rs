@@ -137,13 +137,18 @@ impl Arena {
         IdleRuns {
             mapping: Arc::clone(&self.mapping),
             runs,
+            released: false,
         }
     }
 
-    /// Takes back runs whose memory was released.
+    /// Takes back runs whose memory was released, or could not be.
     pub(crate) fn accept(&mut self, idle: IdleRuns) {
         for (run, len) in idle.runs {
-            self.cold[len.index()].push(run);
+            if idle.released {
+                self.cold[len.index()].push(run);
+            } else {
+                self.give_back(run, len);
+            }
         }
     }
 
@@ -151,8 +156,8 @@ impl Arena {
     pub(crate) fn bytes(&self, range: Range<usize>) -> &[u8] {
         self.check(&range);
         // SAFETY: frames below `fresh` are accessible (invariant 2), any byte is a valid `u8`, and
-        // writes need `&mut self`. The memory of idle runs may be dropped meanwhile, but no object
-        // is in them (invariant 1), so no caller has a reason to look there.
+        // writes need `&mut self`. The bytes of an `IdleRuns` may change meanwhile; whoever takes
+        // one out owes that nothing refers to its runs, and the pool keeps no object in them.
         unsafe {
             let start = self.mapping.base().add(range.start);
             std::slice::from_raw_parts(start.as_ptr(), range.len())
@@ -207,40 +212,33 @@ impl Arena {
     }
 }
 
-/// Freed runs on their way back to the kernel.
+/// Freed runs on their way back to the kernel. They are in neither free list of their arena, and
+/// until they are accepted there again nothing may look at their bytes.
 #[must_use = "runs that are not given back to their arena are lost to it"]
 pub(crate) struct IdleRuns {
     mapping: Arc<Mapping>,
     runs: Vec<(FrameIndex, ChainLen)>,
+    released: bool,
 }
 
 impl IdleRuns {
-    pub(crate) fn is_empty(&self) -> bool {
-        self.runs.is_empty()
-    }
-
     /// Gives the memory of all runs to the kernel, in as few calls as their addresses allow.
     ///
     /// # Errors
-    /// The kernel's; the runs are as good as before, only not released.
+    /// The kernel's; the runs are as good as before, only not all released.
     pub(crate) fn release(&mut self) -> io::Result<()> {
         self.runs.sort_unstable();
-        let mut ranges = self.runs.iter().map(|&(run, len)| {
+        let bytes = |&(run, len): &(FrameIndex, ChainLen)| {
             let start = run.0 as usize * PAGE_SIZE;
             start..start + len.bytes()
-        });
-        let Some(mut pending) = ranges.next() else {
-            return Ok(());
         };
-        for range in ranges {
-            if range.start == pending.end {
-                pending.end = range.end;
-            } else {
-                self.mapping
-                    .release(std::mem::replace(&mut pending, range))?;
+        for neighbours in self.runs.chunk_by(|a, b| bytes(a).end == bytes(b).start) {
+            if let [first, .., last] | [first @ last] = neighbours {
+                self.mapping.release(bytes(first).start..bytes(last).end)?;
             }
         }
-        self.mapping.release(pending)
+        self.released = true;
+        Ok(())
     }
 }
 

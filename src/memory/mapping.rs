@@ -24,13 +24,14 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Reserves `len` bytes of addresses, inaccessible until opened with [`Mapping::open`]. Costs
-    /// nothing, even where the kernel does not overcommit.
+    /// Reserves `len` bytes of addresses, inaccessible until opened with [`Mapping::open`]. Until
+    /// then they are not charged, even where the kernel does not overcommit.
     pub(super) fn reserve(len: usize) -> io::Result<Self> {
         Self::map(len, ProtFlags::empty())
     }
 
-    /// Maps `len` bytes that read as zeroes; memory is spent as pages are first written.
+    /// Maps `len` bytes that read as zeroes; memory is spent as pages are first written. Where the
+    /// kernel does not overcommit all of it is charged at once.
     pub(super) fn zeroed(len: usize) -> io::Result<Self> {
         Self::map(len, ProtFlags::READ | ProtFlags::WRITE)
     }
@@ -41,7 +42,10 @@ impl Mapping {
         // SAFETY: a new anonymous mapping at an address of the kernel's choice overlaps no memory
         // that Rust knows of.
         let base = unsafe { mm::mmap_anonymous(std::ptr::null_mut(), len, protection, flags) }?;
-        let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        let base = NonNull::new(base.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory)?;
+        // A huge page would spend 2 MiB on the first write, and outlive the release of its parts.
+        // SAFETY: advice on our own mapping. Kernels without huge pages refuse it, rightly.
+        let _ = unsafe { mm::madvise(base.as_ptr().cast(), len, Advice::LinuxNoHugepage) };
         Ok(Self { base, len })
     }
 

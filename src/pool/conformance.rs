@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::{FrameBudget, ObjectAddress, Owner, Pool, Stored, Zsmalloc, ZspageId};
+use super::{FrameBudget, ObjectAddress, Owner, Pool, Stored, ZspageId};
+use crate::config::PoolKind;
 use crate::units::PAGE_SIZE;
 
 const ADDRESS_FRAMES: usize = 1 << 16;
@@ -22,9 +23,9 @@ struct Harness {
 impl Harness {
     fn new(limit: u64) -> Self {
         let budget = Arc::new(FrameBudget::new(limit));
-        let pool = Zsmalloc::new(ADDRESS_FRAMES, Arc::clone(&budget)).expect("addresses");
+        let pool = super::new(PoolKind::Zsmalloc, ADDRESS_FRAMES, Arc::clone(&budget));
         Self {
-            pool: Box::new(pool),
+            pool: pool.expect("addresses"),
             budget,
             objects: HashMap::new(),
             isolated: Vec::new(),
@@ -38,7 +39,7 @@ impl Harness {
         let data: Vec<u8> = (0..len)
             .map(|i| (i as u32 * 31 + owner.0 * 7) as u8)
             .collect();
-        let stored = self.pool.store(owner, &data)?;
+        let stored = self.pool.store(owner, &data).ok()?;
         assert!(
             !self.isolated.contains(&stored.zspage),
             "stored in an isolated zspage"

@@ -9,10 +9,14 @@ mod budget;
 mod conformance;
 mod zsmalloc;
 
+use self::zsmalloc::Zsmalloc;
 pub(crate) use budget::FrameBudget;
 pub use zsmalloc::ClassStats;
-pub(crate) use zsmalloc::Zsmalloc;
 
+use std::io;
+use std::sync::Arc;
+
+use crate::config::PoolKind;
 use crate::memory::IdleRuns;
 
 /// Bytes that object addresses are multiples of, and size classes are apart
@@ -48,6 +52,29 @@ pub(crate) struct Compacted {
     pub(crate) frames: u64,
 }
 
+/// Why an object cannot be stored now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoRoom {
+    /// It takes a zspage, and the budget has none left.
+    OverLimit,
+    /// It takes a zspage, and the kernel has no memory or addresses for one.
+    NoMemory,
+}
+
+/// An empty pool with addresses for `address_frames` frames, fewer than 2^32.
+///
+/// # Errors
+/// The kernel's, if there is not enough address space.
+pub(crate) fn new(
+    kind: PoolKind,
+    address_frames: usize,
+    budget: Arc<FrameBudget>,
+) -> io::Result<Box<dyn Pool>> {
+    match kind {
+        PoolKind::Zsmalloc => Ok(Box::new(Zsmalloc::new(address_frames, budget)?)),
+    }
+}
+
 /// An allocator of objects.
 ///
 /// The pool owes: an object's bytes stay as stored until it is freed; a zspage that is isolated
@@ -57,13 +84,18 @@ pub(crate) struct Compacted {
 /// The owner owes: it frees each object once; it learns from [`Stored`], the answer of `free` and
 /// `put_back`, and [`Compacted`] which zspages exist; it puts back what it isolates.
 pub(crate) trait Pool: Send {
+    /// An upper bound of the zspages' ids.
+    fn max_zspages(&self) -> usize;
+
     /// The longest object that is worth storing as it is; a longer one takes as much memory as
     /// the raw page, which is faster to read.
     fn max_compressed_len(&self) -> usize;
 
-    /// Stores `data`, at most [`Pool::max_compressed_len`] bytes or exactly a page. `None` if that
-    /// takes a zspage for which there is no budget or no memory.
-    fn store(&mut self, owner: Owner, data: &[u8]) -> Option<Stored>;
+    /// Stores `data`, at most [`Pool::max_compressed_len`] bytes or exactly a page.
+    ///
+    /// # Errors
+    /// [`NoRoom`]; nothing has changed.
+    fn store(&mut self, owner: Owner, data: &[u8]) -> Result<Stored, NoRoom>;
 
     /// The first `len` bytes of an object.
     fn bytes(&self, object: ObjectAddress, len: usize) -> &[u8];
@@ -97,7 +129,7 @@ pub(crate) trait Pool: Send {
     /// [`Pool::accept_idle`].
     fn take_idle(&mut self, keep: usize) -> IdleRuns;
 
-    /// Takes released frames back.
+    /// Takes released frames back, or those that could not be.
     fn accept_idle(&mut self, idle: IdleRuns);
 
     /// Usage by size class, for pools that have them.

@@ -8,6 +8,7 @@
 //! 3. Every zspage of the pool is in the LRU, unless it is isolated.
 
 mod lru;
+mod recent;
 mod reclaim;
 mod slot;
 
@@ -17,16 +18,13 @@ use std::sync::Arc;
 
 pub(crate) use self::lru::Clock;
 use self::lru::Lru;
+use self::recent::RecentReadBacks;
 pub(crate) use self::reclaim::{Chances, Evicted};
 use self::slot::SlotTable;
 pub(crate) use self::slot::{SLOTS_PER_BLOCK, Slot, SlotIndex, SlotState};
 use crate::codec::Codec;
-use crate::pool::{FrameBudget, ObjectAddress, Owner, Pool, Zsmalloc};
+use crate::pool::{NoRoom, ObjectAddress, Owner, Pool};
 use crate::spill::SegmentTable;
-
-/// The pool has neither room nor budget for another zspage.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct NoRoom;
 
 /// What a shard counts. Bytes unless a name says pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,26 +46,27 @@ pub(crate) struct Shard {
     slots: SlotTable,
     pool: Box<dyn Pool>,
     lru: Lru,
+    recent: RecentReadBacks,
     segments: Arc<SegmentTable>,
     counts: Counts,
 }
 
 impl Shard {
-    /// A shard of `slots` empty slots, with addresses for `address_frames` page frames.
+    /// A shard of `slots` empty slots over an empty pool.
     ///
     /// # Errors
     /// The kernel's, if there is not enough address space.
     pub(crate) fn new(
         slots: u32,
-        address_frames: usize,
-        budget: Arc<FrameBudget>,
+        pool: Box<dyn Pool>,
         clock: Clock,
         segments: Arc<SegmentTable>,
     ) -> io::Result<Self> {
         Ok(Self {
             slots: SlotTable::new(slots)?,
-            pool: Box::new(Zsmalloc::new(address_frames, budget)?),
-            lru: Lru::new(address_frames, clock)?,
+            lru: Lru::new(pool.max_zspages(), clock)?,
+            pool,
+            recent: RecentReadBacks::new(slots)?,
             segments,
             counts: Counts::default(),
         })
@@ -98,6 +97,11 @@ impl Shard {
     /// Notes that a client has read the slot's page.
     pub(crate) fn touch(&mut self, index: SlotIndex) {
         self.slots.set_accessed(index);
+    }
+
+    /// Notes that the slot's page is read back; returns whether it was not long ago, too.
+    pub(crate) fn note_read_back(&mut self, index: SlotIndex) -> bool {
+        self.recent.note(index)
     }
 
     /// The first slot of `range` that is not empty.
@@ -135,7 +139,7 @@ impl Shard {
 
     /// Copies the data in the pool to an object for the slot.
     fn allocate(&mut self, index: SlotIndex, data: &[u8]) -> Result<ObjectAddress, NoRoom> {
-        let stored = self.pool.store(Owner(index.0), data).ok_or(NoRoom)?;
+        let stored = self.pool.store(Owner(index.0), data)?;
         self.lru.touch(stored.zspage);
         Ok(stored.object)
     }

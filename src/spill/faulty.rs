@@ -19,6 +19,7 @@ pub(crate) struct FaultyBacking {
     pub(crate) fail_writes: AtomicBool,
     pub(crate) fail_reads: AtomicBool,
     before_write: RwLock<Option<Hook>>,
+    before_read: RwLock<Option<Hook>>,
 }
 
 impl FaultyBacking {
@@ -30,12 +31,18 @@ impl FaultyBacking {
             fail_writes: AtomicBool::new(false),
             fail_reads: AtomicBool::new(false),
             before_write: RwLock::new(None),
+            before_read: RwLock::new(None),
         }
     }
 
     /// Has `hook` called before each write, in the writing thread.
     pub(crate) fn before_write(&self, hook: impl Fn() + Send + Sync + 'static) {
         *self.before_write.write() = Some(Box::new(hook));
+    }
+
+    /// Has `hook` called before each read, in the reading thread.
+    pub(crate) fn before_read(&self, hook: impl Fn() + Send + Sync + 'static) {
+        *self.before_read.write() = Some(Box::new(hook));
     }
 
     /// Lets `damage` change the contents of each segment.
@@ -79,6 +86,9 @@ impl Backing for FaultyBacking {
     }
 
     fn read(&self, segment: SegmentIndex, offset: u32, buf: &mut [u8]) -> io::Result<()> {
+        if let Some(hook) = &*self.before_read.read() {
+            hook();
+        }
         if self.fail_reads.load(Relaxed) {
             return Err(io::Error::from_raw_os_error(
                 rustix::io::Errno::IO.raw_os_error(),

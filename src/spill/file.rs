@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, Permi
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use rustix::fs::{FallocateFlags, FlockOperation, OFlags};
+use rustix::fs::{FallocateFlags, FlockOperation, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::backing::Backing;
@@ -78,14 +78,19 @@ impl FileBacking {
             Err(Errno::WOULDBLOCK) => return Err(unusable("is in use by another device")),
             Err(error) => return Err(failed(error.into())),
         }
-        if !made && !is_ours(&file).map_err(failed)? {
+        let len = if is_block_device {
+            block_device_size(&file).map_err(failed)?
+        } else {
+            metadata.len()
+        };
+        if !made && !is_ours(&file, len).map_err(failed)? {
             return Err(unusable(
                 "holds data that is not an old spill; remove it, or give another path",
             ));
         }
         let mut bytes = config.size.unwrap_or(u64::MAX);
         if is_block_device {
-            bytes = bytes.min(block_device_size(&file).map_err(failed)?);
+            bytes = bytes.min(len);
             if bytes < 2 * SEGMENT_BYTES {
                 return Err(unusable("is too small: a backing needs at least 4 MiB"));
             }
@@ -159,17 +164,50 @@ fn cannot_open(path: &Path, error: io::Error) -> Error {
     }
 }
 
-/// Whether the file is empty, starts with a segment, or starts with zeroes.
-fn is_ours(file: &File) -> io::Result<bool> {
+/// Whether the file's data may be overwritten: there is none, or it begins with a segment. The
+/// first segments of an old spill may have been given back, so they need not be at the start.
+fn is_ours(file: &File, len: u64) -> io::Result<bool> {
+    let first_data = match rustix::fs::seek(file, SeekFrom::Data(0)) {
+        Ok(at) => at / SEGMENT_BYTES * SEGMENT_BYTES,
+        Err(Errno::NXIO) => return Ok(true),
+        // A block device, or a file system that does not tell.
+        Err(_) => 0,
+    };
     let mut start = [0; 4096];
+    let read = read_some(file, first_data, &mut start)?;
+    if is_segment(&start[..read]) {
+        return Ok(true);
+    }
+    is_blank(file, len)
+}
+
+/// Whether all that file systems and the like put their signatures in is zero.
+fn is_blank(file: &File, len: u64) -> io::Result<bool> {
+    const START: u64 = 16 << 20;
+    const END: u64 = 1 << 20;
+    let mut buf = vec![0; 1 << 20];
+    for range in [0..START.min(len), len.saturating_sub(END)..len] {
+        for at in range.clone().step_by(buf.len()) {
+            let wanted = (range.end - at).min(buf.len() as u64) as usize;
+            let read = read_some(file, at, &mut buf[..wanted])?;
+            if buf[..read].iter().any(|&byte| byte != 0) {
+                return Ok(false);
+            }
+        }
+    }
+    Ok(true)
+}
+
+/// Reads until `buf` is full or the file ends; returns the bytes read.
+fn read_some(file: &File, at: u64, buf: &mut [u8]) -> io::Result<usize> {
     let mut len = 0;
-    while len < start.len() {
-        match file.read_at(&mut start[len..], len as u64)? {
+    while len < buf.len() {
+        match file.read_at(&mut buf[len..], at + len as u64)? {
             0 => break,
             n => len += n,
         }
     }
-    Ok(is_segment(&start[..len]) || start[..len].iter().all(|&byte| byte == 0))
+    Ok(len)
 }
 
 fn block_device_size(mut file: &File) -> io::Result<u64> {
@@ -232,5 +270,107 @@ impl Drop for FileBacking {
                 self.path.display()
             );
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spill::log::SEGMENT_HEADER_LEN;
+
+    fn opens(path: &Path) -> Result<FileBacking> {
+        FileBacking::open(&BackingConfig {
+            path: path.into(),
+            size: None,
+        })
+    }
+
+    fn refusal(path: &Path) -> String {
+        opens(path).expect_err("refused").to_string()
+    }
+
+    #[test]
+    fn a_file_is_made_private_and_removed() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("spill");
+        let backing = opens(&path).expect("made");
+        assert_eq!(
+            fs::metadata(&path).expect("there").permissions().mode() & 0o7777,
+            0o600
+        );
+        assert!(refusal(&path).contains("in use"));
+        drop(backing);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_file_that_was_there_is_emptied_and_kept() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("spill");
+        fs::write(&path, vec![0; 5 << 20]).expect("written");
+        let backing = opens(&path).expect("only zeroes");
+        backing
+            .write(SegmentIndex(2), 4096, b"data")
+            .expect("written");
+        drop(backing);
+        assert_eq!(fs::metadata(&path).expect("there").len(), 0);
+    }
+
+    #[test]
+    fn an_old_spill_is_taken_over_wherever_its_data_begins() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("spill");
+        for segment in [0, 3] {
+            let file = File::create(&path).expect("made");
+            let header = crate::spill::log::segment_header(7);
+            assert_eq!(header.len(), SEGMENT_HEADER_LEN as usize);
+            file.write_all_at(&header, segment * SEGMENT_BYTES)
+                .expect("written");
+            file.write_all_at(&[9; 100], segment * SEGMENT_BYTES + 64)
+                .expect("written");
+            drop(opens(&path).expect("an old spill"));
+        }
+    }
+
+    #[test]
+    fn other_peoples_data_is_left_alone() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("image");
+        // Where ext4, btrfs, ISO 9660 and a partition table at the end have their signatures.
+        for at in [1080, 65_600, 32_769, (6 << 20) - 512] {
+            let mut image = vec![0; 6 << 20];
+            image[at..at + 8].copy_from_slice(b"_BHRfS_M");
+            fs::write(&path, &image).expect("written");
+            assert!(refusal(&path).contains("not an old spill"));
+            assert!(fs::read(&path).expect("there") == image, "changed");
+        }
+    }
+
+    #[test]
+    fn what_is_no_file_is_refused_with_its_remedy() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(dir.path().join("nowhere"), &link).expect("linked");
+        for (path, says) in [
+            (link.as_path(), "symbolic link"),
+            (dir.path(), "is a directory"),
+            (
+                &dir.path().join("missing/spill"),
+                "directory does not exist",
+            ),
+            (
+                Path::new("/dev/null"),
+                "neither a plain file nor a block device",
+            ),
+        ] {
+            let said = refusal(path);
+            assert!(said.contains(says), "{said}");
+        }
+        let small = BackingConfig {
+            path: dir.path().join("spill"),
+            size: Some(1 << 20),
+        };
+        assert!(FileBacking::open(&small).expect_err("refused").is_usage());
+        assert!(!dir.path().join("spill").exists());
     }
 }

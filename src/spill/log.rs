@@ -21,7 +21,7 @@ pub(crate) const SEGMENT_HEADER_LEN: u32 = 32;
 /// Bytes that an append may always have: less room than this, and the segment is sealed.
 pub(crate) const MIN_APPEND: u32 = 64 << 10;
 
-fn segment_header(sequence: u64) -> [u8; SEGMENT_HEADER_LEN as usize] {
+pub(super) fn segment_header(sequence: u64) -> [u8; SEGMENT_HEADER_LEN as usize] {
     let mut header = [0; SEGMENT_HEADER_LEN as usize];
     header[..8].copy_from_slice(&MAGIC);
     header[8..12].copy_from_slice(&VERSION.to_le_bytes());
@@ -98,6 +98,8 @@ enum State {
     Free,
     Open,
     Sealed,
+    /// Sealed, and its live records are being moved.
+    Cleaning,
     /// Sealed, and a record in it did not verify: it is never cleaned, only emptied.
     Damaged,
 }
@@ -157,10 +159,11 @@ impl SegmentLog {
     }
 
     fn open_segment(&mut self, spare: u32) -> Result<SegmentIndex, LogFull> {
-        if self.free_segments() <= spare {
-            return Err(LogFull);
-        }
+        // Sealed first: it may be empty, or sparse enough to clean.
         self.seal_open();
+        if self.free_segments() <= spare {
+            return self.reopen().ok_or(LogFull);
+        }
         let segment = self.free.pop_first().unwrap_or_else(|| {
             self.segments.push(Segment {
                 state: State::Free,
@@ -178,13 +181,30 @@ impl SegmentLog {
         Ok(segment)
     }
 
+    /// Opens the sealed segment with the most room again, if one has enough: an append to it
+    /// failed once.
+    fn reopen(&mut self) -> Option<SegmentIndex> {
+        let roomiest = self.sealed().max_by_key(|&index| self.room(index))?;
+        if self.room(roomiest) < MIN_APPEND {
+            return None;
+        }
+        self.segment_mut(roomiest).state = State::Open;
+        self.open = Some(roomiest);
+        Some(roomiest)
+    }
+
+    fn sealed(&self) -> impl Iterator<Item = SegmentIndex> {
+        let indices = (0..self.segments.len() as u32).map(SegmentIndex);
+        indices.filter(|&index| self.segment(index).state == State::Sealed)
+    }
+
     /// Segments that could still be opened.
     pub(crate) fn free_segments(&self) -> u32 {
         self.free.len() as u32 + (self.table.len() - self.segments.len() as u32)
     }
 
-    /// Writes `append` at `target`. After an error the segment is appended to no more: what part
-    /// of the write happened, or is yet to happen, is not known.
+    /// Writes `append` at `target`. After an error the segment is sealed: the fault may be of
+    /// that place.
     ///
     /// # Errors
     /// The backing's.
@@ -238,28 +258,38 @@ impl SegmentLog {
         }
     }
 
-    /// The sealed segment with the smallest live share, and that share's bytes.
+    /// The sealed segment with the fewest live bytes, and how many.
     pub(crate) fn emptiest(&self) -> Option<(SegmentIndex, u32)> {
-        (0..)
-            .map(SegmentIndex)
-            .zip(&self.segments)
-            .filter(|(_, segment)| segment.state == State::Sealed)
-            .map(|(index, _)| (index, self.table.live(index)))
+        self.sealed()
+            .map(|index| (index, self.table.live(index)))
             .min_by_key(|&(_, live)| live)
     }
 
-    /// Reads all that was appended to a segment.
+    /// Reads all that was appended to a sealed segment, and keeps it from being appended to until
+    /// [`SegmentLog::end_cleaning`].
     ///
     /// # Errors
-    /// The backing's.
-    pub(crate) fn read_segment(&self, segment: SegmentIndex, out: &mut Vec<u8>) -> io::Result<()> {
+    /// The backing's; the segment is as it was.
+    pub(crate) fn begin_cleaning(
+        &mut self,
+        segment: SegmentIndex,
+        out: &mut Vec<u8>,
+    ) -> io::Result<()> {
         out.resize(self.segment(segment).used as usize, 0);
-        self.backing.read(segment, 0, out)
+        self.backing.read(segment, 0, out)?;
+        self.segment_mut(segment).state = State::Cleaning;
+        Ok(())
     }
 
-    /// Leaves a segment alone from now on.
-    pub(crate) fn mark_damaged(&mut self, segment: SegmentIndex) {
-        self.segment_mut(segment).state = State::Damaged;
+    /// Frees a segment that was cleaned, or seals it again if anything in it is still live. One
+    /// that is `damaged` is left alone from now on.
+    pub(crate) fn end_cleaning(&mut self, segment: SegmentIndex, damaged: bool) {
+        self.segment_mut(segment).state = if damaged {
+            State::Damaged
+        } else {
+            State::Sealed
+        };
+        self.free_if_empty(segment);
     }
 
     /// Asserts that the counts add up, given the live bytes of each segment.

@@ -7,8 +7,7 @@
 //!
 //! Only the writeback thread writes, through its [`SegmentLog`]; any thread reads. A reader holds
 //! no lock and pins nothing: a segment may be freed and written anew under it. The checksum, which
-//! is bound to the segment's sequence number, tells; the reader then looks at the slot again, and
-//! only if that still names the same record of the same segment is the record damaged.
+//! is bound to the record's place and to the segment's sequence number, tells.
 
 mod backing;
 #[cfg(test)]

@@ -1,16 +1,15 @@
 //! The segments of a backing: how much of each is still referred to.
 
 use std::io;
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::thread::Thread;
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crossbeam::queue::SegQueue;
 use zerocopy::FromZeros;
 
 use super::record::{RecordAddress, record_len};
 use crate::memory::LazyTable;
+use crate::writeback::Waker;
 
 /// Bytes of a segment.
 pub(crate) const SEGMENT_BYTES: u64 = 2 << 20;
@@ -50,31 +49,26 @@ pub(crate) struct SegmentTable {
     live_bytes: AtomicU64,
     /// Segments whose last record was released, for the writeback thread to free.
     emptied: SegQueue<SegmentIndex>,
-    waker: Waker,
+    waker: Arc<Waker>,
 }
 
 impl SegmentTable {
-    /// A table of `segments` empty segments.
+    /// A table of `segments` empty segments; `waker` is called when one is emptied or sparse.
     ///
     /// # Errors
     /// The kernel's, if there is not enough address space.
-    pub(crate) fn new(segments: u32) -> io::Result<Self> {
+    pub(crate) fn new(segments: u32, waker: Arc<Waker>) -> io::Result<Self> {
         Ok(Self {
             entries: LazyTable::new(segments as usize)?,
             live_bytes: AtomicU64::new(0),
             emptied: SegQueue::new(),
-            waker: Waker::default(),
+            waker,
         })
     }
 
     /// Segments there may be.
     pub(crate) fn len(&self) -> u32 {
         self.entries.len() as u32
-    }
-
-    /// What wakes the writeback thread.
-    pub(crate) fn waker(&self) -> &Waker {
-        &self.waker
     }
 
     /// Counts a slot's new reference to the record of an object of `len` bytes.
@@ -133,44 +127,5 @@ impl SegmentTable {
 
     fn entry(&self, segment: SegmentIndex) -> &Entry {
         &self.entries[segment.0 as usize]
-    }
-}
-
-/// Wakes the writeback thread, cheaply if it is awake already.
-#[derive(Debug, Default)]
-pub(crate) struct Waker {
-    pending: AtomicBool,
-    thread: OnceLock<Thread>,
-}
-
-impl Waker {
-    /// Makes the calling thread the one to wake.
-    pub(crate) fn attach(&self) {
-        // A device has one writeback thread, which calls this once.
-        let _ = self.thread.set(std::thread::current());
-    }
-
-    /// Makes the next or present [`Waker::wait`] return.
-    pub(crate) fn wake(&self) {
-        if self.pending.load(Ordering::Relaxed) || self.pending.swap(true, Ordering::Release) {
-            return;
-        }
-        if let Some(thread) = self.thread.get() {
-            thread.unpark();
-        }
-    }
-
-    /// Waits until woken; returns false if `timeout` passed first.
-    pub(crate) fn wait(&self, timeout: Option<Duration>) -> bool {
-        while !self.pending.swap(false, Ordering::Acquire) {
-            match timeout {
-                None => std::thread::park(),
-                Some(timeout) => {
-                    std::thread::park_timeout(timeout);
-                    return self.pending.swap(false, Ordering::Acquire);
-                }
-            }
-        }
-        true
     }
 }

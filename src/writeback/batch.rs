@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use super::evictor::MAX_BATCH;
 use crate::device::core::Core;
 use crate::device::layout::ShardIndex;
 use crate::shard::{Evicted, Slot, SlotIndex, SlotState};
@@ -28,6 +29,15 @@ pub(super) struct Batch {
 }
 
 impl Batch {
+    /// A batch with room for any that is collected, so that no memory is needed when it is short.
+    pub(super) fn new() -> Self {
+        const SMALLEST_RECORD: usize = 32;
+        Self {
+            bytes: Vec::with_capacity(MAX_BATCH),
+            entries: Vec::with_capacity(MAX_BATCH / SMALLEST_RECORD),
+        }
+    }
+
     /// Starts a batch for `target`.
     pub(super) fn start(&mut self, target: &Target) {
         self.bytes.clear();

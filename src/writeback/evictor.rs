@@ -43,14 +43,14 @@ impl Writeback {
     /// number freed.
     ///
     /// # Errors
-    /// Why nothing more can be evicted.
+    /// Why nothing can be evicted.
     pub(super) fn evict(&mut self, frames: u64) -> Result<u64, &'static str> {
         let mut freed = 0;
-        while freed < frames {
-            let batch = self.evict_batch(frames - freed)?;
-            freed += batch.frames;
-            if batch.objects == 0 {
-                break;
+        while freed < frames && !self.core.room.is_closed() {
+            match self.evict_batch(frames - freed) {
+                Ok(batch) if batch.objects > 0 => freed += batch.frames,
+                Err(reason) if freed == 0 => return Err(reason),
+                Ok(_) | Err(_) => break,
             }
         }
         Ok(freed)
@@ -141,42 +141,65 @@ fn collect(core: &Core, batch: &mut Batch, target: &Target, frames: u64) -> Vec<
     let mut chances = CHANCES;
     let mut isolated = Vec::new();
     let mut leaving = 0;
+    let mut oldest: Vec<_> = core
+        .layout
+        .shards()
+        .map(|index| (index, core.shard(index).oldest_touch()))
+        .collect();
     // The records of a zspage never take more than MIN_APPEND.
     while leaving < frames && batch.len() + MIN_APPEND as usize <= room {
-        let Some(index) = oldest_shard(core) else {
+        let Some((index, touched)) = oldest_shard(&mut oldest) else {
             break;
         };
-        let mut shard = core.shard(index);
-        let Some((zspage, frames)) = shard.isolate_oldest() else {
-            continue;
-        };
-        let before = batch.records();
-        shard.empty_isolated(zspage, &mut chances, &mut |evicted| {
-            batch.push(index, core.layout.page(index, evicted.index), evicted);
-        });
-        if batch.records() == before {
-            // All its objects were spared.
-            shard.put_back(zspage, true);
-            continue;
+        let mut shard = core.shard(*index);
+        if let Some((zspage, frames)) = shard.isolate_oldest() {
+            let before = batch.records();
+            shard.empty_isolated(zspage, &mut chances, &mut |evicted| {
+                batch.push(*index, core.layout.page(*index, evicted.index), evicted);
+            });
+            if batch.records() == before {
+                // All its objects were spared.
+                shard.put_back(zspage, true);
+            } else {
+                leaving += frames;
+                isolated.push(Isolated {
+                    shard: *index,
+                    zspage,
+                    frames,
+                });
+            }
         }
-        leaving += frames;
-        isolated.push(Isolated {
-            shard: index,
-            zspage,
-            frames,
-        });
+        *touched = shard.oldest_touch();
     }
     isolated
 }
 
-/// The shard whose oldest zspage is the oldest of all.
-fn oldest_shard(core: &Core) -> Option<ShardIndex> {
-    let touched = |index| Some((index, core.shard(index).oldest_touch()?));
-    let shards: Vec<_> = core.layout.shards().filter_map(touched).collect();
+/// The shard whose oldest zspage, if it has any, is the oldest of all.
+fn oldest_shard(
+    shards: &mut [(ShardIndex, Option<u32>)],
+) -> Option<&mut (ShardIndex, Option<u32>)> {
     // The clock wraps: what lies half its range ahead is behind.
-    let (_, reference) = *shards.first()?;
+    let reference = shards.iter().find_map(|(_, touched)| *touched)?;
+    let age = |touched: u32| touched.wrapping_sub(reference) as i32;
     shards
-        .iter()
-        .min_by_key(|(_, touched)| touched.wrapping_sub(reference) as i32)
-        .map(|s| s.0)
+        .iter_mut()
+        .filter(|(_, touched)| touched.is_some())
+        .min_by_key(|(_, touched)| touched.map(age))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_is_found_across_the_wrap_of_the_clock() {
+        let mut shards: Vec<_> = (0..)
+            .map(ShardIndex)
+            .zip([None, Some(5), Some(u32::MAX - 3)])
+            .collect();
+        assert_eq!(oldest_shard(&mut shards).map(|s| s.0), Some(ShardIndex(2)));
+        shards[2].1 = None;
+        assert_eq!(oldest_shard(&mut shards).map(|s| s.0), Some(ShardIndex(1)));
+        assert_eq!(oldest_shard(&mut shards[..1]), None);
+    }
 }

@@ -6,19 +6,24 @@
 mod batch;
 mod cleaner;
 mod evictor;
+mod waker;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, TryRecvError};
 
 use self::batch::Batch;
+pub(crate) use self::waker::Waker;
 use crate::device::core::Core;
 use crate::device::room::RoundEnd;
-use crate::spill::SegmentLog;
+use crate::spill::{SEGMENT_BYTES, SegmentLog};
 
 /// How long after the last work all freed memory goes back to the kernel.
 const IDLE: Duration = Duration::from_millis(500);
+
+/// How long eviction rests after it found that it can do nothing, unless a writer waits.
+const REST: Duration = Duration::from_millis(100);
 
 /// What the thread is asked to do.
 pub(crate) enum Command {
@@ -41,6 +46,17 @@ pub(crate) struct Writeback {
     segment: Vec<u8>,
     /// Whether the last attempt to write failed, so that it is logged once.
     failing: bool,
+    /// When eviction last found that it can do nothing.
+    stuck_at: Option<Instant>,
+}
+
+/// Sends writers away when the thread ends, however it ends.
+struct CloseRoom(Arc<Core>);
+
+impl Drop for CloseRoom {
+    fn drop(&mut self) {
+        self.0.room.close();
+    }
 }
 
 impl Writeback {
@@ -49,36 +65,35 @@ impl Writeback {
             let (table, counts) = (Arc::clone(&core.segments), Arc::clone(&core.log_counts));
             SegmentLog::new(Arc::clone(backing), table, counts)
         });
+        let spills = log.is_some();
         Self {
             core,
             commands,
             log,
-            batch: Batch::default(),
-            segment: Vec::new(),
+            batch: if spills {
+                Batch::new()
+            } else {
+                Batch::default()
+            },
+            segment: Vec::with_capacity(if spills { SEGMENT_BYTES as usize } else { 0 }),
             failing: false,
+            stuck_at: None,
         }
     }
 
     /// Works until the sender of commands is dropped.
     pub(crate) fn run(mut self) {
-        self.core.segments.waker().attach();
-        let mut warm = false;
+        let _closer = CloseRoom(Arc::clone(&self.core));
+        self.core.waker.attach();
+        let (mut warm, mut done) = (false, true);
         loop {
-            let woken = self.core.segments.waker().wait(warm.then_some(IDLE));
+            let woken = !done || self.core.waker.wait(warm.then_some(IDLE));
             if !self.obey() {
                 return;
             }
-            if let Some(log) = &mut self.log {
-                log.free_emptied();
-            }
-            self.make_room();
-            self.clean_sparse_segments();
-            let keep = if woken {
-                self.core.warm_frames_to_keep()
-            } else {
-                0
-            };
-            warm = self.core.release_warm_frames(keep);
+            self.free_emptied_segments();
+            done = self.make_room() && self.clean_sparse_segments();
+            warm = self.core.trim(woken);
         }
     }
 
@@ -100,30 +115,46 @@ impl Writeback {
         }
     }
 
-    /// Evicts from the high watermark to the low one, or while writers wait.
-    fn make_room(&mut self) {
-        let watermarks = self.core.watermarks();
-        if self.core.budget.used() <= watermarks.high && !self.core.room.demand() {
-            return;
+    /// Whether a command waits, or the device stops: what takes long is interrupted after a step.
+    fn should_yield(&self) -> bool {
+        !self.commands.is_empty() || self.core.room.is_closed()
+    }
+
+    /// Evicts from the high watermark to the low one, or while writers wait; returns false if it
+    /// was interrupted.
+    fn make_room(&mut self) -> bool {
+        let core = Arc::clone(&self.core);
+        let rests = self.stuck_at.is_some_and(|at| at.elapsed() < REST);
+        if !core.room.demand() && (rests || core.budget.used() <= core.watermarks().high) {
+            return true;
         }
         loop {
-            let used = self.core.budget.used();
-            let waiting = self.core.room.demand();
-            if used <= watermarks.low && !waiting {
-                return;
+            let (used, low) = (core.budget.used(), core.watermarks().low);
+            if used <= low && !core.room.demand() {
+                return true;
             }
             // A writer may wait below the low watermark: others took the memory before it did.
-            let surplus = used.saturating_sub(watermarks.low).max(1);
-            let end = self.free_some(surplus);
-            self.core.room.end_round(end);
-            if end != RoundEnd::Room {
-                return;
+            let end = self.free_some(used.saturating_sub(low).max(1));
+            self.stuck_at = matches!(end, RoundEnd::Stuck(_)).then(Instant::now);
+            core.room.end_round(end);
+            if self.stuck_at.is_some() {
+                return true;
             }
-            if let Some(log) = &mut self.log {
-                log.free_emptied();
+            self.free_emptied_segments();
+            core.release_warm_frames(core.warm_frames_to_keep());
+            if self.is_bloated() {
+                // What fails here is logged, and fails a writer only if it comes to need the space.
+                let _ = self.clean_one();
             }
-            self.core
-                .release_warm_frames(self.core.warm_frames_to_keep());
+            if self.should_yield() {
+                return false;
+            }
+        }
+    }
+
+    fn free_emptied_segments(&mut self) {
+        if let Some(log) = &mut self.log {
+            log.free_emptied();
         }
     }
 

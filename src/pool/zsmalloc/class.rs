@@ -119,6 +119,7 @@ impl Class {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spill::{MIN_APPEND, record_len};
 
     #[test]
     fn every_length_has_the_smallest_class_that_fits() {
@@ -151,6 +152,16 @@ mod tests {
                 used * 100 >= class.chain.bytes() * 88,
                 "{class:?} wastes over 12%"
             );
+        }
+    }
+
+    /// Eviction puts all the objects of a zspage in one append.
+    #[test]
+    fn the_records_of_a_zspage_fit_an_append() {
+        for class in GEOMETRY.classes() {
+            let longest = record_len(class.size.min(PAGE_SIZE));
+            let bytes = usize::from(class.objects) * longest;
+            assert!(bytes <= MIN_APPEND as usize, "{class:?}: {bytes}");
         }
     }
 

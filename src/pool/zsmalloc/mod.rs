@@ -16,7 +16,9 @@ use std::sync::Arc;
 
 use self::class::{Class, ClassIndex, GEOMETRY, HEADER_LEN};
 use self::zspage::{ISOLATED, Lists, ZspageTable};
-use super::{Compacted, FrameBudget, OBJECT_ALIGN, ObjectAddress, Owner, Pool, Stored, ZspageId};
+use super::{
+    Compacted, FrameBudget, NoRoom, OBJECT_ALIGN, ObjectAddress, Owner, Pool, Stored, ZspageId,
+};
 use crate::memory::{Arena, ChainLen, FrameIndex, IdleRuns, LazyTable};
 use crate::units::PAGE_SIZE;
 
@@ -88,25 +90,28 @@ impl Zsmalloc {
     }
 
     /// A zspage of the class with a free object: the fullest, or a new one.
-    fn zspage_with_room(&mut self, class: ClassIndex) -> Option<ZspageId> {
+    fn zspage_with_room(&mut self, class: ClassIndex) -> Result<ZspageId, NoRoom> {
         let lists = &self.classes[usize::from(class.0)].lists;
-        lists.fullest().or_else(|| self.create_zspage(class))
+        match lists.fullest() {
+            Some(zspage) => Ok(zspage),
+            None => self.create_zspage(class),
+        }
     }
 
-    fn create_zspage(&mut self, class: ClassIndex) -> Option<ZspageId> {
+    fn create_zspage(&mut self, class: ClassIndex) -> Result<ZspageId, NoRoom> {
         let chain = GEOMETRY.class(class).chain;
         if !self.budget.try_take(chain.frames() as u64) {
-            return None;
+            return Err(NoRoom::OverLimit);
         }
         let Some(first) = self.arena.take(chain) else {
             self.budget.give_back(chain.frames() as u64);
-            return None;
+            return Err(NoRoom::NoMemory);
         };
         let id = self.zspages.create(class, first);
         self.zspage_of[frames(first, chain)].fill(id.0);
         self.classes[usize::from(class.0)].zspages += 1;
         self.frames += chain.frames() as u64;
-        Some(id)
+        Ok(id)
     }
 
     /// Frees an empty zspage, which may stand in a list.
@@ -221,11 +226,16 @@ impl Zsmalloc {
 }
 
 impl Pool for Zsmalloc {
+    fn max_zspages(&self) -> usize {
+        self.zspage_of.len()
+    }
+
     fn max_compressed_len(&self) -> usize {
         GEOMETRY.max_len()
     }
 
-    fn store(&mut self, owner: Owner, data: &[u8]) -> Option<Stored> {
+    fn store(&mut self, owner: Owner, data: &[u8]) -> Result<Stored, NoRoom> {
+        assert!(owner.0 < 1 << 31 && !data.is_empty());
         let zspage = self.zspage_with_room(GEOMETRY.class_for(data.len()))?;
         let object = self.take_object(zspage, owner);
         self.restand(zspage);
@@ -238,7 +248,7 @@ impl Pool for Zsmalloc {
         self.arena
             .bytes_mut(at..at + data.len())
             .copy_from_slice(data);
-        Some(Stored { object, zspage })
+        Ok(Stored { object, zspage })
     }
 
     fn bytes(&self, object: ObjectAddress, len: usize) -> &[u8] {

@@ -1,0 +1,315 @@
+//! How well the device spills: speed of a fill, bytes written, and which pages are missed.
+//!
+//! `cargo bench --bench writeback [-- fill|churn|misses]`
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+use std::time::Instant;
+
+use uzram::{BackingConfig, BlockDevice, Device, DeviceConfig, PAGE_SIZE, Page, Stats};
+
+const PAGE: u64 = PAGE_SIZE as u64;
+
+fn main() {
+    let dir = tempfile::Builder::new()
+        .prefix("uzram-bench")
+        .tempdir_in("/var/tmp");
+    let dir = dir.expect("a directory in /var/tmp");
+    let wanted: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|arg| !arg.starts_with('-'))
+        .collect();
+    let runs = |name: &str| wanted.is_empty() || wanted.iter().any(|arg| arg == name);
+    if runs("fill") {
+        fill(dir.path());
+    }
+    if runs("churn") {
+        churn(dir.path());
+    }
+    if runs("misses") {
+        misses(dir.path());
+    }
+}
+
+/// A generator of pseudo-random numbers (SplitMix64).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, n: u64) -> u64 {
+        self.next() % n
+    }
+
+    fn unit(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1u64 << 53) as f64
+    }
+}
+
+/// Pages of programs, which compress to between a tenth and all of a page.
+fn real_pages(count: usize) -> Vec<Page> {
+    let mut pages = Vec::with_capacity(count);
+    let mut dirs = vec![
+        Path::new("/usr/lib").to_path_buf(),
+        Path::new("/usr/bin").to_path_buf(),
+    ];
+    while let (Some(dir), true) = (dirs.pop(), pages.len() < count) {
+        for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path.is_dir() && !path.is_symlink() {
+                dirs.push(path);
+            } else if path.is_file() {
+                let bytes = std::fs::read(&path).unwrap_or_default();
+                let (whole, _) = bytes.as_chunks::<PAGE_SIZE>();
+                pages.extend(
+                    whole
+                        .iter()
+                        .filter(|page| page.iter().any(|&byte| byte != 0)),
+                );
+            }
+        }
+    }
+    pages.truncate(count);
+    pages
+}
+
+fn device(dir: &Path, pages: u64, limit: Option<u64>) -> Device {
+    let mut config = DeviceConfig::new(pages * PAGE);
+    config.mem_limit = limit;
+    config.backing = limit.map(|_| BackingConfig {
+        path: dir.join("spill"),
+        size: None,
+    });
+    Device::new(&config).expect("a device")
+}
+
+fn seconds(work: impl FnOnce()) -> f64 {
+    let start = Instant::now();
+    work();
+    start.elapsed().as_secs_f64()
+}
+
+fn write_all(device: &Device, pages: &[Page]) {
+    for (at, chunk) in pages.chunks(256).enumerate() {
+        device
+            .write(at as u64 * 256 * PAGE, chunk.as_flattened())
+            .expect("room");
+    }
+}
+
+/// A sequential fill to four times the limit, beside one without a limit and beside writing the
+/// compressed bytes to a file.
+fn fill(dir: &Path) {
+    let pages = real_pages(131_072);
+    let mib = (pages.len() * PAGE_SIZE) as f64 / f64::from(1 << 20);
+    let free = device(dir, pages.len() as u64, None);
+    write_all(&free, &pages);
+    let unlimited = seconds(|| write_all(&free, &pages));
+    let stats = free.stats();
+    drop(free);
+    let compressed = vec![0x5a; 1 << 20];
+    let mut file = File::create(dir.join("plain")).expect("a file");
+    let plain = seconds(|| {
+        for _ in 0..stats.compr_data_size >> 20 {
+            file.write_all(&compressed).expect("space");
+        }
+    });
+    let limit = stats.mem_used_total / 4;
+    let limited = device(dir, pages.len() as u64, Some(limit));
+    let spilling = seconds(|| write_all(&limited, &pages));
+    let bound = unlimited.max(plain);
+    println!(
+        "fill of {mib:.0} MiB of programs, {} MiB compressed:",
+        stats.compr_data_size >> 20
+    );
+    println!("  no limit        {:7.0} MiB/s", mib / unlimited);
+    println!(
+        "  plain file      {:7.0} MiB/s (of the uncompressed)",
+        mib / plain
+    );
+    println!(
+        "  limit of 1/4    {:7.0} MiB/s, {:.2} of the slower",
+        mib / spilling,
+        bound / spilling
+    );
+    amplification(&limited.stats(), stats.compr_data_size);
+}
+
+fn amplification(stats: &Stats, compressed: u64) {
+    let evicted = compressed.saturating_sub(stats.compr_data_size);
+    println!(
+        "  written to the backing / compressed bytes evicted {:.3}; live / used {:.3}",
+        stats.backing_bytes_written as f64 / evicted as f64,
+        stats.backing_bytes_live as f64 / stats.backing_bytes_used as f64,
+    );
+}
+
+/// Random overwrites of a device that is four times its limit.
+fn churn(dir: &Path) {
+    let pages = real_pages(65_536);
+    let count = pages.len() as u64;
+    let device = device(dir, count, Some(count * PAGE / 8));
+    write_all(&device, &pages);
+    let (before, mut random) = (device.stats(), Random(1));
+    let mean = |stats: &Stats| stats.backing_bytes_live as f64 / stats.written_back_pages as f64;
+    let mut worst = 1.0f64;
+    let took = seconds(|| {
+        for step in 0..count * 4 {
+            let page = random.below(count);
+            let data = &pages[random.below(count) as usize];
+            device.write(page * PAGE, data).expect("room");
+            if step % 8192 == 0 {
+                let stats = device.stats();
+                let share = stats.backing_bytes_live as f64 / stats.backing_bytes_used as f64;
+                worst = worst.min(share);
+            }
+        }
+    });
+    let after = device.stats();
+    let written = after.backing_bytes_written - before.backing_bytes_written;
+    let evicted = (after.bd_writes - before.bd_writes) as f64 * mean(&after);
+    println!("churn: {} random overwrites in {took:.1} s:", count * 4);
+    println!(
+        "  written / evicted {:.2}, least live / used {worst:.2}",
+        written as f64 / evicted
+    );
+}
+
+/// Pages that reads and writes miss, beside an exact LRU of as many pages as are in memory.
+fn misses(dir: &Path) {
+    println!(
+        "misses of 1,200,000 accesses (a fifth writes) to 200,000 pages, a quarter in memory:"
+    );
+    for (name, skew, scan) in [
+        ("zipf 0.8", 0.8, false),
+        ("zipf 0.99", 0.99, false),
+        ("zipf 1.2", 1.2, false),
+        ("zipf 0.99 + scan", 0.99, true),
+    ] {
+        let trace = Trace::new(200_000, skew, scan);
+        let (ours, resident) = replay(dir, &trace);
+        let lru = exact_lru(&trace, resident);
+        println!(
+            "  {name:<18} ours {:.4}, exact LRU {lru:.4}, ratio {:.3}",
+            ours,
+            ours / lru
+        );
+    }
+}
+
+struct Trace {
+    pages: u64,
+    /// Page, and whether it is written.
+    accesses: Vec<(u64, bool)>,
+}
+
+/// Accesses before misses are counted.
+const WARM_UP: usize = 400_000;
+
+impl Trace {
+    fn new(pages: u64, skew: f64, scan: bool) -> Self {
+        let mut random = Random(7);
+        let mut cumulative = Vec::with_capacity(pages as usize);
+        let mut sum = 0.0;
+        for rank in 1..=pages {
+            sum += (rank as f64).powf(-skew);
+            cumulative.push(sum);
+        }
+        let mut order: Vec<u64> = (0..pages).collect();
+        for i in (1..order.len()).rev() {
+            order.swap(i, random.below(i as u64 + 1) as usize);
+        }
+        let mut scanned = 0;
+        let accesses = (0..WARM_UP + 1_200_000)
+            .map(|i| {
+                if scan && i % 4 == 0 {
+                    scanned = (scanned + 1) % pages;
+                    return (scanned, false);
+                }
+                let point = random.unit() * sum;
+                let rank = cumulative.partition_point(|&c| c < point);
+                (order[rank.min(order.len() - 1)], random.below(5) == 0)
+            })
+            .collect();
+        Self { pages, accesses }
+    }
+}
+
+/// Plays a trace on a device with memory for a quarter of its pages; returns the share of misses
+/// and the mean number of pages in memory. A miss is a read that goes to the backing; a miss of
+/// the LRU is a read of a page that is not in it.
+fn replay(dir: &Path, trace: &Trace) -> (f64, usize) {
+    // All pages compress alike, so that memory is a number of pages.
+    let page = |tag: u64| -> Page {
+        let mut random = Random(tag);
+        let mut page = [0; PAGE_SIZE];
+        for chunk in page.chunks_exact_mut(16) {
+            chunk[..4].copy_from_slice(&random.next().to_le_bytes()[..4]);
+        }
+        page
+    };
+    let probe = device(dir, trace.pages, None);
+    for at in 0..10_000 {
+        probe.write(at * PAGE, &page(at)).expect("room");
+    }
+    let limit = probe.stats().mem_used_total / 10_000 * trace.pages / 4;
+    drop(probe);
+    let device = device(dir, trace.pages, Some(limit));
+    for at in 0..trace.pages {
+        device.write(at * PAGE, &page(at)).expect("room");
+    }
+    let (mut start, mut reads, mut resident, mut samples) = (0, 0u64, 0, 0);
+    let mut buf = [0; PAGE_SIZE];
+    for (i, &(at, write)) in trace.accesses.iter().enumerate() {
+        if i == WARM_UP {
+            start = device.stats().bd_reads;
+        }
+        if write {
+            device.write(at * PAGE, &page(at + i as u64)).expect("room");
+        } else {
+            device.read(at * PAGE, &mut buf).expect("readable");
+            reads += u64::from(i >= WARM_UP);
+        }
+        if i % 10_000 == 0 {
+            resident += device.stats().resident_pages;
+            samples += 1;
+        }
+    }
+    let missed = device.stats().bd_reads - start;
+    (missed as f64 / reads as f64, (resident / samples) as usize)
+}
+
+/// The share of reads that an exact LRU of `capacity` pages misses, reads and writes both being
+/// uses.
+fn exact_lru(trace: &Trace, capacity: usize) -> f64 {
+    // Time of last use by page, and page by time: the oldest is the first.
+    let mut used_at: HashMap<u64, usize> = HashMap::new();
+    let mut by_time = std::collections::BTreeMap::new();
+    let (mut reads, mut missed) = (0u64, 0u64);
+    let fill = (0..trace.pages).map(|page| (page, true));
+    let all = fill.chain(trace.accesses.iter().copied());
+    for (time, (page, write)) in all.enumerate() {
+        let before = used_at.insert(page, time);
+        if time >= trace.pages as usize + WARM_UP && !write {
+            reads += 1;
+            missed += u64::from(before.is_none());
+        }
+        if let Some(before) = before {
+            by_time.remove(&before);
+        }
+        by_time.insert(time, page);
+        if by_time.len() > capacity
+            && let Some((_, oldest)) = by_time.pop_first()
+        {
+            used_at.remove(&oldest);
+        }
+    }
+    missed as f64 / reads as f64
+}

@@ -1,0 +1,190 @@
+//! Reading spilled pages back.
+//!
+//! No lock is held while a record is read, and nothing is pinned: meanwhile the page may be
+//! rewritten or discarded, its record moved, and its segment written anew. The checksum tells a
+//! record from anything else that may be there. When it does not match, the slot decides: if it
+//! still names the same record in the same use of the segment, the record is damaged.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::core::Core;
+use super::layout::Run;
+use super::read::Found;
+use crate::codec::{self, Codec};
+use crate::error::{Error, Result};
+use crate::shard::{Shard, Slot, SlotIndex, SlotState};
+use crate::spill::{MAX_RECORD_LEN, Record, RecordAddress, SegmentIndex, record_len};
+use crate::units::{PAGE_SIZE, Page, PageIndex};
+
+/// A record to read, as its slot named it.
+#[derive(Clone, Copy)]
+pub(super) struct Spilled {
+    pub(super) slot: Slot,
+    pub(super) record: RecordAddress,
+    pub(super) len: usize,
+    pub(super) codec: Codec,
+    /// The use of the record's segment that the slot referred to.
+    pub(super) sequence: u64,
+    /// Whether the page was read back not long ago, too.
+    pub(super) again: bool,
+}
+
+impl Spilled {
+    fn is_same(&self, other: &Self) -> bool {
+        self.slot.same_place(other.slot) && self.sequence == other.sequence
+    }
+}
+
+/// A spilled page that was read back, and what from.
+pub(super) struct PageCopy {
+    slot: Slot,
+    sequence: u64,
+    pub(super) page: Page,
+}
+
+impl PageCopy {
+    /// Whether `slot`, whose segment is in use `sequence`, names the record that was read.
+    pub(super) fn is_of(&self, slot: Slot, sequence: u64) -> bool {
+        self.slot.same_place(slot) && self.sequence == sequence
+    }
+}
+
+/// Room for any record.
+type RecordBuf = [u8; MAX_RECORD_LEN];
+
+impl Core {
+    /// Reads a spilled page, wherever it has gone meanwhile, and brings one that was read back
+    /// before to memory again.
+    pub(super) fn read_back(
+        &self,
+        page: PageIndex,
+        mut spilled: Spilled,
+        out: &mut Page,
+    ) -> Result<()> {
+        let run = self.layout.run(page, u64::from(page.0) + 1);
+        let mut buf = [0; MAX_RECORD_LEN];
+        loop {
+            let error = match self.read_record(page, spilled, &mut buf) {
+                Ok(object) => {
+                    decompress(page, spilled.codec, object, out)?;
+                    if spilled.again {
+                        self.promote(run, spilled, object);
+                    }
+                    return Ok(());
+                }
+                Err(error) => error,
+            };
+            let found = self.find(&mut self.shard(run.shard), run.slot, 0, &mut buf);
+            match found {
+                Found::WrittenBack(now) if now.is_same(&spilled) => return Err(error),
+                Found::WrittenBack(now) => spilled = now,
+                found => return self.unpack(page, found, &buf, out),
+            }
+        }
+    }
+
+    /// Reads a record and proves that it is the page's; returns the object in it.
+    fn read_record<'a>(
+        &self,
+        page: PageIndex,
+        spilled: Spilled,
+        buf: &'a mut RecordBuf,
+    ) -> Result<&'a [u8]> {
+        let unreadable = |reason: String| Error::Unreadable {
+            page: page.0,
+            reason,
+        };
+        let Some(backing) = &self.backing else {
+            return Err(unreadable("there is no backing".into()));
+        };
+        let buf = &mut buf[..record_len(spilled.len)];
+        let segment = SegmentIndex::of(spilled.record);
+        let offset = (spilled.record.byte() - segment.byte()) as u32;
+        backing
+            .read(segment, offset, buf)
+            .map_err(|error| unreadable(error.to_string()))?;
+        let Ok(record) = Record::decode(buf, spilled.record, spilled.sequence) else {
+            return Err(unreadable("its checksum does not match".into()));
+        };
+        if (record.page, record.codec, record.data.len()) != (page, spilled.codec, spilled.len) {
+            return Err(unreadable("another page's record is in its place".into()));
+        }
+        self.requests.bd_reads.fetch_add(1, Relaxed);
+        Ok(record.data)
+    }
+
+    /// Stores a page that was read back in memory, unless it has changed or that would keep
+    /// writers waiting.
+    fn promote(&self, run: Run, spilled: Spilled, object: &[u8]) {
+        if self.budget.used() > self.watermarks().high {
+            return;
+        }
+        let mut shard = self.shard(run.shard);
+        let now = self.spilled(&shard, run.slot);
+        if now.is_some_and(|now| now.is_same(&spilled)) {
+            // Without room it stays where it is.
+            let _ = shard.store(run.slot, spilled.codec, object);
+        }
+        drop(shard);
+        self.wake_if_needed(false);
+    }
+
+    /// Reads the page of a run of one page, if it is spilled.
+    pub(super) fn fetch_if_written_back(&self, run: Run) -> Result<Option<PageCopy>> {
+        let mut found = self.spilled(&self.shard(run.shard), run.slot);
+        let mut buf = [0; MAX_RECORD_LEN];
+        while let Some(spilled) = found {
+            let Spilled {
+                slot,
+                sequence,
+                codec,
+                ..
+            } = spilled;
+            match self.read_record(run.first, spilled, &mut buf) {
+                Ok(object) => {
+                    let mut copy = PageCopy {
+                        slot,
+                        sequence,
+                        page: [0; PAGE_SIZE],
+                    };
+                    decompress(run.first, codec, object, &mut copy.page)?;
+                    return Ok(Some(copy));
+                }
+                Err(error) => {
+                    found = self.spilled(&self.shard(run.shard), run.slot);
+                    if found.is_some_and(|now| now.is_same(&spilled)) {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// The record that a slot of a locked shard names.
+    fn spilled(&self, shard: &Shard, index: SlotIndex) -> Option<Spilled> {
+        let slot = shard.slot(index);
+        let SlotState::WrittenBack { record, len, codec } = slot.state() else {
+            return None;
+        };
+        let sequence = self.sequence(record);
+        Some(Spilled {
+            slot,
+            record,
+            len,
+            codec,
+            sequence,
+            again: false,
+        })
+    }
+
+    /// The use of a record's segment. Stands still only under the lock of a shard with a slot
+    /// that refers to the record.
+    pub(super) fn sequence(&self, record: RecordAddress) -> u64 {
+        self.segments.sequence(SegmentIndex::of(record))
+    }
+}
+
+fn decompress(page: PageIndex, codec: Codec, object: &[u8], out: &mut Page) -> Result<()> {
+    codec::decompress(codec, object, out).map_err(|_| Error::Corrupt { page: page.0 })
+}

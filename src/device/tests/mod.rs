@@ -1,0 +1,59 @@
+//! The device over a backing that misbehaves.
+
+mod faults;
+mod races;
+mod space;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::Device;
+use crate::block_device::BlockDevice;
+use crate::config::DeviceConfig;
+use crate::spill::{Backing, FaultyBacking};
+use crate::units::{PAGE_SIZE, Page};
+
+const PAGE: u64 = PAGE_SIZE as u64;
+
+/// A page that compresses to about a third, and tells its tag.
+fn tagged(tag: u64) -> Page {
+    let mut state = tag | 1 << 63;
+    let mut page = [0; PAGE_SIZE];
+    for chunk in page.chunks_exact_mut(16) {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        chunk[..4].copy_from_slice(&state.to_le_bytes()[4..]);
+        chunk[8..].copy_from_slice(&tag.to_le_bytes());
+    }
+    page
+}
+
+fn device(pages: u64, limit_pages: u64, shards: u32, backing: &Arc<FaultyBacking>) -> Device {
+    let mut config = DeviceConfig::new(pages * PAGE);
+    config.mem_limit = Some(limit_pages * PAGE);
+    config.shards = Some(shards);
+    Device::with_backing(&config, Some(Arc::clone(backing) as Arc<dyn Backing>)).expect("a device")
+}
+
+fn write(device: &Device, page: u64, tag: u64) -> crate::Result<()> {
+    device.write(page * PAGE, &tagged(tag))
+}
+
+#[track_caller]
+fn expect(device: &Device, page: u64, tag: u64) {
+    let mut found = [0; PAGE_SIZE];
+    device.read(page * PAGE, &mut found).expect("readable");
+    assert!(found == tagged(tag), "page {page} is not {tag}");
+}
+
+fn eventually(what: &str, condition: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(
+            start.elapsed() < Duration::from_secs(20),
+            "not {what} after 20 s"
+        );
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}

@@ -1,0 +1,209 @@
+//! What happens to a page while eviction writes it, or while it is read back. The backing calls the
+//! test in the middle of the I/O, so every one of these happens every time.
+
+use std::sync::Weak;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+
+use super::*;
+use crate::device::core::Core;
+use crate::shard::SlotState;
+use crate::spill::{RecordAddress, SegmentIndex};
+
+/// The bug that zswap and zsmalloc each shipped: a page is freed or rewritten while eviction is
+/// writing its old contents.
+#[test]
+fn what_changes_during_a_write_is_not_undone_by_it() {
+    let backing = Arc::new(FaultyBacking::new(100));
+    let device = Arc::new(device(400, 400, 1, &backing));
+    for page in 0..400 {
+        write(&device, page, page).expect("room");
+    }
+    let writes = Arc::new(AtomicU32::new(0));
+    let (hook_device, hook_writes): (Weak<Device>, _) =
+        (Arc::downgrade(&device), Arc::clone(&writes));
+    backing.before_write(move || {
+        let Some(device) = hook_device.upgrade() else {
+            return;
+        };
+        hook_writes.fetch_add(1, Relaxed);
+        // Every fourth page each: rewritten, discarded, freed and written to again, left alone.
+        for page in (0..400).step_by(4) {
+            write(&device, page, page + 1000).expect("room");
+            device
+                .discard((page + 1) * PAGE, PAGE)
+                .expect("no room needed");
+            device
+                .discard((page + 2) * PAGE, PAGE)
+                .expect("no room needed");
+            write(&device, page + 2, page + 2000).expect("room");
+        }
+    });
+    device.evict(100 * PAGE).expect("evicted");
+    assert!(writes.load(Relaxed) > 0);
+    device.check();
+    let mut zero = [0xff; PAGE_SIZE];
+    for page in (0..400).step_by(4) {
+        expect(&device, page, page + 1000);
+        device.read((page + 1) * PAGE, &mut zero).expect("readable");
+        assert!(zero == [0; PAGE_SIZE]);
+        expect(&device, page + 2, page + 2000);
+        expect(&device, page + 3, page + 3);
+    }
+    let stats = device.stats();
+    assert!(stats.written_back_pages > 0 && stats.written_back_pages <= 100);
+}
+
+/// Where a page's record is, and in which use of its segment.
+fn record_of(core: &Core, page: u64) -> Option<(RecordAddress, u64)> {
+    let run = core.layout.run(crate::PageIndex(page as u32), page + 1);
+    let shard = core.shard(run.shard);
+    match shard.slot(run.slot).state() {
+        SlotState::WrittenBack { record, .. } => {
+            Some((record, core.segments.sequence(SegmentIndex::of(record))))
+        }
+        _ => None,
+    }
+}
+
+fn evict_all(device: &Device) {
+    while device.evict(u64::MAX / 2).expect("evicted") > 0 {}
+    assert_eq!(device.stats().resident_pages, 0);
+}
+
+/// A device whose page 0 is `tagged(1)` and spilled, alone in its segment but for page 1, and a
+/// hook that calls `during` once, in the middle of the next read of the backing.
+fn spilled_page(during: impl Fn(&Device) + Send + Sync + 'static) -> Arc<Device> {
+    let backing = Arc::new(FaultyBacking::new(100));
+    let device = Arc::new(device(400, 400, 1, &backing));
+    write(&device, 0, 1).expect("room");
+    write(&device, 1, 2).expect("room");
+    evict_all(&device);
+    let weak = Arc::downgrade(&device);
+    let armed = AtomicBool::new(true);
+    backing.before_read(move || {
+        if armed.swap(false, Relaxed)
+            && let Some(device) = weak.upgrade()
+        {
+            during(&device);
+        }
+    });
+    device
+}
+
+/// Frees the segment that pages 0 and 1 are in, and writes pages 0 and 1 to it again, with the
+/// given tags: their records are where they were, in another use of the segment.
+fn reuse_segment(device: &Device, first: u64, second: u64) {
+    let before = record_of(&device.core, 0).expect("spilled");
+    device.discard(0, 2 * PAGE).expect("no room needed");
+    // The thread frees emptied segments before it evicts.
+    let _ = device.evict(PAGE);
+    write(device, 0, first).expect("room");
+    write(device, 1, second).expect("room");
+    evict_all(device);
+    let after = record_of(&device.core, 0).expect("spilled");
+    assert_eq!(after.0, before.0);
+    assert_ne!(after.1, before.1, "not another use of the segment");
+}
+
+#[test]
+fn a_page_that_is_rewritten_while_it_is_read_back_is_read() {
+    let device = spilled_page(|device| {
+        // The record is gone before it is read, and the page is in memory.
+        device.discard(0, 2 * PAGE).expect("no room needed");
+        let _ = device.evict(PAGE);
+        write(device, 0, 9).expect("room");
+    });
+    expect(&device, 0, 9);
+}
+
+#[test]
+fn a_page_whose_segment_is_reused_while_it_is_read_back_is_read() {
+    let device = spilled_page(|device| reuse_segment(device, 9, 2));
+    expect(&device, 0, 9);
+    expect(&device, 1, 2);
+}
+
+#[test]
+fn a_page_that_is_discarded_while_it_is_read_back_is_zero() {
+    let device = spilled_page(|device| {
+        device.discard(0, 2 * PAGE).expect("no room needed");
+        let _ = device.evict(PAGE);
+    });
+    let mut found = [1; PAGE_SIZE];
+    device.read(0, &mut found).expect("readable");
+    assert!(found == [0; PAGE_SIZE]);
+}
+
+/// The page after `part` is written into `tagged(tag)`.
+fn with_part(tag: u64, part: &[u8]) -> Page {
+    let mut page = tagged(tag);
+    page[100..100 + part.len()].copy_from_slice(part);
+    page
+}
+
+fn expect_part_over(device: &Device, tag: u64) {
+    let mut found = [0; PAGE_SIZE];
+    device.read(0, &mut found).expect("readable");
+    assert!(
+        found == with_part(tag, b"part"),
+        "the part is not over version {tag}"
+    );
+    device.check();
+}
+
+#[test]
+fn a_part_is_written_over_the_version_that_came_meanwhile() {
+    let device = spilled_page(|device| write(device, 0, 9).expect("room"));
+    device.write(100, b"part").expect("room");
+    expect_part_over(&device, 9);
+}
+
+#[test]
+fn a_part_is_written_over_the_version_that_was_spilled_elsewhere_meanwhile() {
+    let device = spilled_page(|device| {
+        let before = record_of(&device.core, 0);
+        write(device, 0, 9).expect("room");
+        evict_all(device);
+        assert_ne!(record_of(&device.core, 0), before);
+    });
+    device.write(100, b"part").expect("room");
+    expect_part_over(&device, 9);
+}
+
+#[test]
+fn a_part_is_written_over_the_version_that_was_spilled_to_the_same_place_meanwhile() {
+    let device = spilled_page(|device| reuse_segment(device, 9, 2));
+    device.write(100, b"part").expect("room");
+    expect_part_over(&device, 9);
+}
+
+/// A page comes back to memory as it was read, unless it changed while it was read.
+#[test]
+fn promotion_never_undoes_a_write() {
+    for rewrite in [false, true] {
+        let reads = Arc::new(AtomicU32::new(0));
+        let backing = Arc::new(FaultyBacking::new(100));
+        let device = Arc::new(device(400, 400, 1, &backing));
+        write(&device, 0, 1).expect("room");
+        evict_all(&device);
+        let (weak, count) = (Arc::downgrade(&device), Arc::clone(&reads));
+        backing.before_read(move || {
+            let second = count.fetch_add(1, Relaxed) == 1;
+            if let (true, true, Some(device)) = (rewrite, second, weak.upgrade()) {
+                write(&device, 0, 9).expect("room");
+            }
+        });
+        expect(&device, 0, 1);
+        let mut found = [0; PAGE_SIZE];
+        device.read(0, &mut found).expect("readable");
+        assert!(found == tagged(1) || rewrite && found == tagged(9));
+        expect(&device, 0, if rewrite { 9 } else { 1 });
+        assert_eq!(
+            reads.load(Relaxed),
+            2,
+            "the second read brought it to memory"
+        );
+        assert_eq!(device.stats().resident_pages, 1);
+        device.check();
+    }
+}

@@ -1,0 +1,227 @@
+//! Space: what is freed, cleaned, given back and counted.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+
+use super::*;
+use crate::spill::SEGMENT_BYTES;
+
+/// Fills a device until its backing of so many segments is full; returns the pages written.
+fn fill(device: &Device) -> u64 {
+    let pages = device.size() / PAGE;
+    (0..pages)
+        .find(|&page| write(device, page, page).is_err())
+        .expect("full")
+}
+
+/// Retries a write that fails while the backing recovers.
+fn write_soon(device: &Device, page: u64, tag: u64) {
+    let start = Instant::now();
+    while let Err(error) = write(device, page, tag) {
+        assert!(
+            start.elapsed() < Duration::from_secs(20),
+            "{error}: {:?}",
+            device.stats()
+        );
+    }
+}
+
+#[test]
+fn the_smallest_backing_is_cleaned_too() {
+    let backing = Arc::new(FaultyBacking::new(2));
+    let device = device(20_000, 64, 1, &backing);
+    let written = fill(&device);
+    for page in (0..written).filter(|page| page % 10 != 0) {
+        device.discard(page * PAGE, PAGE).expect("no room needed");
+    }
+    for page in 20_000 - written / 3..20_000 {
+        write(&device, page, page).expect("there is space");
+    }
+    device.check();
+}
+
+#[test]
+fn cleaning_goes_on_after_reads_failed() {
+    let backing = Arc::new(FaultyBacking::new(8));
+    let device = device(20_000, 64, 1, &backing);
+    let written = fill(&device);
+    backing.fail_reads.store(true, Relaxed);
+    for page in (0..written).step_by(2) {
+        device.discard(page * PAGE, PAGE).expect("no room needed");
+    }
+    assert!(write(&device, 0, 0).is_err() || device.evict(64 * PAGE).is_err());
+    backing.fail_reads.store(false, Relaxed);
+    for page in (0..written * 2 / 3).step_by(2) {
+        write_soon(&device, page, page + 1);
+    }
+    device.check();
+}
+
+#[test]
+fn cleaning_goes_on_after_a_write_of_its_own_failed() {
+    for failures in 1..4 {
+        let backing = Arc::new(FaultyBacking::new(6));
+        let device = device(20_000, 64, 1, &backing);
+        let written = fill(&device);
+        backing.fail_writes.store(true, Relaxed);
+        for page in (0..written).filter(|page| page % 5 < 2) {
+            device.discard(page * PAGE, PAGE).expect("no room needed");
+        }
+        // Memory is filled, so that eviction needs cleaning first; then some of its writes fail.
+        let mut next = written;
+        while write(&device, next, next).is_ok() {
+            next += 1;
+        }
+        let (writes, weak) = (AtomicU32::new(0), Arc::downgrade(&backing));
+        backing.before_write(move || {
+            let fails = (1..=failures).contains(&writes.fetch_add(1, Relaxed));
+            if let Some(backing) = weak.upgrade() {
+                backing.fail_writes.store(fails, Relaxed);
+            }
+        });
+        for page in next..next + 500 {
+            write_soon(&device, page, page);
+        }
+        device.check();
+    }
+}
+
+#[test]
+fn the_spill_stays_within_bounds_while_it_is_overwritten() {
+    const PAGES: u64 = 6000;
+    let backing = Arc::new(FaultyBacking::new(4000));
+    let device = Arc::new(device(PAGES, 512, 2, &backing));
+    backing.before_write(|| std::thread::sleep(Duration::from_millis(2)));
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for thread in 0..4u64 {
+            let (device, stop) = (&device, &stop);
+            scope.spawn(move || {
+                let mut state = thread + 1;
+                while !stop.load(Relaxed) {
+                    state = state
+                        .wrapping_mul(6_364_136_223_846_793_005)
+                        .wrapping_add(99);
+                    write(device, (state >> 33) % PAGES, state).expect("room");
+                    assert!(device.stats().mem_used_total <= 512 * PAGE);
+                }
+            });
+        }
+        let start = Instant::now();
+        while device.stats().backing_bytes_written < 100 << 20 && start.elapsed().as_secs() < 20 {
+            let stats = device.stats();
+            let bound = 8 * SEGMENT_BYTES + 2 * stats.backing_bytes_live;
+            if stats.backing_bytes_used > bound {
+                stop.store(true, Relaxed);
+                panic!(
+                    "{} used, {} live",
+                    stats.backing_bytes_used, stats.backing_bytes_live
+                );
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        // A command is obeyed although memory is always short.
+        device.evict(PAGE).expect("evicted");
+        stop.store(true, Relaxed);
+    });
+    eventually("cleaned", || {
+        let stats = device.stats();
+        stats.backing_bytes_used <= 4 * SEGMENT_BYTES
+            || stats.backing_bytes_live * 10 >= stats.backing_bytes_used * 7
+    });
+    device.check();
+}
+
+#[test]
+fn freed_memory_goes_back_to_the_kernel() {
+    for pages in [100, 4000] {
+        let backing = Arc::new(FaultyBacking::new(4));
+        let device = device(4000, 4000, 2, &backing);
+        for page in 0..pages {
+            write(&device, page, page).expect("room");
+        }
+        // The thread has nothing to do, and expects nothing.
+        std::thread::sleep(Duration::from_millis(700));
+        device.discard(0, pages * PAGE).expect("no room needed");
+        let core = &device.core;
+        eventually("given back", || {
+            core.layout
+                .shards()
+                .all(|shard| core.shard(shard).pool().warm_frames() == 0)
+        });
+        device.check();
+    }
+}
+
+#[test]
+fn what_is_counted_is_what_happened() {
+    let backing = Arc::new(FaultyBacking::new(100));
+    let device = device(1000, 1000, 2, &backing);
+    for page in 0..100 {
+        write(&device, page, page).expect("room");
+    }
+    let noise: Vec<u8> = (0..10 * PAGE)
+        .map(|i| ((i * i * 2_654_435_761) >> 13) as u8)
+        .collect();
+    device.write(100 * PAGE, &noise).expect("room");
+    device
+        .write_zeroes(200 * PAGE, 5 * PAGE)
+        .expect("no room needed");
+    let stats = device.stats();
+    assert_eq!(stats.orig_data_size, 115 * PAGE);
+    assert_eq!((stats.resident_pages, stats.same_pages), (110, 5));
+    assert_eq!((stats.huge_pages, stats.huge_pages_since), (10, 10));
+    assert!(stats.compr_data_size > 10 * PAGE && stats.compr_data_size < 60 * PAGE);
+
+    while device.evict(PAGE).expect("evicted") > 0 {}
+    let stats = device.stats();
+    assert_eq!((stats.bd_writes, stats.written_back_pages), (110, 110));
+    assert_eq!((stats.compr_data_size, stats.mem_used_total), (0, 0));
+    assert_eq!((stats.huge_pages, stats.huge_pages_since), (0, 10));
+    assert_eq!(stats.orig_data_size, 115 * PAGE);
+    assert!(stats.backing_bytes_written >= stats.backing_bytes_live);
+
+    for page in 0..50 {
+        expect(&device, page, page);
+    }
+    assert_eq!(device.stats().bd_reads, 50);
+    device
+        .discard(40 * PAGE, 30 * PAGE)
+        .expect("no room needed");
+    device
+        .discard(300 * PAGE, 30 * PAGE)
+        .expect("no room needed");
+    assert_eq!(device.stats().notify_free, 30);
+    assert_eq!(device.stats().orig_data_size, 85 * PAGE);
+    device.reset();
+    let stats = device.stats();
+    assert_eq!(
+        (stats.bd_reads, stats.bd_writes, stats.notify_free),
+        (0, 0, 0)
+    );
+    assert_eq!((stats.orig_data_size, stats.huge_pages_since), (0, 0));
+    device.check();
+}
+
+/// What could not be written is the first to go when the backing works again.
+#[test]
+fn a_failed_eviction_keeps_the_order() {
+    let backing = Arc::new(FaultyBacking::new(100));
+    let device = device(1000, 1000, 1, &backing);
+    for page in 0..400 {
+        write(&device, page, page).expect("room");
+    }
+    backing.fail_writes.store(true, Relaxed);
+    device.evict(30 * PAGE).expect_err("the backing fails");
+    for page in 400..500 {
+        write(&device, page, page).expect("room");
+    }
+    backing.fail_writes.store(false, Relaxed);
+    device.evict(20 * PAGE).expect("evicted");
+    let reads = device.stats().bd_reads;
+    for page in 300..500 {
+        expect(&device, page, page);
+    }
+    assert_eq!(device.stats().bd_reads, reads, "younger pages went first");
+    expect(&device, 0, 0);
+    assert_eq!(device.stats().bd_reads, reads + 1, "the oldest page stayed");
+}
