@@ -7,6 +7,7 @@
 
 use rustix::io::Errno;
 
+use crate::block_device::BlockDevice;
 use crate::config::{Algorithm, DeviceConfig};
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -115,7 +116,7 @@ impl Attribute {
     /// [`Error::Refused`] (EACCES) if the attribute is write-only.
     pub fn show(self, device: &Device) -> Result<String> {
         match self {
-            Self::Disksize => Ok(format!("{}\n", device.stats().disksize)),
+            Self::Disksize => Ok(format!("{}\n", device.size())),
             Self::MemLimit => Ok(format!("{}\n", device.mem_limit().unwrap_or(0))),
             Self::CompAlgorithm => Ok(algorithms(device.algorithm())),
             Self::BackingDev => Ok(match device.backing_path() {
@@ -170,10 +171,7 @@ impl Attribute {
                 Ok(())
             }
             Self::Reset => match value.parse::<u16>() {
-                Ok(1..) => {
-                    device.reset();
-                    Ok(())
-                }
+                Ok(1..) => device.reset(),
                 _ => Err(self.invalid(value, "1 resets the device")),
             },
             Self::MmStat | Self::BdStat | Self::IoStat | Self::Initstate => {

@@ -4,6 +4,7 @@ use std::ops::{ControlFlow, Range};
 
 use crate::error::{Error, Result};
 use crate::units::Extent;
+use crate::users::User;
 
 /// A block device that any number of threads may use at once.
 ///
@@ -17,6 +18,13 @@ use crate::units::Extent;
 pub trait BlockDevice: Send + Sync {
     /// Bytes in the device, a multiple of [`crate::PAGE_SIZE`].
     fn size(&self) -> u64;
+
+    /// Admits a user: a frontend calls this for each connection or open file that requests come
+    /// through, and keeps the answer as long as they may come. A device that counts its users does
+    /// not let their data be taken away; this may wait for that to be over.
+    fn enter(&self) -> User {
+        User::uncounted()
+    }
 
     /// Fills `buf` with the bytes from `offset` on.
     ///

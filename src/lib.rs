@@ -71,6 +71,7 @@ mod spill;
 mod stats;
 mod units;
 mod unix_socket;
+mod users;
 mod writeback;
 
 pub use attributes::Attribute;
@@ -82,3 +83,5 @@ pub use pool::ClassStats;
 pub use size::{ParseSizeError, parse_size};
 pub use stats::Stats;
 pub use units::{Extent, MAX_DEVICE_BYTES, PAGE_SHIFT, PAGE_SIZE, Page, PageIndex, PageState};
+pub use unix_socket::{MAX_SOCKET_PATH, remove_dead_socket};
+pub use users::User;

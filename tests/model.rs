@@ -176,7 +176,7 @@ impl Harness {
             }
             Step::Extents { offset, len } => self.verify_extents(offset, len),
             Step::Reset => {
-                self.device.reset();
+                self.device.reset().expect("nobody uses it");
                 self.bytes.fill(0);
                 assert_eq!(self.device.stats().orig_data_size, 0);
             }
@@ -254,6 +254,7 @@ impl Harness {
     fn check(&self) {
         self.device.check();
         let stats = self.device.stats();
+        assert_eq!(self.device.orig_data_size(), stats.orig_data_size);
         assert!(stats.backing_bytes_live <= stats.backing_bytes_used);
         // Every page that is not zero is counted; zero pages are if they were written as such.
         let (pages, _) = self.bytes.as_chunks::<PAGE_SIZE>();

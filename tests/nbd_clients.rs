@@ -197,7 +197,7 @@ fn nbdcopy_copies_in_and_out_over_several_connections() {
         let (is_zero, rest): (Vec<&str>, Vec<&str>) = options
             .iter()
             .partition(|option| option.starts_with("--destination"));
-        fixture.device.reset();
+        fixture.device.discard(0, SIZE).expect("discards");
         let (from, to) = (file(&image), fixture.uri());
         let arguments = [&rest[..], &is_zero, &["--flush", &from, &to]].concat();
         libnbd("nbdcopy", &arguments);

@@ -3,8 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::UnixStream;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -12,6 +11,7 @@ use anyhow::{Context, Result};
 use rustix::fs::FlockOperation;
 use rustix::mount::UnmountFlags;
 use serde::{Deserialize, Serialize};
+use uzram::remove_dead_socket;
 
 use crate::attachments::FuseMount;
 use crate::rundir::{self, Record, RunDir};
@@ -33,11 +33,11 @@ pub(crate) fn clear_dead(dir: &RunDir) -> Result<()> {
     uzram::fuse::detach_stale(&dir.fuse_dir())?;
     for address in record.iter().flat_map(|r| &r.nbd) {
         if let Some(path) = address.strip_prefix("unix:") {
-            remove_if_stale(Path::new(path))?;
+            remove_dead_socket(Path::new(path))?;
         }
     }
-    remove_if_stale(&dir.nbd_socket())?;
-    remove_if_stale(&dir.control_socket())?;
+    remove_dead_socket(&dir.nbd_socket())?;
+    remove_dead_socket(&dir.control_socket())?;
     let spill = record.and_then(|record| record.spill);
     spill.map_or(Ok(()), |spill| spill.remove_if_unused())
 }
@@ -117,19 +117,6 @@ impl FileId {
             Ok(_) | Err(_) => Ok(()),
         }
     }
-}
-
-/// Removes a socket that nobody listens on; anything else is not ours to remove.
-fn remove_if_stale(path: &Path) -> Result<()> {
-    let is_socket = fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket());
-    if !is_socket {
-        return Ok(());
-    }
-    match UnixStream::connect(path) {
-        Err(e) if e.kind() == ErrorKind::ConnectionRefused => {}
-        _ => return Ok(()),
-    }
-    fs::remove_file(path).with_context(|| format!("cannot remove {}", path.display()))
 }
 
 /// What a server has made outside its memory; enough to remove it all without its cooperation.

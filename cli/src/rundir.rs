@@ -39,9 +39,6 @@ use crate::{leftovers, mounts};
 /// Overrides RUNDIR, for tests and for several independent sets of devices.
 pub(crate) const OVERRIDE: &str = "UZRAM_RUNDIR";
 
-/// Most bytes in a Unix socket's path: `sun_path` less its terminating zero.
-pub(crate) const MAX_SOCKET_PATH: usize = 107;
-
 /// RUNDIR.
 #[derive(Clone, Debug)]
 pub(crate) struct RunRoot(PathBuf);

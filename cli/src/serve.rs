@@ -8,7 +8,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -77,14 +77,11 @@ enum Stopped {
     SpillStays,
 }
 
-/// The mount, shared with the control server, which asks it whether the disk is open.
-type SharedMount = Arc<Mutex<Option<fuse::Mount>>>;
-
 /// Everything that is running.
 struct Server {
     device: Arc<Device>,
     nbd: Option<nbd::Server>,
-    fuse: SharedMount,
+    fuse: Option<fuse::Mount>,
     control: control::Server,
     record: Record,
 }
@@ -112,8 +109,7 @@ impl Server {
             record.fuse_device = mounts::at(mount.dir())?.map(|mount| mount.device);
             lock.write_record(&record)?;
         }
-        let fuse = Arc::new(Mutex::new(fuse));
-        let control = start_control(&record, lock, &device, &fuse, stopper)?;
+        let control = control::Server::start(&lock.dir().control_socket(), Arc::clone(&device))?;
         Ok(Self {
             device,
             nbd,
@@ -150,8 +146,7 @@ impl Server {
             });
             scope.spawn(|| {
                 release::free_stopping(&over_fuse);
-                let mount = mount_of(&fuse).take();
-                if let Some(Err(error)) = mount.map(fuse::Mount::unmount) {
+                if let Some(Err(error)) = fuse.map(fuse::Mount::unmount) {
                     tracing::warn!("{error}");
                 }
             });
@@ -164,10 +159,6 @@ impl Server {
         }
         Stopped::Clean
     }
-}
-
-fn mount_of(fuse: &SharedMount) -> MutexGuard<'_, Option<fuse::Mount>> {
-    fuse.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The device, and its backing file if that is new: the device removes it at its end, and whoever
@@ -213,37 +204,6 @@ fn start_fuse(
     let mount = fuse::Mount::start(Arc::clone(device), dir, fuse::MountOptions::default())?;
     stopper.note(|traces| traces.fuse = Some(dir.clone()));
     Ok(Some(mount))
-}
-
-fn start_control(
-    record: &Record,
-    lock: &Lock,
-    device: &Arc<Device>,
-    fuse: &SharedMount,
-    stopper: &Stopper,
-) -> Result<control::Server> {
-    let fuse = Arc::clone(fuse);
-    let stopper = stopper.clone();
-    let context = control::Context {
-        device: Arc::clone(device),
-        info: control::Info {
-            name: lock.dir().name().to_string(),
-            pid: std::process::id(),
-            disksize: record.size,
-            nbd: record.nbd.clone(),
-            fuse: record.fuse.clone(),
-        },
-        in_use: Box::new(move || {
-            mount_of(&fuse)
-                .as_ref()
-                .is_some_and(fuse::Mount::is_disk_open)
-        }),
-        stop: Box::new(move || stopper.request()),
-    };
-    Ok(control::Server::start(
-        &lock.dir().control_socket(),
-        context,
-    )?)
 }
 
 /// Says that the device is there: on stdout, to systemd, and in the log, which goes to the file

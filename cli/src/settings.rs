@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf, absolute};
 
 use anyhow::{Context, Result, bail};
 use uzram::nbd::Address;
-use uzram::{BackingConfig, DeviceConfig};
+use uzram::{BackingConfig, DeviceConfig, MAX_SOCKET_PATH};
 
 use crate::args::DeviceArgs;
 use crate::failure::Usage;
 use crate::name::Name;
-use crate::rundir::{MAX_SOCKET_PATH, Record, RunRoot};
+use crate::rundir::{Record, RunRoot};
 use crate::{mounts, parse};
 
 /// A server to run. Every path is absolute.

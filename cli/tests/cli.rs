@@ -10,7 +10,7 @@ use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use common::{HANG, Serve, World, can_mount, finish, one_line, signal};
@@ -336,6 +336,47 @@ fn no_limit_and_no_json() {
         ],
     );
     assert!(line.contains("4M"), "{line}");
+}
+
+#[test]
+fn a_device_with_an_nbd_client_is_not_reset() {
+    let world = World::new();
+    let _server = world.serve(&["used", "--size=1M", "--nbd=unix:s"]);
+    let uri = format!("nbd+unix:///used?socket={}", world.path("s").display());
+    // Connected from the moment it says so to the end of its stdin.
+    let mut client = Command::new("nbdsh")
+        .args(["-u", &uri, "-c", "h.pwrite(b'x' * 4096, 0)"])
+        .args(["-c", "print('up', flush=True)"])
+        .args(["-c", "import sys; sys.stdin.read()"])
+        // The system's own Python, for which its package is.
+        .env("PATH", "/usr/bin:/bin")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    let stdout = client.stdout.as_mut().unwrap();
+    BufReader::new(stdout).read_line(&mut line).unwrap();
+    assert_eq!(line, "up\n");
+    let line = world.refused(1, &["reset", "used"]);
+    assert!(line.contains("in use"), "{line}");
+    assert!(world.ok(&["stat", "used", "mm_stat"]).contains(" 4096 "));
+    drop(client.stdin.take());
+    assert!(client.wait().unwrap().success());
+    world.ok(&["reset", "used"]);
+    assert!(!world.ok(&["stat", "used", "mm_stat"]).contains(" 4096 "));
+}
+
+#[test]
+fn idle_control_clients_lock_nobody_out() {
+    let world = World::new();
+    let _server = world.serve(&["idle", "--size=1M"]);
+    let socket = world.rundir().join("idle/control.sock");
+    let idle: Vec<_> = (0..100)
+        .map(|_| UnixStream::connect(&socket).unwrap())
+        .collect();
+    world.ok(&["stat", "idle"]);
+    drop(idle);
 }
 
 #[test]

@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::line::LineStream;
-use super::protocol::{Compacted, Info, Reply, Request};
+use super::protocol::{Compacted, Reply, Request};
 use crate::error::{Error, Result};
 use crate::stats::Stats;
 use crate::unix_socket::address;
@@ -130,21 +130,5 @@ impl Client {
     /// [`Error::Remote`], EBUSY while the device is in use.
     pub fn reset(&mut self) -> Result<()> {
         self.ask(&Request::Reset)
-    }
-
-    /// Asks the server to end; it has not ended yet when this returns.
-    ///
-    /// # Errors
-    /// Those of [`Client::call`].
-    pub fn stop(&mut self) -> Result<()> {
-        self.ask(&Request::Stop)
-    }
-
-    /// Who the server is.
-    ///
-    /// # Errors
-    /// Those of [`Client::call`].
-    pub fn info(&mut self) -> Result<Info> {
-        self.ask(&Request::Info)
     }
 }

@@ -1,4 +1,4 @@
-//! The control protocol: how `uzram stat`, `set`, `stop` and their kin reach a running server.
+//! The control protocol: how `uzram stat`, `set`, `reset` and their kin reach a running server.
 //!
 //! A Unix socket of mode 0600; on it one JSON object a line, a [`Request`] up, a [`Reply`] down, in
 //! order, any number on a connection:
@@ -7,23 +7,20 @@
 //! {"op":"stat"}                                       {"ok":{"disksize":1073741824,...}}
 //! {"op":"get","attribute":"mm_stat"}                  {"ok":"       0        0 ...\n"}
 //! {"op":"set","attribute":"mem_limit","value":"64M"}  {"ok":null}
-//! {"op":"set","attribute":"mem_limit","value":"x"}    {"error":"mem_limit: ...","errno":"EINVAL"}
+//! {"op":"set","attribute":"mem_limit","value":"x"}    {"error":"mem_limit: ...","errno":22}
 //! {"op":"compact"}                                    {"ok":{"pages":12}}
 //! {"op":"reset"}                                      {"ok":null}
-//! {"op":"info"}                                       {"ok":{"name":"scratch","pid":4711,...}}
-//! {"op":"stop"}                                       {"ok":null}
 //! ```
 //!
-//! Everything is bounded: lines to [`MAX_LINE_BYTES`], clients to [`MAX_CLIENTS`], waits to
-//! [`IDLE_TIMEOUT`]. Locks nothing.
+//! `errno` is the kernel's number: both ends are on one machine. Everything is bounded: lines to
+//! [`MAX_LINE_BYTES`], clients to [`MAX_CLIENTS`], waits to [`IDLE_TIMEOUT`].
 
 mod client;
-mod errno;
 mod line;
 mod protocol;
 mod server;
 
 pub use client::Client;
 pub use line::MAX_LINE_BYTES;
-pub use protocol::{Compacted, Info, Reply, Request};
-pub use server::{Context, IDLE_TIMEOUT, MAX_CLIENTS, Server};
+pub use protocol::{Compacted, Reply, Request};
+pub use server::{IDLE_TIMEOUT, MAX_CLIENTS, Server};

@@ -1,11 +1,11 @@
 //! The messages, as both sides see them.
 
-use std::path::PathBuf;
+use std::ops::RangeInclusive;
 
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::errno;
 use crate::error::{Error, Result};
 
 /// What a client asks.
@@ -30,11 +30,10 @@ pub enum Request {
     Compact,
     /// Forgets all data.
     Reset,
-    /// Ends the server, after this is answered.
-    Stop,
-    /// Who this is: answered with an [`Info`].
-    Info,
 }
+
+/// Numbers that are an errno (`include/linux/err.h`, MAX_ERRNO).
+const ERRNOS: RangeInclusive<i32> = 1..=4095;
 
 /// What the server answers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,8 +48,8 @@ pub enum Reply {
     Error {
         /// Why, in one line.
         error: String,
-        /// The name of the errno: `ENOSPC`.
-        errno: String,
+        /// The errno, a positive number.
+        errno: i32,
     },
 }
 
@@ -59,7 +58,7 @@ impl Reply {
     pub fn from_error(error: &Error) -> Self {
         Self::Error {
             error: error.to_string().replace('\n', " "),
-            errno: errno::name(error.errno()).to_owned(),
+            errno: error.errno().raw_os_error(),
         }
     }
 
@@ -72,25 +71,12 @@ impl Reply {
             Self::Ok { ok } => Ok(ok),
             Self::Error { error, errno } => Err(Error::Remote {
                 message: error,
-                errno: errno::from_name(&errno),
+                errno: Some(errno)
+                    .filter(|number| ERRNOS.contains(number))
+                    .map_or(Errno::IO, Errno::from_raw_os_error),
             }),
         }
     }
-}
-
-/// Who serves, and where.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Info {
-    /// The device's name.
-    pub name: String,
-    /// The server's process.
-    pub pid: u32,
-    /// Bytes in the device.
-    pub disksize: u64,
-    /// Where NBD is served, `unix:PATH` or `tcp:HOST:PORT`.
-    pub nbd: Vec<String>,
-    /// Where FUSE is mounted.
-    pub fuse: Option<PathBuf>,
 }
 
 /// What compaction did.
@@ -102,8 +88,6 @@ pub struct Compacted {
 
 #[cfg(test)]
 mod tests {
-    use rustix::io::Errno;
-
     use super::*;
 
     #[test]
@@ -123,7 +107,7 @@ mod tests {
                     value: "64M".to_owned(),
                 },
             ),
-            (r#"{"op":"stop"}"#, Request::Stop),
+            (r#"{"op":"reset"}"#, Request::Reset),
         ] {
             assert_eq!(serde_json::to_string(&request).expect("serializes"), text);
             let parsed: Request = serde_json::from_str(text).expect("parses");
@@ -138,12 +122,19 @@ mod tests {
     fn an_error_keeps_its_words_and_errno() {
         let error = Error::NoSpace("the backing is full");
         let text = serde_json::to_string(&Reply::from_error(&error)).expect("serializes");
-        let words = r#"{"error":"no space: the backing is full","errno":"ENOSPC"}"#;
+        let words = r#"{"error":"no space: the backing is full","errno":28}"#;
         assert_eq!(text, words);
         let reply: Reply = serde_json::from_str(&text).expect("parses");
         let back = reply.into_result().expect_err("an error");
         assert_eq!(back.errno(), Errno::NOSPC);
         assert_eq!(back.to_string(), error.to_string());
+
+        for nonsense in [0, -1, 4096, i32::MIN] {
+            let text = format!(r#"{{"error":"x","errno":{nonsense}}}"#);
+            let reply: Reply = serde_json::from_str(&text).expect("parses");
+            let back = reply.into_result().expect_err("an error");
+            assert_eq!(back.errno(), Errno::IO);
+        }
     }
 
     #[test]

@@ -2,10 +2,12 @@
 //!
 //! Invariants:
 //! 1. Only the accepting thread knows the clients; when it ends it has joined them all.
-//! 2. A client is let go when it is idle for [`IDLE_TIMEOUT`], sends what is not a line, or the
-//!    server shuts down; a request that was received is answered first.
+//! 2. A client is let go when it is idle for [`IDLE_TIMEOUT`], when it has been idle for longest
+//!    and a new one needs its place, when it sends what is not a line, or when the server shuts
+//!    down; a request that was received is answered first.
+//!
+//! Each client has a lock on what it is doing, held to note or look at that.
 
-use std::fmt;
 use std::io::{self, ErrorKind};
 use std::net::Shutdown;
 use std::os::fd::AsFd;
@@ -13,21 +15,22 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use serde::Serialize;
 use serde_json::Value;
 
 use super::line::{LineStream, MAX_LINE_BYTES};
-use super::protocol::{Compacted, Info, Reply, Request};
+use super::protocol::{Compacted, Reply, Request};
 use crate::attributes::Attribute;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::unix_socket::{self, SocketFile};
 
-/// Clients at one time; more are told EAGAIN.
+/// Clients at one time; one more takes the place of an idle one, or is told EAGAIN.
 pub const MAX_CLIENTS: usize = 32;
 
 /// How long a client may take to send a whole request.
@@ -35,27 +38,6 @@ pub const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How long a client may take to receive an answer.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// What the server acts on.
-pub struct Context {
-    /// The device.
-    pub device: Arc<Device>,
-    /// Who and where this is.
-    pub info: Info,
-    /// Whether a reset would take data away under somebody.
-    pub in_use: Box<dyn Fn() -> bool + Send + Sync>,
-    /// Called when a client has asked for the end and been answered. It must only signal: whoever
-    /// is signalled calls [`Server::shutdown`], which waits for the caller of this.
-    pub stop: Box<dyn Fn() + Send + Sync>,
-}
-
-impl fmt::Debug for Context {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Context")
-            .field("info", &self.info)
-            .finish_non_exhaustive()
-    }
-}
 
 /// A control socket being served, until this is dropped.
 #[derive(Debug)]
@@ -66,21 +48,19 @@ pub struct Server {
 }
 
 impl Server {
-    /// Serves `context` at `path`. What a killed server left there is replaced.
+    /// Serves `device` at `path`. What a killed server left there is replaced.
     ///
     /// # Errors
     /// [`Error::Unusable`] if another server listens there, or something else than a socket is
     /// there; [`Error::Io`] for what the kernel says.
-    pub fn start(path: &Path, context: Context) -> Result<Self> {
+    pub fn start(path: &Path, device: Arc<Device>) -> Result<Self> {
         let failed = |error: io::Error| Error::io(format!("serve {}", path.display()), error);
         let (listener, file) = unix_socket::listen(path)?;
-        // A client that goes away between poll and accept must not hold up the others.
-        listener.set_nonblocking(true).map_err(failed)?;
         let (wake, woken) = UnixStream::pair().map_err(failed)?;
         let acceptor = Acceptor {
-            listener,
+            listener: listener.into(),
             woken,
-            context: Arc::new(context),
+            device,
             clients: Vec::new(),
         };
         let acceptor = thread::Builder::new()
@@ -119,7 +99,7 @@ impl Drop for Server {
 struct Acceptor {
     listener: UnixListener,
     woken: UnixStream,
-    context: Arc<Context>,
+    device: Arc<Device>,
     clients: Vec<Client>,
 }
 
@@ -127,7 +107,13 @@ struct Acceptor {
 struct Client {
     stream: UnixStream,
     thread: JoinHandle<()>,
+    activity: Arc<Activity>,
+    /// Shut down and about to end: its place is free.
+    sent_away: bool,
 }
+
+/// Since when a client has been idle; `None` while a request of its is executed and answered.
+type Activity = Mutex<Option<Instant>>;
 
 impl Acceptor {
     fn run(mut self, file: SocketFile) {
@@ -147,7 +133,7 @@ impl Acceptor {
                 }
             }
         }
-        drop((self.listener, file));
+        drop((file, self.listener));
         for client in &self.clients {
             // Reading ends, an answer that is being written does not. It may be closed already.
             let _ = client.stream.shutdown(Shutdown::Read);
@@ -179,30 +165,62 @@ impl Acceptor {
 
     fn admit(&mut self, stream: UnixStream) -> io::Result<()> {
         let mut lines = LineStream::new(stream.try_clone()?, WRITE_TIMEOUT)?;
-        if self.clients.len() >= MAX_CLIENTS {
-            let reason = format!("{MAX_CLIENTS} clients are connected already; try again");
+        if !self.make_room() {
+            let reason = format!("{MAX_CLIENTS} clients are busy already; try again");
             return lines.send(&Reply::from_error(&refused(
                 "control",
                 Errno::AGAIN,
                 reason,
             )));
         }
-        let context = self.context.clone();
+        let device = Arc::clone(&self.device);
+        let activity = Arc::new(Mutex::new(Some(Instant::now())));
+        let noted = Arc::clone(&activity);
         let thread = thread::Builder::new()
             .name("uzram-control-client".to_owned())
             .spawn(move || {
-                serve(&mut lines, &context);
+                serve(&mut lines, &device, &noted);
                 // The acceptor keeps a duplicate, so closing ours would not tell the client.
                 let _ = lines.stream().shutdown(Shutdown::Both);
             })?;
-        self.clients.push(Client { stream, thread });
+        self.clients.push(Client {
+            stream,
+            thread,
+            activity,
+            sent_away: false,
+        });
         Ok(())
+    }
+
+    /// Makes sure that there is a place, by sending the client away that has been idle for
+    /// longest; false if all are busy, or many that were sent away have not ended yet.
+    fn make_room(&mut self) -> bool {
+        let staying = self.clients.iter().filter(|client| !client.sent_away);
+        if staying.count() < MAX_CLIENTS {
+            return true;
+        }
+        if self.clients.len() >= 2 * MAX_CLIENTS {
+            return false;
+        }
+        let staying = self.clients.iter_mut().filter(|client| !client.sent_away);
+        let idle = staying.filter_map(|client| {
+            let since = *client.activity.lock();
+            since.map(|since| (since, client))
+        });
+        let Some((_, client)) = idle.min_by_key(|(since, _)| *since) else {
+            return false;
+        };
+        // A request that is received by now is still answered. It may be closed already.
+        let _ = client.stream.shutdown(Shutdown::Read);
+        client.sent_away = true;
+        true
     }
 }
 
 /// Answers one client until it goes or must go.
-fn serve(lines: &mut LineStream, context: &Context) {
+fn serve(lines: &mut LineStream, device: &Device, activity: &Activity) {
     loop {
+        *activity.lock() = Some(Instant::now());
         let line = match lines.receive(IDLE_TIMEOUT) {
             Ok(Some(line)) => line,
             Err(error) if error.kind() == ErrorKind::FileTooLarge => {
@@ -214,36 +232,27 @@ fn serve(lines: &mut LineStream, context: &Context) {
             }
             Ok(None) | Err(_) => return,
         };
-        let request = serde_json::from_slice(&line);
-        let reply = match &request {
-            Ok(request) => handle(request, context),
+        *activity.lock() = None;
+        let reply = match serde_json::from_slice(&line) {
+            Ok(request) => handle(&request, device),
             Err(error) => Err(refused("request", Errno::INVAL, error.to_string())),
         };
         let reply = match reply {
             Ok(ok) => Reply::Ok { ok },
             Err(error) => Reply::from_error(&error),
         };
-        let sent = lines.send(&reply);
-        if let Ok(Request::Stop) = request {
-            (context.stop)();
-        }
-        if sent.is_err() {
+        if lines.send(&reply).is_err() {
             return;
         }
     }
 }
 
-fn handle(request: &Request, context: &Context) -> Result<Value> {
-    let device = &context.device;
+fn handle(request: &Request, device: &Device) -> Result<Value> {
     match request {
         Request::Stat => answer(&device.stats()),
         Request::Get { attribute } => answer(&named(attribute)?.show(device)?),
         Request::Set { attribute, value } => {
-            let attribute = named(attribute)?;
-            if attribute == Attribute::Reset {
-                check_unused(context)?;
-            }
-            attribute.store(device, value)?;
+            named(attribute)?.store(device, value)?;
             Ok(Value::Null)
         }
         Request::Compact => {
@@ -251,12 +260,9 @@ fn handle(request: &Request, context: &Context) -> Result<Value> {
             answer(&Compacted { pages })
         }
         Request::Reset => {
-            check_unused(context)?;
-            device.reset();
+            device.reset()?;
             Ok(Value::Null)
         }
-        Request::Stop => Ok(Value::Null),
-        Request::Info => answer(&context.info),
     }
 }
 
@@ -266,15 +272,6 @@ fn named(attribute: &str) -> Result<Attribute> {
         let reason = format!("no {attribute:?}; there are {}", names.join(" "));
         refused("attribute", Errno::NOENT, reason)
     })
-}
-
-/// As in zram: data under a file system or a swap area is not thrown away.
-fn check_unused(context: &Context) -> Result<()> {
-    if (context.in_use)() {
-        let reason = "the device is in use; unmount or detach it first".to_owned();
-        return Err(refused("reset", Errno::BUSY, reason));
-    }
-    Ok(())
 }
 
 fn refused(what: &'static str, errno: Errno, reason: String) -> Error {

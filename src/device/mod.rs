@@ -17,21 +17,25 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::thread::JoinHandle;
 
 use crossbeam::channel::{self, Sender};
+use rustix::io::Errno;
 
 use self::core::Core;
 use crate::block_device::BlockDevice;
 use crate::config::{Algorithm, DeviceConfig, check_mem_limit};
 use crate::error::{Error, Result};
 use crate::pool::{ClassStats, FrameBudget};
+use crate::shard::Counts;
 use crate::spill::{Backing, FileBacking};
 use crate::stats::{Stats, rss_bytes};
 use crate::units::{Extent, PAGE_SHIFT, PAGE_SIZE, PageIndex};
+use crate::users::{User, Users};
 use crate::writeback::{Command, Writeback};
 
 /// A compressed RAM block device. Dropping it ends its writeback thread, frees its memory and
 /// removes the backing file that it made.
 pub struct Device {
     core: Arc<Core>,
+    users: Arc<Users>,
     commands: Option<Sender<Command>>,
     writeback: Option<JoinHandle<()>>,
 }
@@ -65,6 +69,7 @@ impl Device {
             .map_err(|error| Error::io("start the writeback thread", error))?;
         Ok(Self {
             core,
+            users: Arc::default(),
             commands: Some(sender),
             writeback: Some(thread),
         })
@@ -100,8 +105,7 @@ impl Device {
         };
         for index in self.core.layout.shards() {
             let counts = self.core.shard(index).counts();
-            let pages = counts.same_pages + counts.resident_pages + counts.written_back_pages;
-            stats.orig_data_size += pages * page;
+            stats.orig_data_size += pages_with_data(&counts) * page;
             stats.compr_data_size += counts.compr_bytes;
             stats.same_pages += counts.same_pages;
             stats.resident_pages += counts.resident_pages;
@@ -111,6 +115,12 @@ impl Device {
             stats.pages_compacted += counts.pages_compacted;
         }
         stats
+    }
+
+    /// Bytes in pages that hold data: [`Stats::orig_data_size`] at a fraction of the cost.
+    pub fn orig_data_size(&self) -> u64 {
+        let pages = |index| pages_with_data(&self.core.shard(index).counts());
+        self.core.layout.shards().map(pages).sum::<u64>() << PAGE_SHIFT
     }
 
     /// Usage of the pools by size class, all shards together.
@@ -201,8 +211,26 @@ impl Device {
             .map_err(Error::NoSpace)
     }
 
-    /// Forgets all data, like a discard of the whole device, and starts the counters again.
-    pub fn reset(&self) {
+    /// Whether a client of a frontend uses the device.
+    pub fn is_in_use(&self) -> bool {
+        self.users.any()
+    }
+
+    /// Forgets all data, like a discard of the whole device, and starts the counters again. Who
+    /// comes to use the device meanwhile waits.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] (EBUSY) while the device is in use, as in zram.
+    pub fn reset(&self) -> Result<()> {
+        let done = self.users.while_none(|| self.forget());
+        done.ok_or_else(|| Error::Refused {
+            what: "reset",
+            reason: "the device is in use; unmount, detach or disconnect it first".to_owned(),
+            errno: Errno::BUSY,
+        })
+    }
+
+    fn forget(&self) {
         self.core.clear(0..self.core.layout.pages());
         for index in self.core.layout.shards() {
             self.core.shard(index).reset_counts();
@@ -237,6 +265,11 @@ impl Device {
     }
 }
 
+/// Resident, same-filled or written back.
+fn pages_with_data(counts: &Counts) -> u64 {
+    counts.same_pages + counts.resident_pages + counts.written_back_pages
+}
+
 impl Drop for Device {
     fn drop(&mut self) {
         self.core.room.close();
@@ -253,6 +286,10 @@ impl Drop for Device {
 impl BlockDevice for Device {
     fn size(&self) -> u64 {
         self.core.layout.pages() << PAGE_SHIFT
+    }
+
+    fn enter(&self) -> User {
+        self.users.enter()
     }
 
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {

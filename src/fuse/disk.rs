@@ -1,19 +1,24 @@
 //! `disk`: the file that behaves as a block device does.
 //!
 //! Its size is fixed, a read stops at the end, a write past it is ENOSPC, a hole punched is a
-//! discard, and space is never set aside.
+//! discard, and space is never set aside. Opened with `O_TRUNC` it keeps its size and loses its
+//! data, so that a copy which leaves out the holes of its source is a true one; but not under
+//! other users.
+//!
+//! One lock, for what opens, closes and truncates.
 
 use std::cell::RefCell;
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use fuser::{Errno, ReplyData};
+use parking_lot::Mutex;
 use rustix::fs::FallocateFlags;
 
 use super::errno;
 use crate::block_device::{BlockDevice, check_range};
 use crate::units::PageState;
+use crate::users::User;
 
 const SEEK_DATA: i32 = 3;
 const SEEK_HOLE: i32 = 4;
@@ -23,15 +28,18 @@ thread_local! {
     static READ_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// The device, and how many have its file open.
+/// The device, and a user of it for each time its file is open.
 pub(super) struct Disk {
     device: Arc<dyn BlockDevice>,
-    openers: Arc<AtomicUsize>,
+    openers: Mutex<Vec<User>>,
 }
 
 impl Disk {
-    pub(super) fn new(device: Arc<dyn BlockDevice>, openers: Arc<AtomicUsize>) -> Self {
-        Self { device, openers }
+    pub(super) fn new(device: Arc<dyn BlockDevice>) -> Self {
+        Self {
+            device,
+            openers: Mutex::default(),
+        }
     }
 
     pub(super) fn size(&self) -> u64 {
@@ -39,15 +47,25 @@ impl Disk {
     }
 
     pub(super) fn open(&self) {
-        self.openers.fetch_add(1, Ordering::Relaxed);
+        let user = self.device.enter();
+        self.openers.lock().push(user);
     }
 
     pub(super) fn close(&self) {
-        self.openers.fetch_sub(1, Ordering::Relaxed);
+        // Whichever it is: they are all alike.
+        let user = self.openers.lock().pop();
+        drop(user);
     }
 
-    pub(super) fn is_open(&self) -> bool {
-        self.openers.load(Ordering::Relaxed) != 0
+    /// Discards everything, for one who opens the file to write it anew.
+    ///
+    /// The kernel opens first and truncates then, so the opener is a user by now; whoever
+    /// truncates by path need not be.
+    pub(super) fn empty(&self) -> Result<(), Errno> {
+        let user = self.device.enter();
+        let opener = self.openers.lock().len().min(1);
+        let done = user.while_at_most(opener, || self.device.discard(0, self.size()));
+        done.ok_or(Errno::EBUSY)?.map_err(|error| errno(&error))
     }
 
     /// How many of `len` bytes at `offset` lie before the end.

@@ -5,14 +5,16 @@
 
 use std::ffi::OsStr;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    BsdFileFlags, Errno, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr,
-    ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen,
-    ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, FileType, Filesystem,
+    FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode,
+    OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
+    ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
 use super::disk::Disk;
@@ -79,7 +81,7 @@ impl Frontend {
     /// Bytes of data kept.
     fn stored(&self) -> u64 {
         match &self.device {
-            Some(device) => device.stats().orig_data_size.min(self.disk.size()),
+            Some(device) => device.orig_data_size().min(self.disk.size()),
             None => self.disk.size(),
         }
     }
@@ -107,10 +109,6 @@ impl Frontend {
     fn write_attribute(&self, ino: INodeNo, data: &[u8]) -> Result<(), Errno> {
         let (device, attribute) = self.attribute(ino)?;
         let value = std::str::from_utf8(data).map_err(|_| Errno::EINVAL)?;
-        // As in zram: data under a file system or a swap area is not thrown away.
-        if attribute == Attribute::Reset && self.disk.is_open() {
-            return Err(Errno::EBUSY);
-        }
         attribute
             .store(device, value)
             .map_err(|error| errno(&error))
@@ -122,6 +120,15 @@ impl Frontend {
             Node::Root | Node::Attribute(_) => Ok(()),
         }
     }
+}
+
+/// Answers requests with one errno, whatever they ask. fuser would warn of each.
+macro_rules! refuse {
+    ($errno:ident: $($request:ident($($argument:ty),*) -> $reply:ty;)*) => {$(
+        fn $request(&self, _: &Request, $(_: $argument,)* reply: $reply) {
+            reply.error(Errno::$errno);
+        }
+    )*};
 }
 
 impl Filesystem for Frontend {
@@ -171,7 +178,7 @@ impl Filesystem for Frontend {
         _atime: Option<TimeOrNow>,
         _mtime: Option<TimeOrNow>,
         _ctime: Option<SystemTime>,
-        _fh: Option<FileHandle>,
+        fh: Option<FileHandle>,
         _crtime: Option<SystemTime>,
         _chgtime: Option<SystemTime>,
         _bkuptime: Option<SystemTime>,
@@ -184,6 +191,9 @@ impl Filesystem for Frontend {
         };
         let allowed = match (node, size) {
             (Node::Disk, Some(size)) if size == self.disk.size() => Ok(()),
+            // O_TRUNC. The answer has the true size, which the kernel takes as it is; ftruncate(2)
+            // comes with a handle, and is refused as by a block device.
+            (Node::Disk, Some(0)) if fh.is_none() => self.disk.empty(),
             (Node::Disk, Some(_)) => Err(Errno::EINVAL),
             // A shell's ">" truncates before it writes.
             (Node::Attribute(_), Some(_)) => Ok(()),
@@ -375,63 +385,33 @@ impl Filesystem for Frontend {
         reply.statfs(blocks, free, free, files, 0, page, 255, page);
     }
 
-    fn create(
-        &self,
-        _req: &Request,
-        _parent: INodeNo,
-        _name: &OsStr,
-        _mode: u32,
-        _umask: u32,
-        _flags: i32,
-        reply: ReplyCreate,
-    ) {
-        reply.error(Errno::EPERM);
+    // Nothing can be made, moved or removed.
+    refuse! { EPERM:
+        create(INodeNo, &OsStr, u32, u32, i32) -> ReplyCreate;
+        mknod(INodeNo, &OsStr, u32, u32, u32) -> ReplyEntry;
+        mkdir(INodeNo, &OsStr, u32, u32) -> ReplyEntry;
+        symlink(INodeNo, &OsStr, &Path) -> ReplyEntry;
+        link(INodeNo, INodeNo, &OsStr) -> ReplyEntry;
+        unlink(INodeNo, &OsStr) -> ReplyEmpty;
+        rmdir(INodeNo, &OsStr) -> ReplyEmpty;
+        rename(INodeNo, &OsStr, INodeNo, &OsStr, RenameFlags) -> ReplyEmpty;
     }
 
-    fn mknod(
-        &self,
-        _req: &Request,
-        _parent: INodeNo,
-        _name: &OsStr,
-        _mode: u32,
-        _umask: u32,
-        _rdev: u32,
-        reply: ReplyEntry,
-    ) {
-        reply.error(Errno::EPERM);
+    // The kernel asks these once, and then does without by itself.
+    refuse! { ENOSYS:
+        setxattr(INodeNo, &OsStr, &[u8], i32, u32) -> ReplyEmpty;
+        getxattr(INodeNo, &OsStr, u32) -> ReplyXattr;
+        listxattr(INodeNo, u32) -> ReplyXattr;
+        removexattr(INodeNo, &OsStr) -> ReplyEmpty;
+        access(INodeNo, AccessFlags) -> ReplyEmpty;
+        fsyncdir(INodeNo, FileHandle, bool) -> ReplyEmpty;
+        bmap(INodeNo, u32, u64) -> ReplyBmap;
+        poll(INodeNo, FileHandle, PollNotifier, PollEvents, PollFlags) -> ReplyPoll;
+        copy_file_range(INodeNo, FileHandle, u64, INodeNo, FileHandle, u64, u64, CopyFileRangeFlags) -> ReplyWrite;
     }
 
-    fn mkdir(
-        &self,
-        _req: &Request,
-        _parent: INodeNo,
-        _name: &OsStr,
-        _mode: u32,
-        _umask: u32,
-        reply: ReplyEntry,
-    ) {
-        reply.error(Errno::EPERM);
-    }
-
-    fn unlink(&self, _req: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
-        reply.error(Errno::EPERM);
-    }
-
-    fn rmdir(&self, _req: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
-        reply.error(Errno::EPERM);
-    }
-
-    fn rename(
-        &self,
-        _req: &Request,
-        _parent: INodeNo,
-        _name: &OsStr,
-        _newparent: INodeNo,
-        _newname: &OsStr,
-        _flags: RenameFlags,
-        reply: ReplyEmpty,
-    ) {
-        reply.error(Errno::EPERM);
+    refuse! { ENOTTY:
+        ioctl(INodeNo, FileHandle, IoctlFlags, u32, &[u8], u32) -> ReplyIoctl;
     }
 }
 

@@ -13,7 +13,8 @@
 //!    process could depend on it.
 //! 3. A [`Mount`] takes its mount away when it goes, in bounded time, whoever holds files open.
 //!
-//! The data path takes no lock here; opens and reads of attributes share one, in `snapshots`.
+//! The data path takes no lock here; opens of `disk` share one, in `disk`, and opens and reads of
+//! attributes another, in `snapshots`.
 
 mod disk;
 mod filesystem;
@@ -23,7 +24,6 @@ mod snapshots;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -62,7 +62,6 @@ pub struct MountOptions {
 #[derive(Debug)]
 pub struct Mount {
     dir: PathBuf,
-    disk_openers: Arc<AtomicUsize>,
     unmounter: SessionUnmounter,
     /// Says how the serving threads ended; taken once the mount is gone.
     ended: Option<Receiver<std::io::Result<()>>>,
@@ -99,9 +98,7 @@ impl Mount {
     ) -> Result<Self> {
         let dir = mountpoint::prepare(dir)?;
         mountpoint::check_dev_fuse()?;
-        let disk_openers = Arc::new(AtomicUsize::new(0));
-        let disk = Disk::new(disk, disk_openers.clone());
-        let frontend = Frontend::new(disk, attributes);
+        let frontend = Frontend::new(Disk::new(disk), attributes);
         let cannot_mount = |error| Error::io(format!("mount on {}", dir.display()), error);
         let mut session = Session::new(frontend, &dir, &session_config(options))
             .map_err(|error| cannot_mount(one_line(&error)))?;
@@ -116,7 +113,6 @@ impl Mount {
             .map_err(&cannot_mount)?;
         let mount = Self {
             dir,
-            disk_openers,
             unmounter,
             ended: Some(ended),
         };
@@ -139,11 +135,6 @@ impl Mount {
     /// The device's file.
     pub fn disk_path(&self) -> PathBuf {
         self.dir.join(DISK_FILE)
-    }
-
-    /// Whether anybody, a loop device included, has `disk` open.
-    pub fn is_disk_open(&self) -> bool {
-        self.disk_openers.load(Ordering::Relaxed) != 0
     }
 
     /// Takes the mount away: at once if nothing is open, else after half a second, cutting off

@@ -272,7 +272,11 @@ impl Shared {
             Ok(()) => tracing::debug!("connection {id} closed"),
             Err(fault @ Fault::Connection(_)) => tracing::debug!("connection {id} closed: {fault}"),
             Err(fault) => {
-                tracing::warn!("connection {id} closed: {fault}");
+                match &fault {
+                    Fault::Device(_) => tracing::warn!("connection {id} closed: {fault}"),
+                    // No client can fill the log by its own faults.
+                    _ => tracing::debug!("connection {id} closed: {fault}"),
+                }
                 socket.hang_up(HANG_UP_BYTES, HANG_UP_TIME);
             }
         }

@@ -41,6 +41,7 @@ pub(super) fn transmit<S: Read + Write>(
     export: &Export,
     agreement: Agreement,
 ) -> Result<(), Fault> {
+    let _user = export.device.enter();
     let mut session = Session {
         export,
         limits: Limits {
@@ -81,7 +82,7 @@ impl<S: Read + Write> Session<'_, S> {
             while let Some(header) = self.input.take_header() {
                 let request = Request::decode(&header)
                     .ok_or(Fault::Protocol("a request without its magic"))?;
-                if request.command == Some(Command::Disc) {
+                if request.disconnects {
                     return Ok(());
                 }
                 self.serve(&request)?;
@@ -139,7 +140,6 @@ impl<S: Read + Write> Session<'_, S> {
                 device.write_zeroes(offset, length)
             }
             Command::WriteZeroes => device.discard(offset, length),
-            Command::Disc => Ok(()),
         };
         let writes = matches!(
             command,

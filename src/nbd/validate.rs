@@ -37,7 +37,6 @@ pub(super) fn validate(request: &Request, limits: &Limits) -> Result<Command, Re
         return Err(refusal(NbdError::Perm, "the export is read-only"));
     }
     match command {
-        Command::Disc => Ok(command),
         Command::Flush if request.offset == 0 && request.length == 0 => Ok(command),
         Command::Flush => Err(refusal(NbdError::Inval, "a flush covers no range")),
         _ => {
@@ -126,6 +125,7 @@ mod tests {
     fn request(command: Command, flags: u16, offset: u64, length: u32) -> Request {
         Request {
             flags,
+            disconnects: false,
             command: Some(command),
             cookie: 0,
             offset,

@@ -105,12 +105,14 @@ pub(super) mod state {
     pub(crate) const ZERO: u32 = 1 << 1;
 }
 
-/// A request type that this server knows.
+/// The one request type that has no reply.
+const DISC: u16 = 2;
+
+/// A request type that this server executes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Command {
     Read,
     Write,
-    Disc,
     Flush,
     Trim,
     Cache,
@@ -123,7 +125,6 @@ impl Command {
         Some(match number {
             0 => Self::Read,
             1 => Self::Write,
-            2 => Self::Disc,
             3 => Self::Flush,
             4 => Self::Trim,
             5 => Self::Cache,
@@ -138,7 +139,9 @@ impl Command {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Request {
     pub(super) flags: u16,
-    /// `None` for a type that this server does not know.
+    /// Whether it says goodbye, and nothing else.
+    pub(super) disconnects: bool,
+    /// `None` for a type that this server does not execute.
     pub(super) command: Option<Command>,
     /// Repeated in every reply, opaque.
     pub(super) cookie: u64,
@@ -156,9 +159,11 @@ impl Request {
         if fields.u32()? != REQUEST_MAGIC {
             return None;
         }
+        let (flags, kind) = (fields.u16()?, fields.u16()?);
         Some(Self {
-            flags: fields.u16()?,
-            command: Command::from_wire(fields.u16()?),
+            flags,
+            disconnects: kind == DISC,
+            command: Command::from_wire(kind),
             cookie: fields.u64()?,
             offset: fields.u64()?,
             length: fields.u32()?,
@@ -228,6 +233,7 @@ mod tests {
             request,
             Request {
                 flags: cmd_flag::FUA | cmd_flag::NO_HOLE,
+                disconnects: false,
                 command: Some(Command::WriteZeroes),
                 cookie: 0x1122_3344_5566_7788,
                 offset: 0x0102_0304_0506_0708,
@@ -239,7 +245,9 @@ mod tests {
     #[test]
     fn an_unknown_command_is_still_a_request_and_a_wrong_magic_is_not() {
         let unknown = Request::decode(&header(REQUEST_MAGIC, 8)).expect("the magic is right");
-        assert_eq!(unknown.command, None);
+        assert_eq!((unknown.command, unknown.disconnects), (None, false));
+        let goodbye = Request::decode(&header(REQUEST_MAGIC, DISC)).expect("the magic is right");
+        assert_eq!((goodbye.command, goodbye.disconnects), (None, true));
         assert_eq!(Request::decode(&header(REQUEST_MAGIC + 1, 0)), None);
     }
 

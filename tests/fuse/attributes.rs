@@ -107,7 +107,7 @@ fn attributes_read_and_write_as_in_sysfs() {
     drop(disk);
     // The kernel tells of a close after it returns.
     let deadline = Instant::now() + HANG;
-    while served.mount.is_disk_open() && Instant::now() < deadline {
+    while served.device.is_in_use() && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(1));
     }
     assert!(echo("1", "reset"));

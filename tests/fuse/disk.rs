@@ -119,6 +119,53 @@ fn disk_has_the_size_and_the_end_of_a_block_device() {
 }
 
 #[test]
+fn disk_can_be_opened_to_be_written_anew() {
+    if !can_mount("disk_can_be_opened_to_be_written_anew") {
+        return;
+    }
+    let served = Served::start(MIB);
+    let path = served.path("disk");
+    let scratch = tempfile::tempdir().expect("a directory");
+    let shell = |script: &str| {
+        let output = Command::new("sh")
+            .args(["-c", script])
+            .env("DISK", &path)
+            .current_dir(scratch.path())
+            .output()
+            .expect("sh runs");
+        (output.status.success(), format!("{output:?}"))
+    };
+    let succeeds = |script: &str| {
+        let (success, output) = shell(script);
+        assert!(success, "{script}: {output}");
+    };
+    let contents = || fs::read(&path).expect("reads");
+
+    succeeds("echo x > $DISK");
+    assert_eq!(contents()[..3], *b"x\n\0");
+    succeeds("tr '\\0' y < /dev/zero | head -c 1M > full && cp full $DISK");
+    assert_eq!(contents(), vec![b'y'; MIB as usize]);
+    // A copy leaves out holes, which must not show what was there before.
+    succeeds("truncate -s 256K holes && printf z >> holes && cp holes $DISK");
+    let (head, tail) = (vec![0; 256 << 10], vec![0; (768 << 10) - 1]);
+    assert!(contents() == [head, vec![b'z'], tail].concat());
+    succeeds("dd if=full of=$DISK bs=64K count=1 status=none");
+    assert_eq!(fs::metadata(&path).expect("stats").len(), MIB);
+    assert_eq!(served.device.stats().orig_data_size, 64 << 10);
+
+    // Not under another user, who also goes on seeing all of the disk.
+    let device = Loop::attach(&path);
+    assert!(!shell("echo x > $DISK").0);
+    let file = File::open(&device.0).expect("opens");
+    let mut last = [1; PAGE as usize];
+    file.read_exact_at(&mut last, MIB - PAGE).expect("reads");
+    assert_eq!(last, [0; PAGE as usize]);
+    let mut first = [0];
+    file.read_exact_at(&mut first, 0).expect("reads");
+    assert_eq!(first, *b"y");
+}
+
+#[test]
 fn data_and_holes_are_found() {
     if !can_mount("data_and_holes_are_found") {
         return;

@@ -3,5 +3,6 @@
 
 mod attributes;
 mod disk;
+mod log;
 mod mounts;
 mod rig;

@@ -5,5 +5,6 @@ mod client;
 mod device;
 mod handshake;
 mod hostile;
+mod log;
 mod server;
 mod transmission;

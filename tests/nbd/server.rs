@@ -1,12 +1,14 @@
 //! Starting, limits and stopping.
 
 use std::io::{Read, Write};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nbd::client::{NbdClient, handshake};
+use rustix::io::Errno;
 use uzram::nbd::{Address, Server, ServerConfig};
+use uzram::{Device, DeviceConfig};
 
 use crate::client::*;
 use crate::device::MemoryDevice;
@@ -194,4 +196,38 @@ fn a_dropped_server_is_gone_and_another_can_take_its_place() {
     fixture.assert_serves();
     drop(second);
     assert!(!socket.exists());
+}
+
+#[test]
+fn a_device_is_not_reset_under_its_clients() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let socket = dir.path().join("nbd.sock");
+    let device = Arc::new(Device::new(&DeviceConfig::new(1 << 20)).expect("a device"));
+    let config = ServerConfig::new(NAME, vec![Address::Unix(socket.clone())]);
+    let _server = Server::start(config, Arc::clone(&device) as _).expect("the server starts");
+    let stored = || device.stats().orig_data_size;
+
+    let mut silent = Client::new(UnixStream::connect(&socket).expect("it listens"));
+    silent.greet(3);
+    device
+        .reset()
+        .expect("a client in its handshake uses no data");
+
+    let mut client = Client::new(UnixStream::connect(&socket).expect("it listens"));
+    client.greet(3);
+    client.go(NAME);
+    client.request(WRITE, 0, 0, 4096, &[7; 4096]);
+    assert_eq!(client.simple_reply(0).0, 0);
+    let error = device.reset().expect_err("a client is connected");
+    assert_eq!(error.errno(), Errno::BUSY);
+    assert_eq!(stored(), 4096);
+
+    client.request(DISC, 0, 0, 0, &[]);
+    client.assert_closed();
+    let deadline = Instant::now() + SOON;
+    while device.is_in_use() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    device.reset().expect("nobody is connected");
+    assert_eq!(stored(), 0);
 }
