@@ -20,6 +20,7 @@ pub(crate) struct FaultyBacking {
     pub(crate) fail_reads: AtomicBool,
     before_write: RwLock<Option<Hook>>,
     before_read: RwLock<Option<Hook>>,
+    after_read: RwLock<Option<Hook>>,
 }
 
 impl FaultyBacking {
@@ -32,6 +33,7 @@ impl FaultyBacking {
             fail_reads: AtomicBool::new(false),
             before_write: RwLock::new(None),
             before_read: RwLock::new(None),
+            after_read: RwLock::new(None),
         }
     }
 
@@ -43,6 +45,11 @@ impl FaultyBacking {
     /// Has `hook` called before each read, in the reading thread.
     pub(crate) fn before_read(&self, hook: impl Fn() + Send + Sync + 'static) {
         *self.before_read.write() = Some(Box::new(hook));
+    }
+
+    /// Has `hook` called after each read, in the reading thread.
+    pub(crate) fn after_read(&self, hook: impl Fn() + Send + Sync + 'static) {
+        *self.after_read.write() = Some(Box::new(hook));
     }
 
     /// Lets `damage` change the contents of each segment.
@@ -97,6 +104,10 @@ impl Backing for FaultyBacking {
         let contents = self.contents.lock();
         let bytes = contents.get(&segment).ok_or(io::ErrorKind::UnexpectedEof)?;
         buf.copy_from_slice(&bytes[offset as usize..offset as usize + buf.len()]);
+        drop(contents);
+        if let Some(hook) = &*self.after_read.read() {
+            hook();
+        }
         Ok(())
     }
 
