@@ -174,29 +174,6 @@ fn a_new_client_takes_the_place_of_the_one_idle_for_longest() {
 }
 
 #[test]
-fn clients_are_bounded_and_busy_ones_keep_their_places() {
-    let served = Served::start();
-    let user = served.device.enter();
-    // Each of these takes a moment, in case the user is just leaving.
-    let requests = b"{\"op\":\"reset\"}\n".repeat(8);
-    let mut busy: Vec<_> = (0..MAX_CLIENTS).map(|_| served.raw()).collect();
-    for client in &mut busy {
-        client.get_mut().write_all(&requests).expect("writes");
-    }
-    let refused = (0..1000)
-        .find_map(|_| served.client().stat().err())
-        .expect("all are busy at some time");
-    assert_eq!(remote(&refused), Errno::AGAIN);
-    drop(user);
-    for client in &mut busy {
-        for _ in 0..8 {
-            receive(client);
-        }
-    }
-    served.client().stat().expect("there is room again");
-}
-
-#[test]
 fn shutdown_waits_for_nobody() {
     let served = Served::start();
     let path = served.path();

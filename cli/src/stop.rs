@@ -1,10 +1,10 @@
 //! When and how surely a server stops.
 //!
-//! SIGTERM and SIGINT ask for an orderly stop; from then on a watchdog makes
-//! sure that the process is gone in time, whatever clients, disks and threads do. A second signal
-//! ends it at once. SIGHUP is ignored: the data exists nowhere else, and losing a terminal is no
-//! reason to lose it. So are SIGPIPE (by Rust's runtime) and SIGXFSZ, which become errors of the
-//! write they belong to.
+//! SIGTERM and SIGINT ask for an orderly stop; from then on a watchdog makes sure that the
+//! process is gone in time, whatever clients, disks and threads do. A second signal ends it at
+//! once. SIGHUP is ignored: the data exists nowhere else, and losing a terminal is no reason to
+//! lose it. So are SIGPIPE (by Rust's runtime) and SIGXFSZ, which become errors of the write they
+//! belong to.
 
 use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};

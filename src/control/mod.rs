@@ -16,11 +16,13 @@
 //! [`MAX_LINE_BYTES`], clients to [`MAX_CLIENTS`], waits to [`IDLE_TIMEOUT`].
 
 mod client;
+mod clients;
 mod line;
 mod protocol;
 mod server;
 
 pub use client::Client;
+pub use clients::MAX_CLIENTS;
 pub use line::MAX_LINE_BYTES;
 pub use protocol::{Compacted, Reply, Request};
-pub use server::{IDLE_TIMEOUT, MAX_CLIENTS, Server};
+pub use server::{IDLE_TIMEOUT, Server};

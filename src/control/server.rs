@@ -5,8 +5,6 @@
 //! 2. A client is let go when it is idle for [`IDLE_TIMEOUT`], when it has been idle for longest
 //!    and a new one needs its place, when it sends what is not a line, or when the server shuts
 //!    down; a request that was received is answered first.
-//!
-//! Each client has a lock on what it is doing, held to note or look at that.
 
 use std::io::{self, ErrorKind};
 use std::net::Shutdown;
@@ -15,23 +13,20 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::clients::{Activity, Clients, MAX_CLIENTS};
 use super::line::{LineStream, MAX_LINE_BYTES};
 use super::protocol::{Compacted, Reply, Request};
 use crate::attributes::Attribute;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::unix_socket::{self, SocketFile};
-
-/// Clients at one time; one more takes the place of an idle one, or is told EAGAIN.
-pub const MAX_CLIENTS: usize = 32;
 
 /// How long a client may take to send a whole request.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -61,7 +56,7 @@ impl Server {
             listener: listener.into(),
             woken,
             device,
-            clients: Vec::new(),
+            clients: Clients::default(),
         };
         let acceptor = thread::Builder::new()
             .name("uzram-control".to_owned())
@@ -100,25 +95,13 @@ struct Acceptor {
     listener: UnixListener,
     woken: UnixStream,
     device: Arc<Device>,
-    clients: Vec<Client>,
+    clients: Clients,
 }
-
-/// A client's connection and the thread that serves it.
-struct Client {
-    stream: UnixStream,
-    thread: JoinHandle<()>,
-    activity: Arc<Activity>,
-    /// Shut down and about to end: its place is free.
-    sent_away: bool,
-}
-
-/// Since when a client has been idle; `None` while a request of its is executed and answered.
-type Activity = Mutex<Option<Instant>>;
 
 impl Acceptor {
     fn run(mut self, file: SocketFile) {
         while self.wait() {
-            self.clients.retain(|client| !client.thread.is_finished());
+            self.clients.collect();
             match self.listener.accept() {
                 Ok((stream, _)) => {
                     if let Err(error) = self.admit(stream) {
@@ -134,15 +117,7 @@ impl Acceptor {
             }
         }
         drop((file, self.listener));
-        for client in &self.clients {
-            // Reading ends, an answer that is being written does not. It may be closed already.
-            let _ = client.stream.shutdown(Shutdown::Read);
-        }
-        for client in self.clients {
-            if client.thread.join().is_err() {
-                tracing::error!("a control client's thread panicked");
-            }
-        }
+        self.clients.join();
     }
 
     /// Waits for a client; false when the server shuts down.
@@ -165,7 +140,7 @@ impl Acceptor {
 
     fn admit(&mut self, stream: UnixStream) -> io::Result<()> {
         let mut lines = LineStream::new(stream.try_clone()?, WRITE_TIMEOUT)?;
-        if !self.make_room() {
+        if !self.clients.make_room() {
             let reason = format!("{MAX_CLIENTS} clients are busy already; try again");
             return lines.send(&Reply::from_error(&refused(
                 "control",
@@ -174,7 +149,7 @@ impl Acceptor {
             )));
         }
         let device = Arc::clone(&self.device);
-        let activity = Arc::new(Mutex::new(Some(Instant::now())));
+        let activity = Activity::new();
         let noted = Arc::clone(&activity);
         let thread = thread::Builder::new()
             .name("uzram-control-client".to_owned())
@@ -183,44 +158,14 @@ impl Acceptor {
                 // The acceptor keeps a duplicate, so closing ours would not tell the client.
                 let _ = lines.stream().shutdown(Shutdown::Both);
             })?;
-        self.clients.push(Client {
-            stream,
-            thread,
-            activity,
-            sent_away: false,
-        });
+        self.clients.add(stream, thread, activity);
         Ok(())
-    }
-
-    /// Makes sure that there is a place, by sending the client away that has been idle for
-    /// longest; false if all are busy, or many that were sent away have not ended yet.
-    fn make_room(&mut self) -> bool {
-        let staying = self.clients.iter().filter(|client| !client.sent_away);
-        if staying.count() < MAX_CLIENTS {
-            return true;
-        }
-        if self.clients.len() >= 2 * MAX_CLIENTS {
-            return false;
-        }
-        let staying = self.clients.iter_mut().filter(|client| !client.sent_away);
-        let idle = staying.filter_map(|client| {
-            let since = *client.activity.lock();
-            since.map(|since| (since, client))
-        });
-        let Some((_, client)) = idle.min_by_key(|(since, _)| *since) else {
-            return false;
-        };
-        // A request that is received by now is still answered. It may be closed already.
-        let _ = client.stream.shutdown(Shutdown::Read);
-        client.sent_away = true;
-        true
     }
 }
 
 /// Answers one client until it goes or must go.
 fn serve(lines: &mut LineStream, device: &Device, activity: &Activity) {
     loop {
-        *activity.lock() = Some(Instant::now());
         let line = match lines.receive(IDLE_TIMEOUT) {
             Ok(Some(line)) => line,
             Err(error) if error.kind() == ErrorKind::FileTooLarge => {
@@ -232,7 +177,7 @@ fn serve(lines: &mut LineStream, device: &Device, activity: &Activity) {
             }
             Ok(None) | Err(_) => return,
         };
-        *activity.lock() = None;
+        activity.busy();
         let reply = match serde_json::from_slice(&line) {
             Ok(request) => handle(&request, device),
             Err(error) => Err(refused("request", Errno::INVAL, error.to_string())),
@@ -241,6 +186,8 @@ fn serve(lines: &mut LineStream, device: &Device, activity: &Activity) {
             Ok(ok) => Reply::Ok { ok },
             Err(error) => Reply::from_error(&error),
         };
+        // Before a client knows of its answer, so that it is idle when it is seen to be.
+        activity.idle();
         if lines.send(&reply).is_err() {
             return;
         }
