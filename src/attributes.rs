@@ -8,7 +8,7 @@
 use rustix::io::Errno;
 
 use crate::block_device::BlockDevice;
-use crate::config::Algorithm;
+use crate::config::{Algorithm, DeviceConfig};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::size::parse_size;
@@ -152,6 +152,11 @@ impl Attribute {
             Self::BackingDev => Err(self.fixed()),
             Self::MemLimit => {
                 let bytes = self.size(value)?;
+                if (1..DeviceConfig::MIN_MEM_LIMIT).contains(&bytes) {
+                    let least = DeviceConfig::MIN_MEM_LIMIT >> 10;
+                    let reason = format!("the least is one zspage, {least}K; 0 is no limit");
+                    return Err(self.invalid(value, &reason));
+                }
                 device.set_mem_limit((bytes != 0).then_some(bytes))
             }
             Self::MemUsedMax => match value.parse::<u64>() {
@@ -242,7 +247,7 @@ fn io_stat(s: &Stats) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{BackingConfig, DeviceConfig};
+    use crate::config::BackingConfig;
 
     fn device() -> Device {
         Device::new(&DeviceConfig::new(1 << 20)).expect("a 1 MiB device")

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use uzram::nbd::Address;
-use uzram::{Algorithm, PoolKind};
+use uzram::{Algorithm, Attribute, PoolKind};
 
 use crate::filesystem::FsType;
 use crate::name::Name;
@@ -89,7 +89,7 @@ pub(crate) struct DeviceArgs {
     #[arg(long, value_parser = parse::size)]
     pub(crate) size: u64,
 
-    /// Most memory for its compressed pages; what is coldest is spilled to --backing.
+    /// Most memory for its compressed pages, 0 for no limit; the coldest are spilled to --backing.
     #[arg(long, value_name = "SIZE", value_parser = parse::size)]
     pub(crate) mem_limit: Option<u64>,
 
@@ -133,6 +133,10 @@ pub(crate) struct ServeArgs {
     /// Leave the terminal's session and log to RUNDIR/NAME/log once ready: how `mount` starts it.
     #[arg(long, hide = true)]
     pub(crate) background: bool,
+
+    /// Where `mount` is to mount the device's file system, noted for `umount`.
+    #[arg(long, hide = true)]
+    pub(crate) mountpoint: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -219,6 +223,10 @@ pub(crate) struct ListArgs {
 pub(crate) struct StatArgs {
     /// The device's name.
     pub(crate) name: Name,
+
+    /// Print only these, as in the FUSE directory: disksize, mem_limit, mm_stat, bd_stat, io_stat...
+    #[arg(value_name = "ATTRIBUTE", value_parser = parse::readable, conflicts_with = "json")]
+    pub(crate) attributes: Vec<Attribute>,
 
     /// Print one JSON object, sizes in bytes.
     #[arg(long)]

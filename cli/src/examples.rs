@@ -48,7 +48,7 @@ pub(crate) const ATTACH: &str = "\
 EXAMPLES
   uzram serve disk --size 2G --fuse /mnt/disk &
   uzram attach disk
-  mkswap /dev/loop0 && swapon /dev/loop0
+  mkfs.ext4 /dev/loop0 && mount -o discard /dev/loop0 /mnt/files
 
   Through the kernel's NBD driver, where there is one:
   modprobe nbd
@@ -67,6 +67,7 @@ pub(crate) const STAT: &str = "\
 EXAMPLES
   uzram stat scratch
   uzram stat scratch --watch
+  uzram stat scratch mm_stat bd_stat
   uzram stat scratch --json";
 
 pub(crate) const SET: &str = "\

@@ -65,12 +65,13 @@ pub(crate) fn one_line(error: &anyhow::Error) -> String {
     join_lines(&text)
 }
 
-/// clap's message without its usage block, on one line.
+/// clap's message without its usage block and its tips, which may be wrong, on one line.
 pub(crate) fn clap_line(error: &clap::Error) -> String {
     let text = error.render().to_string();
     let message = text
         .lines()
         .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"))
+        .filter(|line| !line.trim_start().starts_with("tip:"))
         .collect::<Vec<_>>()
         .join("\n");
     let line = join_lines(&message);

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
+use crate::failure::Usage;
 use crate::program;
 
 /// A file system `uzram mount` makes.
@@ -33,6 +34,20 @@ impl FsType {
             Self::Btrfs => "btrfs-progs",
             Self::Xfs => "xfsprogs",
         }
+    }
+
+    /// Refuses a device of `size` bytes that its mkfs would refuse.
+    pub(crate) fn check_size(self, size: u64) -> Result<()> {
+        let least = match self {
+            Self::Ext4 => "224K",
+            Self::Btrfs => "45M",
+            Self::Xfs => "300M",
+        };
+        if size < uzram::parse_size(least)? {
+            let fs = self.name();
+            return Err(Usage::error(format!("--size: {fs} needs at least {least}")));
+        }
+        Ok(())
     }
 
     /// Options of its mkfs for a device that is new and in memory.

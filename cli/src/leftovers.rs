@@ -2,7 +2,7 @@
 //! watchdog fires.
 
 use std::fs::{self, File};
-use std::io::{self, ErrorKind};
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -13,25 +13,24 @@ use rustix::mount::UnmountFlags;
 use serde::{Deserialize, Serialize};
 use uzram::remove_dead_socket;
 
-use crate::rundir::{self, RunDir};
-use crate::{loopdev, mounts, program};
+use crate::attachments::FuseMount;
+use crate::rundir::{self, Record, RunDir};
+use crate::{attachments, mounts, program, release};
 
 /// How long a tool may take when the process is about to exit.
 const HURRY: Duration = Duration::from_millis(200);
+
+/// How long removing a backing file may take: a large one takes its file system a while.
+const UNHURRIED: Duration = Duration::from_secs(60);
 
 /// Clears what the dead server of `dir` left. The caller holds the lock, so whatever is there has
 /// no server any more.
 pub(crate) fn clear_dead(dir: &RunDir) -> Result<()> {
     let record = dir.record();
-    let recorded = record.as_ref().and_then(|r| r.fuse.clone());
-    let mut fuse_dirs = vec![dir.fuse_dir()];
-    fuse_dirs.extend(recorded.filter(|fuse| *fuse != dir.fuse_dir()));
-    for fuse_dir in &fuse_dirs {
-        for device in loopdev::over(fuse_dir) {
-            loopdev::request_detach(&device)?;
-        }
-        uzram::fuse::detach_stale(fuse_dir)?;
+    if let Some(record) = &record {
+        clear_attachments(dir, record)?;
     }
+    uzram::fuse::detach_stale(&dir.fuse_dir())?;
     for address in record.iter().flat_map(|r| &r.nbd) {
         if let Some(path) = address.strip_prefix("unix:") {
             remove_dead_socket(Path::new(path))?;
@@ -39,11 +38,29 @@ pub(crate) fn clear_dead(dir: &RunDir) -> Result<()> {
     }
     remove_dead_socket(&dir.nbd_socket())?;
     remove_dead_socket(&dir.control_socket())?;
-    record.and_then(|r| r.spill).map_or(Ok(()), |spill| {
-        spill
-            .remove_if_unused()
-            .with_context(|| format!("cannot remove {}", spill.path.display()))
-    })
+    let spill = record.and_then(|record| record.spill);
+    spill.map_or(Ok(()), |spill| spill.remove_if_unused())
+}
+
+fn clear_attachments(dir: &RunDir, record: &Record) -> Result<()> {
+    let stands = attachments::fuse_mount(record)?;
+    if let Some(fuse) = &record.fuse
+        && stands == FuseMount::Ours
+        && !attachments::is_dead(fuse)
+    {
+        // Another server's by now, and with it the loop devices.
+        return Ok(());
+    }
+    for device in attachments::of(dir, record)? {
+        release::clear_dead(&device)?;
+    }
+    match &record.fuse {
+        Some(fuse) if stands != FuseMount::Other => {
+            uzram::fuse::detach_stale(fuse)?;
+        }
+        _ => {}
+    }
+    Ok(())
 }
 
 /// A file, told from another one that came to stand in its place.
@@ -69,30 +86,44 @@ impl FileId {
         })
     }
 
-    /// Removes the file if it is still there.
-    pub(crate) fn remove(&self) -> io::Result<()> {
-        if Self::of(&self.path).as_ref() != Some(self) {
+    fn is_there(&self) -> bool {
+        Self::of(&self.path).as_ref() == Some(self)
+    }
+
+    /// Removes the file if it is still there: in a process of its own, because nothing ends one
+    /// that a frozen file system holds up.
+    pub(crate) fn remove(&self, patience: Duration) -> Result<()> {
+        if !self.is_there() {
             return Ok(());
         }
-        fs::remove_file(&self.path)
+        let rm = program::find("rm", "coreutils")?;
+        let args = ["-f".as_ref(), "--".as_ref(), self.path.as_os_str()];
+        match program::run_within(&rm, args, patience) {
+            Err(_) if !self.is_there() => Ok(()),
+            result => result
+                .map(drop)
+                .with_context(|| format!("cannot remove {}", self.path.display())),
+        }
     }
 
     /// [`FileId::remove`], unless another server has come to use it.
-    fn remove_if_unused(&self) -> io::Result<()> {
+    fn remove_if_unused(&self) -> Result<()> {
         let lock = FlockOperation::NonBlockingLockExclusive;
         match File::open(&self.path) {
-            Ok(file) if rustix::fs::flock(&file, lock).is_ok() => self.remove(),
-            Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
+            Ok(file) if rustix::fs::flock(&file, lock).is_ok() => self.remove(UNHURRIED),
+            Err(e) if e.kind() != ErrorKind::NotFound => {
+                Err(e).with_context(|| format!("cannot open {}", self.path.display()))
+            }
             Ok(_) | Err(_) => Ok(()),
         }
     }
 }
 
 /// What a server has made outside its memory; enough to remove it all without its cooperation.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Traces {
     /// Its run directory.
-    pub(crate) dir: RunDir,
+    pub(crate) dir: Option<RunDir>,
     /// Its FUSE mount.
     pub(crate) fuse: Option<PathBuf>,
     /// Its Unix sockets outside the run directory.
@@ -107,17 +138,25 @@ impl Traces {
         for socket in &self.sockets {
             let _ = fs::remove_file(socket);
         }
-        if let Some(spill) = &self.spill {
-            let _ = spill.remove();
+        let record = self.dir.as_ref().and_then(RunDir::record);
+        // Before the mount, because nobody finds them once that is gone.
+        if let (Some(dir), Some(record)) = (&self.dir, &record) {
+            release::free_now(dir, record, HURRY);
         }
-        if let Some(fuse) = &self.fuse {
-            // First, because nobody finds them once the mount is gone.
-            for device in loopdev::over(fuse) {
-                let _ = loopdev::request_detach_within(&device, HURRY);
-            }
+        let stands = record.map(|record| attachments::fuse_mount(&record));
+        if let Some(fuse) = &self.fuse
+            && !matches!(stands, Some(Ok(FuseMount::Other)))
+        {
             detach_mount(fuse);
         }
-        let _ = rundir::remove_now(&self.dir);
+        let spill = self.spill.as_ref();
+        let removed = spill.is_none_or(|spill| spill.remove(HURRY).is_ok());
+        // Without its record nobody would find the spill again.
+        if let Some(dir) = &self.dir
+            && removed
+        {
+            let _ = rundir::remove_now(dir);
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use crate::program;
 /// How long a detached device may linger: udev may be probing it.
 const LINGER: Duration = Duration::from_secs(3);
 
-/// How long losetup may take on a device whose server is dead or stopping.
+/// How long losetup may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A bound loop device.
@@ -82,7 +82,7 @@ pub(crate) fn attach(disk: &Path) -> Result<LoopDevice> {
 /// Unbinds `device` and waits until it is gone. Fails if something still holds it; the kernel
 /// then unbinds it when the last holder lets go.
 pub(crate) fn detach(device: &LoopDevice) -> Result<()> {
-    request_detach(device)?;
+    request_detach(device, PATIENCE)?;
     let deadline = Instant::now() + LINGER;
     while at(&device.path).as_ref() == Some(device) {
         if Instant::now() >= deadline {
@@ -97,12 +97,7 @@ pub(crate) fn detach(device: &LoopDevice) -> Result<()> {
 }
 
 /// Unbinds `device` now, or when its last holder lets go.
-pub(crate) fn request_detach(device: &LoopDevice) -> Result<()> {
-    request_detach_within(device, PATIENCE)
-}
-
-/// [`request_detach`] for those in a hurry.
-pub(crate) fn request_detach_within(device: &LoopDevice, patience: Duration) -> Result<()> {
+pub(crate) fn request_detach(device: &LoopDevice, patience: Duration) -> Result<()> {
     let losetup = program::find("losetup", "mount")?;
     let args = ["--detach".as_ref(), device.path.as_os_str()];
     match program::run_within(&losetup, args, patience) {

@@ -11,15 +11,18 @@
 
 mod args;
 mod attach;
+mod attachments;
 mod examples;
 mod failure;
 mod filesystem;
 mod leftovers;
+mod list;
 mod loopdev;
 mod manage;
 mod mount;
 mod mounts;
 mod name;
+mod nbddev;
 mod output;
 mod parse;
 mod program;
@@ -28,7 +31,7 @@ mod rundir;
 mod serve;
 mod server;
 mod settings;
-mod status;
+mod stat;
 mod stop;
 mod table;
 mod undo;
@@ -64,15 +67,16 @@ fn run(cli: Cli) -> Result<()> {
     let root = RunRoot::locate()?;
     match cli.verb {
         Verb::Serve(args) => {
-            let settings = Settings::resolve(args.name, args.device, &root)?;
+            let mut settings = Settings::resolve(args.name, args.device, &root)?;
+            settings.mountpoint = args.mountpoint;
             serve::run(&settings, &root, args.background)
         }
         Verb::Mount(args) => mount::mount(args, &root),
         Verb::Umount(args) => mount::umount(&args, &root),
         Verb::Attach(args) => attach::attach(&args, &root),
         Verb::Detach(args) => attach::detach(&args, &root),
-        Verb::List(args) => status::list(&args, &root),
-        Verb::Stat(args) => status::stat(&args, &root),
+        Verb::List(args) => list::list(&args, &root),
+        Verb::Stat(args) => stat::stat(&args, &root),
         Verb::Set(args) => manage::set(&args, &root),
         Verb::Compact(args) => manage::compact(&args, &root),
         Verb::Reset(args) => manage::reset(&args, &root),

@@ -8,7 +8,7 @@ use crate::output;
 use crate::release;
 use crate::rundir::{RunDir, RunRoot};
 use crate::server;
-use crate::status::PATIENCE;
+use crate::stat::PATIENCE;
 use crate::table::{bytes, count};
 
 fn connect(dir: &RunDir) -> Result<Client> {

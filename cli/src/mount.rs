@@ -1,8 +1,8 @@
 //! `uzram mount` and `uzram umount`: a server in the background, a loop device over its FUSE
 //! directory, a file system on that, mounted; and all of it taken down again.
 //!
-//! Nothing is remembered between the two: `umount` follows the kernel's own tables from the
-//! mountpoint to the loop device, to the file behind it, to the server.
+//! `umount` follows the kernel's own tables from the mountpoint to the loop device, to the file
+//! behind it, to the server; and it touches only what the server's record says `mount` made.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,13 +10,14 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 use crate::args::{MountArgs, UmountArgs};
+use crate::attachments::{self, Owner};
 use crate::filesystem::{self, FsType};
-use crate::loopdev::{self, LoopDevice};
+use crate::loopdev;
 use crate::mounts::{self, MountEntry};
 use crate::name::Name;
 use crate::output;
 use crate::release;
-use crate::rundir::{RunDir, RunRoot};
+use crate::rundir::{Record, RunDir, RunRoot};
 use crate::server;
 use crate::settings::Settings;
 use crate::table::bytes;
@@ -35,13 +36,31 @@ pub(crate) fn mount(args: MountArgs, root: &RunRoot) -> Result<()> {
     let absolute = mounts::absolute(&args.mountpoint)?;
     let name = args.name.unwrap_or_else(|| Name::for_mountpoint(&absolute));
     let mut device = args.device;
+    args.fs.check_size(device.size)?;
     device
         .fuse
         .get_or_insert_with(|| root.dir(&name).fuse_dir());
-    let settings = Settings::resolve(name, device, root)?;
+    let mut settings = Settings::resolve(name, device, root)?;
     require_root("mount")?;
     let mountpoint = check_mountpoint(&args.mountpoint)?;
-    let path = make(&settings, args.fs, &mountpoint, &root.dir(&settings.name))?;
+    settings.mountpoint = Some(mountpoint.clone());
+    let dir = root.dir(&settings.name);
+    if dir.owner()?.is_some() {
+        let name = &settings.name;
+        bail!(
+            "{name} is already being served: choose another name with --name, or: uzram stop {name}"
+        );
+    }
+    let interrupt = Interrupt::install()?;
+    let mut undo = Undo::default();
+    let path = match make(&settings, args.fs, &mountpoint, &dir, &interrupt, &mut undo) {
+        Ok(path) => path,
+        Err(error) => {
+            let undone = undo.unwind();
+            return Err(interrupt.explain(error, undone));
+        }
+    };
+    undo.disarm();
     output::line(format_args!(
         "{} ({}) is mounted on {}, {} on {}; to take it down: uzram umount {}",
         settings.name,
@@ -53,18 +72,23 @@ pub(crate) fn mount(args: MountArgs, root: &RunRoot) -> Result<()> {
     ))
 }
 
-/// Makes it all, or nothing.
-fn make(settings: &Settings, fs: FsType, mountpoint: &Path, dir: &RunDir) -> Result<PathBuf> {
+/// Makes it all; how to unmake what it has made by then is in `undo`.
+fn make<'a>(
+    settings: &Settings,
+    fs: FsType,
+    mountpoint: &Path,
+    dir: &'a RunDir,
+    interrupt: &Interrupt,
+    undo: &mut Undo<'a>,
+) -> Result<PathBuf> {
     let mkfs = fs.mkfs()?;
     let Some(fuse_dir) = &settings.fuse else {
         bail!("a mounted device needs a FUSE directory");
     };
-    let interrupt = Interrupt::install()?;
-    let mut undo = Undo::default();
     let steps = Steps::new(4);
 
     steps.next(format!("starting the server of {}", settings.name));
-    server::start(settings, dir, &interrupt)?;
+    server::start(settings, dir, interrupt)?;
     undo.push(|| server::stop(dir));
 
     steps.next("attaching a loop device");
@@ -84,7 +108,6 @@ fn make(settings: &Settings, fs: FsType, mountpoint: &Path, dir: &RunDir) -> Res
     undo.push(move || mounted.as_ref().map_or(Ok(()), release::unmount));
 
     interrupt.check()?;
-    undo.disarm();
     Ok(device.path)
 }
 
@@ -114,50 +137,66 @@ pub(crate) fn umount(args: &UmountArgs, root: &RunRoot) -> Result<()> {
     let mountpoint = mounts::absolute(&args.mountpoint)?;
     let shown = mountpoint.display();
     let Some(mount) = mounts::at(&mountpoint)? else {
-        bail!("nothing is mounted on {shown}: see uzram list");
+        // Somebody may have unmounted what `mount` mounted there.
+        let made = recorded(root, |r| r.mountpoint.as_ref() == Some(&mountpoint))?;
+        let Some(owner) = made else {
+            bail!("nothing is mounted on {shown}: see uzram list");
+        };
+        return take_down(None, &owner);
     };
-    let owner = loopdev::at(&mount.source).and_then(|device| {
-        let dir = served_below(&device, root)?;
-        Some((device, dir))
-    });
-    let Some((device, dir)) = owner else {
-        let source = mount.source.display();
+    let source = mount.source.display();
+    let Some(owner) = attachments::owner(&mount.source, root)? else {
+        if let Some(owner) = recorded(root, |r| r.fuse.as_ref() == Some(&mountpoint))? {
+            let name = owner.dir.name();
+            bail!("{shown} is the FUSE directory of {name}: uzram stop {name}");
+        }
         bail!("{shown} is {source}, not a uzram device: use umount(8)");
     };
-    take_down(&mount, &device, &dir)
+    match &owner.record.mountpoint {
+        Some(made) if *made == mountpoint => take_down(Some(&mount), &owner),
+        Some(made) => bail!(
+            "{shown} is {source}, which uzram mount mounted on {0}: umount {shown}, then uzram \
+             umount {0}",
+            made.display()
+        ),
+        None => bail!(
+            "{shown} was not made by uzram mount: umount {shown}, then uzram detach {}",
+            owner.dir.name()
+        ),
+    }
 }
 
-/// The directory of the server, alive or dead, whose disk is behind `device`.
-fn served_below(device: &LoopDevice, root: &RunRoot) -> Option<RunDir> {
-    let fuse_dir = device.backing_file.parent()?;
-    let is_disk = device.backing_file.file_name()? == "disk";
-    let mut dirs = root.dirs().ok()?.into_iter();
-    dirs.find(|dir| {
-        let recorded = dir.record().and_then(|record| record.fuse);
-        is_disk && (recorded.as_deref() == Some(fuse_dir) || dir.fuse_dir() == fuse_dir)
-    })
+/// The first server, alive or dead, whose record is `wanted`.
+fn recorded(root: &RunRoot, wanted: impl Fn(&Record) -> bool) -> Result<Option<Owner>> {
+    let mut owners = root.dirs()?.into_iter().filter_map(|dir| {
+        let record = dir.record()?;
+        Some(Owner { dir, record })
+    });
+    Ok(owners.find(|owner| wanted(&owner.record)))
 }
 
 /// From the top down, so that a failure leaves what is below it working.
-fn take_down(mount: &MountEntry, device: &LoopDevice, dir: &RunDir) -> Result<()> {
-    let elsewhere = mounts::of(&device.path)?
-        .into_iter()
-        .find(|other| other.mountpoint != mount.mountpoint);
-    if let Some(other) = elsewhere {
-        let at = other.mountpoint.display();
-        bail!(
-            "{} is mounted on {at} too: umount {at} first",
-            device.path.display()
-        );
+fn take_down(mount: Option<&MountEntry>, owner: &Owner) -> Result<()> {
+    let Owner { dir, record } = owner;
+    if dir.owner()?.is_none() {
+        // The dead keep nothing worth a careful unmount.
+        return server::stop(dir);
     }
-    let alive = dir.owner()?.is_some();
-    if alive {
-        release::unmount(mount)?;
+    let attached = attachments::of(dir, record)?;
+    for device in &attached {
+        let mounts = device.mounts()?;
+        if let Some(other) = mounts.iter().find(|other| Some(*other) != mount) {
+            let (path, at) = (device.path().display(), other.mountpoint.display());
+            bail!("{path} is mounted on {at} too: umount {at} first");
+        }
+    }
+    mount.map_or(Ok(()), release::unmount)?;
+    for device in &attached {
         // If it is still in use, in another mount namespace say, its data must stay.
-        loopdev::detach(device)?;
-    } else {
-        release::unmount_dead(&mount.mountpoint)?;
-        loopdev::request_detach(device)?;
+        if let Some(user) = device.user(record)? {
+            bail!("{} is {user} first", device.path().display());
+        }
+        device.detach()?;
     }
     server::stop(dir)
 }

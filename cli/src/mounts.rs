@@ -10,6 +10,8 @@ use anyhow::{Context, Result};
 /// One mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct MountEntry {
+    /// The device number of its file system, `major:minor`: what stat(2) gives for its files.
+    pub(crate) device: String,
     /// Where it is mounted.
     pub(crate) mountpoint: PathBuf,
     /// The file system's type, for example `ext4`.
@@ -32,22 +34,16 @@ pub(crate) fn at(mountpoint: &Path) -> Result<Option<MountEntry>> {
     Ok(all()?.into_iter().rfind(|m| m.mountpoint == mountpoint))
 }
 
-/// Everything mounted from `source`, the latest first: the order to unmount in.
-pub(crate) fn of(source: &Path) -> Result<Vec<MountEntry>> {
-    let mut mounts = all()?;
-    mounts.retain(|m| m.source == source);
-    mounts.reverse();
-    Ok(mounts)
-}
-
 /// `id parent major:minor root mountpoint options [tags...] - type source options`.
 fn parse_line(line: &[u8]) -> Option<MountEntry> {
     let mut fields = line.split(|&b| b == b' ');
-    let mountpoint = fields.nth(4)?;
+    let device = fields.nth(2)?;
+    let mountpoint = fields.nth(1)?;
     let mut fields = fields.skip_while(|&field| field != b"-").skip(1);
     let fs_type = fields.next()?;
     let source = fields.next()?;
     Some(MountEntry {
+        device: String::from_utf8_lossy(device).into_owned(),
         mountpoint: unescape(mountpoint),
         fs_type: String::from_utf8_lossy(fs_type).into_owned(),
         source: unescape(source),
@@ -103,6 +99,7 @@ mod tests {
         let line =
             b"41 25 7:0 / /mnt/a\\040b\\134 rw,relatime shared:1 master:2 - ext4 /dev/loop0 rw";
         let mount = parse_line(line).unwrap();
+        assert_eq!(mount.device, "7:0");
         assert_eq!(mount.mountpoint, Path::new("/mnt/a b\\"));
         assert_eq!(mount.fs_type, "ext4");
         assert_eq!(mount.source, Path::new("/dev/loop0"));

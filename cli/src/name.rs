@@ -18,7 +18,8 @@ impl Name {
     }
 
     /// The name of a device made for `mountpoint`, an absolute path: `/mnt/scratch` gives
-    /// `mnt-scratch`. Paths too long for a name end in a hash of the whole.
+    /// `mnt-scratch`. Where another path could give the same, or the path is too long for a name,
+    /// it ends in a hash of the whole.
     pub(crate) fn for_mountpoint(mountpoint: &Path) -> Self {
         let bytes = mountpoint.as_os_str().as_bytes();
         let mut text: String = bytes
@@ -30,12 +31,16 @@ impl Name {
             })
             .collect();
         text = text.trim_matches('-').to_owned();
+        let is_ambiguous = bytes
+            .iter()
+            .any(|&b| !(b == b'/' || b.is_ascii_alphanumeric() || b"._".contains(&b)));
         if text.is_empty() || text.bytes().all(|b| b == b'.') {
             text = "root".to_owned();
         }
-        if text.len() > Self::MAX_BYTES {
+        if is_ambiguous || text.len() > Self::MAX_BYTES {
+            let hash = fnv1a(bytes);
+            let hash = format!("-{:08x}", (hash >> 32) ^ (hash & 0xffff_ffff));
             // The text is ASCII, so any index is a character border.
-            let hash = format!("-{:016x}", fnv1a(bytes));
             text.truncate(Self::MAX_BYTES - hash.len());
             text.push_str(&hash);
         }
@@ -100,7 +105,12 @@ mod tests {
         let name = |path: &str| Name::for_mountpoint(Path::new(path)).0;
         assert_eq!(name("/mnt/scratch"), "mnt-scratch");
         assert_eq!(name("/"), "root");
-        assert_eq!(name("/mnt/a b\n"), "mnt-a_b_");
+        assert_eq!(name("/mnt/v1.0_b"), "mnt-v1.0_b");
+        assert!(name("/mnt/a b\n").starts_with("mnt-a_b_-"));
+        let alike = ["/mnt/x/y", "/mnt/x-y", "/mnt-x/y", "/mnt-x-y"].map(name);
+        let distinct: std::collections::HashSet<_> = alike.iter().collect();
+        assert_eq!(distinct.len(), alike.len(), "{alike:?}");
+        assert_ne!(name("/mnt/a b"), name("/mnt/a_b"));
         let (a, b) = ("/a".repeat(80), "/a".repeat(81));
         assert_ne!(name(&a), name(&b));
         for path in [a.as_str(), &b, "/..", "/mnt/\u{e9}"] {

@@ -58,13 +58,28 @@ pub(crate) fn assignment(text: &str) -> Result<Assignment, String> {
     }
 }
 
+/// The name of an attribute that can be read.
+pub(crate) fn readable(text: &str) -> Result<Attribute, String> {
+    let known = Attribute::from_name(text);
+    known
+        .filter(|attribute| attribute.is_readable())
+        .ok_or_else(|| {
+            let names = names(Attribute::is_readable);
+            match known {
+                Some(_) => format!("it can only be set; what can be read: {names}"),
+                None => format!("there is no such attribute; what can be read: {names}"),
+            }
+        })
+}
+
 fn settable() -> String {
-    let names: Vec<_> = Attribute::ALL
-        .iter()
-        .filter(|attribute| attribute.is_writable() && !attribute.is_fixed())
-        .map(|attribute| attribute.name())
-        .collect();
-    format!("what can be set: {}", names.join(", "))
+    let names = names(|attribute| attribute.is_writable() && !attribute.is_fixed());
+    format!("what can be set: {names}")
+}
+
+fn names(wanted: impl Fn(Attribute) -> bool) -> String {
+    let wanted = Attribute::ALL.into_iter().filter(|a| wanted(*a));
+    wanted.map(Attribute::name).collect::<Vec<_>>().join(", ")
 }
 
 /// The library's reason without the option's name, which clap gives.

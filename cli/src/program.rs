@@ -36,7 +36,8 @@ fn is_executable(path: &Path) -> bool {
         .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
 }
 
-/// Runs a tool to its end and returns its stdout, trimmed. A failure quotes its last line.
+/// Runs a tool to its end and returns its stdout, trimmed. A failure quotes the first line of
+/// its complaint; what follows is advice or its usage.
 pub(crate) fn run<S: AsRef<OsStr>>(
     tool: &Path,
     args: impl IntoIterator<Item = S>,
@@ -79,7 +80,7 @@ pub(crate) fn run_within<S: AsRef<OsStr>>(
         return Ok(text_of(stdout).trim().to_owned());
     }
     let said = text_of(stderr);
-    match said.lines().map(str::trim).rfind(|line| !line.is_empty()) {
+    match said.lines().map(str::trim).find(|line| !line.is_empty()) {
         Some(line) => bail!("{shown} failed: {line}"),
         None => bail!("{shown} failed: {status}"),
     }
@@ -114,8 +115,8 @@ mod tests {
     fn output_failure_and_patience() {
         let long = Duration::from_secs(60);
         assert_eq!(sh("echo out; echo noise >&2", long).unwrap(), "out");
-        let error = sh("echo first >&2; echo last >&2; exit 3", long).unwrap_err();
-        assert_eq!(error.to_string(), "sh failed: last");
+        let error = sh("echo >&2; echo first >&2; echo last >&2; exit 3", long).unwrap_err();
+        assert_eq!(error.to_string(), "sh failed: first");
         let error = sh("exec sleep 5", Duration::from_millis(20)).unwrap_err();
         assert!(error.to_string().contains("did not finish"), "{error}");
         let error = find("no-such-tool", "some-package").unwrap_err();

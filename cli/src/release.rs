@@ -1,17 +1,20 @@
-//! Freeing a device from what sits on it: file systems, then loop devices.
+//! Freeing a device from what sits on it: file systems, then block devices.
 
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
-use crate::loopdev::{self, LoopDevice};
+use crate::attachments::{self, Attachment};
 use crate::mounts::{self, MountEntry};
 use crate::program;
-use crate::rundir::RunDir;
+use crate::rundir::{Record, RunDir};
 
 /// How long a file system may take to be written out when its server is asked to stop.
 const STOPPING: Duration = Duration::from_secs(2);
+
+/// How long a step may take that has nothing to write out.
+const BRIEF: Duration = Duration::from_secs(1);
 
 /// How long an unmount may take that nobody hurries: everything dirty is compressed on the way.
 const UNHURRIED: Duration = Duration::from_secs(600);
@@ -21,18 +24,17 @@ const DEAD: Duration = Duration::from_secs(10);
 
 /// What sits on the device of `dir`, in words for an error; `None` if nothing does.
 pub(crate) fn describe_users(dir: &RunDir) -> Result<Option<String>> {
-    let Some(fuse) = dir.record().and_then(|record| record.fuse) else {
+    let Some(record) = dir.record() else {
         return Ok(None);
     };
-    let devices = loopdev::over(&fuse);
-    for device in &devices {
-        if let Some(mount) = mounts::of(&device.path)?.first() {
-            let at = mount.mountpoint.display();
-            return Ok(Some(format!("mounted on {at}: uzram umount {at}")));
+    let attached = attachments::of(dir, &record)?;
+    for device in &attached {
+        if let Some(user) = device.user(&record)? {
+            return Ok(Some(user));
         }
     }
-    let attached = devices.first().map(|device| {
-        let (name, path) = (dir.name(), device.path.display());
+    let attached = attached.first().map(|device| {
+        let (name, path) = (dir.name(), device.path().display());
         format!("attached as {path}: uzram detach {name}")
     });
     Ok(attached)
@@ -41,42 +43,63 @@ pub(crate) fn describe_users(dir: &RunDir) -> Result<Option<String>> {
 /// Unmounts a file system on a living device; one in use stays as it is.
 pub(crate) fn unmount(mount: &MountEntry) -> Result<()> {
     let at = mount.mountpoint.display();
-    let busy = || format!("{at} is in use, nothing was changed: end what fuser -vm {at} lists");
     match umount(&mount.mountpoint, &[], UNHURRIED) {
-        Err(error) if error.to_string().contains("busy") => bail!(busy()),
-        result => result.with_context(|| format!("cannot unmount {at}")),
+        Err(_) if mounts::at(&mount.mountpoint)?.as_ref() != Some(mount) => Ok(()),
+        result => result
+            .with_context(|| format!("{at} stays as it is (fuser -vm {at} shows what uses it)")),
     }
 }
 
-/// Unmounts a file system whose device is dead, by force if it is in use.
-pub(crate) fn unmount_dead(mountpoint: &Path) -> Result<()> {
-    umount(mountpoint, &[], DEAD)
-        .or_else(|_| umount(mountpoint, &["--lazy"], DEAD))
-        .with_context(|| format!("cannot unmount {}", mountpoint.display()))
+/// Takes away the mounts of a device whose server is dead, by force where they are in use, and
+/// the device, which goes when its last user does.
+pub(crate) fn clear_dead(device: &Attachment) -> Result<()> {
+    // Before the unmounts: from then on the device goes whatever becomes of us.
+    device.request_detach(DEAD)?;
+    for mount in device.mounts()? {
+        umount(&mount.mountpoint, &[], DEAD)
+            .or_else(|_| umount(&mount.mountpoint, &["-l"], DEAD))
+            .with_context(|| format!("cannot unmount {}", mount.mountpoint.display()))?;
+    }
+    Ok(())
 }
 
-/// Frees a server that is stopping from everything on its FUSE directory, as far as there is
-/// time: what is still in use is taken out of sight, and fails when the server is gone.
-pub(crate) fn loops_of_stopping_server(fuse_dir: &Path) {
-    for device in loopdev::over(fuse_dir) {
-        let freed = free_in_a_hurry(&device);
-        if let Err(error) = freed {
+/// Frees a server that is stopping from what is attached to it, as far as there is time: what is
+/// still in use is taken out of sight, and fails when the server is gone.
+pub(crate) fn free_stopping(attached: &[Attachment]) {
+    for device in attached {
+        free_in_a_hurry(device, STOPPING, BRIEF);
+    }
+}
+
+/// [`free_stopping`] of everything, for a server whose time is up.
+pub(crate) fn free_now(dir: &RunDir, record: &Record, patience: Duration) {
+    for device in attachments::of(dir, record).into_iter().flatten() {
+        free_in_a_hurry(&device, Duration::ZERO, patience);
+    }
+}
+
+/// Each step is tried whatever became of those before it.
+fn free_in_a_hurry(device: &Attachment, write_out: Duration, brief: Duration) {
+    let warn = |result: Result<()>| {
+        if let Err(error) = result {
             tracing::warn!("{error:#}");
         }
+    };
+    // A loop device that is told first goes with its last mount, even if we go before it; the
+    // NBD driver would cut the file system off.
+    if matches!(device, Attachment::Loop(_)) {
+        warn(device.request_detach(brief));
     }
-}
-
-fn free_in_a_hurry(device: &LoopDevice) -> Result<()> {
-    for mount in mounts::of(&device.path)? {
-        if umount(&mount.mountpoint, &[], STOPPING).is_err() {
-            tracing::warn!(
-                "{} is in use while its device stops",
-                mount.mountpoint.display()
-            );
-            umount(&mount.mountpoint, &["--lazy"], STOPPING)?;
+    for mount in device.mounts().unwrap_or_default() {
+        let at = &mount.mountpoint;
+        if write_out.is_zero() || umount(at, &[], write_out).is_err() {
+            tracing::warn!("{} is in use while its device stops", at.display());
+            warn(umount(at, &["-l"], brief));
         }
     }
-    loopdev::request_detach(device)
+    if matches!(device, Attachment::Nbd(_)) {
+        warn(device.request_detach(brief));
+    }
 }
 
 /// umount(8), in a process of its own; see [`program`].

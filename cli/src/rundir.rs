@@ -6,12 +6,13 @@
 //! RUNDIR/NAME/control.sock  the control socket
 //! RUNDIR/NAME/nbd.sock      the default NBD socket
 //! RUNDIR/NAME/fuse          where `uzram mount` has the server mount
-//! RUNDIR/NAME/nbd-device    the kernel NBD device attached to it
+//! RUNDIR/NAME/nbd-device    the kernel NBD device attached to it, a note of `uzram attach`
 //! RUNDIR/NAME/log           the log of a server in the background
 //! ```
 //!
 //! Invariants:
-//! 1. Whoever changes anything in `RUNDIR/NAME` holds its lock. The lock is a record lock
+//! 1. Whoever changes anything in `RUNDIR/NAME` holds its lock, but for `nbd-device`, for which
+//!    `attach` and `detach` take turns with a lock (flock(2)) on the directory. The lock is a record lock
 //!    (fcntl(2)): the kernel releases it when the process dies however it dies, and tells anyone
 //!    who asks which process holds it.
 //! 2. The directory is removed by the holder of the lock only, and a lock counts only if its file
@@ -152,9 +153,15 @@ impl RunDir {
         let name = &self.name;
         match self.owner()? {
             Some(pid) => Ok(pid),
-            None if self.exists() => Err(anyhow!(
-                "the server of {name} is dead: clear what it left with: uzram detach {name}"
-            )),
+            None if self.exists() => {
+                let clear = match self.record().and_then(|record| record.mountpoint) {
+                    Some(mountpoint) => format!("uzram umount {}", mountpoint.display()),
+                    None => format!("uzram detach {name}"),
+                };
+                Err(anyhow!(
+                    "the server of {name} is dead: clear what it left with: {clear}"
+                ))
+            }
             None => Err(anyhow!("no device {name} is being served: see uzram list")),
         }
     }
@@ -162,6 +169,20 @@ impl RunDir {
     /// What the server, alive or dead, serves.
     pub(crate) fn record(&self) -> Option<Record> {
         serde_json::from_slice(&fs::read(self.record_file()).ok()?).ok()
+    }
+
+    /// Keeps every other `attach` and `detach` of this name out while what it returns lives.
+    pub(crate) fn take_turn(&self) -> Result<File> {
+        let shown = self.path.display();
+        let file = File::open(&self.path).with_context(|| format!("cannot open {shown}"))?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(file),
+            Err(Errno::WOULDBLOCK) => bail!(
+                "another attach or detach of {} is at work: try again when it is done",
+                self.name
+            ),
+            Err(e) => Err(e).with_context(|| format!("cannot lock {shown}")),
+        }
     }
 
     /// Takes the name, making its directory; refused while another process has it.
@@ -209,14 +230,15 @@ impl RunDir {
         Ok((ours.ino() == named.ino() && ours.dev() == named.dev()).then_some(file))
     }
 
-    /// Removes the directory and the files in it, whatever they are, the lock last.
+    /// Removes the directory and the files in it, whatever they are, the lock last. Directories
+    /// are nobody's: they stay, and this with them.
     fn remove(&self) -> io::Result<()> {
         let lock = self.lock_file();
         ignore_missing(fs::remove_dir(self.fuse_dir()))?;
         for entry in fs::read_dir(&self.path)? {
-            let path = entry?.path();
-            if path != lock {
-                ignore_missing(fs::remove_file(path))?;
+            let entry = entry?;
+            if entry.path() != lock && !entry.file_type()?.is_dir() {
+                ignore_missing(fs::remove_file(entry.path()))?;
             }
         }
         ignore_missing(fs::remove_file(lock))?;
@@ -275,6 +297,10 @@ pub(crate) struct Record {
     pub(crate) nbd: Vec<String>,
     /// The FUSE directory, absolute.
     pub(crate) fuse: Option<PathBuf>,
+    /// The device number of the mount there, `major:minor`; `None` until it is mounted.
+    pub(crate) fuse_device: Option<String>,
+    /// Where `uzram mount` mounts the file system it makes; `None` for every other server.
+    pub(crate) mountpoint: Option<PathBuf>,
     /// The backing file, if the server made it and so is to remove it.
     pub(crate) spill: Option<FileId>,
 }
@@ -334,6 +360,8 @@ mod tests {
             size: 4096,
             nbd: vec!["unix:/x".to_owned()],
             fuse: None,
+            fuse_device: None,
+            mountpoint: None,
             spill: None,
         };
         lock.write_record(&record).unwrap();

@@ -7,7 +7,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -17,15 +17,19 @@ use rustix::process::{Resource, Rlimit};
 use uzram::nbd::Address;
 use uzram::{BlockDevice, Device, control, fuse, nbd};
 
-use crate::leftovers::{FileId, Traces};
-use crate::rundir::{Lock, Record, RunRoot};
+use crate::attachments::{self, Attachment};
+use crate::leftovers::FileId;
+use crate::rundir::{Lock, Record, RunDir, RunRoot};
 use crate::settings::Settings;
 use crate::stop::Stopper;
 use crate::table::bytes;
-use crate::{release, stop};
+use crate::{mounts, release, server, stop};
 
 /// How long clients may take to fetch the answers to what they have already sent.
 const GRACE: Duration = Duration::from_secs(2);
+
+/// How long removing the backing file may take; a large one takes its file system a while.
+const SPILL: Duration = Duration::from_secs(3);
 
 /// Serves until asked to stop.
 pub(crate) fn run(settings: &Settings, root: &RunRoot, background: bool) -> Result<()> {
@@ -34,35 +38,43 @@ pub(crate) fn run(settings: &Settings, root: &RunRoot, background: bool) -> Resu
         let _ = rustix::process::setsid();
     }
     raise_open_files_limit();
+    if settings.fuse.is_some() {
+        join_io_flushers();
+    }
+    let (stopper, stop_requested) = stop::install()?;
     let lock = root.dir(&settings.name).lock()?;
-    let (stopper, stop_requested) = stop::install(Traces {
-        dir: lock.dir().clone(),
-        fuse: None,
-        sockets: Vec::new(),
-        spill: None,
-    })?;
-    let server = match Server::start(settings, &lock, &stopper) {
-        Ok(server) => server,
-        Err(error) => {
-            if let Err(second) = lock.remove() {
-                tracing::warn!("{second:#}");
-            }
-            return Err(error);
+    stopper.note(|traces| traces.dir = Some(lock.dir().clone()));
+    let served = Server::start(settings, root, &lock, &stopper).and_then(|server| {
+        let announced = announce(
+            settings,
+            &server.record,
+            background.then(|| lock.dir().log()),
+        );
+        if announced.is_ok() {
+            // Err would mean that every sender is gone, which is no reason to go on either.
+            let _ = stop_requested.recv();
         }
-    };
-    if background {
-        log_to_file(&lock.dir().log())?;
+        notify(&[sd_notify::NotifyState::Stopping]);
+        tracing::info!("stopping {}", settings.name);
+        let stopped = server.stop(lock.dir());
+        announced.map(|()| stopped)
+    });
+    // Without its record nobody would find the spill again.
+    if !matches!(served, Ok(Stopped::SpillStays))
+        && let Err(error) = lock.remove()
+    {
+        tracing::warn!("{error:#}");
     }
-    announce(settings, &server.record);
-    if background {
-        leave_stdout()?;
-    }
-    // Err would mean that every sender is gone, which is no reason to go on either.
-    let _ = stop_requested.recv();
-    notify(&[sd_notify::NotifyState::Stopping]);
-    tracing::info!("stopping {}", settings.name);
-    server.stop();
-    lock.remove()
+    served.map(drop)
+}
+
+/// What an orderly stop has left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stopped {
+    /// Nothing.
+    Clean,
+    /// The backing file: its file system does not let go of it.
+    SpillStays,
 }
 
 /// Everything that is running.
@@ -75,8 +87,11 @@ struct Server {
 }
 
 impl Server {
-    fn start(settings: &Settings, lock: &Lock, stopper: &Stopper) -> Result<Self> {
+    fn start(settings: &Settings, root: &RunRoot, lock: &Lock, stopper: &Stopper) -> Result<Self> {
         lock.clear_leftovers()?;
+        if let Some(fuse) = &settings.fuse {
+            server::clear_dead_users_of(fuse, lock.dir(), root)?;
+        }
         let mut record = settings.record();
         lock.write_record(&record)?;
         let (device, spill) = start_device(settings)?;
@@ -90,6 +105,10 @@ impl Server {
             lock.write_record(&record)?;
         }
         let fuse = start_fuse(settings, lock, &device, stopper)?;
+        if let Some(mount) = &fuse {
+            record.fuse_device = mounts::at(mount.dir())?.map(|mount| mount.device);
+            lock.write_record(&record)?;
+        }
         let control = control::Server::start(&lock.dir().control_socket(), Arc::clone(&device))?;
         Ok(Self {
             device,
@@ -101,7 +120,7 @@ impl Server {
     }
 
     /// The orderly stop. Whatever does not end by itself is left to the watchdog.
-    fn stop(self) {
+    fn stop(self, dir: &RunDir) -> Stopped {
         let Self {
             device,
             nbd,
@@ -109,24 +128,36 @@ impl Server {
             control,
             record,
         } = self;
+        let attached = attachments::of(dir, &record).unwrap_or_else(|error| {
+            tracing::warn!("{error:#}");
+            Vec::new()
+        });
+        let (over_fuse, over_nbd): (Vec<_>, Vec<_>) = attached
+            .into_iter()
+            .partition(|device| matches!(device, Attachment::Loop(_)));
+        // Each while its server still answers, so that a file system on top can be written out.
         thread::scope(|scope| {
             scope.spawn(|| control.shutdown());
-            scope.spawn(|| nbd.map(|server| server.shutdown(GRACE)));
             scope.spawn(|| {
-                // While FUSE still answers, so that a file system on top can be written out.
-                if let Some(dir) = &record.fuse {
-                    release::loops_of_stopping_server(dir);
+                release::free_stopping(&over_nbd);
+                if let Some(server) = nbd {
+                    server.shutdown(GRACE);
                 }
+            });
+            scope.spawn(|| {
+                release::free_stopping(&over_fuse);
                 if let Some(Err(error)) = fuse.map(fuse::Mount::unmount) {
                     tracing::warn!("{error}");
                 }
             });
         });
-        drop(device);
-        // Only if a client still holds the device: then it does not get to do so itself.
-        if let Some(Err(error)) = record.spill.map(|spill| spill.remove()) {
-            tracing::warn!("cannot remove the backing file: {error}");
+        if let Some(Err(error)) = record.spill.map(|spill| spill.remove(SPILL)) {
+            tracing::warn!("the backing file stays until the next start or detach: {error:#}");
+            // It would try the same, and hang in it where a file system is frozen.
+            std::mem::forget(device);
+            return Stopped::SpillStays;
         }
+        Stopped::Clean
     }
 }
 
@@ -175,8 +206,12 @@ fn start_fuse(
     Ok(Some(mount))
 }
 
-/// Says that the device is there: on stdout, to systemd, and in the log.
-fn announce(settings: &Settings, record: &Record) {
+/// Says that the device is there: on stdout, to systemd, and in the log, which goes to the file
+/// `log` from here on, and nothing to our starter any more, if we are in the background.
+fn announce(settings: &Settings, record: &Record, log: Option<PathBuf>) -> Result<()> {
+    if let Some(log) = &log {
+        log_to_file(log)?;
+    }
     let fuse = record.fuse.iter().map(|dir| dir.display().to_string());
     let places: Vec<_> = record.nbd.iter().cloned().chain(fuse).collect();
     tracing::info!(
@@ -192,6 +227,7 @@ fn announce(settings: &Settings, record: &Record) {
         // Whoever started us does not listen; that is no reason not to serve.
         tracing::warn!(%error, "cannot say ready on stdout");
     }
+    log.map_or(Ok(()), |_| leave_stdout())
 }
 
 /// Tells systemd, if it is there to be told.
@@ -229,5 +265,14 @@ fn raise_open_files_limit() {
     };
     if let Err(error) = rustix::process::setrlimit(Resource::Nofile, raised) {
         tracing::debug!(%error, "cannot raise the limit of open files");
+    }
+}
+
+/// What a file system on our own device waits for must not wait for that file system to write
+/// pages out: our memory is not to be had by that.
+fn join_io_flushers() {
+    // Only root may, and only root has file systems on the device.
+    if let Err(error) = rustix::process::configure_io_flusher_behavior(true) {
+        tracing::debug!(%error, "cannot become an IO flusher");
     }
 }

@@ -2,6 +2,7 @@
 
 use std::env;
 use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
@@ -13,7 +14,7 @@ use rustix::fd::{AsFd, BorrowedFd};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal};
 
-use crate::rundir::RunDir;
+use crate::rundir::{RunDir, RunRoot};
 use crate::settings::Settings;
 use crate::undo::Interrupt;
 
@@ -104,6 +105,18 @@ fn clear_dead(dir: &RunDir) -> Result<()> {
         let lock = dir.lock()?;
         lock.clear_leftovers()?;
         lock.remove()?;
+    }
+    Ok(())
+}
+
+/// Clears what dead servers of other names left of `fuse_dir`, before `ours` comes to use it:
+/// what is attached to them is not found any more once another mount stands there.
+pub(crate) fn clear_dead_users_of(fuse_dir: &Path, ours: &RunDir, root: &RunRoot) -> Result<()> {
+    for other in root.dirs()? {
+        let recorded = other.record().and_then(|record| record.fuse);
+        if other.name() != ours.name() && recorded.as_deref() == Some(fuse_dir) {
+            clear_dead(&other)?;
+        }
     }
     Ok(())
 }

@@ -23,6 +23,8 @@ pub(crate) struct Settings {
     /// Where it serves NBD; may be empty if `fuse` is set.
     pub(crate) nbd: Vec<Address>,
     pub(crate) fuse: Option<PathBuf>,
+    /// Where `uzram mount` mounts the file system it makes on it.
+    pub(crate) mountpoint: Option<PathBuf>,
 }
 
 impl Settings {
@@ -37,7 +39,8 @@ impl Settings {
         };
         let device = DeviceConfig {
             size: args.size,
-            mem_limit: args.mem_limit,
+            // As in zram's attribute, 0 is no limit.
+            mem_limit: args.mem_limit.filter(|limit| *limit != 0),
             backing,
             algorithm: args.algorithm,
             pool: args.pool,
@@ -71,6 +74,7 @@ impl Settings {
             device,
             nbd,
             fuse,
+            mountpoint: None,
         })
     }
 
@@ -105,6 +109,9 @@ impl Settings {
         if let Some(fuse) = &self.fuse {
             option("fuse", fuse.clone().into());
         }
+        if let Some(mountpoint) = &self.mountpoint {
+            option("mountpoint", mountpoint.clone().into());
+        }
         args.extend(["--".into(), self.name.as_str().into()]);
         args
     }
@@ -115,6 +122,8 @@ impl Settings {
             size: self.device.size,
             nbd: self.nbd.iter().map(ToString::to_string).collect(),
             fuse: self.fuse.clone(),
+            fuse_device: None,
+            mountpoint: self.mountpoint.clone(),
             spill: None,
         }
     }
@@ -143,6 +152,14 @@ fn resolve_address(address: Address) -> Result<Address> {
             path.display()
         )));
     }
+    if let Some(parent) = path.parent()
+        && !parent.is_dir()
+    {
+        bail!(
+            "--nbd: there is no directory {0}: mkdir {0} first",
+            parent.display()
+        );
+    }
     Ok(Address::Unix(path))
 }
 
@@ -168,7 +185,7 @@ mod tests {
 
     #[test]
     fn settings_survive_being_passed_on() {
-        let first = resolve(&[
+        let mut first = resolve(&[
             "x",
             "--size=1G",
             "--mem-limit=64M",
@@ -181,12 +198,14 @@ mod tests {
             "--fuse=/mnt/a b",
         ])
         .unwrap();
+        first.mountpoint = Some("/mnt/c d".into());
         let words = [OsString::from("uzram")].into_iter().chain(first.to_args());
         let Verb::Serve(serve) = args::parse(words).unwrap().verb else {
             panic!("not serve");
         };
         let root = RunRoot::locate().unwrap();
-        let second = Settings::resolve(serve.name, serve.device, &root).unwrap();
+        let mut second = Settings::resolve(serve.name, serve.device, &root).unwrap();
+        second.mountpoint = serve.mountpoint;
         assert_eq!(first, second);
         assert!(matches!(&first.nbd[0], Address::Unix(path) if path.is_absolute()));
     }

@@ -57,12 +57,12 @@ impl Stopper {
 }
 
 /// Installs the signal handlers; the receiver gets one message when the server is to stop.
-pub(crate) fn install(traces: Traces) -> Result<(Stopper, Receiver<()>)> {
+pub(crate) fn install() -> Result<(Stopper, Receiver<()>)> {
     let (wake, woken) = mpsc::channel();
     let stopper = Stopper {
         requested: Arc::default(),
         wake,
-        traces: Arc::new(Mutex::new(traces)),
+        traces: Arc::default(),
     };
     for ignored in [SIGHUP, SIGXFSZ] {
         // A handler that only sets a flag; unlike SIG_IGN it is not inherited by our children.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, anyhow, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
@@ -26,9 +26,18 @@ impl Interrupt {
     /// Fails once a signal has come.
     pub(crate) fn check(&self) -> Result<()> {
         if self.0.load(Ordering::SeqCst) {
-            bail!("interrupted, everything was undone");
+            bail!("interrupted");
         }
         Ok(())
+    }
+
+    /// What to say of `error`: after a signal, which the tools got too, not what they said of it.
+    pub(crate) fn explain(&self, error: Error, undone: bool) -> Error {
+        match (self.check(), undone) {
+            (Ok(()), _) => error,
+            (Err(_), true) => anyhow!("interrupted, everything was undone"),
+            (Err(_), false) => anyhow!("interrupted, but not everything could be undone"),
+        }
     }
 }
 
@@ -43,6 +52,22 @@ impl<'a> Undo<'a> {
         self.0.push(Box::new(step));
     }
 
+    /// Undoes it all, as far as it can be; says whether all of it could.
+    pub(crate) fn unwind(mut self) -> bool {
+        self.run()
+    }
+
+    fn run(&mut self) -> bool {
+        let mut undone = true;
+        while let Some(step) = self.0.pop() {
+            if let Err(error) = step() {
+                tracing::error!("cannot undo: {error:#}");
+                undone = false;
+            }
+        }
+        undone
+    }
+
     /// All went well: nothing is undone.
     pub(crate) fn disarm(mut self) {
         self.0.clear();
@@ -51,11 +76,7 @@ impl<'a> Undo<'a> {
 
 impl Drop for Undo<'_> {
     fn drop(&mut self) {
-        while let Some(step) = self.0.pop() {
-            if let Err(error) = step() {
-                tracing::error!("cannot undo: {error:#}");
-            }
-        }
+        self.run();
     }
 }
 
@@ -107,8 +128,11 @@ mod tests {
                 if step == 2 { bail!("step 2") } else { Ok(()) }
             });
         }
-        drop(undo);
+        assert!(!undo.unwind());
         assert_eq!(*done.borrow(), [3, 2, 1]);
+        let mut undo = Undo::default();
+        undo.push(|| Ok(()));
+        assert!(undo.unwind());
         let mut undo = Undo::default();
         undo.push(|| {
             done.borrow_mut().clear();

@@ -1,9 +1,11 @@
 //! The command line from outside: refusals, a server's life, and every way it ends.
 
 mod common;
+#[path = "cli/ends.rs"]
+mod ends;
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
@@ -31,6 +33,7 @@ fn nonsense_exits_2_with_one_line() {
         (&["serve", "a", "--size=99999999T"], "--size"),
         (&["serve", "a", "--size=big"], "--size"),
         (&["serve", "a", "--size=-1"], "--size"),
+        (&["serve", "a", "--size", "-1"], "-1"),
         (
             &["serve", "a", "--size=1M", "--mem-limit=4K"],
             "--mem-limit",
@@ -58,17 +61,24 @@ fn nonsense_exits_2_with_one_line() {
         (&["mount", "mnt"], "--size"),
         (&["mount", "--size=1G", "--fs=ntfs", "mnt"], "ext4"),
         (&["mount", "--size=1G"], "MOUNTPOINT"),
+        (&["mount", "--size=299M", "--fs=xfs", "mnt"], "300M"),
+        (&["mount", "--size=16M", "--fs=btrfs", "mnt"], "45M"),
+        (&["mount", "--size=64K", "mnt"], "224K"),
         (&["attach", "a", "--nbd", "--fuse"], "--nbd"),
         (&["set", "a"], "KEY=VALUE"),
         (&["set", "a", "mem_limit"], "KEY=VALUE"),
         (&["set", "a", "colour=red"], "mem_limit"),
         (&["set", "a", "mm_stat=1"], "read-only"),
         (&["stat"], "NAME"),
+        (&["stat", "a", "colour"], "mm_stat"),
+        (&["stat", "a", "compact"], "only be set"),
+        (&["stat", "a", "mm_stat", "--json"], "--json"),
         (&["frobnicate"], "frobnicate"),
     ];
     for (args, says) in cases {
         let line = world.refused(2, args);
         assert!(line.contains(says), "{args:?}: {line}");
+        assert!(!line.contains("tip:"), "{args:?}: {line}");
     }
     assert_eq!(world.leftovers(), [""; 0]);
 }
@@ -122,7 +132,7 @@ fn addresses_that_cannot_be_had() {
     assert!(line.contains("in use"), "{line}");
 
     let line = serve_refused(&world, &["--nbd=unix:missing/nbd.sock"]);
-    assert!(line.contains("missing"), "{line}");
+    assert!(line.contains("mkdir") && line.contains("missing"), "{line}");
 }
 
 #[test]
@@ -197,8 +207,9 @@ fn a_backing_file_goes_with_its_server() {
 
     // A start that fails late leaves none either.
     fs::remove_file(&spill).unwrap();
-    let line = serve_refused(&world, &["--backing=spill", "--nbd=unix:missing/sock"]);
-    assert!(line.contains("missing"), "{line}");
+    let _listener = UnixListener::bind(world.path("taken")).unwrap();
+    let line = serve_refused(&world, &["--backing=spill", "--nbd=unix:taken"]);
+    assert!(line.contains("taken"), "{line}");
     assert!(!spill.exists());
 }
 
@@ -276,6 +287,19 @@ fn a_servers_life() {
     );
     let line = world.refused(2, &["set", "life", "mem_limit=32M", "mem_used_max=7"]);
     assert!(line.contains("mem_used_max"), "{line}");
+    let line = world.refused(2, &["set", "life", "mem_limit=4K"]);
+    assert!(
+        line.contains("32K") && !line.contains("--mem-limit"),
+        "{line}"
+    );
+    assert_eq!(
+        world.ok(&["stat", "life", "mem_limit", "comp_algorithm"]),
+        "33554432\n[lz4] zstd\n"
+    );
+    let mm_stat = world.ok(&["stat", "life", "mm_stat"]);
+    assert_eq!(mm_stat.split_whitespace().count(), 9, "{mm_stat}");
+    world.ok(&["set", "life", "mem_limit=0"]);
+    assert_eq!(world.ok(&["stat", "life", "mem_limit"]), "0\n");
     assert!(world.ok(&["compact", "life"]).contains("freed"));
     world.ok(&["reset", "life"]);
 
@@ -294,6 +318,65 @@ fn a_servers_life() {
     assert_eq!(server.ended(HANG), Some(0));
     assert_eq!(world.leftovers(), [""; 0]);
     assert!(world.ok(&["list"]).contains("no devices"));
+}
+
+#[test]
+fn no_limit_and_no_json() {
+    let world = World::new();
+    let _server = world.serve(&["free", "--size=1M", "--mem-limit=0"]);
+    assert_eq!(world.ok(&["stat", "free", "mem_limit"]), "0\n");
+    let line = world.refused(
+        2,
+        &[
+            "serve",
+            "b",
+            "--size=1M",
+            "--backing=b",
+            "--backing-size=1M",
+        ],
+    );
+    assert!(line.contains("4M"), "{line}");
+}
+
+#[test]
+fn a_device_with_an_nbd_client_is_not_reset() {
+    let world = World::new();
+    let _server = world.serve(&["used", "--size=1M", "--nbd=unix:s"]);
+    let uri = format!("nbd+unix:///used?socket={}", world.path("s").display());
+    // Connected from the moment it says so to the end of its stdin.
+    let mut client = Command::new("nbdsh")
+        .args(["-u", &uri, "-c", "h.pwrite(b'x' * 4096, 0)"])
+        .args(["-c", "print('up', flush=True)"])
+        .args(["-c", "import sys; sys.stdin.read()"])
+        // The system's own Python, for which its package is.
+        .env("PATH", "/usr/bin:/bin")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    let stdout = client.stdout.as_mut().unwrap();
+    BufReader::new(stdout).read_line(&mut line).unwrap();
+    assert_eq!(line, "up\n");
+    let line = world.refused(1, &["reset", "used"]);
+    assert!(line.contains("in use"), "{line}");
+    assert!(world.ok(&["stat", "used", "mm_stat"]).contains(" 4096 "));
+    drop(client.stdin.take());
+    assert!(client.wait().unwrap().success());
+    world.ok(&["reset", "used"]);
+    assert!(!world.ok(&["stat", "used", "mm_stat"]).contains(" 4096 "));
+}
+
+#[test]
+fn idle_control_clients_lock_nobody_out() {
+    let world = World::new();
+    let _server = world.serve(&["idle", "--size=1M"]);
+    let socket = world.rundir().join("idle/control.sock");
+    let idle: Vec<_> = (0..100)
+        .map(|_| UnixStream::connect(&socket).unwrap())
+        .collect();
+    world.ok(&["stat", "idle"]);
+    drop(idle);
 }
 
 #[test]
@@ -373,105 +456,6 @@ fn a_dead_mount_is_cleared() {
     world.ok(&["detach", "dead"]);
     assert_eq!(world.leftovers(), [""; 0]);
     assert!(fs::read_dir(&dir).unwrap().next().is_none());
-}
-
-#[test]
-fn either_signal_stops_an_idle_server() {
-    for name in ["TERM", "INT"] {
-        let world = World::new();
-        let mut server =
-            world.serve(&["idle", "--size=1M", "--nbd=unix:s", "--nbd=tcp:127.0.0.1:0"]);
-        signal(server.pid(), "HUP");
-        assert!(world.path("s").exists());
-        world.ok(&["stat", "idle"]);
-        signal(server.pid(), name);
-        assert_eq!(server.ended(STOP), Some(0), "{name}");
-        assert_eq!(world.leftovers(), [""; 0]);
-        assert!(!world.path("s").exists());
-    }
-}
-
-#[test]
-fn sigterm_under_load_leaves_nothing() {
-    let fuse = can_mount("the FUSE half of sigterm_under_load_leaves_nothing");
-    let world = World::new();
-    let mut args = vec!["load", "--size=256M", "--nbd=unix:s"];
-    if fuse {
-        world.dir("fuse");
-        args.push("--fuse=fuse");
-    }
-    let mut server = world.serve(&args);
-    // Clients that say nothing, that say half of something, and that never stop.
-    let silent: Vec<_> = (0..20)
-        .map(|_| UnixStream::connect(world.path("s")).unwrap())
-        .collect();
-    let mut half = UnixStream::connect(world.rundir().join("load/control.sock")).unwrap();
-    half.write_all(b"{\"op\":").unwrap();
-    let uri = format!("nbd+unix:///load?socket={}", world.path("s").display());
-    let writer = |script: String| {
-        let mut command = Command::new("sh");
-        command.args(["-c", &script]).stderr(Stdio::null());
-        command.spawn().unwrap()
-    };
-    let random = world.path("random");
-    let fill = format!("head -c 128M /dev/urandom > {0}", random.display());
-    assert!(
-        Command::new("sh")
-            .args(["-c", &fill])
-            .status()
-            .unwrap()
-            .success()
-    );
-    let mut writers = vec![writer(format!(
-        "while nbdcopy --synchronous {} '{uri}'; do :; done",
-        random.display()
-    ))];
-    if fuse {
-        writers.push(writer(format!(
-            "while dd if={} of={}/disk bs=1M conv=notrunc,nocreat oflag=direct; do :; done",
-            random.display(),
-            world.path("fuse").display(),
-        )));
-    }
-    std::thread::sleep(Duration::from_millis(500));
-    signal(server.pid(), "TERM");
-    assert_eq!(server.ended(STOP), Some(0));
-    assert_eq!(world.leftovers(), [""; 0]);
-    assert!(!world.path("s").exists());
-    for writer in &mut writers {
-        common::ended(writer, HANG).expect("writers end with their server");
-    }
-    drop((silent, half));
-}
-
-#[test]
-fn a_second_signal_exits_at_once() {
-    if !can_mount("a_second_signal_exits_at_once") {
-        return;
-    }
-    let world = World::new();
-    world.dir("fuse");
-    let mut server = world.serve(&["two", "--size=1M", "--fuse=fuse"]);
-    // An open file holds up an orderly unmount for half a second.
-    let open = fs::File::open(world.path("fuse/disk")).unwrap();
-    let mut log = BufReader::new(server.child.stderr.take().unwrap()).lines();
-    signal(server.pid(), "TERM");
-    let stopping = log.find(|line| line.as_ref().unwrap().contains("stopping"));
-    assert!(stopping.is_some());
-    signal(server.pid(), "TERM");
-    assert_eq!(server.ended(STOP), Some(1));
-    drop(open);
-    assert_eq!(world.leftovers(), [""; 0]);
-}
-
-#[test]
-fn a_frozen_server_is_killed() {
-    let world = World::new();
-    let mut server = world.serve(&["frozen", "--size=1M"]);
-    signal(server.pid(), "STOP");
-    world.ok(&["stop", "frozen"]);
-    assert_eq!(server.ended(HANG), None);
-    assert_eq!(world.leftovers(), [""; 0]);
 }
 
 #[test]

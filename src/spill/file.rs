@@ -47,7 +47,7 @@ impl FileBacking {
     pub(crate) fn open(config: &BackingConfig) -> Result<Self> {
         let path = config.path.as_path();
         if config.size.is_some_and(|size| size < 2 * SEGMENT_BYTES) {
-            let reason = format!("must be at least {}", 2 * SEGMENT_BYTES);
+            let reason = format!("must be at least {}M", (2 * SEGMENT_BYTES) >> 20);
             return Err(Error::InvalidConfig {
                 option: "--backing-size",
                 reason,

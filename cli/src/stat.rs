@@ -1,0 +1,122 @@
+//! `uzram stat`.
+
+use std::io::IsTerminal;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Result;
+use uzram::control::Client;
+use uzram::{PAGE_SIZE, Stats};
+
+use crate::args::StatArgs;
+use crate::output;
+use crate::rundir::RunRoot;
+use crate::table::{Align, bytes, columns, count, ratio};
+
+/// How long a server may take to answer; it answers at once unless it is stuck.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// `uzram stat`.
+pub(crate) fn stat(args: &StatArgs, root: &RunRoot) -> Result<()> {
+    let dir = root.dir(&args.name);
+    dir.require_owner()?;
+    let mut client = Client::connect(&dir.control_socket(), PATIENCE)?;
+    let in_place = args.watch && !args.json && std::io::stdout().is_terminal();
+    loop {
+        if args.json {
+            output::json(&client.stat()?)?;
+        } else {
+            let clear = if in_place { "\x1b[H\x1b[2J" } else { "" };
+            output::text(&format!("{clear}{}", shown(args, &mut client)?))?;
+        }
+        if !args.watch {
+            return Ok(());
+        }
+        thread::sleep(Duration::from_secs(1));
+    }
+}
+
+/// The attributes asked for, each as its file in the FUSE directory has it; else the table.
+fn shown(args: &StatArgs, client: &mut Client) -> Result<String> {
+    if args.attributes.is_empty() {
+        return Ok(stat_table(args.name.as_str(), &client.stat()?));
+    }
+    let mut text = String::new();
+    for attribute in &args.attributes {
+        text.push_str(&client.get(attribute.name())?);
+    }
+    Ok(text)
+}
+
+/// A label, a figure and a remark.
+type Row = [String; 3];
+
+fn stat_table(name: &str, s: &Stats) -> String {
+    let mut rows = vec![[name.to_owned(), String::new(), String::new()]];
+    rows.extend(data_rows(s));
+    rows.extend(memory_rows(s));
+    let failed = s.failed_reads + s.failed_writes;
+    if failed > 0 {
+        let (reads, writes) = (count(s.failed_reads), count(s.failed_writes));
+        let remark = format!("{reads} reads, {writes} writes");
+        rows.push(["failed".to_owned(), count(failed), remark]);
+    }
+    columns([Align::Left, Align::Right, Align::Left], &rows)
+}
+
+fn row(label: &str, figure: u64, remark: String) -> Row {
+    [label.to_owned(), bytes(figure), remark]
+}
+
+fn in_pages(pages: u64) -> String {
+    format!("{} pages", count(pages))
+}
+
+fn page_bytes(pages: u64) -> u64 {
+    pages * PAGE_SIZE as u64
+}
+
+/// What is on the device, and where.
+fn data_rows(s: &Stats) -> [Row; 5] {
+    let stored = s.orig_data_size / PAGE_SIZE as u64;
+    let raw = format!(
+        "{}, {} stored raw",
+        in_pages(s.resident_pages),
+        count(s.huge_pages)
+    );
+    let page_row = |label, pages| row(label, page_bytes(pages), in_pages(pages));
+    [
+        row("size", s.disksize, String::new()),
+        page_row("stored", stored),
+        row("  in memory", page_bytes(s.resident_pages), raw),
+        page_row("  same-filled", s.same_pages),
+        page_row("  spilled", s.written_back_pages),
+    ]
+}
+
+/// What that costs.
+fn memory_rows(s: &Stats) -> [Row; 5] {
+    let resident = page_bytes(s.resident_pages);
+    let limit = match s.mem_limit {
+        0 => "no limit".to_owned(),
+        limit => format!("limit {}", bytes(limit)),
+    };
+    let (most, live) = (bytes(s.mem_used_max), bytes(s.backing_bytes_live));
+    let packed = ratio(resident, s.mem_used_total);
+    let written = bytes(s.backing_bytes_written);
+    let traffic = format!(
+        "{} out, {} back",
+        in_pages(s.bd_writes),
+        in_pages(s.bd_reads)
+    );
+    let compressed = format!("ratio {}", ratio(resident, s.compr_data_size));
+    let memory = format!("{limit}, most {most}, ratio {packed}");
+    let backing = format!("{live} live, {written} ever written");
+    [
+        row("compressed", s.compr_data_size, compressed),
+        row("memory", s.mem_used_total, memory),
+        row("backing", s.backing_bytes_used, backing),
+        row("  traffic", page_bytes(s.bd_reads + s.bd_writes), traffic),
+        row("process", s.rss_bytes, "resident set".to_owned()),
+    ]
+}

@@ -1,0 +1,180 @@
+//! Every way a server ends.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use crate::STOP;
+use crate::common::{self, HANG, World, can_mount, signal};
+
+#[test]
+fn either_signal_stops_an_idle_server() {
+    for name in ["TERM", "INT"] {
+        let world = World::new();
+        let mut server =
+            world.serve(&["idle", "--size=1M", "--nbd=unix:s", "--nbd=tcp:127.0.0.1:0"]);
+        signal(server.pid(), "HUP");
+        assert!(world.path("s").exists());
+        world.ok(&["stat", "idle"]);
+        signal(server.pid(), name);
+        assert_eq!(server.ended(STOP), Some(0), "{name}");
+        assert_eq!(world.leftovers(), [""; 0]);
+        assert!(!world.path("s").exists());
+    }
+}
+
+#[test]
+fn sigterm_under_load_leaves_nothing() {
+    let fuse = can_mount("the FUSE half of sigterm_under_load_leaves_nothing");
+    let world = World::new();
+    let mut args = vec!["load", "--size=256M", "--nbd=unix:s"];
+    if fuse {
+        world.dir("fuse");
+        args.push("--fuse=fuse");
+    }
+    let mut server = world.serve(&args);
+    // Clients that say nothing, that say half of something, and that never stop.
+    let silent: Vec<_> = (0..20)
+        .map(|_| UnixStream::connect(world.path("s")).unwrap())
+        .collect();
+    let mut half = UnixStream::connect(world.rundir().join("load/control.sock")).unwrap();
+    half.write_all(b"{\"op\":").unwrap();
+    let uri = format!("nbd+unix:///load?socket={}", world.path("s").display());
+    let writer = |script: String| {
+        let mut command = Command::new("sh");
+        command.args(["-c", &script]).stderr(Stdio::null());
+        command.spawn().unwrap()
+    };
+    let random = world.path("random");
+    let fill = format!("head -c 128M /dev/urandom > {0}", random.display());
+    assert!(
+        Command::new("sh")
+            .args(["-c", &fill])
+            .status()
+            .unwrap()
+            .success()
+    );
+    let mut writers = vec![writer(format!(
+        "while nbdcopy --synchronous {} '{uri}'; do :; done",
+        random.display()
+    ))];
+    if fuse {
+        writers.push(writer(format!(
+            "while dd if={} of={}/disk bs=1M conv=notrunc,nocreat oflag=direct; do :; done",
+            random.display(),
+            world.path("fuse").display(),
+        )));
+    }
+    std::thread::sleep(Duration::from_millis(500));
+    signal(server.pid(), "TERM");
+    assert_eq!(server.ended(STOP), Some(0));
+    assert_eq!(world.leftovers(), [""; 0]);
+    assert!(!world.path("s").exists());
+    for writer in &mut writers {
+        common::ended(writer, HANG).expect("writers end with their server");
+    }
+    drop((silent, half));
+}
+
+#[test]
+fn a_second_signal_exits_at_once() {
+    if !can_mount("a_second_signal_exits_at_once") {
+        return;
+    }
+    let world = World::new();
+    world.dir("fuse");
+    let mut server = world.serve(&["two", "--size=1M", "--fuse=fuse"]);
+    // An open file holds up an orderly unmount for half a second.
+    let open = fs::File::open(world.path("fuse/disk")).unwrap();
+    let mut log = BufReader::new(server.child.stderr.take().unwrap()).lines();
+    signal(server.pid(), "TERM");
+    let stopping = log.find(|line| line.as_ref().unwrap().contains("stopping"));
+    assert!(stopping.is_some());
+    signal(server.pid(), "TERM");
+    assert_eq!(server.ended(STOP), Some(1));
+    drop(open);
+    assert_eq!(world.leftovers(), [""; 0]);
+}
+
+#[test]
+fn a_frozen_server_is_killed() {
+    let world = World::new();
+    let mut server = world.serve(&["frozen", "--size=1M"]);
+    signal(server.pid(), "STOP");
+    world.ok(&["stop", "frozen"]);
+    assert_eq!(server.ended(HANG), None);
+    assert_eq!(world.leftovers(), [""; 0]);
+}
+
+#[test]
+fn strange_things_in_the_run_directory_do_not_fail_a_stop() {
+    let world = World::new();
+    let mut server = world.serve(&["odd", "--size=1M", "--nbd=unix:s"]);
+    let odd = world.rundir().join("odd");
+    fs::create_dir(odd.join("sub")).unwrap();
+    fs::write(odd.join("file"), "").unwrap();
+    signal(server.pid(), "TERM");
+    assert_eq!(server.ended(STOP), Some(0));
+    assert!(!world.path("s").exists() && !odd.join("file").exists());
+    assert!(world.ok(&["list"]).contains("no devices"));
+    let mut server = world.serve(&["odd", "--size=1M"]);
+    fs::remove_dir(odd.join("sub")).unwrap();
+    world.ok(&["stop", "odd"]);
+    assert_eq!(server.ended(HANG), Some(0));
+    assert_eq!(world.leftovers(), [""; 0]);
+}
+
+#[test]
+fn a_frozen_backing_does_not_hold_up_a_stop() {
+    if !can_mount("a_frozen_backing_does_not_hold_up_a_stop") {
+        return;
+    }
+    let world = World::new();
+    let (image, slow) = (world.path("image"), world.dir("slow"));
+    world.dir("fuse");
+    fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
+    tool(&["mkfs.ext4", "-q", image.to_str().unwrap()]);
+    tool(&[
+        "mount",
+        "-o",
+        "loop",
+        image.to_str().unwrap(),
+        slow.to_str().unwrap(),
+    ]);
+    let mut server = world.serve(&[
+        "cold",
+        "--size=8M",
+        "--backing=slow/spill",
+        "--mem-limit=1M",
+        "--fuse=fuse",
+        "--nbd=unix:s",
+    ]);
+    tool(&["fsfreeze", "-f", slow.to_str().unwrap()]);
+    let frozen = Frozen(slow.clone());
+    signal(server.pid(), "TERM");
+    assert_eq!(server.ended(STOP), Some(0));
+    assert!(!world.path("s").exists());
+    assert_eq!(world.mounts(), [slow.to_str().unwrap()]);
+    drop(frozen);
+    world.ok(&["detach", "cold"]);
+    assert!(!slow.join("spill").exists());
+    assert!(fs::read_dir(world.rundir()).unwrap().next().is_none());
+    tool(&["umount", slow.to_str().unwrap()]);
+}
+
+/// A frozen file system, which nothing gets rid of until it is thawed.
+struct Frozen(PathBuf);
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        let _ = Command::new("fsfreeze").arg("-u").arg(&self.0).status();
+    }
+}
+
+fn tool(words: &[&str]) {
+    let output = Command::new(words[0]).args(&words[1..]).output().unwrap();
+    assert!(output.status.success(), "{words:?}: {output:?}");
+}
