@@ -417,6 +417,7 @@ fn fio_verifies_what_it_wrote_at_any_alignment() {
             "--size=64m",
             "--verify=crc32c",
             "--verify_fatal=1",
+            "--verify_state_save=0",
             "--randseed=7",
         ];
         run("fio", "fio", &[&common, shape].concat());
