@@ -171,8 +171,8 @@ pub fn check_mem_limit(limit: u64) -> Result<()> {
         return Ok(());
     }
     let reason = format!(
-        "{limit} is less than one zspage, {}",
-        DeviceConfig::MIN_MEM_LIMIT
+        "{limit} is less than one zspage, {}K",
+        DeviceConfig::MIN_MEM_LIMIT >> 10
     );
     Err(Error::InvalidConfig {
         option: "--mem-limit",

@@ -15,9 +15,9 @@ use anyhow::Result;
 use rustix::io::Errno;
 
 use crate::loopdev::{self, LoopDevice};
-use crate::mounts::{self, MountEntry};
 use crate::nbddev::NbdDevice;
 use crate::rundir::{Record, RunDir, RunRoot};
+use uzram::mounts::{self, MountEntry};
 
 /// What the kernel calls the file behind a loop device once the mount it is on was detached.
 const DETACHED_DISK: &str = "/disk";

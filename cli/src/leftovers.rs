@@ -11,11 +11,12 @@ use anyhow::{Context, Result};
 use rustix::fs::FlockOperation;
 use rustix::mount::UnmountFlags;
 use serde::{Deserialize, Serialize};
+use uzram::mounts;
 use uzram::remove_dead_socket;
 
 use crate::attachments::FuseMount;
 use crate::rundir::{self, Record, RunDir};
-use crate::{attachments, mounts, program, release};
+use crate::{attachments, program, release};
 
 /// How long a tool may take when the process is about to exit.
 const HURRY: Duration = Duration::from_millis(200);

@@ -20,7 +20,6 @@ mod list;
 mod loopdev;
 mod manage;
 mod mount;
-mod mounts;
 mod name;
 mod nbddev;
 mod output;

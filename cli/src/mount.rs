@@ -13,7 +13,6 @@ use crate::args::{MountArgs, UmountArgs};
 use crate::attachments::{self, Owner};
 use crate::filesystem::{self, FsType};
 use crate::loopdev;
-use crate::mounts::{self, MountEntry};
 use crate::name::Name;
 use crate::output;
 use crate::release;
@@ -22,6 +21,7 @@ use crate::server;
 use crate::settings::Settings;
 use crate::table::bytes;
 use crate::undo::{Interrupt, Steps, Undo};
+use uzram::mounts::{self, MountEntry};
 
 /// Fails unless we are root, which `verb` needs.
 pub(crate) fn require_root(verb: &str) -> Result<()> {

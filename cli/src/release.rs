@@ -6,9 +6,9 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use crate::attachments::{self, Attachment};
-use crate::mounts::{self, MountEntry};
 use crate::program;
 use crate::rundir::{Record, RunDir};
+use uzram::mounts::{self, MountEntry};
 
 /// How long a file system may take to be written out when its server is asked to stop.
 const STOPPING: Duration = Duration::from_secs(2);

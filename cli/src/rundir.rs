@@ -32,9 +32,11 @@ use rustix::io::Errno;
 use rustix::process::{Flock, FlockType, Pid};
 use serde::{Deserialize, Serialize};
 
+use uzram::mounts;
+
+use crate::leftovers;
 use crate::leftovers::FileId;
 use crate::name::Name;
-use crate::{leftovers, mounts};
 
 /// Overrides RUNDIR, for tests and for several independent sets of devices.
 pub(crate) const OVERRIDE: &str = "UZRAM_RUNDIR";

@@ -15,7 +15,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use rustix::process::{Resource, Rlimit};
 use uzram::nbd::Address;
-use uzram::{BlockDevice, Device, control, fuse, nbd};
+use uzram::{BlockDevice, Device, control, fuse, mounts, nbd};
 
 use crate::attachments::{self, Attachment};
 use crate::leftovers::FileId;
@@ -23,7 +23,7 @@ use crate::rundir::{Lock, Record, RunDir, RunRoot};
 use crate::settings::Settings;
 use crate::stop::Stopper;
 use crate::table::bytes;
-use crate::{mounts, release, server, stop};
+use crate::{release, server, stop};
 
 /// How long clients may take to fetch the answers to what they have already sent.
 const GRACE: Duration = Duration::from_secs(2);

@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf, absolute};
 
 use anyhow::{Context, Result, bail};
 use uzram::nbd::Address;
-use uzram::{BackingConfig, DeviceConfig, MAX_SOCKET_PATH};
+use uzram::{BackingConfig, DeviceConfig, MAX_SOCKET_PATH, mounts};
 
 use crate::args::DeviceArgs;
 use crate::failure::Usage;
 use crate::name::Name;
+use crate::parse;
 use crate::rundir::{Record, RunRoot};
-use crate::{mounts, parse};
 
 /// A server to run. Every path is absolute.
 #[derive(Clone, Debug, PartialEq, Eq)]
