@@ -8,8 +8,8 @@
 //! ```
 //!
 //! The protocol is fixed newstyle as the specification has it (NetworkBlockDevice/nbd,
-//! `doc/proto.md`): EXPORT_NAME, ABORT, LIST, INFO, GO, STRUCTURED_REPLY, LIST_META_CONTEXT and
-//! SET_META_CONTEXT; READ, WRITE, DISC, FLUSH, TRIM, CACHE, WRITE_ZEROES and BLOCK_STATUS, with
+//! `doc/proto.md`): EXPORT_NAME, ABORT, LIST, STARTTLS, INFO, GO, STRUCTURED_REPLY,
+//! LIST_META_CONTEXT and SET_META_CONTEXT; READ, WRITE, DISC, FLUSH, TRIM, CACHE, WRITE_ZEROES and BLOCK_STATUS, with
 //! FUA, NO_HOLE, FAST_ZERO, DF and REQ_ONE. The metadata contexts are `base:allocation` and
 //! `uzram:state`. The minimum block is 1 byte, the preferred one 4096, a payload at most 32 MiB.
 //!
@@ -28,6 +28,7 @@ mod read;
 mod reply;
 mod server;
 mod socket;
+mod tls;
 mod transmission;
 mod validate;
 mod wire;
@@ -35,12 +36,16 @@ mod wire;
 use std::io::{Read, Write};
 use std::sync::atomic::AtomicBool;
 
+use negotiation::{Haggling, Outcome, Security};
+
 pub use address::Address;
 pub use export::Export;
 pub use fault::Fault;
 pub use server::{Server, ServerConfig};
+pub use tls::TlsConfig;
 
-/// Serves one client over any stream, from the greeting to the disconnect, on this thread.
+/// Serves one client over any stream, from the greeting to the disconnect, on this thread, without
+/// TLS.
 ///
 /// [`Server`] does this for each connection it accepts, with a bound on the time and a way to
 /// stop. Here both are the stream's own business.
@@ -48,8 +53,15 @@ pub use server::{Server, ServerConfig};
 /// # Errors
 /// Whatever ended the connection, but for the client's leave.
 pub fn serve_stream<S: Read + Write>(stream: &mut S, export: &Export) -> Result<(), Fault> {
-    match negotiation::negotiate(stream, export, &AtomicBool::new(false))? {
-        Some(agreement) => transmission::transmit(stream, export, agreement),
-        None => Ok(()),
+    let client = negotiation::greet(stream)?;
+    let haggling = Haggling {
+        export,
+        client,
+        security: Security::Unavailable,
+        stopping: &AtomicBool::new(false),
+    };
+    match haggling.run(stream)? {
+        Outcome::Transmit(agreement) => transmission::transmit(stream, export, agreement),
+        Outcome::StartTls | Outcome::GiveUp => Ok(()),
     }
 }

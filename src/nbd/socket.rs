@@ -4,7 +4,7 @@
 //! After the stop exactly those bytes are still read that had already arrived, so what a client
 //! was told nothing about yet is answered and what it goes on sending is not. No locks.
 
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, ioctl_fionread};
-use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, recv, sendmsg, shutdown};
 
 pub(super) struct Socket {
     /// Shared with whoever may shut it down from outside.
@@ -115,13 +115,17 @@ impl Read for Socket {
 
 impl Write for Socket {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.write_vectored(&[IoSlice::new(buf)])
+    }
+
+    fn write_vectored(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
         let flags = match self.deadline {
             Some(_) => SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
             None => SendFlags::NOSIGNAL,
         };
         loop {
             self.wait(PollFlags::OUT)?;
-            match send(&self.fd, buf, flags) {
+            match sendmsg(&self.fd, bufs, &mut SendAncillaryBuffer::default(), flags) {
                 Ok(count) => return Ok(count),
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) if self.deadline.is_some() => {}
