@@ -262,7 +262,6 @@ mod tests {
             &["x", "--size=1G", "--shards=0"],
             &["x", "--size=1G", &long],
             &["x", "--size=1G", "--tls=require"],
-            &["x", "--size=1G", "--tls-verify-peer"],
             &["x", "--size=1G", "--nbd=tcp:0.0.0.0:0"],
             &[
                 "x",

@@ -1,6 +1,8 @@
 //! The command line from outside: refusals, a server's life, and every way it ends.
 
 mod common;
+#[path = "cli/export.rs"]
+mod export;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
