@@ -109,7 +109,7 @@ sync_after() {
 through_nbd() {
     local uri="nbd+unix:///$NAME?socket=$work/nbd.sock"
     step "\$ uzram serve $NAME --size $SIZE --mem-limit $LIMIT --backing $work/spill --nbd unix:$work/nbd.sock"
-    "$uzram" serve "$NAME" --size $SIZE --mem-limit $LIMIT --backing "$work/spill" \
+    UZRAM_LOG=warn "$uzram" serve "$NAME" --size $SIZE --mem-limit $LIMIT --backing "$work/spill" \
         --nbd "unix:$work/nbd.sock" >"$work/ready" &
     server=$!
     for _ in {1..100}; do

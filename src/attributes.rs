@@ -7,6 +7,7 @@
 
 use rustix::io::Errno;
 
+use crate::config::Algorithm;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::size::parse_size;
@@ -18,10 +19,15 @@ use crate::units::PAGE_SIZE;
 pub enum Attribute {
     /// Bytes in the device. Fixed while the device lives: a store is EBUSY, as in zram.
     Disksize,
-    /// Store the most bytes of page frames, with K, M, G or T; 0 for no limit.
+    /// Most bytes of page frames, stored with K, M, G or T; 0 for no limit. zram's can only be
+    /// stored, and is shown by `mm_stat`.
     MemLimit,
     /// Store 0 to start the maximum again from what is used now.
     MemUsedMax,
+    /// The algorithms, the one in use in brackets. A store is EBUSY, as in zram.
+    CompAlgorithm,
+    /// The backing's path, or `none`. A store is EBUSY, as in zram.
+    BackingDev,
     /// Nine columns: `orig_data_size compr_data_size mem_used_total mem_limit mem_used_max` in
     /// bytes, `same_pages pages_compacted huge_pages huge_pages_since` in pages.
     MmStat,
@@ -40,10 +46,12 @@ pub enum Attribute {
 
 impl Attribute {
     /// Every attribute, in the order a listing shows them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Disksize,
         Self::MemLimit,
         Self::MemUsedMax,
+        Self::CompAlgorithm,
+        Self::BackingDev,
         Self::MmStat,
         Self::BdStat,
         Self::IoStat,
@@ -58,6 +66,8 @@ impl Attribute {
             Self::Disksize => "disksize",
             Self::MemLimit => "mem_limit",
             Self::MemUsedMax => "mem_used_max",
+            Self::CompAlgorithm => "comp_algorithm",
+            Self::BackingDev => "backing_dev",
             Self::MmStat => "mm_stat",
             Self::BdStat => "bd_stat",
             Self::IoStat => "io_stat",
@@ -75,9 +85,9 @@ impl Attribute {
     /// The file's permission bits: 0644, 0444 or 0200.
     pub const fn mode(self) -> u16 {
         match self {
-            Self::Disksize => 0o644,
+            Self::Disksize | Self::MemLimit | Self::CompAlgorithm | Self::BackingDev => 0o644,
             Self::MmStat | Self::BdStat | Self::IoStat | Self::Initstate => 0o444,
-            Self::MemLimit | Self::MemUsedMax | Self::Compact | Self::Reset => 0o200,
+            Self::MemUsedMax | Self::Compact | Self::Reset => 0o200,
         }
     }
 
@@ -91,6 +101,14 @@ impl Attribute {
         self.mode() & 0o200 != 0
     }
 
+    /// Whether it could be stored only before the device was set up: now a store is EBUSY.
+    pub const fn is_fixed(self) -> bool {
+        matches!(
+            self,
+            Self::Disksize | Self::CompAlgorithm | Self::BackingDev
+        )
+    }
+
     /// What a read of the attribute gives, with its newline.
     ///
     /// # Errors
@@ -98,11 +116,17 @@ impl Attribute {
     pub fn show(self, device: &Device) -> Result<String> {
         match self {
             Self::Disksize => Ok(format!("{}\n", device.stats().disksize)),
+            Self::MemLimit => Ok(format!("{}\n", device.mem_limit().unwrap_or(0))),
+            Self::CompAlgorithm => Ok(algorithms(device.algorithm())),
+            Self::BackingDev => Ok(match device.backing_path() {
+                Some(path) => format!("{}\n", path.display()),
+                None => "none\n".to_owned(),
+            }),
             Self::MmStat => Ok(mm_stat(&device.stats())),
             Self::BdStat => Ok(bd_stat(&device.stats())),
             Self::IoStat => Ok(io_stat(&device.stats())),
             Self::Initstate => Ok("1\n".to_owned()),
-            Self::MemLimit | Self::MemUsedMax | Self::Compact | Self::Reset => {
+            Self::MemUsedMax | Self::Compact | Self::Reset => {
                 Err(self.refuse(Errno::ACCESS, "can only be written"))
             }
         }
@@ -118,13 +142,15 @@ impl Attribute {
         match self {
             Self::Disksize => {
                 self.size(value)?;
-                Err(self.refuse(Errno::BUSY, "cannot change while the device is in use"))
+                Err(self.fixed())
             }
+            Self::CompAlgorithm => {
+                value.parse::<Algorithm>()?;
+                Err(self.fixed())
+            }
+            Self::BackingDev => Err(self.fixed()),
             Self::MemLimit => {
-                let bytes = self
-                    .size(value)?
-                    .checked_next_multiple_of(PAGE_SIZE as u64)
-                    .ok_or_else(|| self.invalid(value, "too large"))?;
+                let bytes = self.size(value)?;
                 device.set_mem_limit((bytes != 0).then_some(bytes))
             }
             Self::MemUsedMax => match value.parse::<u64>() {
@@ -162,12 +188,23 @@ impl Attribute {
         }
     }
 
+    fn fixed(self) -> Error {
+        self.refuse(Errno::BUSY, "cannot change while the device is in use")
+    }
+
     fn refuse(self, errno: Errno, reason: &str) -> Error {
         Error::Refused {
             what: self.name(),
             reason: reason.to_owned(),
             errno,
         }
+    }
+}
+
+fn algorithms(used: Algorithm) -> String {
+    match used {
+        Algorithm::Lz4 => "[lz4] zstd\n".to_owned(),
+        Algorithm::Zstd { .. } => format!("lz4 [{used}]\n"),
     }
 }
 
@@ -207,7 +244,7 @@ fn io_stat(s: &Stats) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::DeviceConfig;
+    use crate::config::{BackingConfig, DeviceConfig};
 
     fn device() -> Device {
         Device::new(&DeviceConfig::new(1 << 20)).expect("a 1 MiB device")
@@ -270,7 +307,7 @@ mod tests {
         let errno = |a: Attribute, v: &str| a.store(&device, v).err().map(|e| e.errno());
         assert_eq!(errno(Attribute::MemLimit, "64M\n"), None);
         assert_eq!(errno(Attribute::MemLimit, "0"), None);
-        for bad in ["", "-1", "lots", "1X", "18446744073709551615"] {
+        for bad in ["", "-1", "lots", "1X", "4096", "18446744073709551616"] {
             assert_eq!(errno(Attribute::MemLimit, bad), Some(Errno::INVAL), "{bad}");
         }
         assert_eq!(errno(Attribute::MemUsedMax, "0\n"), None);
@@ -280,5 +317,32 @@ mod tests {
         assert_eq!(errno(Attribute::Compact, "1\n"), None);
         assert_eq!(errno(Attribute::Disksize, "2M"), Some(Errno::BUSY));
         assert_eq!(errno(Attribute::Disksize, "x"), Some(Errno::INVAL));
+        assert_eq!(errno(Attribute::CompAlgorithm, "zstd\n"), Some(Errno::BUSY));
+        assert_eq!(errno(Attribute::CompAlgorithm, "lzma"), Some(Errno::INVAL));
+        assert_eq!(errno(Attribute::BackingDev, "/dev/null"), Some(Errno::BUSY));
+    }
+
+    #[test]
+    fn settings_are_shown_as_zram_shows_them() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("spill");
+        let mut config = DeviceConfig::new(1 << 20);
+        config.algorithm = Algorithm::Zstd { level: 3 };
+        config.mem_limit = Some(65536 + 17);
+        config.backing = Some(BackingConfig {
+            path: path.clone(),
+            size: None,
+        });
+        let (plain, device) = (device(), Device::new(&config).expect("a device"));
+        let show = |a: Attribute, d: &Device| a.show(d).expect("readable");
+        assert_eq!(show(Attribute::CompAlgorithm, &plain), "[lz4] zstd\n");
+        assert_eq!(show(Attribute::CompAlgorithm, &device), "lz4 [zstd:3]\n");
+        assert_eq!(show(Attribute::BackingDev, &plain), "none\n");
+        assert_eq!(
+            show(Attribute::BackingDev, &device),
+            format!("{}\n", path.display())
+        );
+        assert_eq!(show(Attribute::MemLimit, &plain), "0\n");
+        assert_eq!(show(Attribute::MemLimit, &device), "65536\n");
     }
 }

@@ -61,7 +61,7 @@ pub(crate) fn assignment(text: &str) -> Result<Assignment, String> {
 fn settable() -> String {
     let names: Vec<_> = Attribute::ALL
         .iter()
-        .filter(|attribute| attribute.is_writable())
+        .filter(|attribute| attribute.is_writable() && !attribute.is_fixed())
         .map(|attribute| attribute.name())
         .collect();
     format!("what can be set: {}", names.join(", "))
