@@ -1,9 +1,13 @@
 //! How `uzram serve` exports over NBD: TLS, who may connect, read-only.
 
 use std::fs;
-use std::process::Command;
+use std::process::{Command, Output, Stdio};
 
-use crate::common::{Serve, World, finish};
+use crate::common::{self, Serve, World};
+
+fn finish(command: &mut Command) -> Output {
+    common::finish(command.stdout(Stdio::piped()).stderr(Stdio::piped()))
+}
 
 /// Writes certificates for a server into a new directory `certs` of `world`.
 fn certificates(world: &World) -> String {
