@@ -4,7 +4,8 @@
 //!  listen ── server ──┬─ socket ── negotiation ── transmission ──┬─ input      requests
 //!           accepts   │  a thread for each connection            ├─ validate   once
 //!        connections ─┘                                          ├─ read, block_status
-//!       places, limits                                           └─ reply      replies
+//!       places, limits                                           ├─ lane       workers
+//!                                                                └─ reply      replies
 //! ```
 //!
 //! The protocol is fixed newstyle as the specification has it (NetworkBlockDevice/nbd,
@@ -13,8 +14,9 @@
 //! FUA, NO_HOLE, FAST_ZERO, DF and REQ_ONE. The metadata contexts are `base:allocation` and
 //! `uzram:state`. The minimum block is 1 byte, the preferred one 4096, a payload at most 32 MiB.
 //!
-//! What a client can make the server hold: two buffers of fixed size (about 1.5 MiB, touched only
-//! as far as its requests reach), at most 64 KiB during the handshake, and a thread.
+//! What a client can make the server hold: a thread, at most 64 KiB during the handshake, and then
+//! two buffers of 132 KiB, with TLS another 400 KiB. All clients together: 32 buffers of 132 KiB
+//! for what workers do, and 8 of 1284 KiB for reads that cannot be sent in pieces.
 
 mod address;
 mod block_status;
@@ -22,6 +24,7 @@ mod connections;
 mod export;
 mod fault;
 mod input;
+mod lane;
 mod listen;
 mod negotiation;
 mod read;
@@ -37,6 +40,8 @@ use std::io::{Read, Write};
 use std::sync::atomic::AtomicBool;
 
 use negotiation::{Haggling, Outcome, Security};
+use socket::Bare;
+use transmission::Service;
 
 pub use address::Address;
 pub use export::Export;
@@ -61,7 +66,9 @@ pub fn serve_stream<S: Read + Write>(stream: &mut S, export: &Export) -> Result<
         stopping: &AtomicBool::new(false),
     };
     match haggling.run(stream)? {
-        Outcome::Transmit(agreement) => transmission::transmit(stream, export, agreement),
+        Outcome::Transmit(agreement) => {
+            Service::without_workers(export).transmit(&mut Bare(stream), agreement)
+        }
         Outcome::StartTls | Outcome::GiveUp => Ok(()),
     }
 }

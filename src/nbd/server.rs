@@ -23,11 +23,13 @@ use super::address::Address;
 use super::connections::{Connections, Place};
 use super::export::Export;
 use super::fault::Fault;
+use super::lane::Workers;
 use super::listen::Listener;
-use super::negotiation::{Haggling, Outcome, Security, greet};
-use super::socket::Socket;
+use super::negotiation::{Agreement, Haggling, Outcome, Security, greet};
+use super::reply::Growth;
+use super::socket::{Socket, Stream};
 use super::tls::{Tls, TlsConfig, TlsStream};
-use super::transmission::transmit;
+use super::transmission::Service;
 use super::wire::MAX_STRING;
 
 /// How long accepting pauses when the machine has no descriptors or memory for it.
@@ -137,6 +139,8 @@ pub struct Server {
 struct Shared {
     export: Export,
     tls: Option<Tls>,
+    workers: Arc<Workers>,
+    growth: Growth,
     handshake_timeout: Duration,
     connections: Arc<Connections>,
     stopping: Arc<AtomicBool>,
@@ -169,6 +173,7 @@ impl Server {
         }
         let stop = eventfd(0, EventfdFlags::CLOEXEC)
             .map_err(|error| Error::io("make an event descriptor", error))?;
+        let workers = Workers::start(&device)?;
         let shared = Arc::new(Shared {
             export: Export {
                 name: config.export,
@@ -176,6 +181,8 @@ impl Server {
                 read_only: config.read_only,
             },
             tls,
+            workers,
+            growth: Growth::new(),
             handshake_timeout: config.handshake_timeout,
             connections: Connections::new(config.max_connections),
             stopping: Arc::new(AtomicBool::new(false)),
@@ -217,11 +224,14 @@ impl Server {
         }
         let connections = &self.shared.connections;
         connections.shut_down(Shutdown::Read);
-        if connections.wait_for_none(grace) {
-            return;
+        let mut none = connections.wait_for_none(grace);
+        if !none {
+            connections.shut_down(Shutdown::Both);
+            none = connections.wait_for_none(LAST_GRACE);
         }
-        connections.shut_down(Shutdown::Both);
-        if !connections.wait_for_none(LAST_GRACE) {
+        if none {
+            self.shared.workers.stop();
+        } else {
             tracing::warn!("connections are left waiting for the device");
         }
     }
@@ -341,7 +351,7 @@ impl Shared {
                     return Ok(());
                 }
                 socket.set_deadline(None);
-                transmit(&mut socket, &self.export, agreement)
+                self.transmit(&mut socket, agreement)
             }
             (Outcome::StartTls, Some(tls)) => {
                 let mut stream = tls.accept(socket)?;
@@ -372,6 +382,15 @@ impl Shared {
             return Ok(());
         }
         stream.socket_mut().set_deadline(None);
-        transmit(stream, &self.export, agreement)
+        self.transmit(stream, agreement)
+    }
+
+    fn transmit<S: Stream>(&self, stream: &mut S, agreement: Agreement) -> Result<(), Fault> {
+        let service = Service {
+            export: &self.export,
+            workers: Some(&self.workers),
+            growth: self.growth.clone(),
+        };
+        service.transmit(stream, agreement)
     }
 }

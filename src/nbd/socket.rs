@@ -5,7 +5,7 @@
 //! was told nothing about yet is answered and what it goes on sending is not. No locks.
 
 use std::io::{self, IoSlice, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -13,6 +13,40 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, ioctl_fionread};
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, recv, sendmsg, shutdown};
+
+/// What a connection talks over.
+pub(super) trait Stream: Read + Write {
+    /// Waits until a read would not block or `other` is readable; says whether it is the former.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    fn wait_readable(&mut self, other: BorrowedFd<'_>) -> io::Result<bool>;
+}
+
+/// A stream that cannot be waited for: its reads wait.
+pub(super) struct Bare<'a, S>(pub(super) &'a mut S);
+
+impl<S: Read> Read for Bare<'_, S> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buf)
+    }
+}
+
+impl<S: Write> Write for Bare<'_, S> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.0.write(buf)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+impl<S: Read + Write> Stream for Bare<'_, S> {
+    fn wait_readable(&mut self, _other: BorrowedFd<'_>) -> io::Result<bool> {
+        Ok(true)
+    }
+}
 
 pub(super) struct Socket {
     /// Shared with whoever may shut it down from outside.
@@ -80,6 +114,22 @@ impl Socket {
             match poll(&mut [PollFd::new(&*self.fd, events)], Some(&timeout)) {
                 Ok(0) | Err(Errno::INTR) => {}
                 Ok(_) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+impl Stream for Socket {
+    fn wait_readable(&mut self, other: BorrowedFd<'_>) -> io::Result<bool> {
+        let mut both = [
+            PollFd::new(&*self.fd, PollFlags::IN),
+            PollFd::from_borrowed_fd(other, PollFlags::IN),
+        ];
+        loop {
+            match poll(&mut both, None) {
+                Ok(_) => return Ok(!both[0].revents().is_empty()),
+                Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
         }

@@ -6,7 +6,8 @@
 //! `ca-crl.pem`. Versions 1.2 and 1.3, without session resumption: nothing of one connection
 //! outlives it. Nothing locks.
 
-use std::io::{self, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -21,7 +22,7 @@ use rustls::{RootCertStore, ServerConnection};
 use crate::error::{Error, Result};
 
 use super::fault::Fault;
-use super::socket::Socket;
+use super::socket::{Socket, Stream};
 
 /// Bytes received at once: a good many records, each at most 16 KiB of data.
 const RECEIVE: usize = 128 << 10;
@@ -200,6 +201,20 @@ impl TlsStream {
             self.connection.write_tls(self.socket.get_mut())?;
         }
         Ok(())
+    }
+}
+
+impl Stream for TlsStream {
+    fn wait_readable(&mut self, other: BorrowedFd<'_>) -> io::Result<bool> {
+        // An end or a failure is not worth waiting for either.
+        let decrypted = !matches!(
+            self.connection.reader().fill_buf(),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock
+        );
+        if decrypted || !self.socket.buffer().is_empty() {
+            return Ok(true);
+        }
+        self.socket_mut().wait_readable(other)
     }
 }
 

@@ -7,6 +7,7 @@ mod client;
 mod device;
 mod handshake;
 mod hostile;
+mod lane;
 mod server;
 mod tls;
 mod transmission;
