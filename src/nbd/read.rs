@@ -4,6 +4,7 @@
 //! zero at a moment within the request. Every page not seen empty or zero is sent as data.
 
 use std::ops::{ControlFlow, Range};
+use std::time::{Duration, Instant};
 
 use crate::block_device::BlockDevice;
 use crate::error::Error;
@@ -22,6 +23,9 @@ const SPARSE_MIN: u32 = 32 << 10;
 const HOLE_MIN: u64 = PAGE_SIZE as u64;
 /// Room for the headers of a chunk for every page of a piece, in bytes.
 pub(super) const CHUNK_HEADERS: usize = (PIECE / PAGE_SIZE + 2) * 32;
+
+/// A small read that took longer has probably met a spilled page.
+const WAITED: Duration = Duration::from_micros(200);
 
 /// Length of the next piece of `offset..end`: it ends where a multiple of [`PIECE`] does.
 pub(super) fn piece_at(offset: u64, end: u64) -> usize {
@@ -125,10 +129,22 @@ impl<S: Stream> Session<'_, S> {
         }
         match (whole, length <= PIECE) {
             (true, true) if self.hand_out_read(request) => Ok(()),
-            (true, _) if !self.structured() => self.read_simple(request),
-            (true, _) => self.read_whole(request),
+            (true, true) => self.read_timed(request),
+            (true, false) => self.read_whole(request),
             (false, _) => self.read_in_pieces(request),
         }
+    }
+
+    /// Answers a read of one piece, and takes note if it had to wait.
+    fn read_timed(&mut self, request: &Request) -> Result<(), Fault> {
+        let begun = Instant::now();
+        self.read_whole(request)?;
+        if begun.elapsed() > WAITED
+            && let Some(lane) = &mut self.lane
+        {
+            lane.look_up_reads();
+        }
+        Ok(())
     }
 
     /// A request of one piece, in the form that its reply takes.
@@ -154,8 +170,11 @@ impl<S: Stream> Session<'_, S> {
         let Some(lane) = &mut self.lane else {
             return false;
         };
-        if piece.length < LARGE && !is_spilled(&*self.export.device, piece) {
-            return false;
+        if piece.length < LARGE {
+            if !lane.should_look_up() || !is_spilled(&*self.export.device, piece) {
+                return false;
+            }
+            lane.look_up_reads();
         }
         let Some(buffer) = lane.buffer() else {
             return false;
@@ -166,8 +185,11 @@ impl<S: Stream> Session<'_, S> {
         true
     }
 
-    /// Answers with one chunk, or chunks for one piece.
+    /// Answers with a simple reply, one chunk, or chunks for one piece.
     fn read_whole(&mut self, request: &Request) -> Result<(), Fault> {
+        if !self.structured() {
+            return self.read_simple(request);
+        }
         let piece = self.only_piece(request);
         let room = piece.length + CHUNK_HEADERS + HEADERS;
         if !self.replies.try_to_hold(room) {
