@@ -113,13 +113,51 @@ pub(crate) struct DeviceArgs {
     #[arg(long, value_name = "N")]
     pub(crate) shards: Option<u32>,
 
-    /// Serve NBD on unix:PATH or tcp:HOST:PORT; may be given several times.
-    #[arg(long, value_name = "ADDRESS", value_parser = parse::address)]
-    pub(crate) nbd: Vec<Address>,
+    #[command(flatten)]
+    pub(crate) export: ExportArgs,
 
     /// Mount a directory here in which `disk` is the device, with its attributes beside it.
     #[arg(long, value_name = "DIR")]
     pub(crate) fuse: Option<PathBuf>,
+}
+
+/// How the device is served over NBD.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ExportArgs {
+    /// Serve NBD on unix:PATH or tcp:HOST:PORT; may be given several times.
+    #[arg(long, value_name = "ADDRESS", value_parser = parse::address)]
+    pub(crate) nbd: Vec<Address>,
+
+    /// Refuse all that writes over NBD, with EPERM.
+    #[arg(long)]
+    pub(crate) read_only: bool,
+
+    /// Speak TLS, with server-cert.pem and server-key.pem (and ca-cert.pem) from here.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) tls_certificates: Option<PathBuf>,
+
+    /// Whether clients can or must use TLS [default: on with --tls-certificates, else off].
+    #[arg(long, value_name = "MODE", value_enum)]
+    pub(crate) tls: Option<TlsMode>,
+
+    /// Turn away TLS clients without a certificate that ca-cert.pem vouches for.
+    #[arg(long, requires = "tls_certificates")]
+    pub(crate) tls_verify_peer: bool,
+
+    /// Listen without TLS even where other machines can connect.
+    #[arg(long)]
+    pub(crate) insecure: bool,
+}
+
+/// Whether NBD clients use TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TlsMode {
+    /// None can.
+    Off,
+    /// Those that ask for it do.
+    On,
+    /// All must.
+    Require,
 }
 
 #[derive(Debug, Args)]

@@ -22,6 +22,10 @@ EXAMPLES
   uzram serve vm --size 16G --mem-limit 512M --backing /var/tmp/vm.spill \\
       --nbd tcp:127.0.0.1:10809 --fuse /mnt/vm
 
+  For other machines, over TLS, those with a certificate only:
+  uzram serve vm --size 4G --nbd tcp:0.0.0.0:10809 --tls-certificates /etc/pki/nbd \\
+      --tls require --tls-verify-peer
+
   For its clients:
   nbdinfo nbd://127.0.0.1/vm
   qemu-img convert image.qcow2 -O raw nbd://127.0.0.1/vm

@@ -175,16 +175,19 @@ fn start_nbd(
     device: &Arc<Device>,
     stopper: &Stopper,
 ) -> Result<Option<nbd::Server>> {
-    if settings.nbd.is_empty() {
+    if settings.nbd.addresses.is_empty() {
         return Ok(None);
     }
-    let config = nbd::ServerConfig::new(settings.name.as_str(), settings.nbd.clone());
     let device: Arc<dyn BlockDevice> = Arc::<Device>::clone(device);
-    let server = nbd::Server::start(config, device)?;
-    let sockets = settings.nbd.iter().filter_map(|address| match address {
-        Address::Unix(path) => Some(path.clone()),
-        Address::Tcp { .. } => None,
-    });
+    let server = nbd::Server::start(settings.nbd.clone(), device)?;
+    let sockets = settings
+        .nbd
+        .addresses
+        .iter()
+        .filter_map(|address| match address {
+            Address::Unix(path) => Some(path.clone()),
+            Address::Tcp { .. } => None,
+        });
     stopper.note(|traces| traces.sockets = sockets.collect());
     Ok(Some(server))
 }

@@ -6,10 +6,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf, absolute};
 
 use anyhow::{Context, Result, bail};
-use uzram::nbd::Address;
+use uzram::nbd::{Address, ServerConfig, TlsConfig};
 use uzram::{BackingConfig, DeviceConfig, MAX_SOCKET_PATH, mounts};
 
-use crate::args::DeviceArgs;
+use crate::args::{DeviceArgs, ExportArgs, TlsMode};
 use crate::failure::Usage;
 use crate::name::Name;
 use crate::parse;
@@ -20,8 +20,8 @@ use crate::rundir::{Record, RunRoot};
 pub(crate) struct Settings {
     pub(crate) name: Name,
     pub(crate) device: DeviceConfig,
-    /// Where it serves NBD; may be empty if `fuse` is set.
-    pub(crate) nbd: Vec<Address>,
+    /// How it serves NBD; it has no addresses only if `fuse` is set.
+    pub(crate) nbd: ServerConfig,
     pub(crate) fuse: Option<PathBuf>,
     /// Where `uzram mount` mounts the file system it makes on it.
     pub(crate) mountpoint: Option<PathBuf>,
@@ -51,11 +51,7 @@ impl Settings {
             Some(dir) => Some(mounts::absolute(&absolute_option(&dir, "--fuse")?)?),
             None => None,
         };
-        let mut nbd = args
-            .nbd
-            .into_iter()
-            .map(resolve_address)
-            .collect::<Result<Vec<_>>>()?;
+        let mut nbd = resolve_export(&name, args.export)?;
         let dir = root.dir(&name);
         // The control socket's name is the longest in the run directory.
         let control = dir.control_socket();
@@ -66,8 +62,11 @@ impl Settings {
                 control.display()
             );
         }
-        if nbd.is_empty() && fuse.is_none() {
-            nbd.push(Address::Unix(dir.nbd_socket()));
+        if nbd.addresses.is_empty() && fuse.is_none() {
+            nbd.addresses.push(Address::Unix(dir.nbd_socket()));
+        }
+        if !nbd.addresses.is_empty() {
+            nbd.validate()?;
         }
         Ok(Self {
             name,
@@ -103,8 +102,12 @@ impl Settings {
         if let Some(shards) = device.shards {
             option("shards", shards.to_string().into());
         }
-        for address in &self.nbd {
+        for address in &self.nbd.addresses {
             option("nbd", address_text(address));
+        }
+        if let Some(tls) = &self.nbd.tls {
+            option("tls-certificates", tls.certificates.clone().into());
+            option("tls", if tls.required { "require" } else { "on" }.into());
         }
         if let Some(fuse) = &self.fuse {
             option("fuse", fuse.clone().into());
@@ -112,15 +115,26 @@ impl Settings {
         if let Some(mountpoint) = &self.mountpoint {
             option("mountpoint", mountpoint.clone().into());
         }
+        let flags = [
+            ("--tls-verify-peer", self.verifies_peers()),
+            ("--insecure", self.nbd.insecure),
+            ("--read-only", self.nbd.read_only),
+        ];
+        let set = flags.into_iter().filter(|(_, set)| *set);
+        args.extend(set.map(|(flag, _)| flag.into()));
         args.extend(["--".into(), self.name.as_str().into()]);
         args
+    }
+
+    fn verifies_peers(&self) -> bool {
+        self.nbd.tls.as_ref().is_some_and(|tls| tls.verify_peer)
     }
 
     /// What others need to know of a server that does this.
     pub(crate) fn record(&self) -> Record {
         Record {
             size: self.device.size,
-            nbd: self.nbd.iter().map(ToString::to_string).collect(),
+            nbd: self.nbd.addresses.iter().map(ToString::to_string).collect(),
             fuse: self.fuse.clone(),
             fuse_device: None,
             mountpoint: self.mountpoint.clone(),
@@ -139,6 +153,26 @@ fn address_text(address: &Address) -> OsString {
         }
         tcp @ Address::Tcp { .. } => tcp.to_string().into(),
     }
+}
+
+fn resolve_export(name: &Name, args: ExportArgs) -> Result<ServerConfig> {
+    let addresses = args.nbd.into_iter().map(resolve_address);
+    let addresses = addresses.collect::<Result<_>>()?;
+    let mut config = ServerConfig::new(name.as_str(), addresses);
+    config.read_only = args.read_only;
+    config.insecure = args.insecure;
+    config.tls = match (args.tls, args.tls_certificates) {
+        (Some(TlsMode::Off), _) | (None, None) => None,
+        (Some(TlsMode::On | TlsMode::Require), None) => {
+            return Err(Usage::error("--tls: TLS needs --tls-certificates DIR"));
+        }
+        (mode, Some(directory)) => Some(TlsConfig {
+            certificates: absolute_option(&directory, "--tls-certificates")?,
+            required: mode == Some(TlsMode::Require),
+            verify_peer: args.tls_verify_peer,
+        }),
+    };
+    Ok(config)
 }
 
 fn resolve_address(address: Address) -> Result<Address> {
@@ -195,6 +229,11 @@ mod tests {
             "--shards=4",
             "--nbd=unix:relative.sock",
             "--nbd=tcp:[::1]:10809",
+            "--tls-certificates=certs",
+            "--tls=require",
+            "--tls-verify-peer",
+            "--insecure",
+            "--read-only",
             "--fuse=/mnt/a b",
         ])
         .unwrap();
@@ -207,7 +246,7 @@ mod tests {
         let mut second = Settings::resolve(serve.name, serve.device, &root).unwrap();
         second.mountpoint = serve.mountpoint;
         assert_eq!(first, second);
-        assert!(matches!(&first.nbd[0], Address::Unix(path) if path.is_absolute()));
+        assert!(matches!(&first.nbd.addresses[0], Address::Unix(path) if path.is_absolute()));
     }
 
     #[test]
@@ -215,9 +254,20 @@ mod tests {
         let settings = resolve(&["x", "--size=1G"]).unwrap();
         let root = RunRoot::locate().unwrap();
         let socket = root.dir(&settings.name).nbd_socket();
-        assert_eq!(settings.nbd, [Address::Unix(socket)]);
+        assert_eq!(settings.nbd.addresses, [Address::Unix(socket)]);
         let settings = resolve(&["x", "--size=1G", "--fuse=/mnt"]).unwrap();
-        assert!(settings.nbd.is_empty());
+        assert!(settings.nbd.addresses.is_empty());
+    }
+
+    #[test]
+    fn certificates_mean_tls_and_tls_may_be_seen_by_others() {
+        let words = ["x", "--size=1G", "--nbd=tcp:0.0.0.0:0"];
+        let tls = |more: &[&str]| resolve(&[&words, more].concat()).map(|found| found.nbd.tls);
+        let on = tls(&["--tls-certificates=/d"]).unwrap().unwrap();
+        assert!(!on.required && !on.verify_peer);
+        let required = tls(&["--tls-certificates=/d", "--tls=require"]).unwrap();
+        assert!(required.unwrap().required);
+        assert_eq!(tls(&["--insecure"]).unwrap(), None);
     }
 
     #[test]
@@ -230,6 +280,15 @@ mod tests {
             &["x", "--size=1G", "--mem-limit=4K"],
             &["x", "--size=1G", "--shards=0"],
             &["x", "--size=1G", &long],
+            &["x", "--size=1G", "--tls=require"],
+            &["x", "--size=1G", "--nbd=tcp:0.0.0.0:0"],
+            &[
+                "x",
+                "--size=1G",
+                "--tls-certificates=d",
+                "--tls=off",
+                "--nbd=tcp:[::]:0",
+            ],
         ] {
             let error = resolve(words).unwrap_err();
             assert_eq!(crate::failure::exit_code(&error), 2, "{words:?}: {error}");

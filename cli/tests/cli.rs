@@ -3,6 +3,8 @@
 mod common;
 #[path = "cli/ends.rs"]
 mod ends;
+#[path = "cli/export.rs"]
+mod export;
 
 use std::fs;
 use std::io::{BufRead, BufReader};

@@ -1,6 +1,7 @@
 //! Where a server listens, as the user writes it: `unix:PATH` or `tcp:HOST:PORT`.
 
 use std::fmt;
+use std::net::ToSocketAddrs;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -18,6 +19,19 @@ pub enum Address {
         /// The port; 0 for any.
         port: u16,
     },
+}
+
+impl Address {
+    /// Whether other machines can connect to it. A name counts as what it resolves to now; one
+    /// that does not resolve cannot be listened on either.
+    pub(super) fn is_exposed(&self) -> bool {
+        match self {
+            Self::Unix(_) => false,
+            Self::Tcp { host, port } => (host.as_str(), *port)
+                .to_socket_addrs()
+                .is_ok_and(|mut all| all.any(|one| !one.ip().to_canonical().is_loopback())),
+        }
+    }
 }
 
 impl FromStr for Address {
@@ -109,6 +123,24 @@ mod tests {
                 port: 7
             }
         );
+    }
+
+    #[test]
+    fn only_the_loopback_and_sockets_are_this_machine_alone() {
+        let exposed = |text: &str| text.parse::<Address>().expect(text).is_exposed();
+        for text in [
+            "unix:/x",
+            "tcp:127.0.0.1:1",
+            "tcp:127.1.2.3:1",
+            "tcp:[::1]:1",
+            "tcp:[::ffff:127.0.0.1]:1",
+            "tcp:localhost:1",
+        ] {
+            assert!(!exposed(text), "{text}");
+        }
+        for text in ["tcp:0.0.0.0:1", "tcp:[::]:1", "tcp:192.0.2.1:1"] {
+            assert!(exposed(text), "{text}");
+        }
     }
 
     #[test]

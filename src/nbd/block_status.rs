@@ -1,20 +1,21 @@
 //! Replies to BLOCK_STATUS: one chunk for each selected metadata context, from the device's
 //! extents, with neighbours of equal status joined.
 
-use std::io::{Read, Write};
 use std::ops::{ControlFlow, Range};
 
 use crate::block_device::BlockDevice;
 
 use super::export::MetaContext;
 use super::fault::Fault;
-use super::transmission::{HEADERS, Session};
+use super::reply::HEADERS;
+use super::socket::Stream;
+use super::transmission::Session;
 use super::wire::{Request, chunk, cmd_flag};
 
 /// Most descriptors in a chunk. The protocol allows 2^20; a client asks again for the rest.
-const MAX_DESCRIPTORS: usize = 1 << 14;
+const MAX_DESCRIPTORS: usize = 1 << 13;
 
-impl<S: Read + Write> Session<'_, S> {
+impl<S: Stream> Session<'_, S> {
     /// Answers a BLOCK_STATUS.
     pub(super) fn block_status(&mut self, request: &Request) -> Result<(), Fault> {
         let range = request.offset..request.offset + u64::from(request.length);

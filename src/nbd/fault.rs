@@ -11,6 +11,10 @@ pub enum Fault {
     #[error("the client broke the protocol: {0}")]
     Protocol(&'static str),
 
+    /// The two sides cannot agree on TLS, or one does not trust the other's certificate.
+    #[error("the TLS handshake failed: {0}")]
+    Tls(io::Error),
+
     /// The connection failed, or the client left in the middle of a message or was too slow.
     #[error(transparent)]
     Connection(#[from] io::Error),

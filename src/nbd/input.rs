@@ -2,14 +2,15 @@
 //!
 //! Invariant: `start <= end <= bytes.len()`, and `bytes[start..end]` is what was received next
 //! on the stream. The buffer never grows: a payload that is larger than it is used in pieces, so
-//! a client can make the server hold [`CAPACITY`] bytes and no more.
+//! a client can make the server hold [`CAPACITY`] bytes of it and no more.
 
 use std::io::{self, Read};
 
+use super::reply::PIECE;
 use super::wire::Request;
 
-/// Bytes of the buffer: a write of 256 KiB with its header fits whole.
-pub(super) const CAPACITY: usize = (256 << 10) + 4096;
+/// Bytes of the buffer: a write of one piece with its header fits whole.
+pub(super) const CAPACITY: usize = PIECE + 4096;
 
 pub(super) struct Input {
     bytes: Box<[u8]>,

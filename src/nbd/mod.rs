@@ -4,17 +4,19 @@
 //!  listen ── server ──┬─ socket ── negotiation ── transmission ──┬─ input      requests
 //!           accepts   │  a thread for each connection            ├─ validate   once
 //!        connections ─┘                                          ├─ read, block_status
-//!       places, limits                                           └─ reply      replies
+//!       places, limits                                           ├─ lane       workers
+//!                                                                └─ reply      replies
 //! ```
 //!
 //! The protocol is fixed newstyle as the specification has it (NetworkBlockDevice/nbd,
-//! `doc/proto.md`): EXPORT_NAME, ABORT, LIST, INFO, GO, STRUCTURED_REPLY, LIST_META_CONTEXT and
-//! SET_META_CONTEXT; READ, WRITE, DISC, FLUSH, TRIM, CACHE, WRITE_ZEROES and BLOCK_STATUS, with
+//! `doc/proto.md`): EXPORT_NAME, ABORT, LIST, STARTTLS, INFO, GO, STRUCTURED_REPLY,
+//! LIST_META_CONTEXT and SET_META_CONTEXT; READ, WRITE, DISC, FLUSH, TRIM, CACHE, WRITE_ZEROES and BLOCK_STATUS, with
 //! FUA, NO_HOLE, FAST_ZERO, DF and REQ_ONE. The metadata contexts are `base:allocation` and
 //! `uzram:state`. The minimum block is 1 byte, the preferred one 4096, a payload at most 32 MiB.
 //!
-//! What a client can make the server hold: two buffers of fixed size (about 1.5 MiB, touched only
-//! as far as its requests reach), at most 64 KiB during the handshake, and a thread.
+//! What a client can make the server hold: a thread, at most 64 KiB during the handshake, and then
+//! two buffers of 132 KiB, with TLS another 400 KiB. All clients together: 32 buffers of 132 KiB
+//! for what workers do, and 8 of 1284 KiB for reads that cannot be sent in pieces.
 
 mod address;
 mod block_status;
@@ -22,12 +24,14 @@ mod connections;
 mod export;
 mod fault;
 mod input;
+mod lane;
 mod listen;
 mod negotiation;
 mod read;
 mod reply;
 mod server;
 mod socket;
+mod tls;
 mod transmission;
 mod validate;
 mod wire;
@@ -35,12 +39,18 @@ mod wire;
 use std::io::{Read, Write};
 use std::sync::atomic::AtomicBool;
 
+use negotiation::{Haggling, Outcome, Security};
+use socket::Bare;
+use transmission::Service;
+
 pub use address::Address;
 pub use export::Export;
 pub use fault::Fault;
 pub use server::{Server, ServerConfig};
+pub use tls::TlsConfig;
 
-/// Serves one client over any stream, from the greeting to the disconnect, on this thread.
+/// Serves one client over any stream, from the greeting to the disconnect, on this thread, without
+/// TLS.
 ///
 /// [`Server`] does this for each connection it accepts, with a bound on the time and a way to
 /// stop. Here both are the stream's own business.
@@ -48,8 +58,17 @@ pub use server::{Server, ServerConfig};
 /// # Errors
 /// Whatever ended the connection, but for the client's leave.
 pub fn serve_stream<S: Read + Write>(stream: &mut S, export: &Export) -> Result<(), Fault> {
-    match negotiation::negotiate(stream, export, &AtomicBool::new(false))? {
-        Some(agreement) => transmission::transmit(stream, export, agreement),
-        None => Ok(()),
+    let client = negotiation::greet(stream)?;
+    let haggling = Haggling {
+        export,
+        client,
+        security: Security::Unavailable,
+        stopping: &AtomicBool::new(false),
+    };
+    match haggling.run(stream)? {
+        Outcome::Transmit(agreement) => {
+            Service::without_workers(export).transmit(&mut Bare(stream), agreement)
+        }
+        Outcome::StartTls | Outcome::GiveUp => Ok(()),
     }
 }

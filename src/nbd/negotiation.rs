@@ -1,4 +1,5 @@
-//! The handshake: fixed newstyle option haggling, until the client goes on or gives up.
+//! The handshake: fixed newstyle option haggling, until the client goes on, asks for TLS or gives
+//! up. After STARTTLS haggling begins anew over TLS: what was agreed before went with it.
 //!
 //! Bytes are read exactly as far as each message reaches, so whatever takes over the stream
 //! afterwards finds all that belongs to it. Memory is bounded by [`MAX_OPTION_DATA`]; time is
@@ -24,43 +25,69 @@ pub(super) struct Agreement {
     pub(super) contexts: MetaContexts,
 }
 
-/// Speaks the handshake as the server; `None` if the client gave up.
-///
-/// Once `stopping` is set, options are refused.
-pub(super) fn negotiate<S: Read + Write>(
-    stream: &mut S,
-    export: &Export,
-    stopping: &AtomicBool,
-) -> Result<Option<Agreement>, Fault> {
-    let client = greet(stream)?;
-    let mut haggle = Haggle {
-        export,
-        stopping,
-        client,
-        agreement: Agreement::default(),
-        data: Vec::new(),
-        out: Vec::new(),
-    };
-    loop {
-        let step = haggle.option(stream);
-        // Also what an option that is refused for good has to say.
-        stream.write_all(&haggle.out)?;
-        match step? {
-            Step::Next => {}
-            Step::Transmit => return Ok(Some(haggle.agreement)),
-            Step::GiveUp => return Ok(None),
+/// Where a connection stands with TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Security {
+    /// There is none to be had.
+    Unavailable,
+    /// The client may ask for it.
+    Offered,
+    /// The client can do nothing until it asks for it.
+    Required,
+    /// It is there.
+    Established,
+}
+
+/// How haggling ends.
+pub(super) enum Outcome {
+    Transmit(Agreement),
+    /// The next byte is the first of the TLS handshake, either way.
+    StartTls,
+    GiveUp,
+}
+
+/// What option haggling depends on.
+#[derive(Clone, Copy)]
+pub(super) struct Haggling<'a> {
+    pub(super) export: &'a Export,
+    pub(super) client: ClientFlags,
+    pub(super) security: Security,
+    /// Once this is set, options are refused.
+    pub(super) stopping: &'a AtomicBool,
+}
+
+impl Haggling<'_> {
+    /// Answers options as the server, with nothing agreed on so far.
+    pub(super) fn run<S: Read + Write>(self, stream: &mut S) -> Result<Outcome, Fault> {
+        let mut haggle = Haggle {
+            terms: self,
+            agreement: Agreement::default(),
+            data: Vec::new(),
+            out: Vec::new(),
+        };
+        loop {
+            let step = haggle.option(stream);
+            // Also what an option that is refused for good has to say.
+            stream.write_all(&haggle.out)?;
+            match step? {
+                Step::Next => {}
+                Step::Transmit => return Ok(Outcome::Transmit(haggle.agreement)),
+                Step::StartTls => return Ok(Outcome::StartTls),
+                Step::GiveUp => return Ok(Outcome::GiveUp),
+            }
         }
     }
 }
 
 /// What the client's flags say.
 #[derive(Clone, Copy)]
-struct ClientFlags {
+pub(super) struct ClientFlags {
     fixed_newstyle: bool,
     no_zeroes: bool,
 }
 
-fn greet<S: Read + Write>(stream: &mut S) -> Result<ClientFlags, Fault> {
+/// Exchanges the flags of both sides, which are never sent again.
+pub(super) fn greet<S: Read + Write>(stream: &mut S) -> Result<ClientFlags, Fault> {
     let offered = handshake::FIXED_NEWSTYLE | handshake::NO_ZEROES;
     let mut greeting = [0; 18];
     greeting[..8].copy_from_slice(&NBDMAGIC.to_be_bytes());
@@ -84,6 +111,7 @@ fn greet<S: Read + Write>(stream: &mut S) -> Result<ClientFlags, Fault> {
 enum Step {
     Next,
     Transmit,
+    StartTls,
     GiveUp,
 }
 
@@ -95,9 +123,7 @@ const UNKNOWN_EXPORT: Refusal = Refusal(rep::ERR_UNKNOWN, "there is no export of
 const LONG_STRING: Refusal = Refusal(rep::ERR_TOO_BIG, "strings are at most 4096 bytes");
 
 struct Haggle<'a> {
-    export: &'a Export,
-    stopping: &'a AtomicBool,
-    client: ClientFlags,
+    terms: Haggling<'a>,
     agreement: Agreement,
     /// The data of the option at hand.
     data: Vec<u8>,
@@ -119,16 +145,19 @@ impl Haggle<'_> {
         if magic != IHAVEOPT {
             return Err(Fault::Protocol("an option without its magic"));
         }
-        if !self.client.fixed_newstyle && option != opt::EXPORT_NAME {
+        if !self.terms.client.fixed_newstyle && option != opt::EXPORT_NAME {
             return Err(Fault::Protocol(
                 "an option of fixed newstyle without its flag",
             ));
         }
         self.take_data(stream, option, length)?;
 
-        let stopping = self.stopping.load(Ordering::Acquire);
+        let stopping = self.terms.stopping.load(Ordering::Acquire);
+        let required = self.terms.security == Security::Required;
         match option {
             opt::EXPORT_NAME if stopping => Ok(Step::GiveUp),
+            // This option has no reply but success.
+            opt::EXPORT_NAME if required => Err(Fault::Protocol("no TLS, which is required")),
             opt::EXPORT_NAME => self.export_name(),
             opt::ABORT => {
                 self.reply(option, rep::ACK, &[]);
@@ -137,6 +166,11 @@ impl Haggle<'_> {
             _ if stopping => {
                 let refusal = Refusal(rep::ERR_SHUTDOWN, "the server is shutting down");
                 self.refuse(option, &refusal);
+                Ok(Step::Next)
+            }
+            opt::STARTTLS => Ok(self.start_tls()),
+            _ if required => {
+                self.refuse(option, &Refusal(rep::ERR_TLS_REQD, "TLS comes first"));
                 Ok(Step::Next)
             }
             _ => Ok(self.answer(option)),
@@ -190,14 +224,29 @@ impl Haggle<'_> {
         Step::Next
     }
 
+    fn start_tls(&mut self) -> Step {
+        let refusal = match self.terms.security {
+            Security::Unavailable => Refusal(rep::ERR_POLICY, "this server has no TLS"),
+            Security::Established => Refusal(rep::ERR_INVALID, "TLS is there already"),
+            _ if !self.data.is_empty() => Refusal(rep::ERR_INVALID, "STARTTLS carries no data"),
+            Security::Offered | Security::Required => {
+                self.reply(opt::STARTTLS, rep::ACK, &[]);
+                return Step::StartTls;
+            }
+        };
+        self.refuse(opt::STARTTLS, &refusal);
+        Step::Next
+    }
+
     fn export_name(&mut self) -> Result<Step, Fault> {
-        if !self.export.answers_to(&self.data) {
+        if !self.terms.export.answers_to(&self.data) {
             return Err(Fault::Protocol("there is no export of that name"));
         }
         let flags = self.transmission_flags();
-        self.out.extend(self.export.device.size().to_be_bytes());
+        self.out
+            .extend(self.terms.export.device.size().to_be_bytes());
         self.out.extend(flags.to_be_bytes());
-        if !self.client.no_zeroes {
+        if !self.terms.client.no_zeroes {
             self.out.extend([0; 124]);
         }
         Ok(Step::Transmit)
@@ -207,7 +256,7 @@ impl Haggle<'_> {
         if !data.is_empty() {
             return Err(Refusal(rep::ERR_INVALID, "LIST carries no data"));
         }
-        let name = self.export.name.as_bytes();
+        let name = self.terms.export.name.as_bytes();
         let length = name.len() as u32;
         self.reply(opt::LIST, rep::SERVER, &[&length.to_be_bytes(), name]);
         Ok(())
@@ -235,11 +284,11 @@ impl Haggle<'_> {
         self.check_name(name)?;
 
         let asked = |kind: u16| requests.chunks_exact(2).any(|r| r == kind.to_be_bytes());
-        let size = self.export.device.size().to_be_bytes();
+        let size = self.terms.export.device.size().to_be_bytes();
         let flags = self.transmission_flags().to_be_bytes();
         self.information(option, info::EXPORT, &[&size, &flags]);
         if asked(info::NAME) {
-            let name = self.export.name.as_bytes();
+            let name = self.terms.export.name.as_bytes();
             self.information(option, info::NAME, &[name]);
         }
         if asked(info::DESCRIPTION) {
@@ -315,7 +364,7 @@ impl Haggle<'_> {
     fn check_name(&self, name: &[u8]) -> Result<(), Refusal> {
         if name.len() > MAX_STRING {
             Err(LONG_STRING)
-        } else if self.export.answers_to(name) {
+        } else if self.terms.export.answers_to(name) {
             Ok(())
         } else {
             Err(UNKNOWN_EXPORT)
@@ -323,7 +372,9 @@ impl Haggle<'_> {
     }
 
     fn transmission_flags(&self) -> u16 {
-        self.export.transmission_flags(self.agreement.structured)
+        self.terms
+            .export
+            .transmission_flags(self.agreement.structured)
     }
 
     fn meta_context(&mut self, option: u32, id: u32, context: MetaContext) {

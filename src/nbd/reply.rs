@@ -1,10 +1,13 @@
-//! Replies on their way out: one fixed buffer in which whole replies gather until they are sent
+//! Replies on their way out: one buffer in which whole replies gather until they are sent
 //! together. Read data is produced in place, behind the room for its header.
 //!
 //! Invariant: `bytes[..end]` is whole replies, or whole pieces of one too large for the buffer.
-//! The buffer never grows; whoever appends makes room first.
+//! Whoever appends makes room first. The buffer has room for a piece; it grows once, for a read
+//! that cannot be sent in pieces, and only while fewer than [`LARGE_BUFFERS`] have.
 
 use std::io::{self, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::io::Errno;
 
@@ -12,13 +15,22 @@ use crate::error::Error;
 
 use super::wire::{SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC, chunk};
 
-/// Most bytes of read data gathered before they must be sent: 1280 KiB, the largest request that
-/// Linux makes of a block device by default.
+/// Bytes of data in a piece of a large request: what the processor's cache keeps between two
+/// looks at it, and what one worker takes at a time.
+pub(super) const PIECE: usize = 128 << 10;
+/// Most bytes of read data that are sent in one chunk: 1280 KiB, the largest request that Linux
+/// makes of a block device by default.
 pub(super) const MAX_DATA: usize = 1280 << 10;
+/// Room that every reply leaves for headers and an error chunk, in bytes.
+pub(super) const HEADERS: usize = 512;
 /// Beyond this many bytes replies are worth sending though more requests wait.
-const SEND_AT: usize = 256 << 10;
-/// Bytes of the buffer.
-const CAPACITY: usize = MAX_DATA + 4096;
+const SEND_AT: usize = PIECE;
+/// Bytes of a buffer.
+const CAPACITY: usize = PIECE + 4096;
+/// Bytes of one that has grown.
+const LARGE_CAPACITY: usize = MAX_DATA + 4096;
+/// Buffers of that size at once.
+const LARGE_BUFFERS: usize = 8;
 /// Bytes of a simple reply's header.
 pub(super) const SIMPLE_HEADER: usize = 16;
 /// Bytes of a structured reply chunk's header.
@@ -52,17 +64,82 @@ impl From<&Error> for NbdError {
     }
 }
 
+/// How many buffers may still grow; all connections share it.
+#[derive(Clone)]
+pub(super) struct Growth(Arc<AtomicUsize>);
+
+impl Growth {
+    pub(super) fn new() -> Self {
+        Self(Arc::new(AtomicUsize::new(LARGE_BUFFERS)))
+    }
+
+    fn take(&self) -> bool {
+        let left = |left: usize| left.checked_sub(1);
+        self.0
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, left)
+            .is_ok()
+    }
+}
+
 pub(super) struct Replies {
     bytes: Box<[u8]>,
     end: usize,
+    /// `None` for one that never grows.
+    growth: Option<Growth>,
+}
+
+impl Drop for Replies {
+    fn drop(&mut self) {
+        if let Some(growth) = &self.growth
+            && self.bytes.len() > CAPACITY
+        {
+            growth.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
 }
 
 impl Replies {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(growth: Growth) -> Self {
+        let mut replies = Self::for_one_piece();
+        replies.growth = Some(growth);
+        replies
+    }
+
+    /// One that holds a piece and its headers.
+    pub(super) fn for_one_piece() -> Self {
         Self {
             bytes: vec![0; CAPACITY].into_boxed_slice(),
             end: 0,
+            growth: None,
         }
+    }
+
+    pub(super) fn capacity(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Grows if need be and if it may; says whether it can hold `count` bytes, headers included.
+    pub(super) fn try_to_hold(&mut self, count: usize) -> bool {
+        let may_grow = |growth: &Growth| growth.take();
+        if count > self.bytes.len()
+            && self.bytes.len() == CAPACITY
+            && self.growth.as_ref().is_some_and(may_grow)
+        {
+            let mut grown = vec![0; LARGE_CAPACITY];
+            grown[..self.end].copy_from_slice(&self.bytes[..self.end]);
+            self.bytes = grown.into_boxed_slice();
+        }
+        count <= self.bytes.len()
+    }
+
+    /// What has gathered.
+    pub(super) fn gathered(&self) -> &[u8] {
+        &self.bytes[..self.end]
+    }
+
+    /// Forgets what has gathered.
+    pub(super) fn clear(&mut self) {
+        self.end = 0;
     }
 
     /// Sends all that has gathered.
@@ -80,9 +157,9 @@ impl Replies {
         Ok(())
     }
 
-    /// Makes room for `count` more bytes, at most [`MAX_DATA`] and headers.
+    /// Makes room for `count` more bytes, at most what it can hold.
     pub(super) fn make_room(&mut self, count: usize, stream: &mut impl Write) -> io::Result<()> {
-        debug_assert!(count <= CAPACITY);
+        debug_assert!(count <= self.bytes.len());
         if self.bytes.len() - self.end < count {
             self.send(stream)?;
         }

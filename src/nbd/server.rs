@@ -23,10 +23,13 @@ use super::address::Address;
 use super::connections::{Connections, Place};
 use super::export::Export;
 use super::fault::Fault;
+use super::lane::Workers;
 use super::listen::Listener;
-use super::negotiation::negotiate;
-use super::socket::Socket;
-use super::transmission::transmit;
+use super::negotiation::{Agreement, Haggling, Outcome, Security, greet};
+use super::reply::Growth;
+use super::socket::{Socket, Stream};
+use super::tls::{Tls, TlsConfig, TlsStream};
+use super::transmission::Service;
 use super::wire::MAX_STRING;
 
 /// How long accepting pauses when the machine has no descriptors or memory for it.
@@ -54,6 +57,10 @@ pub struct ServerConfig {
     pub handshake_timeout: Duration,
     /// Whether everything that writes is refused.
     pub read_only: bool,
+    /// TLS, if clients may or must use it.
+    pub tls: Option<TlsConfig>,
+    /// Whether to listen without TLS where other machines can connect.
+    pub insecure: bool,
 }
 
 impl ServerConfig {
@@ -65,10 +72,16 @@ impl ServerConfig {
             max_connections: 100,
             handshake_timeout: Duration::from_secs(10),
             read_only: false,
+            tls: None,
+            insecure: false,
         }
     }
 
-    fn validate(&self) -> Result<()> {
+    /// Checks all that can be checked without listening; [`Server::start`] does so itself.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`].
+    pub fn validate(&self) -> Result<()> {
         let reason = if self.export.len() > MAX_STRING {
             "an export's name is at most 4096 bytes long"
         } else if self.export.contains('\0') {
@@ -78,12 +91,40 @@ impl ServerConfig {
         } else if self.max_connections == 0 {
             "a server needs room for at least one connection"
         } else {
-            return Ok(());
+            return self.check_exposure();
         };
         Err(Error::InvalidConfig {
             option: "--nbd",
             reason: reason.to_owned(),
         })
+    }
+
+    fn warn_of_clients_without_tls(&self) {
+        let exposed = self.addresses.iter().any(Address::is_exposed);
+        if let Some(tls) = &self.tls
+            && !tls.required
+            && (exposed || tls.verify_peer)
+        {
+            tracing::warn!("clients may do without TLS; --tls=require turns such clients away");
+        }
+    }
+
+    /// Whoever can connect without TLS can read along and write; beyond this machine that must be
+    /// meant.
+    fn check_exposure(&self) -> Result<()> {
+        if self.tls.is_some() || self.insecure {
+            return Ok(());
+        }
+        match self.addresses.iter().find(|address| address.is_exposed()) {
+            Some(address) => Err(Error::InvalidConfig {
+                option: "--nbd",
+                reason: format!(
+                    "{address} is open to other machines without TLS: add --tls-certificates DIR, \
+                     or --insecure if that is meant"
+                ),
+            }),
+            None => Ok(()),
+        }
     }
 }
 
@@ -97,6 +138,9 @@ pub struct Server {
 /// What the threads share.
 struct Shared {
     export: Export,
+    tls: Option<Tls>,
+    workers: Arc<Workers>,
+    growth: Growth,
     handshake_timeout: Duration,
     connections: Arc<Connections>,
     stopping: Arc<AtomicBool>,
@@ -118,21 +162,27 @@ impl Server {
     ///
     /// # Errors
     /// [`Error::InvalidConfig`]; [`Error::Unusable`] if a Unix socket is in use or something
-    /// else is in its place; [`Error::Io`] if an address cannot be had.
+    /// else is in its place, or a certificate is missing or of no use; [`Error::Io`] if an address cannot be had.
     pub fn start(config: ServerConfig, device: Arc<dyn BlockDevice>) -> Result<Self> {
         config.validate()?;
+        let tls = config.tls.as_ref().map(Tls::load).transpose()?;
+        config.warn_of_clients_without_tls();
         let mut listeners = Vec::new();
         for address in &config.addresses {
             listeners.extend(Listener::bind(address)?);
         }
         let stop = eventfd(0, EventfdFlags::CLOEXEC)
             .map_err(|error| Error::io("make an event descriptor", error))?;
+        let workers = Workers::start(&device)?;
         let shared = Arc::new(Shared {
             export: Export {
                 name: config.export,
                 device,
                 read_only: config.read_only,
             },
+            tls,
+            workers,
+            growth: Growth::new(),
             handshake_timeout: config.handshake_timeout,
             connections: Connections::new(config.max_connections),
             stopping: Arc::new(AtomicBool::new(false)),
@@ -174,11 +224,14 @@ impl Server {
         }
         let connections = &self.shared.connections;
         connections.shut_down(Shutdown::Read);
-        if connections.wait_for_none(grace) {
-            return;
+        let mut none = connections.wait_for_none(grace);
+        if !none {
+            connections.shut_down(Shutdown::Both);
+            none = connections.wait_for_none(LAST_GRACE);
         }
-        connections.shut_down(Shutdown::Both);
-        if !connections.wait_for_none(LAST_GRACE) {
+        if none {
+            self.shared.workers.stop();
+        } else {
             tracing::warn!("connections are left waiting for the device");
         }
     }
@@ -266,9 +319,10 @@ impl Shared {
 
     /// Serves one connection to its end.
     fn serve(&self, fd: Arc<OwnedFd>, place: &Place) {
-        let mut socket = Socket::new(fd, Arc::clone(&self.stopping));
         let id = place.id();
-        match self.converse(&mut socket, place) {
+        let mut socket = Socket::new(Arc::clone(&fd), Arc::clone(&self.stopping));
+        socket.set_deadline(Some(Instant::now() + self.handshake_timeout));
+        match self.converse(socket, place) {
             Ok(()) => tracing::debug!("connection {id} closed"),
             Err(fault @ Fault::Connection(_)) => tracing::debug!("connection {id} closed: {fault}"),
             Err(fault) => {
@@ -277,20 +331,70 @@ impl Shared {
                     // No client can fill the log by its own faults.
                     _ => tracing::debug!("connection {id} closed: {fault}"),
                 }
+                let mut socket = Socket::new(fd, Arc::clone(&self.stopping));
                 socket.hang_up(HANG_UP_BYTES, HANG_UP_TIME);
             }
         }
     }
 
-    fn converse(&self, socket: &mut Socket, place: &Place) -> Result<(), Fault> {
-        socket.set_deadline(Some(Instant::now() + self.handshake_timeout));
-        let Some(agreement) = negotiate(socket, &self.export, &self.stopping)? else {
+    fn converse(&self, mut socket: Socket, place: &Place) -> Result<(), Fault> {
+        let client = greet(&mut socket)?;
+        let haggling = Haggling {
+            export: &self.export,
+            client,
+            security: match &self.tls {
+                None => Security::Unavailable,
+                Some(tls) if tls.required => Security::Required,
+                Some(_) => Security::Offered,
+            },
+            stopping: &self.stopping,
+        };
+        match (haggling.run(&mut socket)?, &self.tls) {
+            (Outcome::Transmit(agreement), _) => {
+                if !place.enter_transmission() {
+                    return Ok(());
+                }
+                socket.set_deadline(None);
+                self.transmit(&mut socket, agreement)
+            }
+            (Outcome::StartTls, Some(tls)) => {
+                let mut stream = tls.accept(socket)?;
+                let ended = self.converse_in_private(&mut stream, haggling, place);
+                // One that is gone already needs no goodbye.
+                drop(stream.close());
+                ended
+            }
+            (Outcome::StartTls | Outcome::GiveUp, _) => Ok(()),
+        }
+    }
+
+    /// What follows STARTTLS: all over again, but for the greeting.
+    fn converse_in_private(
+        &self,
+        stream: &mut TlsStream,
+        before: Haggling<'_>,
+        place: &Place,
+    ) -> Result<(), Fault> {
+        let haggling = Haggling {
+            security: Security::Established,
+            ..before
+        };
+        let Outcome::Transmit(agreement) = haggling.run(stream)? else {
             return Ok(());
         };
-        socket.set_deadline(None);
         if !place.enter_transmission() {
             return Ok(());
         }
-        transmit(socket, &self.export, agreement)
+        stream.socket_mut().set_deadline(None);
+        self.transmit(stream, agreement)
+    }
+
+    fn transmit<S: Stream>(&self, stream: &mut S, agreement: Agreement) -> Result<(), Fault> {
+        let service = Service {
+            export: &self.export,
+            workers: Some(&self.workers),
+            growth: self.growth.clone(),
+        };
+        service.transmit(stream, agreement)
     }
 }

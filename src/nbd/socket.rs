@@ -4,15 +4,49 @@
 //! After the stop exactly those bytes are still read that had already arrived, so what a client
 //! was told nothing about yet is answered and what it goes on sending is not. No locks.
 
-use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
+use std::io::{self, IoSlice, Read, Write};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, ioctl_fionread};
-use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, recv, sendmsg, shutdown};
+
+/// What a connection talks over.
+pub(super) trait Stream: Read + Write {
+    /// Waits until a read would not block or `other` is readable; says whether it is the former.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    fn wait_readable(&mut self, other: BorrowedFd<'_>) -> io::Result<bool>;
+}
+
+/// A stream that cannot be waited for: its reads wait.
+pub(super) struct Bare<'a, S>(pub(super) &'a mut S);
+
+impl<S: Read> Read for Bare<'_, S> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buf)
+    }
+}
+
+impl<S: Write> Write for Bare<'_, S> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.0.write(buf)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+impl<S: Read + Write> Stream for Bare<'_, S> {
+    fn wait_readable(&mut self, _other: BorrowedFd<'_>) -> io::Result<bool> {
+        Ok(true)
+    }
+}
 
 pub(super) struct Socket {
     /// Shared with whoever may shut it down from outside.
@@ -86,6 +120,22 @@ impl Socket {
     }
 }
 
+impl Stream for Socket {
+    fn wait_readable(&mut self, other: BorrowedFd<'_>) -> io::Result<bool> {
+        let mut both = [
+            PollFd::new(&*self.fd, PollFlags::IN),
+            PollFd::from_borrowed_fd(other, PollFlags::IN),
+        ];
+        loop {
+            match poll(&mut both, None) {
+                Ok(_) => return Ok(!both[0].revents().is_empty()),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
 impl Read for Socket {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let allowed = self.allowed(buf.len())?;
@@ -115,13 +165,17 @@ impl Read for Socket {
 
 impl Write for Socket {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.write_vectored(&[IoSlice::new(buf)])
+    }
+
+    fn write_vectored(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
         let flags = match self.deadline {
             Some(_) => SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
             None => SendFlags::NOSIGNAL,
         };
         loop {
             self.wait(PollFlags::OUT)?;
-            match send(&self.fd, buf, flags) {
+            match sendmsg(&self.fd, bufs, &mut SendAncillaryBuffer::default(), flags) {
                 Ok(count) => return Ok(count),
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) if self.deadline.is_some() => {}

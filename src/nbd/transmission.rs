@@ -1,4 +1,4 @@
-//! The transmission phase of one connection: requests in, replies out, in order.
+//! The transmission phase of one connection: requests in, replies out.
 //!
 //! As many requests as one receive brought are executed before their replies are sent together,
 //! and no reply is held back while the connection waits for more. Written data goes to the
@@ -10,10 +10,13 @@
 //! disk does with a write that was never acknowledged. A smaller write takes effect whole or not
 //! at all.
 //!
-//! No lock is held here. Workers that execute requests out of order would stand between
-//! [`Session::execute`] and [`Replies`]: nothing else knows that replies come in order.
+//! Small requests are executed here and now, in order. What is large, or looks as if it will have
+//! to wait, goes to the workers and is answered when it is done (see [`super::lane`]). No lock is
+//! held here.
 
-use std::io::{self, Read, Write};
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::error::Result as DeviceResult;
 use crate::units::PAGE_SIZE;
@@ -21,46 +24,73 @@ use crate::units::PAGE_SIZE;
 use super::block_status::Descriptors;
 use super::export::{Export, MetaContexts};
 use super::fault::Fault;
-use super::input::{CAPACITY, Input};
+use super::input::Input;
+use super::lane::{Lane, Ticket, Work, Workers};
 use super::negotiation::Agreement;
 use super::read::Runs;
-use super::reply::{NbdError, Replies};
+use super::reply::{Growth, HEADERS, NbdError, PIECE, Replies};
+use super::socket::Stream;
 use super::validate::{Limits, Refusal, validate};
-use super::wire::{Command, Request, cmd_flag};
+use super::wire::{Command, Request, chunk, cmd_flag};
 
 /// Largest refused payload that is read and dropped to find the next request; beyond it, hanging
 /// up is cheaper for both.
 const MAX_DRAINED: u32 = 64 << 20;
 
-/// Room that every reply leaves for headers and an error chunk, in bytes.
-pub(super) const HEADERS: usize = 512;
+/// Length from which a request goes to the workers, in bytes: what compressing it takes is well
+/// above what waking them costs.
+pub(super) const LARGE: usize = 128 << 10;
+/// Replies of workers up to this length are gathered with others rather than sent alone.
+const SMALL: usize = 16 << 10;
+/// A write that took longer had to wait for memory.
+const WAITED: Duration = Duration::from_millis(2);
 
-/// Serves requests until the client disconnects, in good order or not.
-pub(super) fn transmit<S: Read + Write>(
-    stream: &mut S,
-    export: &Export,
-    agreement: Agreement,
-) -> Result<(), Fault> {
-    let _user = export.device.enter();
-    let mut session = Session {
-        export,
-        limits: Limits {
-            size: export.device.size(),
-            read_only: export.read_only,
-            structured: agreement.structured,
-            has_contexts: !agreement.contexts.is_empty(),
-        },
-        contexts: agreement.contexts,
-        stream,
-        input: Input::new(),
-        replies: Replies::new(),
-        runs: Runs::default(),
-        descriptors: Descriptors::default(),
-    };
-    let ended = session.run();
-    // What was executed is answered, even if what came after it made no sense.
-    let sent = session.replies.send(session.stream);
-    ended.and(sent.map_err(Fault::from))
+/// What the connections of a server share.
+pub(super) struct Service<'a> {
+    pub(super) export: &'a Export,
+    /// Without them a connection does everything itself.
+    pub(super) workers: Option<&'a Arc<Workers>>,
+    pub(super) growth: Growth,
+}
+
+impl<'a> Service<'a> {
+    /// One connection on its own.
+    pub(super) fn without_workers(export: &'a Export) -> Self {
+        Self {
+            export,
+            workers: None,
+            growth: Growth::new(),
+        }
+    }
+
+    /// Serves requests until the client disconnects, in good order or not.
+    pub(super) fn transmit<S: Stream>(
+        &self,
+        stream: &mut S,
+        agreement: Agreement,
+    ) -> Result<(), Fault> {
+        let _user = self.export.device.enter();
+        let mut session = Session {
+            export: self.export,
+            limits: Limits {
+                size: self.export.device.size(),
+                read_only: self.export.read_only,
+                structured: agreement.structured,
+                has_contexts: !agreement.contexts.is_empty(),
+            },
+            contexts: agreement.contexts,
+            stream,
+            input: Input::new(),
+            replies: Replies::new(self.growth.clone()),
+            runs: Runs::default(),
+            descriptors: Descriptors::default(),
+            lane: self.workers.map(Lane::new).transpose()?,
+        };
+        let ended = session.run();
+        // What was executed is answered, even if what came after it made no sense.
+        let answered = session.end();
+        ended.and(answered)
+    }
 }
 
 pub(super) struct Session<'a, S> {
@@ -74,9 +104,11 @@ pub(super) struct Session<'a, S> {
     pub(super) runs: Runs,
     /// Of the block status at hand; kept for its memory.
     pub(super) descriptors: Descriptors,
+    /// The way to the workers.
+    pub(super) lane: Option<Lane>,
 }
 
-impl<S: Read + Write> Session<'_, S> {
+impl<S: Stream> Session<'_, S> {
     fn run(&mut self) -> Result<(), Fault> {
         loop {
             while let Some(header) = self.input.take_header() {
@@ -99,9 +131,92 @@ impl<S: Read + Write> Session<'_, S> {
     }
 
     /// Waits for more input, with nothing left unsaid.
-    fn receive(&mut self) -> io::Result<usize> {
+    fn receive(&mut self) -> Result<usize, Fault> {
+        self.await_input()?;
+        Ok(self.input.fill(self.stream)?)
+    }
+
+    /// Returns when a read will not block, or nothing but a read is left to wait for.
+    fn await_input(&mut self) -> Result<(), Fault> {
+        loop {
+            self.collect(false)?;
+            self.replies.send(self.stream)?;
+            match &self.lane {
+                Some(lane) if !lane.is_idle() => {
+                    if self.stream.wait_readable(lane.wake())? {
+                        return Ok(());
+                    }
+                    lane.woken();
+                }
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    /// Sends the last replies, those of requests that are still in the workers' hands as well.
+    fn end(&mut self) -> Result<(), Fault> {
+        let mut ended = self.collect(true);
+        // Whatever happens, no job outlives its connection.
+        while ended.is_err() && self.lane.as_ref().is_some_and(|lane| !lane.is_idle()) {
+            drop(self.collect(true));
+        }
+        if ended.is_ok() {
+            ended = self.replies.send(self.stream).map_err(Fault::from);
+        }
+        ended
+    }
+
+    /// Takes in what workers have finished; with `all`, waits until they have finished all.
+    pub(super) fn collect(&mut self, all: bool) -> Result<(), Fault> {
+        loop {
+            let Some(lane) = &mut self.lane else {
+                return Ok(());
+            };
+            let Some((buffer, done)) = lane.next_finished(all) else {
+                return Ok(());
+            };
+            let sent = self.pass_on(&buffer);
+            if let Some(lane) = &self.lane {
+                lane.give_back(buffer);
+            }
+            sent?;
+            if let Some(done) = done {
+                self.finish(&done)?;
+            }
+        }
+    }
+
+    /// Sends what a worker prepared.
+    fn pass_on(&mut self, prepared: &Replies) -> Result<(), Fault> {
+        let bytes = prepared.gathered();
+        self.replies
+            .make_room(bytes.len().min(SMALL) + HEADERS, self.stream)?;
+        if bytes.len() <= SMALL {
+            self.replies.append(bytes);
+            return Ok(());
+        }
         self.replies.send(self.stream)?;
-        self.input.fill(self.stream)
+        Ok(self.stream.write_all(bytes)?)
+    }
+
+    /// Appends what ends the reply to a request that workers had a part in.
+    pub(super) fn finish(&mut self, ticket: &Ticket) -> Result<(), Fault> {
+        let request = &ticket.request;
+        self.replies.make_room(HEADERS, self.stream)?;
+        let is_read = request.command == Some(Command::Read);
+        match &ticket.failure {
+            Some((at, error)) => {
+                let at = is_read.then_some(*at);
+                self.fail(request, NbdError::from(error), at, &error.to_string());
+            }
+            None if ticket.needs_end => {
+                self.replies
+                    .chunk(request.cookie, chunk::FLAG_DONE, chunk::NONE, 0);
+            }
+            None if is_read => {}
+            None => self.written(request, Ok(())),
+        }
+        Ok(())
     }
 
     fn serve(&mut self, request: &Request) -> Result<(), Fault> {
@@ -131,7 +246,10 @@ impl<S: Read + Write> Session<'_, S> {
         let done = match command {
             Command::Read => return self.read(request),
             Command::BlockStatus => return self.block_status(request),
-            Command::Write => self.write(request)?,
+            Command::Write => match self.write(request)? {
+                Some(written) => written,
+                None => return Ok(()),
+            },
             Command::Flush => device.flush(),
             Command::Trim => device.discard(offset, length),
             Command::Cache => self.cache(request)?,
@@ -141,30 +259,109 @@ impl<S: Read + Write> Session<'_, S> {
             }
             Command::WriteZeroes => device.discard(offset, length),
         };
-        let writes = matches!(
-            command,
-            Command::Write | Command::Trim | Command::WriteZeroes
-        );
-        let done = match done {
-            Ok(()) if writes && request.has(cmd_flag::FUA) => device.flush(),
-            done => done,
-        };
-        match done {
-            Ok(()) => self.replies.simple(request.cookie, 0, 0),
-            Err(error) => self.fail(request, NbdError::from(&error), None, &error.to_string()),
+        match command {
+            Command::Write | Command::Trim | Command::WriteZeroes => self.written(request, done),
+            _ => self.done(request, done),
         }
         Ok(())
     }
 
-    fn write(&mut self, request: &Request) -> Result<DeviceResult<()>, Fault> {
+    /// Answers a request that has changed the device, or failed to.
+    fn written(&mut self, request: &Request, done: DeviceResult<()>) {
+        let done = match done {
+            Ok(()) if request.has(cmd_flag::FUA) => self.export.device.flush(),
+            done => done,
+        };
+        self.done(request, done);
+    }
+
+    fn done(&mut self, request: &Request, done: DeviceResult<()>) {
+        match done {
+            Ok(()) => self.replies.simple(request.cookie, 0, 0),
+            Err(error) => self.fail(request, NbdError::from(&error), None, &error.to_string()),
+        }
+    }
+
+    /// Stores a write's payload; `None` if workers have a part in it and it is answered later.
+    fn write(&mut self, request: &Request) -> Result<Option<DeviceResult<()>>, Fault> {
+        let large = request.length as usize >= LARGE;
+        if let Some(lane) = &mut self.lane
+            && (large || lane.writes_wait)
+        {
+            let ticket = lane.open(*request, false);
+            self.hand_out_write(request, ticket)?;
+            let done = self.lane.as_mut().and_then(|lane| lane.close(ticket));
+            self.replies.make_room(HEADERS, self.stream)?;
+            return Ok(done.map(|done| done.failure.map_or(Ok(()), |(_, error)| Err(error))));
+        }
         let device = &*self.export.device;
         let mut written = Ok(());
+        let mut begun = None;
         self.receive_payload(request, |offset, data| {
             if written.is_ok() {
+                begun.get_or_insert_with(Instant::now);
                 written = device.write(offset, data);
             }
         })?;
-        Ok(written)
+        if let (Some(lane), Some(begun)) = (&mut self.lane, begun) {
+            lane.writes_wait = begun.elapsed() > WAITED;
+        }
+        Ok(Some(written))
+    }
+
+    /// Receives a write's payload in pieces, and gives each to a worker if there is a buffer for
+    /// it. The last write's wait says nothing of the next once the workers keep up.
+    fn hand_out_write(&mut self, request: &Request, ticket: u64) -> Result<(), Fault> {
+        let mut offset = request.offset;
+        let mut left = request.length as usize;
+        while left > 0 {
+            let length = piece_of_payload(offset, left);
+            let buffer = self.lane.as_ref().and_then(Lane::buffer);
+            if let Some(mut buffer) = buffer {
+                self.receive_into(&mut buffer.room()[..length])?;
+                if let Some(lane) = &mut self.lane {
+                    lane.writes_wait &= !lane.is_idle();
+                    lane.hand_out(ticket, Work::Write { offset, length }, buffer);
+                }
+            } else {
+                self.await_payload(length)?;
+                let data = &self.input.received()[..length];
+                let written = self.export.device.write(offset, data);
+                self.input.consume(length);
+                if let Some(lane) = &mut self.lane {
+                    lane.note(ticket, written.map_err(|error| (offset, error)));
+                }
+            }
+            offset += length as u64;
+            left -= length;
+        }
+        Ok(())
+    }
+
+    /// Receives exactly as much as `out` holds.
+    fn receive_into(&mut self, out: &mut [u8]) -> Result<(), Fault> {
+        let there = self.input.received();
+        let (head, mut rest) = out.split_at_mut(there.len().min(out.len()));
+        head.copy_from_slice(&there[..head.len()]);
+        self.input.consume(head.len());
+        while !rest.is_empty() {
+            self.await_input()?;
+            match self.stream.read(rest)? {
+                0 => return Err(cut_short()),
+                count => rest = &mut rest[count..],
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until `length` bytes, at most what the buffer holds, are there.
+    fn await_payload(&mut self, length: usize) -> Result<(), Fault> {
+        while self.input.received().len() < length {
+            if self.receive()? == 0 {
+                return Err(cut_short());
+            }
+        }
+        Ok(())
     }
 
     /// Receives a write's payload to its end and shows it to `visit`, whole or in pieces.
@@ -176,18 +373,8 @@ impl<S: Read + Write> Session<'_, S> {
         let mut offset = request.offset;
         let mut left = request.length as usize;
         while left > 0 {
-            let wanted = left.min(CAPACITY);
-            while self.input.received().len() < wanted {
-                if self.receive()? == 0 {
-                    return Err(cut_short());
-                }
-            }
-            // All but the last piece end on a page, so that no page is written in two parts.
-            let within = (offset % PAGE_SIZE as u64) as usize;
-            let piece = match wanted {
-                whole if whole == left => whole,
-                part => part - (within + part) % PAGE_SIZE,
-            };
+            let piece = piece_of_payload(offset, left);
+            self.await_payload(piece)?;
             visit(offset, &self.input.received()[..piece]);
             self.input.consume(piece);
             offset = offset.saturating_add(piece as u64);
@@ -235,6 +422,16 @@ impl<S: Read + Write> Session<'_, S> {
     pub(super) fn structured(&self) -> bool {
         self.limits.structured
     }
+}
+
+/// Length of the next piece of a payload: all but the last end on a page, so that no page is
+/// written in two parts.
+fn piece_of_payload(offset: u64, left: usize) -> usize {
+    if left <= PIECE {
+        return left;
+    }
+    let within = (offset % PAGE_SIZE as u64) as usize;
+    PIECE - (within + PIECE) % PAGE_SIZE
 }
 
 fn cut_short() -> Fault {

@@ -30,7 +30,9 @@ pub(crate) const REP_SERVER: u32 = 2;
 pub(crate) const REP_INFO: u32 = 3;
 pub(crate) const REP_META_CONTEXT: u32 = 4;
 pub(crate) const REP_ERR_UNSUP: u32 = 0x8000_0001;
+pub(crate) const REP_ERR_POLICY: u32 = 0x8000_0002;
 pub(crate) const REP_ERR_INVALID: u32 = 0x8000_0003;
+pub(crate) const REP_ERR_TLS_REQD: u32 = 0x8000_0005;
 pub(crate) const REP_ERR_UNKNOWN: u32 = 0x8000_0006;
 pub(crate) const REP_ERR_TOO_BIG: u32 = 0x8000_0009;
 
@@ -56,7 +58,7 @@ pub(crate) const ENOSPC: u32 = 28;
 pub(crate) const EOVERFLOW: u32 = 75;
 
 /// Far more than anything here takes; what hangs fails instead.
-const HANG: Duration = Duration::from_secs(20);
+pub(crate) const HANG: Duration = Duration::from_secs(20);
 
 /// A server of a [`MemoryDevice`] on a Unix socket of its own.
 pub(crate) struct Fixture {
@@ -328,6 +330,9 @@ impl<S: Read + Write> Client<S> {
         let mut data = vec![0xee; length];
         let mut covered = 0;
         for chunk in self.structured_reply() {
+            if chunk.kind == CHUNK_NONE {
+                continue;
+            }
             let at = (chunk.be64(0) - offset) as usize;
             let part = match chunk.kind {
                 CHUNK_DATA => chunk.payload[8..].to_vec(),

@@ -3,7 +3,8 @@
 use std::ops::{ControlFlow, Range};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::Mutex;
+use crate::client::HANG;
+use parking_lot::{Condvar, Mutex};
 use uzram::{BlockDevice, Error, Extent, PAGE_SIZE, PageState, Result};
 
 /// Bytes in a test device: many requests' worth.
@@ -11,7 +12,15 @@ pub(crate) const SIZE: u64 = 64 << 20;
 
 pub(crate) struct MemoryDevice {
     inner: Mutex<Inner>,
+    gate: Mutex<Gate>,
+    changed: Condvar,
     pub(crate) flushes: AtomicU64,
+}
+
+/// Where reads and writes wait, and how many do.
+struct Gate {
+    shut: Range<u64>,
+    waiting: usize,
 }
 
 struct Inner {
@@ -29,8 +38,42 @@ impl MemoryDevice {
                 states: vec![PageState::Empty; SIZE as usize / PAGE_SIZE],
                 broken: 0..0,
             }),
+            gate: Mutex::new(Gate {
+                shut: 0..0,
+                waiting: 0,
+            }),
+            changed: Condvar::new(),
             flushes: AtomicU64::new(0),
         }
+    }
+
+    /// Makes reads and writes wait where they touch `range`, until another is named.
+    pub(crate) fn shut(&self, range: Range<u64>) {
+        self.gate.lock().shut = range;
+        self.changed.notify_all();
+    }
+
+    /// Waits until `count` requests wait.
+    pub(crate) fn await_waiting(&self, count: usize) {
+        let mut gate = self.gate.lock();
+        while gate.waiting < count {
+            let timeout = self.changed.wait_for(&mut gate, HANG);
+            assert!(!timeout.timed_out(), "only {} wait", gate.waiting);
+        }
+    }
+
+    fn pass(&self, offset: u64, len: usize) {
+        let mut gate = self.gate.lock();
+        let shut = |gate: &Gate| offset < gate.shut.end && offset + len as u64 > gate.shut.start;
+        if !shut(&gate) {
+            return;
+        }
+        gate.waiting += 1;
+        self.changed.notify_all();
+        while shut(&gate) {
+            self.changed.wait(&mut gate);
+        }
+        gate.waiting -= 1;
     }
 
     /// Makes reads fail with EIO and writes with ENOSPC where they touch `range`.
@@ -40,6 +83,15 @@ impl MemoryDevice {
 
     pub(crate) fn set_state(&self, page: usize, state: PageState) {
         self.inner.lock().states[page] = state;
+    }
+
+    /// Fills a range, past the gate.
+    pub(crate) fn write_pattern(&self, offset: usize, length: usize) {
+        let mut inner = self.inner.lock();
+        let bytes = crate::client::pattern(offset as u64 + 1, length);
+        inner.bytes[offset..offset + length].copy_from_slice(&bytes);
+        let pages = offset / PAGE_SIZE..(offset + length).div_ceil(PAGE_SIZE);
+        inner.states[pages].fill(PageState::Resident);
     }
 
     pub(crate) fn bytes(&self, range: Range<usize>) -> Vec<u8> {
@@ -68,6 +120,7 @@ impl BlockDevice for MemoryDevice {
     }
 
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.pass(offset, buf.len());
         let inner = self.inner.lock();
         if inner.touches_broken(offset, buf.len()) {
             return Err(Error::Unreadable {
@@ -80,6 +133,7 @@ impl BlockDevice for MemoryDevice {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
+        self.pass(offset, data.len());
         let mut inner = self.inner.lock();
         if inner.touches_broken(offset, data.len()) {
             return Err(Error::NoSpace("a test took it"));

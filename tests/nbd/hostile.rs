@@ -205,6 +205,52 @@ fn silent_connections() {
     assert_eq!(established.simple_reply(1).0, 0);
 }
 
+#[test]
+fn a_thousand_connections_with_unread_replies_and_half_sent_writes() {
+    alone(
+        "a_thousand_connections_with_unread_replies_and_half_sent_writes",
+        busy_connections,
+    );
+}
+
+fn busy_connections() {
+    let fixture = serve();
+    let mut writer = fixture.simple();
+    writer.request(WRITE, 0, 0, 4 << 20, &pattern(6, 4 << 20));
+    writer.simple_reply(0);
+    drop(writer);
+    let before = resident_bytes();
+    let mut clients = Vec::new();
+    for i in 0..1000 {
+        let mut client = fixture.connect();
+        // Those beyond the limit are hung up on at any point of this.
+        let opened = client.stream.read_exact(&mut [0; 18]).is_ok();
+        let mut said = 3u32.to_be_bytes().to_vec();
+        said.extend(b"IHAVEOPT");
+        let go = info_request(NAME, &[]);
+        said.extend(GO.to_be_bytes());
+        said.extend((go.len() as u32).to_be_bytes());
+        said.extend(go);
+        if i % 2 == 0 {
+            said.extend((0..8).flat_map(|c| request_bytes(READ, 0, c, 0, 1 << 20)));
+        } else {
+            said.extend(request_bytes(WRITE, 0, 0, 0, 1 << 20));
+            said.extend(pattern(i, 100_000));
+        }
+        if opened && client.stream.write_all(&said).is_ok() {
+            clients.push(client);
+        }
+    }
+    let grown = resident_bytes().saturating_sub(before);
+    assert!(grown < 64 << 20, "{grown} bytes more");
+    assert!(clients.len() >= 100, "{}", clients.len());
+    drop(clients);
+    // Their places come free as their threads end.
+    while fixture.connect().stream.read_exact(&mut [0; 18]).is_err() {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+}
+
 /// Runs a test's `body` in a process of its own, where it can tell what it costs.
 fn alone(test: &str, body: fn()) {
     const ALONE: &str = "UZRAM_TEST_ALONE";

@@ -1,10 +1,14 @@
 //! The NBD server as raw bytes see it: every option, command, reply and error of the protocol,
 //! and what no honest client sends. What real clients make of it is in `nbd_clients.rs`.
 
+#[path = "../certificates/mod.rs"]
+mod certificates;
 mod client;
 mod device;
 mod handshake;
 mod hostile;
+mod lane;
 mod log;
 mod server;
+mod tls;
 mod transmission;

@@ -75,8 +75,9 @@ fn what_makes_no_sense_does_not_start() {
 #[test]
 fn connections_beyond_the_limit_are_closed_at_once_and_a_place_comes_free() {
     let fixture = serve_with(|config| config.max_connections = 2);
-    let (mut first, mut second) = (fixture.simple(), fixture.simple());
-    // Only a client that has been answered is past its handshake for sure.
+    let mut first = fixture.simple();
+    let mut second = fixture.simple();
+    // An answer shows that the handshake is over on the other side as well.
     for client in [&mut first, &mut second] {
         client.request(READ, 0, 0, 1, &[]);
         assert_eq!(client.simple_reply(1).0, 0);

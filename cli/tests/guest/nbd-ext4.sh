@@ -12,8 +12,8 @@ hashes() {
     (cd /mnt/files && find . -type f -exec sha256sum {} + | sort -k 2)
 }
 
-step "attach"
-nbd-client -N "$EXPORT" 10.0.2.2 "$HOST_PORT" "$device" -block-size 4096
+step "attach, over four connections"
+nbd-client -N "$EXPORT" 10.0.2.2 "$HOST_PORT" "$device" -block-size 4096 -connections 4
 blocks=$(cat /sys/block/nbd0/size)
 step "$((blocks / 2048)) MiB, discard up to $(cat /sys/block/nbd0/queue/discard_max_bytes)"
 

@@ -1,123 +1,13 @@
-//! The NBD server as real clients see it: libnbd's tools, QEMU's and fio.
-//!
-//! A missing tool fails the test and names the Debian package; `scripts/test.sh` installs them.
+//! Clients without TLS: libnbd's tools, QEMU's and fio.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::Arc;
+use std::path::Path;
 
 use serde_json::Value;
-use tempfile::TempDir;
-use uzram::nbd::{Address, Server, ServerConfig};
-use uzram::{BlockDevice, Device, DeviceConfig};
+use uzram::BlockDevice;
 
-const MIB: u64 = 1 << 20;
-const SIZE: u64 = 256 * MIB;
-
-struct Fixture {
-    dir: TempDir,
-    device: Arc<Device>,
-    _server: Server,
-}
-
-impl Fixture {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().expect("a directory");
-        let device = Arc::new(Device::new(&DeviceConfig::new(SIZE)).expect("a device"));
-        let address = Address::Unix(dir.path().join("nbd.sock"));
-        let served: Arc<dyn BlockDevice> = Arc::clone(&device) as _;
-        let server = Server::start(ServerConfig::new("disk", vec![address]), served)
-            .expect("the server starts");
-        Self {
-            dir,
-            device,
-            _server: server,
-        }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn uri(&self) -> String {
-        format!(
-            "nbd+unix:///disk?socket={}",
-            self.path("nbd.sock").display()
-        )
-    }
-
-    /// Three pages of data, two of them neighbours, and nothing else.
-    fn write_a_little(&self) {
-        let page = pattern(1, 4096);
-        for (offset, data) in [(0, &page), (MIB, &page), (MIB + 4096, &page)] {
-            self.device.write(offset, data).expect("room");
-        }
-    }
-}
-
-/// Runs `tool`, which Debian has in `package`, and returns what it printed.
-fn run<A: AsRef<std::ffi::OsStr>>(package: &str, tool: &str, arguments: &[A]) -> String {
-    // The system's own directories first: Debian's Python modules belong to Debian's Python.
-    let path = std::env::var("PATH").unwrap_or_default();
-    let output = Command::new(tool)
-        .args(arguments)
-        .env("PATH", format!("/usr/bin:/bin:{path}"))
-        .output()
-        .unwrap_or_else(|error| {
-            panic!("cannot run {tool}: {error}; it is in the Debian package {package}")
-        });
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(
-        output.status.success(),
-        "{tool} failed: {}\n{said}{}",
-        output.status,
-        String::from_utf8_lossy(&output.stderr)
-    );
-    said
-}
-
-fn libnbd(tool: &str, arguments: &[&str]) -> String {
-    run("libnbd-bin", tool, arguments)
-}
-
-fn qemu(tool: &str, arguments: &[&str]) -> String {
-    run("qemu-utils", tool, arguments)
-}
-
-fn json(text: &str) -> Value {
-    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error} in {text}"))
-}
-
-/// Bytes that differ from page to page and hold no page of zeroes.
-fn pattern(seed: u64, length: usize) -> Vec<u8> {
-    let mut x = seed | 1;
-    let mut bytes = Vec::with_capacity(length + 8);
-    while bytes.len() < length {
-        x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        bytes.extend(x.to_le_bytes());
-    }
-    bytes.truncate(length);
-    bytes
-}
-
-/// An image of the device's size with data here and there and holes between.
-fn sparse_image(path: &Path) {
-    let file = File::create(path).expect("a file");
-    file.set_len(SIZE).expect("a sparse file");
-    for (i, at) in [0, 3 * MIB + 512, 100 * MIB, 130 * MIB - 1000, SIZE - 70_000]
-        .into_iter()
-        .enumerate()
-    {
-        let data = pattern(i as u64 + 10, if i == 2 { 20 << 20 } else { 70_000 });
-        file.write_all_at(&data, at).expect("room");
-    }
-}
-
-fn assert_same_files(one: &Path, other: &Path) {
-    run("diffutils", "cmp", &[one, other]);
-}
+use crate::rig::*;
 
 #[test]
 fn nbdinfo_sees_all_that_is_offered() {

@@ -1,0 +1,122 @@
+//! How `uzram serve` exports over NBD: TLS, who may connect, read-only.
+
+use std::fs;
+use std::process::{Command, Output, Stdio};
+
+use crate::common::{self, Serve, World};
+
+fn finish(command: &mut Command) -> Output {
+    common::finish(command.stdout(Stdio::piped()).stderr(Stdio::piped()))
+}
+
+/// Writes certificates for a server into a new directory `certs` of `world`.
+fn certificates(world: &World) -> String {
+    let dir = world.dir("certs");
+    let (certificate, key) = (dir.join("server-cert.pem"), dir.join("server-key.pem"));
+    let made = finish(
+        Command::new("openssl")
+            .args(["req", "-x509", "-nodes", "-subj", "/CN=localhost"])
+            .args(["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"])
+            .arg("-keyout")
+            .arg(key)
+            .arg("-out")
+            .arg(&certificate),
+    );
+    assert!(made.status.success(), "openssl: {made:?}");
+    fs::copy(certificate, dir.join("ca-cert.pem")).expect("a copy");
+    dir.to_str().expect("UTF-8").to_owned()
+}
+
+fn nbdsh(world: &World, script: &str) {
+    let socket = world.path("s");
+    let script = format!(
+        "uri = 'nbd+unix:///a?socket={}'\n{script}",
+        socket.display()
+    );
+    // The system's own directories first: Debian's Python modules belong to Debian's Python.
+    let path = std::env::var("PATH").unwrap_or_default();
+    let output = finish(
+        Command::new("nbdsh")
+            .env("PATH", format!("/usr/bin:/bin:{path}"))
+            .args(["-c", &script]),
+    );
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{complaint}");
+}
+
+fn serve(world: &World, more: &[&str]) -> Serve {
+    let address = format!("--nbd=unix:{}", world.path("s").display());
+    world.serve(&[&["a", "--size=1M", &address], more].concat())
+}
+
+#[test]
+fn a_read_only_export_says_so_and_refuses_writes_with_eperm() {
+    let world = World::new();
+    let _server = serve(&world, &["--read-only"]);
+    nbdsh(
+        &world,
+        "h.connect_uri(uri)\n\
+         assert h.is_read_only()\n\
+         h.set_strict_mode(0)\n\
+         for write in [lambda: h.pwrite(b'x', 0), lambda: h.trim(512, 0), lambda: h.zero(512, 0)]:\n\
+         \x20   try:\n\
+         \x20       write()\n\
+         \x20       raise AssertionError('it was written')\n\
+         \x20   except nbd.Error as error:\n\
+         \x20       assert error.errno == 'EPERM', error\n\
+         assert h.pread(512, 0) == bytearray(512)",
+    );
+}
+
+#[test]
+fn tls_is_on_with_certificates_and_required_when_told() {
+    let world = World::new();
+    let certificates = certificates(&world);
+    let option = format!("--tls-certificates={certificates}");
+    let secure = "h.set_tls(nbd.TLS_REQUIRE)\n\
+                  h.set_tls_verify_peer(False)\n\
+                  h.connect_uri(uri)\n\
+                  assert h.get_tls_negotiated()";
+    let plain = "h.connect_uri(uri)\nassert not h.get_tls_negotiated()";
+    {
+        let _server = serve(&world, &[&option]);
+        nbdsh(&world, secure);
+        nbdsh(&world, plain);
+    }
+    let _server = serve(&world, &[&option, "--tls=require"]);
+    nbdsh(&world, secure);
+    nbdsh(
+        &world,
+        "try:\n\
+         \x20   h.connect_uri(uri)\n\
+         except nbd.Error:\n\
+         \x20   pass\n\
+         else:\n\
+         \x20   raise AssertionError('it needs no TLS')",
+    );
+}
+
+#[test]
+fn certificates_that_will_not_do_are_named_on_one_line() {
+    let world = World::new();
+    let dir = certificates(&world);
+    let option = format!("--tls-certificates={dir}");
+    let args = ["serve", "a", "--size=1M", &option, "--tls-verify-peer"];
+    for name in ["server-key.pem", "server-cert.pem", "ca-cert.pem"] {
+        let path = world.path("certs").join(name);
+        let good = fs::read(&path).expect("a file");
+        fs::write(&path, "nonsense").expect("a file");
+        assert!(world.refused(1, &args).contains(name));
+        fs::remove_file(&path).expect("it is there");
+        assert!(world.refused(1, &args).contains(name));
+        fs::write(&path, good).expect("a file");
+    }
+}
+
+#[test]
+fn other_machines_need_tls_or_consent() {
+    let world = World::new();
+    let args = ["serve", "a", "--size=1M", "--nbd=tcp:0.0.0.0:0"];
+    assert!(world.refused(2, &args).contains("--insecure"));
+    let _server = world.serve(&["a", "--size=1M", "--nbd=tcp:0.0.0.0:0", "--insecure"]);
+}

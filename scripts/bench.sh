@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Measures uzram and its peers side by side: in one run, in turns, several rounds; what counts are
+# the ratios.
+#
+# usage: bench.sh WHAT [--out DIR] [--rounds N] [--quick]
+#   WHAT   nbd   the NBD server against `nbdkit memory`
+#   --out  where raw figures (JSON) and charts (SVG) go, by default target/bench/WHAT
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+usage() {
+    sed -n '/^# usage/,/^[^#]/s/^# \{0,1\}//p' "$root/scripts/bench.sh" >&2
+    exit 2
+}
+
+[[ $# -ge 1 ]] || usage
+what=$1
+shift
+case $what in
+    nbd) tools=(fio nbdkit nbdcopy openssl) ;;
+    *) usage ;;
+esac
+
+need_packages python3 "${tools[@]}"
+build
+exec python3 -B "scripts/bench/$what.py" --uzram "$target/release/uzram" --out "$target/bench/$what" "$@"

@@ -1,0 +1,215 @@
+"""What the benchmarks share: turns, ratios, raw figures, charts, and servers to run.
+
+A benchmark is groups of cases. A case is run on every contender in turn, round after round, so
+that whatever else the machine does falls on all of them alike. A ratio is taken within a round;
+reported are its median and, as its spread, the least and the greatest.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Callable, Iterator
+
+OURS = "uzram"
+
+
+@dataclass
+class Case:
+    """One kind of work: `run(contender)` returns a figure in `unit`, more being better."""
+
+    name: str
+    unit: str
+    run: Callable[[str], float]
+    targets: dict[str, float] = field(default_factory=dict)
+    """For each peer the ratio to reach."""
+
+
+@dataclass
+class Result:
+    """A case's figures, in the order of the rounds, for each contender."""
+
+    case: Case
+    figures: dict[str, list[float]]
+
+    def median(self, contender: str) -> float:
+        return statistics.median(self.figures[contender])
+
+    def ratios(self, peer: str) -> list[float]:
+        """Ours to the peer's, sorted."""
+        return sorted(a / b for a, b in zip(self.figures[OURS], self.figures[peer]))
+
+
+def arguments(description: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--uzram", type=Path, required=True, help="the program to measure")
+    parser.add_argument("--out", type=Path, required=True, help="where figures and charts go")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="one short round, to see that it works")
+    options = parser.parse_args()
+    if options.quick:
+        options.rounds = 1
+    options.seconds = 1 if options.quick else 4
+    options.out.mkdir(parents=True, exist_ok=True)
+    return options
+
+
+def measure(group: str, cases: list[Case], contenders: list[str], rounds: int) -> list[Result]:
+    """Runs every case on every contender in turn, and starts each round with another one."""
+    results = [Result(case, {name: [] for name in contenders}) for case in cases]
+    for number in range(rounds):
+        for result in results:
+            first = number % len(contenders)
+            for contender in contenders[first:] + contenders[:first]:
+                progress(f"{group}, round {number + 1} of {rounds}: {result.case.name}, {contender}")
+                result.figures[contender].append(result.case.run(contender))
+    progress("")
+    return results
+
+
+def progress(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def report(group: str, results: list[Result], out: Path) -> None:
+    """Prints a table, and writes the group's raw figures and its chart to `out`."""
+    contenders = list(results[0].figures)
+    peers = [name for name in contenders if name != OURS]
+    print(f"\n{group}")
+    print(f"  {'':<30}" + "".join(f"{name:>18}" for name in contenders))
+    for result in results:
+        row = "".join(f"{result.median(name):>18,.0f}" for name in contenders)
+        print(f"  {result.case.name + ', ' + result.case.unit:<30}{row}")
+        for peer in peers:
+            print(f"    {ratio_line(result, peer)}")
+    raw = {
+        "group": group,
+        "machine": machine(),
+        "results": [
+            {"case": r.case.name, "unit": r.case.unit, "targets": r.case.targets, "figures": r.figures}
+            for r in results
+        ],
+    }
+    stem = group.replace(" ", "-")
+    (out / f"{stem}.json").write_text(json.dumps(raw, indent=1) + "\n")
+    (out / f"{stem}.svg").write_text(chart(group, results))
+
+
+def ratio_line(result: Result, peer: str) -> str:
+    ratios = result.ratios(peer)
+    median = statistics.median(ratios)
+    line = f"{OURS} / {peer}: {median:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+    target = result.case.targets.get(peer)
+    if target is None:
+        return line
+    return f"{line}, target {target:.2f}: {'met' if median >= target else 'MISSED'}"
+
+
+def machine() -> dict[str, object]:
+    return {
+        "date": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
+        "cores": os.cpu_count(),
+        "kernel": platform.release(),
+        "load": os.getloadavg()[0],
+    }
+
+
+def chart(title: str, results: list[Result]) -> str:
+    """Bars of the medians, one panel a case, each on its own scale."""
+    bar, gap, left, width = 18, 34, 190, 420
+    colours = ["#2563eb", "#9ca3af", "#d1d5db", "#e5e7eb"]
+    parts, y = [], 40
+    for result in results:
+        parts.append(text(10, y, f"{result.case.name}, {result.case.unit}", weight="bold"))
+        medians = {name: result.median(name) for name in result.figures}
+        longest = max(medians.values())
+        for colour, (name, value) in zip(colours, medians.items()):
+            y += bar + 4
+            length = max(1, round(width * value / longest))
+            parts.append(text(left - 8, y, name, anchor="end"))
+            parts.append(
+                f'<rect x="{left}" y="{y - bar + 4}" width="{length}" height="{bar}" fill="{colour}"/>'
+            )
+            parts.append(text(left + length + 6, y, f"{value:,.0f}"))
+        y += gap
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 100}" height="{y}" '
+        'font-family="sans-serif" font-size="13"><rect width="100%" height="100%" fill="white"/>'
+    )
+    return "\n".join([head, text(10, 20, title, weight="bold"), *parts, "</svg>"]) + "\n"
+
+
+def text(x: int, y: int, content: str, anchor: str = "start", weight: str = "normal") -> str:
+    return f'<text x="{x}" y="{y}" text-anchor="{anchor}" font-weight="{weight}">{content}</text>'
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """A directory with a short path, for sockets."""
+    path = Path(tempfile.mkdtemp(prefix="uzram-bench."))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path)
+
+
+@contextlib.contextmanager
+def running(command: list[str], ready: Callable[[], bool], **options) -> Iterator[subprocess.Popen]:
+    """A program from when it is ready until it is terminated."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, **options)
+    try:
+        deadline = time.monotonic() + 30
+        while not ready():
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise SystemExit(f"{' '.join(command)}: it did not start")
+            time.sleep(0.05)
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def run(command: list[str], **options) -> str:
+    """What a program prints; ends the benchmark if it fails."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, **options)
+    if done.returncode != 0:
+        raise SystemExit(f"{' '.join(command)}: status {done.returncode}\n{done.stderr}")
+    return done.stdout
+
+
+def fio(uri: str, rw: str, bs: str, depth: int, jobs: int, seconds: int, size: str) -> tuple[float, float]:
+    """Requests and MiB a second of fio's nbd engine, on data that compresses by 60%."""
+    output = run(
+        [
+            "fio",
+            "--name=bench",
+            "--ioengine=nbd",
+            f"--uri={uri}",
+            f"--rw={rw}",
+            f"--bs={bs}",
+            f"--iodepth={depth}",
+            f"--numjobs={jobs}",
+            f"--size={size}",
+            "--buffer_compress_percentage=60",
+            "--group_reporting",
+            "--output-format=json",
+            *([] if seconds == 0 else ["--time_based", f"--runtime={seconds}"]),
+        ]
+    )
+    # Warnings come first, on stdout as well.
+    job = json.loads(output[output.index("{") :])["jobs"][0]
+    side = job["read" if "read" in rw else "write"]
+    return side["iops"], side["bw_bytes"] / (1 << 20)

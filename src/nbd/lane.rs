@@ -1,0 +1,317 @@
+//! Requests that other threads work on, so that one that is large uses several cores and one that
+//! waits, for the backing or for memory, holds up none behind it.
+//!
+//! ```text
+//!  session ──hand_out──▶ jobs ──▶ workers, a few for each core, shared by all connections
+//!     ▲                              │
+//!     └── collect ◀── finished ◀─────┘   and an eventfd that wakes the session
+//! ```
+//!
+//! Only the session touches its stream: a worker never sends, so a client that does not read
+//! stops its own connection and no worker. A job owns its buffer; there are [`BUFFERS`] of them
+//! for all connections and [`MOST_UNDER_WAY`] for one. Where none is left, the session does the
+//! work itself.
+//!
+//! Replies leave in the order in which requests finish, each after its request has taken effect,
+//! so a FLUSH covers every write that was answered before it came. The only lock is on the list
+//! of free buffers.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use crossbeam::channel::{Receiver, Sender, unbounded};
+use parking_lot::Mutex;
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::io::Errno;
+
+use crate::block_device::BlockDevice;
+use crate::error::{Error, Result};
+
+use super::read::{Piece, Runs};
+use super::reply::Replies;
+use super::wire::Request;
+
+/// Buffers for the jobs of all connections.
+const BUFFERS: usize = 32;
+/// Jobs of one connection at once.
+const MOST_UNDER_WAY: usize = 8;
+/// Small reads that are looked up after one that met a spilled page.
+const LOOK_UPS: u32 = 256;
+/// Workers for each core: most of those that wait do so for the backing.
+const WORKERS_PER_CORE: usize = 4;
+
+/// A piece of work, and the buffer it is done in.
+pub(super) struct Job {
+    pub(super) work: Work,
+    pub(super) buffer: Replies,
+    ticket: u64,
+    finished: Sender<Finished>,
+    wake: Arc<OwnedFd>,
+}
+
+#[derive(Clone, Copy)]
+pub(super) enum Work {
+    /// Store the first `length` bytes of the buffer at `offset`.
+    Write { offset: u64, length: usize },
+    /// Make part of a reply in the buffer.
+    Read(Piece),
+}
+
+/// What has become of a job.
+pub(super) struct Finished {
+    ticket: u64,
+    /// For a read, with what is to be sent.
+    pub(super) buffer: Replies,
+    /// Where it failed, and why.
+    pub(super) result: Result<(), (u64, Error)>,
+}
+
+/// The threads, and the buffers.
+pub(super) struct Workers {
+    jobs: Sender<Option<Job>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    free: Mutex<Vec<Replies>>,
+}
+
+impl Workers {
+    /// Starts them.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if there cannot be so many threads.
+    pub(super) fn start(device: &Arc<dyn BlockDevice>) -> Result<Arc<Self>> {
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        let (jobs, receiver) = unbounded::<Option<Job>>();
+        let workers = Arc::new(Self {
+            jobs,
+            threads: Mutex::default(),
+            free: Mutex::new((0..BUFFERS).map(|_| Replies::for_one_piece()).collect()),
+        });
+        for number in 0..cores * WORKERS_PER_CORE {
+            let (device, receiver) = (Arc::clone(device), receiver.clone());
+            let thread = thread::Builder::new()
+                .name(format!("nbd-work-{number}"))
+                .spawn(move || {
+                    let mut runs = Runs::default();
+                    while let Ok(Some(job)) = receiver.recv() {
+                        job.run(&*device, &mut runs);
+                    }
+                });
+            match thread {
+                Ok(thread) => workers.threads.lock().push(thread),
+                Err(error) => {
+                    workers.stop();
+                    return Err(Error::io("start a thread", error));
+                }
+            }
+        }
+        Ok(workers)
+    }
+
+    /// Ends the threads, once they have done what they were given.
+    pub(super) fn stop(&self) {
+        let threads = std::mem::take(&mut *self.threads.lock());
+        for _ in &threads {
+            // Fails only if they are gone.
+            drop(self.jobs.send(None));
+        }
+        for thread in threads {
+            if thread.join().is_err() {
+                tracing::error!("a worker panicked");
+            }
+        }
+    }
+}
+
+impl Job {
+    fn run(self, device: &dyn BlockDevice, runs: &mut Runs) {
+        let Self {
+            work,
+            mut buffer,
+            ticket,
+            finished,
+            wake,
+        } = self;
+        let result = match work {
+            Work::Write { offset, length } => device
+                .write(offset, &buffer.room()[..length])
+                .map_err(|error| (offset, error)),
+            Work::Read(piece) => piece.append(&mut buffer, runs, device),
+        };
+        // A session collects all its jobs before it ends, so somebody is there to be told.
+        drop(finished.send(Finished {
+            ticket,
+            buffer,
+            result,
+        }));
+        if let Err(error) = rustix::io::write(&wake, &1u64.to_ne_bytes()) {
+            tracing::error!("cannot wake a connection: {error}");
+        }
+    }
+}
+
+/// A request some of which is, or was, in the hands of workers.
+pub(super) struct Ticket {
+    pub(super) request: Request,
+    /// The first failure of any part: where and why.
+    pub(super) failure: Option<(u64, Error)>,
+    /// Whether the reply's last chunk is yet to be sent.
+    pub(super) needs_end: bool,
+    parts: usize,
+    /// Whether no more parts will be handed out.
+    closed: bool,
+}
+
+/// One connection's way to the workers and back.
+pub(super) struct Lane {
+    workers: Arc<Workers>,
+    finish: Sender<Finished>,
+    finished: Receiver<Finished>,
+    wake: Arc<OwnedFd>,
+    under_way: usize,
+    next_ticket: u64,
+    tickets: BTreeMap<u64, Ticket>,
+    /// Whether this connection's last write had to wait, so that the next probably has to as well.
+    pub(super) writes_wait: bool,
+    /// How many more small reads are looked up before they are made. Looking costs a twentieth of
+    /// a read from memory, so it is done only while reads are known to meet spilled pages.
+    reads_to_look_up: u32,
+}
+
+impl Lane {
+    pub(super) fn new(workers: &Arc<Workers>) -> io::Result<Self> {
+        let (finish, finished) = unbounded();
+        Ok(Self {
+            workers: Arc::clone(workers),
+            finish,
+            finished,
+            wake: Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?),
+            under_way: 0,
+            next_ticket: 0,
+            tickets: BTreeMap::new(),
+            writes_wait: false,
+            reads_to_look_up: 0,
+        })
+    }
+
+    /// Readable once a job has finished.
+    pub(super) fn wake(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
+    }
+
+    /// Whether the next small read should be looked up first.
+    pub(super) fn should_look_up(&mut self) -> bool {
+        let should = self.reads_to_look_up > 0;
+        self.reads_to_look_up = self.reads_to_look_up.saturating_sub(1);
+        should
+    }
+
+    /// Notes that a read has met a spilled page, or took as long as if it had.
+    pub(super) fn look_up_reads(&mut self) {
+        self.reads_to_look_up = LOOK_UPS;
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.under_way == 0
+    }
+
+    /// A buffer for another job, if this connection may have one.
+    pub(super) fn buffer(&self) -> Option<Replies> {
+        if self.under_way == MOST_UNDER_WAY {
+            return None;
+        }
+        self.workers.free.lock().pop()
+    }
+
+    pub(super) fn give_back(&self, mut buffer: Replies) {
+        buffer.clear();
+        self.workers.free.lock().push(buffer);
+    }
+
+    /// Begins a request of several parts.
+    pub(super) fn open(&mut self, request: Request, needs_end: bool) -> u64 {
+        self.next_ticket += 1;
+        let ticket = Ticket {
+            request,
+            failure: None,
+            needs_end,
+            parts: 0,
+            closed: false,
+        };
+        self.tickets.insert(self.next_ticket, ticket);
+        self.next_ticket
+    }
+
+    pub(super) fn hand_out(&mut self, ticket: u64, work: Work, buffer: Replies) {
+        let job = Job {
+            work,
+            buffer,
+            ticket,
+            finished: self.finish.clone(),
+            wake: Arc::clone(&self.wake),
+        };
+        if let Some(ticket) = self.tickets.get_mut(&ticket) {
+            ticket.parts += 1;
+        }
+        self.under_way += 1;
+        if let Err(unsent) = self.workers.jobs.send(Some(job))
+            && let Some(job) = unsent.into_inner()
+        {
+            // The threads end after the last connection, so this does not happen; it would be
+            // answered.
+            let gone = Error::io("reach the workers", Errno::SHUTDOWN);
+            let finished = Finished {
+                ticket: job.ticket,
+                buffer: job.buffer,
+                result: Err((0, gone)),
+            };
+            drop(self.finish.send(finished));
+        }
+    }
+
+    /// Notes what became of a part; the first failure is the request's.
+    pub(super) fn note(&mut self, ticket: u64, result: Result<(), (u64, Error)>) {
+        if let (Some(ticket), Err(failure)) = (self.tickets.get_mut(&ticket), result) {
+            ticket.failure.get_or_insert(failure);
+        }
+    }
+
+    /// Declares that all parts are handed out; returns the ticket if all have finished.
+    pub(super) fn close(&mut self, ticket: u64) -> Option<Ticket> {
+        self.tickets.get_mut(&ticket)?.closed = true;
+        self.take_if_done(ticket)
+    }
+
+    fn take_if_done(&mut self, ticket: u64) -> Option<Ticket> {
+        let state = self.tickets.get(&ticket)?;
+        let done = state.closed && state.parts == 0;
+        done.then(|| self.tickets.remove(&ticket)).flatten()
+    }
+
+    /// The next job that has finished, and its request if that has too; waits for it if told to.
+    pub(super) fn next_finished(&mut self, wait: bool) -> Option<(Replies, Option<Ticket>)> {
+        if self.under_way == 0 {
+            return None;
+        }
+        let finished = if wait {
+            self.finished.recv().ok()?
+        } else {
+            self.finished.try_recv().ok()?
+        };
+        self.under_way -= 1;
+        if let Some(ticket) = self.tickets.get_mut(&finished.ticket) {
+            ticket.parts -= 1;
+        }
+        self.note(finished.ticket, finished.result);
+        Some((finished.buffer, self.take_if_done(finished.ticket)))
+    }
+
+    /// Takes notice of having been woken.
+    pub(super) fn woken(&self) {
+        // Not readable is what it is most of the time.
+        let mut count = [0; 8];
+        let _ = rustix::io::read(&self.wake, &mut count);
+    }
+}

@@ -1,0 +1,136 @@
+//! Requests that wait hold up none behind them, and what is answered has happened.
+
+use std::sync::atomic::Ordering;
+
+use uzram::PageState;
+
+use crate::client::*;
+
+const MIB: u64 = 1 << 20;
+
+/// Reads a simple reply to any request: its cookie and error.
+fn any_reply<S: std::io::Read + std::io::Write>(client: &mut Client<S>) -> (u64, u32) {
+    assert_eq!(client.be32(), 0x6744_6698);
+    let error = client.be32();
+    (client.be64(), error)
+}
+
+#[test]
+fn reads_of_the_backing_let_those_behind_them_pass_once_one_has_waited() {
+    let fixture = serve();
+    let device = &fixture.device;
+    device.write_pattern(0, 8192);
+    device.set_state(1, PageState::WrittenBack);
+    device.shut(4096..8192);
+    let mut client = fixture.simple();
+    // The first one to meet the backing shows that there is something to look out for.
+    let first = client.request(READ, 0, 4096, 4096, &[]);
+    device.await_waiting(1);
+    std::thread::sleep(std::time::Duration::from_millis(10));
+    device.shut(0..0);
+    assert_eq!(any_reply(&mut client), (first, 0));
+    client.receive(4096);
+
+    device.shut(4096..8192);
+    let slow = client.request(READ, 0, 4096, 4096, &[]);
+    device.await_waiting(1);
+    let quick = client.request(READ, 0, 0, 4096, &[]);
+    assert_eq!(any_reply(&mut client), (quick, 0));
+    assert_eq!(client.receive(4096), device.bytes(0..4096));
+    device.shut(0..0);
+    assert_eq!(any_reply(&mut client), (slow, 0));
+    assert_eq!(client.receive(4096), device.bytes(4096..8192));
+}
+
+#[test]
+fn a_large_write_that_waits_lets_those_behind_it_pass() {
+    let fixture = serve();
+    let device = &fixture.device;
+    device.shut(MIB..MIB + 1);
+    let mut client = fixture.simple();
+    let data = pattern(3, 256 << 10);
+    let slow = client.request(WRITE, FUA, MIB, 256 << 10, &data);
+    device.await_waiting(1);
+    let quick = client.request(READ, 0, 0, 512, &[]);
+    assert_eq!(any_reply(&mut client), (quick, 0));
+    client.receive(512);
+    // Nothing is flushed for a write that has not taken effect.
+    assert_eq!(device.flushes.load(Ordering::SeqCst), 0);
+    device.shut(0..0);
+    assert_eq!(any_reply(&mut client), (slow, 0));
+    assert_eq!(device.flushes.load(Ordering::SeqCst), 1);
+    assert_eq!(device.bytes(MIB as usize..MIB as usize + data.len()), data);
+}
+
+#[test]
+fn small_writes_pass_each_other_once_one_has_waited() {
+    let fixture = serve();
+    let device = &fixture.device;
+    let mut client = fixture.simple();
+    device.shut(0..4096);
+    let first = client.request(WRITE, 0, 0, 4, b"once");
+    device.await_waiting(1);
+    std::thread::sleep(std::time::Duration::from_millis(10));
+    device.shut(0..0);
+    assert_eq!(any_reply(&mut client), (first, 0));
+
+    device.shut(0..4096);
+    let slow = client.request(WRITE, 0, 0, 4, b"more");
+    device.await_waiting(1);
+    let quick = client.request(WRITE, 0, 8192, 4, b"free");
+    assert_eq!(any_reply(&mut client), (quick, 0));
+    device.shut(0..0);
+    assert_eq!(any_reply(&mut client), (slow, 0));
+    assert_eq!(device.bytes(0..4), b"more");
+}
+
+#[test]
+fn a_disconnect_waits_for_what_is_under_way() {
+    let fixture = serve();
+    let device = &fixture.device;
+    device.shut(0..1);
+    let mut client = fixture.simple();
+    let data = pattern(5, 1 << 20);
+    let slow = client.request(WRITE, 0, 0, 1 << 20, &data);
+    device.await_waiting(1);
+    client.request(DISC, 0, 0, 0, &[]);
+    device.shut(0..0);
+    assert_eq!(any_reply(&mut client), (slow, 0));
+    client.assert_closed();
+    assert!(device.bytes(0..1 << 20) == data);
+}
+
+#[test]
+fn another_connection_is_served_while_one_has_all_it_may_have_under_way() {
+    let fixture = serve();
+    let device = &fixture.device;
+    device.write_pattern(0, 4 << 20);
+    device.shut(0..32 * MIB);
+    let mut stuck = fixture.structured();
+    for _ in 0..4 {
+        stuck.request(READ, 0, 0, 1 << 20, &[]);
+    }
+    device.await_waiting(4);
+    let mut other = fixture.structured();
+    other.request(READ, 0, 40 * MIB, 512, &[]);
+    assert_eq!(other.assemble(40 * MIB, 512), [0; 512]);
+    device.shut(0..0);
+}
+
+#[test]
+fn a_large_request_that_fails_in_part_fails_once() {
+    let fixture = serve();
+    let device = &fixture.device;
+    device.write_pattern(0, 4 << 20);
+    device.break_range(MIB + 4096..MIB + 8192);
+    let mut client = fixture.structured();
+    client.request(WRITE, 0, 0, 4 << 20, &pattern(9, 4 << 20));
+    assert_eq!(client.structured_error().0, ENOSPC);
+    client.request(READ, 0, 0, 4 << 20, &[]);
+    let chunks = client.structured_reply();
+    let errors = chunks.iter().filter(|c| c.kind == CHUNK_ERROR_OFFSET);
+    assert_eq!(errors.count(), 1);
+    assert_eq!(chunks.last().expect("chunks").be32(0), EIO);
+    client.request(READ, 0, 8192, 512, &[]);
+    assert_eq!(client.assemble(8192, 512), device.bytes(8192..8704));
+}
