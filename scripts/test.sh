@@ -18,4 +18,15 @@ if [[ $(uname -m) == x86_64 && ! -d $target/guest/kernel ]]; then
     cli/tests/guest/fetch.sh "$target/guest"
 fi
 
-exec cargo test --locked --workspace --no-fail-fast "$@"
+cargo test --locked --workspace --no-fail-fast "$@"
+
+# Only a run of everything: the fuzzers are built with instruments of their own.
+if [[ $# -eq 0 && $(uname -m) == x86_64 ]]; then
+    for fuzzed in negotiation transmission; do
+        echo "Fuzzing $fuzzed for 20 s"
+        scripts/fuzz.sh "$fuzzed" 20 >"$target/fuzz-$fuzzed.log" 2>&1 || {
+            tail -n 40 "$target/fuzz-$fuzzed.log" >&2
+            die "fuzzing $fuzzed found something"
+        }
+    done
+fi
