@@ -18,8 +18,6 @@ if [[ $(uname -m) == x86_64 && ! -d $target/guest/kernel ]]; then
     cli/tests/guest/fetch.sh "$target/guest"
 fi
 
-cargo test --locked --workspace --no-fail-fast "$@"
-
 # Only a run of everything: the fuzzers are built with instruments of their own.
 if [[ $# -eq 0 && $(uname -m) == x86_64 ]]; then
     for fuzzed in negotiation transmission; do
@@ -30,3 +28,5 @@ if [[ $# -eq 0 && $(uname -m) == x86_64 ]]; then
         }
     done
 fi
+
+exec cargo test --locked --workspace --no-fail-fast "$@"
