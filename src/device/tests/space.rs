@@ -202,6 +202,39 @@ fn what_is_counted_is_what_happened() {
     device.check();
 }
 
+#[test]
+fn usage_by_class_adds_up_to_the_whole() {
+    let backing = Arc::new(FaultyBacking::new(4));
+    let device = device(2000, 2000, 3, &backing);
+    for page in 0..1000 {
+        write(&device, page, page).expect("room");
+    }
+    for page in (0..1000).filter(|page| page % 3 != 0) {
+        device.discard(page * PAGE, PAGE).expect("no room needed");
+    }
+    let (stats, classes) = (device.stats(), device.class_stats());
+    let sum = |of: fn(&crate::ClassStats) -> u64| classes.iter().map(of).sum::<u64>();
+    assert_eq!(sum(|class| class.objects_used), stats.resident_pages);
+    assert_eq!(sum(|class| class.frames) * PAGE, stats.mem_used_total);
+    assert!(
+        classes
+            .iter()
+            .all(|class| class.objects_used <= class.objects)
+    );
+    let freeable = sum(|class| class.frames_freeable);
+    assert!(freeable > 0);
+    // Each shard rounds down, so what is promised can be had.
+    assert!(device.compact() >= freeable);
+    assert_eq!(
+        device
+            .class_stats()
+            .iter()
+            .map(|class| class.frames_freeable)
+            .sum::<u64>(),
+        0
+    );
+}
+
 /// What could not be written is the first to go when the backing works again.
 #[test]
 fn a_failed_eviction_keeps_the_order() {
