@@ -3,10 +3,13 @@
 //!
 //! `cargo bench --bench engine [-- ROUNDS]`
 
+mod corpus;
+
 use std::hint::black_box;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use corpus::pages_under;
 use lz4_flex::block::{CompressTable, compress_into_with_table, decompress_into};
 use uzram::{BlockDevice, Device, DeviceConfig, PAGE_SIZE, Page};
 
@@ -21,11 +24,11 @@ fn main() {
     let corpora = [
         (
             "machine code",
-            pages_under(&[&sysroot, Path::new("/usr/lib")], &["so", "a"]),
+            pages_of(&[&sysroot, Path::new("/usr/lib")], &["so", "a"]),
         ),
         (
             "source text",
-            pages_under(&[Path::new("/usr/include"), Path::new("/usr/share")], TEXT),
+            pages_of(&[Path::new("/usr/include"), Path::new("/usr/share")], TEXT),
         ),
     ];
     println!(
@@ -51,36 +54,13 @@ fn main() {
 
 const TEXT: &[&str] = &["h", "hpp", "txt", "py", "pl", "pm", "md", "html", "rst"];
 
-/// Up to [`PAGES`] pages that are not all zero, of the files with such endings.
-fn pages_under(roots: &[&Path], endings: &[&str]) -> Vec<Page> {
-    let mut pages = Vec::new();
-    let mut dirs: Vec<PathBuf> = roots.iter().map(|root| root.to_path_buf()).collect();
-    while let Some(dir) = dirs.pop() {
-        let Ok(entries) = std::fs::read_dir(&dir) else {
-            continue;
-        };
-        for path in entries.flatten().map(|entry| entry.path()) {
-            if path.is_dir() && !path.is_symlink() {
-                dirs.push(path);
-            } else if path
-                .extension()
-                .is_some_and(|e| endings.iter().any(|want| e == *want))
-            {
-                let bytes = std::fs::read(&path).unwrap_or_default();
-                let (whole, _) = bytes.as_chunks::<PAGE_SIZE>();
-                pages.extend(
-                    whole
-                        .iter()
-                        .filter(|page| page.iter().any(|&byte| byte != 0)),
-                );
-                if pages.len() >= PAGES {
-                    pages.truncate(PAGES);
-                    return pages;
-                }
-            }
-        }
-    }
-    pages
+/// Pages of the files with such endings.
+fn pages_of(roots: &[&Path], endings: &[&str]) -> Vec<Page> {
+    let wanted = |path: &Path| {
+        path.extension()
+            .is_some_and(|e| endings.iter().any(|want| e == *want))
+    };
+    pages_under(roots, PAGES, wanted)
 }
 
 /// Nanoseconds a page to compress and to decompress.

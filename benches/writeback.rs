@@ -2,12 +2,15 @@
 //!
 //! `cargo bench --bench writeback [-- fill|churn|misses]`
 
+mod corpus;
+
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 use std::time::Instant;
 
+use corpus::pages_under;
 use uzram::{BackingConfig, BlockDevice, Device, DeviceConfig, PAGE_SIZE, Page, Stats};
 
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -55,29 +58,11 @@ impl Random {
 
 /// Pages of programs, which compress to between a tenth and all of a page.
 fn real_pages(count: usize) -> Vec<Page> {
-    let mut pages = Vec::with_capacity(count);
-    let mut dirs = vec![
-        Path::new("/usr/lib").to_path_buf(),
-        Path::new("/usr/bin").to_path_buf(),
-    ];
-    while let (Some(dir), true) = (dirs.pop(), pages.len() < count) {
-        for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
-            let path = entry.path();
-            if path.is_dir() && !path.is_symlink() {
-                dirs.push(path);
-            } else if path.is_file() {
-                let bytes = std::fs::read(&path).unwrap_or_default();
-                let (whole, _) = bytes.as_chunks::<PAGE_SIZE>();
-                pages.extend(
-                    whole
-                        .iter()
-                        .filter(|page| page.iter().any(|&byte| byte != 0)),
-                );
-            }
-        }
-    }
-    pages.truncate(count);
-    pages
+    pages_under(
+        &[Path::new("/usr/lib"), Path::new("/usr/bin")],
+        count,
+        |_| true,
+    )
 }
 
 fn device(dir: &Path, pages: u64, limit: Option<u64>) -> Device {

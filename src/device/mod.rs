@@ -257,12 +257,6 @@ impl Device {
             self.core.waker.wake();
         }
     }
-
-    /// Sends writers that wait for memory away with an error, now and from now on, so that
-    /// whoever serves the device can stop.
-    pub fn stop_waiting(&self) {
-        self.core.room.close();
-    }
 }
 
 /// Resident, same-filled or written back.
