@@ -17,7 +17,7 @@ use crate::config::{Algorithm, DeviceConfig};
 use crate::error::{Error, Result};
 use crate::pool::{self, FrameBudget, NoRoom};
 use crate::shard::{Clock, Shard, SlotIndex};
-use crate::spill::{Backing, LogCounts, SegmentTable};
+use crate::spill::{LogCounts, SegmentTable, Stores};
 use crate::units::{PAGE_SIZE, PageIndex};
 use crate::writeback::Waker;
 
@@ -102,7 +102,7 @@ pub(crate) struct Core {
     pub(crate) algorithm: Algorithm,
     pub(crate) budget: Arc<FrameBudget>,
     pub(crate) segments: Arc<SegmentTable>,
-    pub(crate) backing: Option<Arc<dyn Backing>>,
+    pub(crate) stores: Arc<Stores>,
     pub(crate) log_counts: Arc<LogCounts>,
     pub(crate) requests: RequestCounts,
     pub(crate) room: Room,
@@ -118,7 +118,7 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    pub(crate) fn new(config: &DeviceConfig, backing: Option<Arc<dyn Backing>>) -> Result<Self> {
+    pub(crate) fn new(config: &DeviceConfig) -> Result<Self> {
         let layout = Layout::new(
             config.size,
             config.shards.unwrap_or_else(|| shards_for(config)),
@@ -129,9 +129,7 @@ impl Core {
         let budget = Arc::new(FrameBudget::new(limit));
         let no_addresses = |error| Error::io("reserve address space for the device", error);
         let waker = Arc::new(Waker::default());
-        let segments = backing.as_ref().map_or(0, |backing| backing.segments());
-        let segments = SegmentTable::new(segments, Arc::clone(&waker)).map_err(no_addresses)?;
-        let segments = Arc::new(segments);
+        let segments = Arc::new(SegmentTable::new(Arc::clone(&waker)));
         let clock = Clock::default();
         let count = layout.shards().count();
         let shard = |index: ShardIndex| {
@@ -153,7 +151,7 @@ impl Core {
             algorithm: config.algorithm,
             budget,
             segments,
-            backing,
+            stores: Arc::default(),
             log_counts: Arc::default(),
             requests: RequestCounts::default(),
             room: Room::new(),
@@ -180,7 +178,7 @@ impl Core {
     /// Between what bounds memory is to be kept now.
     pub(crate) fn watermarks(&self) -> Watermarks {
         let limit = self.budget.limit();
-        if self.backing.is_some() {
+        if self.stores.spills() {
             Watermarks::of(limit)
         } else {
             Watermarks::without_eviction(limit)

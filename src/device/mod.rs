@@ -11,7 +11,7 @@ mod tests;
 mod write;
 
 use std::ops::{ControlFlow, Range};
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread::JoinHandle;
@@ -21,7 +21,7 @@ use rustix::io::Errno;
 
 use self::core::Core;
 use crate::block_device::BlockDevice;
-use crate::config::{Algorithm, DeviceConfig, check_mem_limit};
+use crate::config::{Algorithm, BackingConfig, DeviceConfig, check_mem_limit};
 use crate::error::{Error, Result};
 use crate::pool::{ClassStats, FrameBudget};
 use crate::shard::Counts;
@@ -29,7 +29,7 @@ use crate::spill::{Backing, FileBacking};
 use crate::stats::{Stats, rss_bytes};
 use crate::units::{Extent, PAGE_SHIFT, PAGE_SIZE, PageIndex};
 use crate::users::{User, Users};
-use crate::writeback::{Command, Writeback};
+use crate::writeback::{Command, NewBacking, Writeback};
 
 /// A compressed RAM block device. Dropping it ends its writeback thread, frees its memory and
 /// removes the backing file that it made.
@@ -60,19 +60,24 @@ impl Device {
         config: &DeviceConfig,
         backing: Option<Arc<dyn Backing>>,
     ) -> Result<Self> {
-        let core = Arc::new(Core::new(config, backing)?);
+        let core = Arc::new(Core::new(config)?);
         let (sender, receiver) = channel::unbounded();
         let writeback = Writeback::new(Arc::clone(&core), receiver);
         let thread = std::thread::Builder::new()
             .name("uzram-writeback".into())
             .spawn(move || writeback.run())
             .map_err(|error| Error::io("start the writeback thread", error))?;
-        Ok(Self {
+        let device = Self {
             core,
             users: Arc::default(),
             commands: Some(sender),
             writeback: Some(thread),
-        })
+        };
+        if let Some(backing) = backing {
+            let size = config.backing.as_ref().and_then(|backing| backing.size);
+            device.replace_backing(Some(backing), size)?;
+        }
+        Ok(device)
     }
 
     /// A snapshot of the counters. Each shard's are taken at one time, but not all shards'.
@@ -172,8 +177,65 @@ impl Device {
     }
 
     /// The backing's path, if there is one.
-    pub fn backing_path(&self) -> Option<&Path> {
-        self.core.backing.as_deref().map(Backing::path)
+    pub fn backing_path(&self) -> Option<PathBuf> {
+        let backing = self.core.stores.current();
+        backing.map(|backing| backing.path().to_owned())
+    }
+
+    /// Spills to a backing from here on, or with `None` to nothing. What an earlier one holds is
+    /// moved to the new one, or to memory, before this returns; the device is in use meanwhile.
+    ///
+    /// # Errors
+    /// Those of [`Device::new`] about the backing; [`Error::Refused`] (EBUSY) if there is no room
+    /// for what the earlier one holds, or it cannot be read: then that serves on.
+    pub fn set_backing(&self, config: Option<&BackingConfig>) -> Result<()> {
+        match config {
+            Some(config) => {
+                let backing = Arc::new(FileBacking::open(config)?);
+                self.replace_backing(Some(backing), config.size)
+            }
+            None => self.replace_backing(None, None),
+        }
+    }
+
+    fn replace_backing(&self, backing: Option<Arc<dyn Backing>>, size: Option<u64>) -> Result<()> {
+        let capacity = backing.as_ref().map(|backing| backing.capacity(size));
+        let capacity = capacity.transpose()?.unwrap_or(0);
+        let (done, answer) = channel::bounded(1);
+        self.command(Command::Replace {
+            backing: backing.map(|backing| NewBacking { backing, capacity }),
+            done,
+        });
+        let stopping = || Err("the device is stopping".to_owned());
+        let replaced = answer.recv().unwrap_or_else(|_| stopping());
+        replaced.map_err(|reason| Error::Refused {
+            what: "backing_dev",
+            reason,
+            errno: Errno::BUSY,
+        })
+    }
+
+    /// Sets how many bytes of the backing may be used; with `None`, all it has.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] below two segments; [`Error::Refused`] (EBUSY) if there is no
+    /// backing, or more of it is in use.
+    pub fn set_backing_size(&self, size: Option<u64>) -> Result<()> {
+        let refuse = |reason: &str| Error::Refused {
+            what: "backing_size",
+            reason: reason.to_owned(),
+            errno: Errno::BUSY,
+        };
+        let backing = self.core.stores.current();
+        let backing = backing.ok_or_else(|| refuse("there is no backing"))?;
+        let capacity = backing.capacity(size)?;
+        let (done, answer) = channel::bounded(1);
+        self.command(Command::Resize { capacity, done });
+        match answer.recv() {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(refuse("what lies beyond that size is in use")),
+            Err(_) => Err(refuse("the device is stopping")),
+        }
     }
 
     /// Empties sparse zspages into fuller ones of their class until none can be freed that way;

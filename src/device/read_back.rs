@@ -94,14 +94,14 @@ impl Core {
             page: page.0,
             reason,
         };
-        let Some(backing) = &self.backing else {
-            return Err(unreadable("there is no backing".into()));
-        };
         let buf = &mut buf[..record_len(spilled.len)];
         let segment = SegmentIndex::of(spilled.record);
+        let Some(backing) = self.stores.of(segment) else {
+            return Err(unreadable("its backing is gone".into()));
+        };
         let offset = (spilled.record.byte() - segment.byte()) as u32;
         backing
-            .read(segment, offset, buf)
+            .read(segment.within_store(), offset, buf)
             .map_err(|error| unreadable(error.to_string()))?;
         let Ok(record) = Record::decode(buf, spilled.record, spilled.sequence) else {
             return Err(unreadable("its checksum does not match".into()));

@@ -8,14 +8,17 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use parking_lot::{Mutex, RwLock};
 
 use super::backing::Backing;
-use super::segment::{SEGMENT_BYTES, SegmentIndex};
+use super::blocks::is_aligned;
+use super::segment::SEGMENT_BYTES;
+use super::stores::StoreSegment;
+use crate::error::Result;
 
 type Hook = Box<dyn Fn() + Send + Sync>;
 
 /// The backing.
 pub(crate) struct FaultyBacking {
     segments: u32,
-    contents: Mutex<HashMap<SegmentIndex, Vec<u8>>>,
+    contents: Mutex<HashMap<StoreSegment, Vec<u8>>>,
     pub(crate) fail_writes: AtomicBool,
     pub(crate) fail_reads: AtomicBool,
     before_write: RwLock<Option<Hook>>,
@@ -66,14 +69,15 @@ impl FaultyBacking {
 }
 
 impl Backing for FaultyBacking {
-    fn segments(&self) -> u32 {
-        self.segments
+    fn capacity(&self, _size: Option<u64>) -> Result<u32> {
+        Ok(self.segments)
     }
 
-    fn write(&self, segment: SegmentIndex, offset: u32, data: &[u8]) -> io::Result<()> {
+    fn write(&self, segment: StoreSegment, offset: u32, data: &[u8]) -> io::Result<()> {
         assert!(
             segment.0 < self.segments && offset as usize + data.len() <= SEGMENT_BYTES as usize
         );
+        assert!(is_aligned(data, u64::from(offset)));
         if let Some(hook) = &*self.before_write.read() {
             hook();
         }
@@ -92,7 +96,7 @@ impl Backing for FaultyBacking {
         }
     }
 
-    fn read(&self, segment: SegmentIndex, offset: u32, buf: &mut [u8]) -> io::Result<()> {
+    fn read(&self, segment: StoreSegment, offset: u32, buf: &mut [u8]) -> io::Result<()> {
         if let Some(hook) = &*self.before_read.read() {
             hook();
         }
@@ -111,7 +115,7 @@ impl Backing for FaultyBacking {
         Ok(())
     }
 
-    fn discard(&self, segment: SegmentIndex) {
+    fn discard(&self, segment: StoreSegment) {
         self.contents.lock().remove(&segment);
     }
 

@@ -10,21 +10,19 @@ use rustix::fs::{FallocateFlags, FlockOperation, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::backing::Backing;
+use super::direct::DirectFile;
 use super::log::is_segment;
-use super::segment::{SEGMENT_BYTES, SegmentIndex};
+use super::segment::{SEGMENT_BYTES, SEGMENTS_PER_STORE};
+use super::stores::StoreSegment;
 use crate::config::BackingConfig;
 use crate::error::{Error, Result};
-
-/// Most segments a record's address can reach: 32 TiB.
-const MAX_SEGMENTS: u64 = (1 << 41) * 16 / SEGMENT_BYTES;
 
 /// An open file, locked for us alone. A file we made is removed when this is dropped, one that
 /// was there is emptied; a block device is left as it is.
 #[derive(Debug)]
 pub(crate) struct FileBacking {
-    file: File,
+    file: DirectFile,
     path: PathBuf,
-    segments: u32,
     kind: Kind,
     /// Whether the file system takes discards; until one was refused it may.
     discards: AtomicBool,
@@ -46,13 +44,7 @@ impl FileBacking {
     /// kernel refuses.
     pub(crate) fn open(config: &BackingConfig) -> Result<Self> {
         let path = config.path.as_path();
-        if config.size.is_some_and(|size| size < 2 * SEGMENT_BYTES) {
-            let reason = format!("must be at least {}M", (2 * SEGMENT_BYTES) >> 20);
-            return Err(Error::InvalidConfig {
-                option: "--backing-size",
-                reason,
-            });
-        }
+        check_size(config.size)?;
         let (file, made) = open(path)?;
         let backing = Self::check_and_claim(file, made, config);
         if backing.is_err() && made {
@@ -88,10 +80,8 @@ impl FileBacking {
                 "holds data that is not an old spill; remove it, or give another path",
             ));
         }
-        let mut bytes = config.size.unwrap_or(u64::MAX);
         if is_block_device {
-            bytes = bytes.min(len);
-            if bytes < 2 * SEGMENT_BYTES {
+            if len < MIN_BYTES {
                 return Err(unusable("is too small: a backing needs at least 4 MiB"));
             }
         } else {
@@ -99,10 +89,11 @@ impl FileBacking {
                 .map_err(failed)?;
             file.set_len(0).map_err(failed)?;
         }
+        let file = DirectFile::new(file);
+        file.log_mode(path);
         Ok(Self {
             file,
             path: config.path.clone(),
-            segments: (bytes / SEGMENT_BYTES).min(MAX_SEGMENTS) as u32,
             kind: match (is_block_device, made) {
                 (true, _) => Kind::BlockDevice,
                 (false, true) => Kind::Made,
@@ -114,9 +105,22 @@ impl FileBacking {
 
     /// Whether `path` still leads to the file we have open.
     fn is_at_path(&self) -> io::Result<bool> {
-        let (open, there) = (self.file.metadata()?, fs::symlink_metadata(&self.path)?);
+        let (open, there) = (self.file.file().metadata()?, fs::symlink_metadata(&self.path)?);
         Ok((open.dev(), open.ino()) == (there.dev(), there.ino()))
     }
+}
+
+/// The least that eviction and cleaning together can work in.
+const MIN_BYTES: u64 = 2 * SEGMENT_BYTES;
+
+fn check_size(size: Option<u64>) -> Result<()> {
+    if size.is_none_or(|size| size >= MIN_BYTES) {
+        return Ok(());
+    }
+    Err(Error::InvalidConfig {
+        option: "--backing-size",
+        reason: format!("must be at least {}M", MIN_BYTES >> 20),
+    })
 }
 
 /// Opens the path, or makes the file; returns whether it was made.
@@ -215,26 +219,33 @@ fn block_device_size(mut file: &File) -> io::Result<u64> {
 }
 
 impl Backing for FileBacking {
-    fn segments(&self) -> u32 {
-        self.segments
+    fn capacity(&self, size: Option<u64>) -> Result<u32> {
+        check_size(size)?;
+        let mut bytes = size.unwrap_or(u64::MAX);
+        if self.kind == Kind::BlockDevice {
+            let has = block_device_size(self.file.file())
+                .map_err(|error| Error::io(format!("use {}", self.path.display()), error))?;
+            bytes = bytes.min(has);
+        }
+        Ok((bytes / SEGMENT_BYTES).min(u64::from(SEGMENTS_PER_STORE)) as u32)
     }
 
-    fn write(&self, segment: SegmentIndex, offset: u32, data: &[u8]) -> io::Result<()> {
+    fn write(&self, segment: StoreSegment, offset: u32, data: &[u8]) -> io::Result<()> {
         self.file
-            .write_all_at(data, segment.byte() + u64::from(offset))
+            .write_all(data, segment.byte() + u64::from(offset))
     }
 
-    fn read(&self, segment: SegmentIndex, offset: u32, buf: &mut [u8]) -> io::Result<()> {
+    fn read(&self, segment: StoreSegment, offset: u32, buf: &mut [u8]) -> io::Result<()> {
         self.file
-            .read_exact_at(buf, segment.byte() + u64::from(offset))
+            .read_exact(buf, segment.byte() + u64::from(offset))
     }
 
-    fn discard(&self, segment: SegmentIndex) {
+    fn discard(&self, segment: StoreSegment) {
         if !self.discards.load(Relaxed) {
             return;
         }
         let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        match rustix::fs::fallocate(&self.file, punch, segment.byte(), SEGMENT_BYTES) {
+        match rustix::fs::fallocate(self.file.file(), punch, segment.byte(), SEGMENT_BYTES) {
             Ok(()) => {}
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
                 tracing::info!(
@@ -261,7 +272,7 @@ impl Drop for FileBacking {
                 Ok(true) => fs::remove_file(&self.path),
                 _ => Ok(()),
             },
-            Kind::Found => self.file.set_len(0),
+            Kind::Found => self.file.file().set_len(0),
             Kind::BlockDevice => Ok(()),
         };
         if let Err(error) = done {
@@ -310,7 +321,7 @@ mod tests {
         fs::write(&path, vec![0; 5 << 20]).expect("written");
         let backing = opens(&path).expect("only zeroes");
         backing
-            .write(SegmentIndex(2), 4096, b"data")
+            .write(StoreSegment(2), 4096, b"data")
             .expect("written");
         drop(backing);
         assert_eq!(fs::metadata(&path).expect("there").len(), 0);

@@ -1,16 +1,25 @@
-//! The log: appends records to segments, and knows which segments are free.
+//! The log: gives records places in segments, and knows which segments are free.
 //!
-//! A segment goes round: free, open (the one that is appended to), sealed, free again once no slot
-//! refers to it. The log belongs to the writeback thread, so nothing here locks.
+//! A segment goes round: free, open (one that is appended to), sealed, free again once no slot
+//! refers to it and no append to it is under way. The log belongs to the writeback thread, so
+//! nothing here locks.
+//!
+//! Invariant: an offset in a use of a segment is given out at most once an attempt; attempts are
+//! counted up when an append failed and its place is given out again. So no two records ever have
+//! the same address, sequence number and attempt.
 
+use std::cmp::Ordering;
 use std::collections::BTreeSet;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::backing::Backing;
+use super::blocks::{BLOCK, BlockBuf};
 use super::record::{self, RecordAddress};
 use super::segment::{SEGMENT_BYTES, SegmentIndex, SegmentTable};
+use super::stores::{STORES, StoreIndex, Stores};
 
 /// What a segment starts with: magic, version, sequence number, CRC-32C of these.
 const MAGIC: [u8; 8] = *b"UZRAMSEG";
@@ -18,7 +27,8 @@ const VERSION: u32 = 1;
 /// Bytes before the first record.
 pub(crate) const SEGMENT_HEADER_LEN: u32 = 32;
 
-/// Bytes that an append may always have: less room than this, and the segment is sealed.
+/// Bytes that an append may always have: less room than this, and the segment is sealed. Multiple
+/// of [`BLOCK`].
 pub(crate) const MIN_APPEND: u32 = 64 << 10;
 
 pub(super) fn segment_header(sequence: u64) -> [u8; SEGMENT_HEADER_LEN as usize] {
@@ -38,28 +48,55 @@ pub(super) fn is_segment(start: &[u8]) -> bool {
     })
 }
 
+/// Attempts that a sequence number stands for.
+const ATTEMPTS: u64 = 1 << u8::BITS;
+
 /// Every segment is in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LogFull;
 
-/// Where the next append goes.
+/// What an append moves. Each kind has a segment of its own to go to, so that records that lived
+/// long enough to be moved are not mixed with new ones: they die at different rates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Head {
+    /// Objects that leave memory.
+    Evicted,
+    /// Records that cleaning moves.
+    Moved,
+}
+
+impl Head {
+    const ALL: [Self; 2] = [Self::Evicted, Self::Moved];
+}
+
+/// Where an append goes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Target {
     segment: SegmentIndex,
     offset: u32,
     sequence: u64,
+    attempt: u8,
 }
 
 impl Target {
-    /// Bytes that fit.
+    /// Bytes that fit: a multiple of [`BLOCK`].
     pub(crate) fn room(&self) -> usize {
         (SEGMENT_BYTES - u64::from(self.offset)) as usize
     }
 
     /// What the appended bytes start with: a new segment's header.
-    pub(crate) fn start(&self, out: &mut Vec<u8>) {
+    pub(crate) fn start(&self, out: &mut BlockBuf) {
         if self.offset == 0 {
             out.extend_from_slice(&segment_header(self.sequence));
+        }
+    }
+
+    /// Bytes of [`Target::start`].
+    pub(crate) fn start_len(&self) -> usize {
+        if self.offset == 0 {
+            SEGMENT_HEADER_LEN as usize
+        } else {
+            0
         }
     }
 
@@ -70,7 +107,16 @@ impl Target {
 
     /// Writes the checksum of the record of an object of `len` bytes, `at` bytes into `append`.
     pub(crate) fn seal(&self, append: &mut [u8], at: usize, len: usize) {
-        record::seal(&mut append[at..], len, self.address(at), self.sequence);
+        let (bytes, address) = (&mut append[at..], self.address(at));
+        record::seal(bytes, len, address, self.sequence, self.attempt);
+    }
+
+    /// Writes the append. Any thread may call it.
+    ///
+    /// # Errors
+    /// The backing's.
+    pub(crate) fn write(&self, backing: &dyn Backing, append: &[u8]) -> io::Result<()> {
+        backing.write(self.segment.within_store(), self.offset, append)
     }
 }
 
@@ -94,7 +140,7 @@ impl LogCounts {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+pub(super) enum State {
     Free,
     Open,
     Sealed,
@@ -104,39 +150,75 @@ enum State {
     Damaged,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Segment {
-    state: State,
-    /// Bytes appended.
+#[derive(Debug)]
+pub(super) struct Segment {
+    pub(super) state: State,
+    /// Bytes given out.
+    end: u32,
+    /// Bytes written, or under way.
     used: u32,
+    /// Appends under way.
+    pub(super) in_flight: u32,
+    /// Appends that failed and whose place was given out again.
+    attempt: u8,
+    /// Where the records of appends that succeeded are.
+    written: Vec<Range<u32>>,
+}
+
+impl Segment {
+    const FREE: Self = Self {
+        state: State::Free,
+        end: 0,
+        used: 0,
+        in_flight: 0,
+        attempt: 0,
+        written: Vec::new(),
+    };
+}
+
+/// Bytes that an append of `len` takes.
+fn padded(len: usize) -> u32 {
+    len.next_multiple_of(BLOCK) as u32
+}
+
+/// The segments of one backing.
+#[derive(Default)]
+pub(super) struct Space {
+    /// Those that have been used: the first so many of the backing.
+    pub(super) segments: Vec<Segment>,
+    /// The free ones among them; the lowest is taken first, so that a file stays short.
+    pub(super) free: BTreeSet<SegmentIndex>,
+    /// Segments the backing may hold.
+    pub(super) capacity: u32,
 }
 
 /// The log.
 pub(crate) struct SegmentLog {
-    backing: Arc<dyn Backing>,
+    pub(super) stores: Arc<Stores>,
     table: Arc<SegmentTable>,
     counts: Arc<LogCounts>,
-    /// Segments `0..segments.len()` have been used.
-    segments: Vec<Segment>,
-    /// The free ones among them; the lowest is taken first, so that a file stays short.
-    free: BTreeSet<SegmentIndex>,
-    open: Option<SegmentIndex>,
+    spaces: [Space; STORES],
+    /// Which of them is appended to; none without a backing.
+    pub(super) current: Option<StoreIndex>,
+    /// The open segment of each [`Head`].
+    heads: [Option<SegmentIndex>; 2],
     last_sequence: u64,
 }
 
 impl SegmentLog {
+    /// A log without a backing.
     pub(crate) fn new(
-        backing: Arc<dyn Backing>,
+        stores: Arc<Stores>,
         table: Arc<SegmentTable>,
         counts: Arc<LogCounts>,
     ) -> Self {
         Self {
-            backing,
+            stores,
             table,
             counts,
-            segments: Vec::new(),
-            free: BTreeSet::new(),
-            open: None,
+            spaces: Default::default(),
+            current: None,
+            heads: [None; 2],
             last_sequence: 0,
         }
     }
@@ -145,140 +227,217 @@ impl SegmentLog {
     ///
     /// # Errors
     /// [`LogFull`] if that takes a segment more than there are.
-    pub(crate) fn target(&mut self, spare: u32) -> Result<Target, LogFull> {
-        let segment = match self.open {
+    pub(crate) fn target(&mut self, head: Head, spare: u32) -> Result<Target, LogFull> {
+        let segment = match self.heads[head as usize] {
             Some(open) if self.room(open) >= MIN_APPEND => open,
-            _ => self.open_segment(spare)?,
+            _ => self.open_segment(head, spare)?,
         };
-        let offset = self.segment(segment).used;
         Ok(Target {
             segment,
-            offset,
+            offset: self.segment(segment).end,
             sequence: self.table.sequence(segment),
+            attempt: self.segment(segment).attempt,
         })
     }
 
-    fn open_segment(&mut self, spare: u32) -> Result<SegmentIndex, LogFull> {
+    fn open_segment(&mut self, head: Head, spare: u32) -> Result<SegmentIndex, LogFull> {
         // Sealed first: it may be empty, or sparse enough to clean.
-        self.seal_open();
+        self.seal(head);
+        let store = self.current.ok_or(LogFull)?;
         if self.free_segments() <= spare {
-            return self.reopen().ok_or(LogFull);
+            return self.share_or_reopen(head).ok_or(LogFull);
         }
-        let segment = self.free.pop_first().unwrap_or_else(|| {
-            self.segments.push(Segment {
-                state: State::Free,
-                used: 0,
-            });
-            SegmentIndex(self.segments.len() as u32 - 1)
+        let space = &mut self.spaces[usize::from(store.0)];
+        let segment = space.free.pop_first().unwrap_or_else(|| {
+            space.segments.push(Segment::FREE);
+            SegmentIndex::in_store(store, space.segments.len() as u32 - 1)
         });
-        self.last_sequence += 1;
+        self.last_sequence += ATTEMPTS;
         self.table.set_sequence(segment, self.last_sequence);
         *self.segment_mut(segment) = Segment {
             state: State::Open,
-            used: 0,
+            ..Segment::FREE
         };
-        self.open = Some(segment);
+        self.heads[head as usize] = Some(segment);
         Ok(segment)
     }
 
-    /// Opens the sealed segment with the most room again, if one has enough: an append to it
-    /// failed once.
-    fn reopen(&mut self) -> Option<SegmentIndex> {
-        let roomiest = self.sealed().max_by_key(|&index| self.room(index))?;
-        if self.room(roomiest) < MIN_APPEND {
-            return None;
-        }
-        self.segment_mut(roomiest).state = State::Open;
-        self.open = Some(roomiest);
-        Some(roomiest)
+    /// Short of segments: takes the other head's, or opens the sealed one with the most room, if
+    /// there is enough (an append to it failed once).
+    fn share_or_reopen(&mut self, head: Head) -> Option<SegmentIndex> {
+        let other = &self.heads[1 - head as usize];
+        let segment = if other.is_some_and(|open| self.room(open) >= MIN_APPEND) {
+            self.heads[1 - head as usize].take()?
+        } else {
+            let roomiest = self.sealed().max_by_key(|&index| self.room(index))?;
+            if self.room(roomiest) < MIN_APPEND {
+                return None;
+            }
+            self.segment_mut(roomiest).state = State::Open;
+            roomiest
+        };
+        self.heads[head as usize] = Some(segment);
+        Some(segment)
     }
 
+    /// The sealed segments of the current backing.
     fn sealed(&self) -> impl Iterator<Item = SegmentIndex> {
-        let indices = (0..self.segments.len() as u32).map(SegmentIndex);
+        let stores = self.current.into_iter();
+        stores.flat_map(|store| self.sealed_in(store))
+    }
+
+    fn sealed_in(&self, store: StoreIndex) -> impl Iterator<Item = SegmentIndex> {
+        let count = self.spaces[usize::from(store.0)].segments.len() as u32;
+        let indices = (0..count).map(move |segment| SegmentIndex::in_store(store, segment));
         indices.filter(|&index| self.segment(index).state == State::Sealed)
     }
 
-    /// Segments that could still be opened.
+    /// Segments of the current backing that could still be opened.
     pub(crate) fn free_segments(&self) -> u32 {
-        self.free.len() as u32 + (self.table.len() - self.segments.len() as u32)
+        self.current.map_or(0, |store| {
+            let space = &self.spaces[usize::from(store.0)];
+            let unused = space.capacity.saturating_sub(space.segments.len() as u32);
+            space.free.len() as u32 + unused
+        })
     }
 
-    /// Writes `append` at `target`. After an error the segment is sealed: the fault may be of
-    /// that place.
-    ///
-    /// # Errors
-    /// The backing's.
-    pub(crate) fn append(&mut self, target: &Target, append: &[u8]) -> io::Result<()> {
-        debug_assert_eq!(self.open, Some(target.segment));
-        let written = self.backing.write(target.segment, target.offset, append);
-        if written.is_err() {
-            self.seal_open();
-            return written;
+    /// Gives an append of `len` bytes, which are padded to whole blocks, its place.
+    pub(crate) fn begin_append(&mut self, target: &Target, len: usize) {
+        let bytes = padded(len);
+        debug_assert!(len <= target.room());
+        let segment = self.segment_mut(target.segment);
+        debug_assert!(segment.state == State::Open && segment.end == target.offset);
+        segment.end += bytes;
+        segment.used += bytes;
+        segment.in_flight += 1;
+        self.counts.used_bytes.fetch_add(u64::from(bytes), Relaxed);
+    }
+
+    /// Ends an append, after its slots were pointed at it. After one that failed the segment is
+    /// sealed: the fault may be of that place. The place can be given out again if no append behind
+    /// it began.
+    pub(crate) fn end_append(&mut self, target: &Target, len: usize, written: bool) {
+        let bytes = padded(len);
+        let segment = self.segment_mut(target.segment);
+        segment.in_flight -= 1;
+        if written {
+            let records = target.offset + target.start_len() as u32..target.offset + len as u32;
+            segment.written.push(records);
+            self.counts
+                .written_bytes
+                .fetch_add(u64::from(bytes), Relaxed);
+        } else {
+            segment.used -= bytes;
+            let is_last = segment.end == target.offset + bytes && segment.in_flight == 0;
+            if is_last && segment.attempt < u8::MAX {
+                segment.attempt += 1;
+                segment.end = target.offset;
+            }
+            self.counts.used_bytes.fetch_sub(u64::from(bytes), Relaxed);
+            for head in Head::ALL {
+                if self.heads[head as usize] == Some(target.segment) {
+                    self.seal(head);
+                }
+            }
         }
-        let bytes = append.len() as u64;
-        self.segment_mut(target.segment).used += bytes as u32;
-        self.counts.used_bytes.fetch_add(bytes, Relaxed);
-        self.counts.written_bytes.fetch_add(bytes, Relaxed);
-        Ok(())
+        self.free_if_empty(target.segment);
     }
 
-    fn seal_open(&mut self) {
-        if let Some(open) = self.open.take() {
+    fn seal(&mut self, head: Head) {
+        if let Some(open) = self.heads[head as usize].take() {
             self.segment_mut(open).state = State::Sealed;
             self.free_if_empty(open);
         }
     }
 
-    /// Frees a sealed segment that no slot refers to.
-    pub(crate) fn free_if_empty(&mut self, segment: SegmentIndex) {
-        let Segment { state, used } = self.segment(segment);
-        if !matches!(state, State::Sealed | State::Damaged) || self.table.live(segment) != 0 {
+    pub(super) fn seal_heads(&mut self) {
+        self.seal(Head::Evicted);
+        self.seal(Head::Moved);
+    }
+
+    /// Frees a sealed segment that no slot refers to and no append goes to.
+    fn free_if_empty(&mut self, segment: SegmentIndex) {
+        let &Segment { state, used, in_flight, .. } = self.segment(segment);
+        let sealed = matches!(state, State::Sealed | State::Damaged);
+        if !sealed || in_flight > 0 || self.table.live(segment) != 0 {
             return;
         }
-        self.backing.discard(segment);
+        if let Some(backing) = self.stores.of(segment) {
+            backing.discard(segment.within_store());
+        }
         self.counts.used_bytes.fetch_sub(u64::from(used), Relaxed);
-        *self.segment_mut(segment) = Segment {
-            state: State::Free,
-            used: 0,
-        };
-        self.free.insert(segment);
+        *self.segment_mut(segment) = Segment::FREE;
+        self.space_mut(segment.store()).free.insert(segment);
     }
 
     /// Frees all segments that have been emptied.
     pub(crate) fn free_emptied(&mut self) {
         while let Some(segment) = self.table.pop_emptied() {
-            self.free_if_empty(segment);
+            // Its backing may have gone since.
+            let space = &self.spaces[usize::from(segment.store().0)];
+            if (segment.within_store().0 as usize) < space.segments.len() {
+                self.free_if_empty(segment);
+            }
         }
-        // Nothing refers to the open segment either, and nothing else does: start afresh.
-        if let Some(open) = self.open
-            && self.table.live_bytes() == 0
-            && self.segment(open).used > 0
-        {
-            self.seal_open();
+        if self.table.live_bytes() > 0 {
+            return;
         }
+        // Nothing refers to the open segments either: start afresh.
+        for head in Head::ALL {
+            let idle = |open| self.segment(open).in_flight == 0 && self.segment(open).end > 0;
+            if self.heads[head as usize].is_some_and(idle) {
+                self.seal(head);
+            }
+        }
+    }
+
+    /// The sealed segment that it pays most to clean, with its live bytes: it is sparse, or what
+    /// is left in it has stayed for long and will go on staying (the cost-benefit policy of
+    /// Rosenblum and Ousterhout's log-structured file system). One with more than `most_live`
+    /// bytes does not count.
+    pub(crate) fn best_to_clean(&self, most_live: u32) -> Option<SegmentIndex> {
+        let score = |index: SegmentIndex| {
+            let live = f64::from(self.table.live(index)) / SEGMENT_BYTES as f64;
+            let age = (self.last_sequence - self.table.sequence(index)) as f64 + 1.0;
+            (1.0 - live) * age / (1.0 + live)
+        };
+        self.sealed()
+            .filter(|&index| self.is_quiet(index) && self.table.live(index) <= most_live)
+            .map(|index| (score(index), index))
+            .max_by(|(a, _), (b, _)| a.partial_cmp(b).unwrap_or(Ordering::Equal))
+            .map(|(_, index)| index)
     }
 
     /// The sealed segment with the fewest live bytes, and how many.
     pub(crate) fn emptiest(&self) -> Option<(SegmentIndex, u32)> {
         self.sealed()
+            .filter(|&index| self.is_quiet(index))
             .map(|index| (index, self.table.live(index)))
             .min_by_key(|&(_, live)| live)
     }
 
+    /// Whether no append to a segment is under way.
+    fn is_quiet(&self, segment: SegmentIndex) -> bool {
+        self.segment(segment).in_flight == 0
+    }
+
     /// Reads all that was appended to a sealed segment, and keeps it from being appended to until
-    /// [`SegmentLog::end_cleaning`].
+    /// [`SegmentLog::end_cleaning`]; returns where in it records are, back to back.
     ///
     /// # Errors
     /// The backing's; the segment is as it was.
     pub(crate) fn begin_cleaning(
         &mut self,
         segment: SegmentIndex,
-        out: &mut Vec<u8>,
-    ) -> io::Result<()> {
-        out.resize(self.segment(segment).used as usize, 0);
-        self.backing.read(segment, 0, out)?;
+        out: &mut BlockBuf,
+    ) -> io::Result<Vec<Range<u32>>> {
+        let written = self.segment(segment).written.clone();
+        let end = written.iter().map(|range| range.end).max().unwrap_or(0);
+        out.resize((end as usize).next_multiple_of(BLOCK));
+        let backing = self.stores.of(segment).ok_or(io::ErrorKind::NotFound)?;
+        backing.read(segment.within_store(), 0, out)?;
         self.segment_mut(segment).state = State::Cleaning;
-        Ok(())
+        Ok(written)
     }
 
     /// Frees a segment that was cleaned, or seals it again if anything in it is still live. One
@@ -292,28 +451,39 @@ impl SegmentLog {
         self.free_if_empty(segment);
     }
 
-    /// Asserts that the counts add up, given the live bytes of each segment.
+    /// Asserts that the counts add up, given the live bytes of each segment; no append may be
+    /// under way.
     pub(crate) fn check(&self, live: &dyn Fn(SegmentIndex) -> u32) {
         let mut used = 0;
-        for (index, segment) in (0..).map(SegmentIndex).zip(&self.segments) {
-            assert_eq!(self.table.live(index), live(index), "{index:?}");
-            assert!(live(index) <= segment.used);
-            assert_eq!(segment.state == State::Free, self.free.contains(&index));
-            assert_eq!(segment.state == State::Open, self.open == Some(index));
-            used += u64::from(segment.used);
+        for store in (0..STORES as u8).map(StoreIndex) {
+            let space = &self.spaces[usize::from(store.0)];
+            for (at, segment) in (0..).zip(&space.segments) {
+                let index = SegmentIndex::in_store(store, at);
+                assert_eq!(self.table.live(index), live(index), "{index:?}");
+                assert!(live(index) <= segment.used && segment.used <= segment.end);
+                assert_eq!(segment.in_flight, 0);
+                assert_eq!(segment.state == State::Free, space.free.contains(&index));
+                let is_open = self.heads.contains(&Some(index));
+                assert_eq!(segment.state == State::Open, is_open);
+                used += u64::from(segment.used);
+            }
         }
         assert_eq!(self.counts.used_bytes.load(Relaxed), used);
     }
 
     fn room(&self, segment: SegmentIndex) -> u32 {
-        SEGMENT_BYTES as u32 - self.segment(segment).used
+        SEGMENT_BYTES as u32 - self.segment(segment).end
     }
 
-    fn segment(&self, index: SegmentIndex) -> Segment {
-        self.segments[index.0 as usize]
+    fn segment(&self, index: SegmentIndex) -> &Segment {
+        &self.spaces[usize::from(index.store().0)].segments[index.within_store().0 as usize]
     }
 
     fn segment_mut(&mut self, index: SegmentIndex) -> &mut Segment {
-        &mut self.segments[index.0 as usize]
+        &mut self.space_mut(index.store()).segments[index.within_store().0 as usize]
+    }
+
+    pub(super) fn space_mut(&mut self, store: StoreIndex) -> &mut Space {
+        &mut self.spaces[usize::from(store.0)]
     }
 }

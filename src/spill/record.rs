@@ -6,19 +6,21 @@
 //! | 4..8   | page                                                                |
 //! | 8..10  | bytes of the object, less one                                       |
 //! | 10     | codec                                                               |
-//! | 11     | 0                                                                   |
+//! | 11     | attempt to write here in this use of the segment                    |
 //! | 12..   | the object; zeroes up to a multiple of 16                           |
 //!
-//! The sequence number of the segment and the record's address go into the checksum but not into
+//! The sequence number of the segment, plus the attempt, and the record's address go into the checksum but not into
 //! the record: one that is read back from the wrong place, or that an earlier use of the segment
 //! left there, does not verify.
 
+use super::blocks::BlockBuf;
 use crate::codec::Codec;
 use crate::units::{PAGE_SIZE, PageIndex};
 
 /// Bytes that record addresses and lengths are multiples of.
 const RECORD_ALIGN: usize = 16;
 const HEADER_LEN: usize = 12;
+const ATTEMPT: usize = 11;
 
 /// The longest record, of a raw page.
 pub(crate) const MAX_RECORD_LEN: usize = record_len(PAGE_SIZE);
@@ -57,14 +59,14 @@ pub(crate) struct Record<'a> {
 
 impl<'a> Record<'a> {
     /// Appends the record to `out`; its checksum comes later, with [`seal`].
-    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+    pub(crate) fn encode(&self, out: &mut BlockBuf) {
         let end = out.len() + record_len(self.data.len());
         out.extend_from_slice(&[0; 4]);
         out.extend_from_slice(&self.page.0.to_le_bytes());
         out.extend_from_slice(&(self.data.len() as u16 - 1).to_le_bytes());
         out.extend_from_slice(&[self.codec as u8, 0]);
         out.extend_from_slice(self.data);
-        out.resize(end, 0);
+        out.pad_to(end);
     }
 
     /// Reads the record that starts `bytes`, which may go on after it.
@@ -76,24 +78,33 @@ impl<'a> Record<'a> {
         at: RecordAddress,
         sequence: u64,
     ) -> Result<Self, DamagedRecord> {
+        let record = Self::parse(bytes)?;
+        let covered = &bytes[4..HEADER_LEN + record.data.len()];
+        let sequence = sequence + u64::from(bytes[ATTEMPT]);
+        if bytes[..4] == checksum(covered, at, sequence).to_le_bytes() {
+            Ok(record)
+        } else {
+            Err(DamagedRecord)
+        }
+    }
+
+    /// Reads the record that starts `bytes`, unproved: one that is still in memory.
+    ///
+    /// # Errors
+    /// [`DamagedRecord`] if it cannot be a record.
+    pub(crate) fn parse(bytes: &'a [u8]) -> Result<Self, DamagedRecord> {
         let (header, rest) = bytes
             .split_first_chunk::<HEADER_LEN>()
             .ok_or(DamagedRecord)?;
-        let [c0, c1, c2, c3, p0, p1, p2, p3, l0, l1, codec, _] = *header;
+        let [_, _, _, _, p0, p1, p2, p3, l0, l1, codec, _] = *header;
         let len = usize::from(u16::from_le_bytes([l0, l1])) + 1;
         let data = rest
             .get(..len)
             .filter(|_| len <= PAGE_SIZE)
             .ok_or(DamagedRecord)?;
-        if checksum(&bytes[4..HEADER_LEN + len], at, sequence)
-            != u32::from_le_bytes([c0, c1, c2, c3])
-        {
-            return Err(DamagedRecord);
-        }
-        let codec = Codec::from_bits(codec).ok_or(DamagedRecord)?;
         Ok(Self {
             page: PageIndex(u32::from_le_bytes([p0, p1, p2, p3])),
-            codec,
+            codec: Codec::from_bits(codec).ok_or(DamagedRecord)?,
             data,
         })
     }
@@ -105,7 +116,9 @@ impl<'a> Record<'a> {
 }
 
 /// Writes the checksum of the record of an object of `len` bytes that starts `bytes`.
-pub(super) fn seal(bytes: &mut [u8], len: usize, at: RecordAddress, sequence: u64) {
+pub(super) fn seal(bytes: &mut [u8], len: usize, at: RecordAddress, sequence: u64, attempt: u8) {
+    bytes[ATTEMPT] = attempt;
+    let sequence = sequence + u64::from(attempt);
     let checksum = checksum(&bytes[4..HEADER_LEN + len], at, sequence);
     bytes[..4].copy_from_slice(&checksum.to_le_bytes());
 }
@@ -129,12 +142,12 @@ mod tests {
             codec: Codec::Lz4,
             data,
         };
-        let mut bytes = Vec::new();
+        let mut bytes = BlockBuf::default();
         record.encode(&mut bytes);
         assert_eq!(bytes.len(), record.len());
-        seal(&mut bytes, data.len(), AT, 5);
+        seal(&mut bytes, data.len(), AT, 5, 0);
         assert_eq!(Record::decode(&bytes, AT, 5), Ok(record));
-        bytes
+        bytes.to_vec()
     }
 
     #[test]

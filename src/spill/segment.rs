@@ -1,13 +1,14 @@
 //! The segments of a backing: how much of each is still referred to.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crossbeam::queue::SegQueue;
 use zerocopy::FromZeros;
 
 use super::record::{RecordAddress, record_len};
+use super::stores::{STORES, StoreSegment};
 use crate::memory::LazyTable;
 use crate::writeback::Waker;
 
@@ -17,7 +18,10 @@ pub(crate) const SEGMENT_BYTES: u64 = 2 << 20;
 /// Live bytes at which a segment becomes worth a look by the cleaner.
 const SPARSE: u32 = SEGMENT_BYTES as u32 / 2;
 
-/// A segment, counted from the start of the backing.
+/// Segments that a backing can have, 16 TiB: half of what a record's address can reach.
+pub(crate) const SEGMENTS_PER_STORE: u32 = 1 << 23;
+
+/// A segment of any backing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct SegmentIndex(pub(crate) u32);
 
@@ -27,7 +31,14 @@ impl SegmentIndex {
         Self((record.byte() / SEGMENT_BYTES) as u32)
     }
 
-    /// First byte of the segment in the backing.
+    /// The address of the segment's first byte, counted over all backings.
+    pub(crate) fn byte(self) -> u64 {
+        u64::from(self.0) * SEGMENT_BYTES
+    }
+}
+
+impl StoreSegment {
+    /// First byte of the segment in its backing.
     pub(crate) fn byte(self) -> u64 {
         u64::from(self.0) * SEGMENT_BYTES
     }
@@ -45,7 +56,8 @@ struct Entry {
 /// and a slot changes under its shard's lock; `sequence` changes only while `live` is 0, so under
 /// the lock of a shard that has a slot in the segment it stands still.
 pub(crate) struct SegmentTable {
-    entries: LazyTable<Entry>,
+    /// None until the first backing comes.
+    entries: OnceLock<LazyTable<Entry>>,
     live_bytes: AtomicU64,
     /// Segments whose last record was released, for the writeback thread to free.
     emptied: SegQueue<SegmentIndex>,
@@ -53,22 +65,27 @@ pub(crate) struct SegmentTable {
 }
 
 impl SegmentTable {
-    /// A table of `segments` empty segments; `waker` is called when one is emptied or sparse.
-    ///
-    /// # Errors
-    /// The kernel's, if there is not enough address space.
-    pub(crate) fn new(segments: u32, waker: Arc<Waker>) -> io::Result<Self> {
-        Ok(Self {
-            entries: LazyTable::new(segments as usize)?,
+    /// A table that nothing refers to; `waker` is called when a segment is emptied or sparse.
+    pub(crate) fn new(waker: Arc<Waker>) -> Self {
+        Self {
+            entries: OnceLock::new(),
             live_bytes: AtomicU64::new(0),
             emptied: SegQueue::new(),
             waker,
-        })
+        }
     }
 
-    /// Segments there may be.
-    pub(crate) fn len(&self) -> u32 {
-        self.entries.len() as u32
+    /// Makes the table, before the first segment of any backing is used.
+    ///
+    /// # Errors
+    /// The kernel's, if there is not enough address space.
+    pub(crate) fn make(&self) -> io::Result<()> {
+        if self.entries.get().is_none() {
+            let entries = LazyTable::new(SEGMENTS_PER_STORE as usize * STORES)?;
+            // Whoever made it meanwhile made the same.
+            let _ = self.entries.set(entries);
+        }
+        Ok(())
     }
 
     /// Counts a slot's new reference to the record of an object of `len` bytes.
@@ -126,6 +143,7 @@ impl SegmentTable {
     }
 
     fn entry(&self, segment: SegmentIndex) -> &Entry {
-        &self.entries[segment.0 as usize]
+        let entries = self.entries.get();
+        &entries.expect("a segment is in a backing")[segment.0 as usize]
     }
 }

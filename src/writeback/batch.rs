@@ -2,20 +2,23 @@
 
 use std::collections::HashMap;
 
-use super::evictor::MAX_BATCH;
 use crate::device::core::Core;
 use crate::device::layout::ShardIndex;
 use crate::shard::{Evicted, Slot, SlotIndex, SlotState};
-use crate::spill::{Record, SegmentIndex, Target, record_len};
+use crate::spill::{BLOCK, BlockBuf, Record, SegmentIndex, Target, record_len};
 use crate::units::PageIndex;
+
+/// Most bytes of one append, a multiple of [`BLOCK`].
+pub(super) const MAX_BATCH: usize = 1 << 20;
 
 /// A record in the batch.
 struct Entry {
     shard: ShardIndex,
     index: SlotIndex,
+    page: PageIndex,
     /// What the slot must still be when the append is done.
     expected: Slot,
-    /// Where the record starts in the append.
+    /// Where the record starts in `collected`, later in the append.
     at: usize,
     /// Bytes of the object.
     len: usize,
@@ -24,30 +27,36 @@ struct Entry {
 /// The bytes of an append, and what is in them.
 #[derive(Default)]
 pub(super) struct Batch {
-    bytes: Vec<u8>,
+    /// Records in the order in which they came.
+    collected: BlockBuf,
     entries: Vec<Entry>,
+    /// Entries in the order of their pages.
+    order: Vec<u32>,
+    /// Records as they are written.
+    append: BlockBuf,
 }
 
 impl Batch {
     /// A batch with room for any that is collected, so that no memory is needed when it is short.
     pub(super) fn new() -> Self {
         const SMALLEST_RECORD: usize = 32;
+        const ENTRIES: usize = MAX_BATCH / SMALLEST_RECORD;
         Self {
-            bytes: Vec::with_capacity(MAX_BATCH),
-            entries: Vec::with_capacity(MAX_BATCH / SMALLEST_RECORD),
+            collected: BlockBuf::with_capacity(MAX_BATCH),
+            entries: Vec::with_capacity(ENTRIES),
+            order: Vec::with_capacity(ENTRIES),
+            append: BlockBuf::with_capacity(MAX_BATCH),
         }
     }
 
-    /// Starts a batch for `target`.
-    pub(super) fn start(&mut self, target: &Target) {
-        self.bytes.clear();
+    pub(super) fn clear(&mut self) {
+        self.collected.clear();
         self.entries.clear();
-        target.start(&mut self.bytes);
     }
 
-    /// Bytes so far.
+    /// Bytes of the records so far.
     pub(super) fn len(&self) -> usize {
-        self.bytes.len()
+        self.collected.len()
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -67,23 +76,47 @@ impl Batch {
             codec,
             data,
         } = evicted;
-        let at = self.bytes.len();
-        Record { page, codec, data }.encode(&mut self.bytes);
+        let at = self.collected.len();
+        Record { page, codec, data }.encode(&mut self.collected);
         self.entries.push(Entry {
             shard,
             index,
+            page,
             expected: slot,
             at,
             len: data.len(),
         });
     }
 
-    /// Writes the records' checksums and returns the bytes to append at `target`.
-    pub(super) fn seal(&mut self, target: &Target) -> &[u8] {
-        for entry in &self.entries {
-            target.seal(&mut self.bytes, entry.at, entry.len);
+    /// Bytes of the append at `target`, without padding.
+    pub(super) fn append_len(&self, target: &Target) -> usize {
+        target.start_len() + self.len()
+    }
+
+    /// Lays the records out for `target`, with their checksums, and returns the bytes to append.
+    /// They go by page, so that neighbours on the device, which are often read together, are
+    /// neighbours in the segment.
+    pub(super) fn lay_out(&mut self, target: &Target) -> &[u8] {
+        let Self {
+            collected,
+            entries,
+            order,
+            append,
+        } = self;
+        order.clear();
+        order.extend(0..entries.len() as u32);
+        order.sort_unstable_by_key(|&i| entries[i as usize].page);
+        append.clear();
+        target.start(append);
+        for &i in &*order {
+            let entry = &mut entries[i as usize];
+            let record = &collected[entry.at..][..record_len(entry.len)];
+            entry.at = append.len();
+            append.extend_from_slice(record);
+            target.seal(append, entry.at, entry.len);
         }
-        &self.bytes
+        append.pad_to(append.len().next_multiple_of(BLOCK));
+        append
     }
 
     /// After the append: points the slots at their records, those that are as they were.
@@ -97,6 +130,21 @@ impl Batch {
                 }
             }
         }
+    }
+}
+
+impl Batch {
+    /// Stores the objects in memory, those whose slots are as they were; returns false if there is
+    /// no room for all of them.
+    pub(super) fn store(&self, core: &Core) -> bool {
+        self.entries.iter().all(|entry| {
+            let Ok(record) = Record::parse(&self.collected[entry.at..]) else {
+                unreachable!("the record was encoded by `push`");
+            };
+            let mut shard = core.shard(entry.shard);
+            !shard.slot(entry.index).same_place(entry.expected)
+                || shard.store(entry.index, record.codec, record.data).is_ok()
+        })
     }
 }
 

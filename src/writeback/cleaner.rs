@@ -1,10 +1,12 @@
-//! Cleaning: the live records of a sparse segment move to the log's end, and the segment is free.
+//! Cleaning: the live records of a segment move to the log's end, and the segment is free.
+
+use std::ops::Range;
 
 use crate::device::core::Core;
 use crate::shard::{Evicted, Slot};
-use crate::spill::{Record, RecordAddress, SEGMENT_BYTES, SEGMENT_HEADER_LEN, SegmentIndex};
+use crate::spill::{Head, Leave, Record, RecordAddress, SEGMENT_BYTES, SegmentIndex};
 
-use super::evictor::MAX_BATCH;
+use super::batch::MAX_BATCH;
 use super::{Batch, Writeback};
 
 /// Above this many live bytes a segment is not worth cleaning: what moving it would gain is less
@@ -14,6 +16,12 @@ const MAX_LIVE: u32 = (SEGMENT_BYTES - SEGMENT_BYTES / 16) as u32;
 /// Bytes of spill below which it is not worth cleaning.
 const SMALL: u64 = 4 * SEGMENT_BYTES;
 
+/// Percent of what the spill occupies that are kept live.
+const KEPT_LIVE: u64 = 71;
+
+const UNREADABLE: &str =
+    "the memory limit is reached and the backing cannot be read to clean it";
+
 impl Writeback {
     /// Whether so much of the spill is dead that cleaning must go on even while memory is short:
     /// a file without a bound would fill its file system.
@@ -22,17 +30,17 @@ impl Writeback {
         used > SMALL + live * 2
     }
 
-    /// Cleans while less than seven tenths of what the spill occupies is live, unless memory is
+    /// Cleans while less than [`KEPT_LIVE`] of what the spill occupies is live, unless memory is
     /// short: eviction comes first. Returns false if it was interrupted.
     pub(super) fn clean_sparse_segments(&mut self) -> bool {
         loop {
             let (used, live) = self.spill_bytes();
             let short = self.core.budget.used() > self.core.watermarks().high;
-            if used <= SMALL || live * 10 >= used * 7 || short {
+            if used <= SMALL || live * 100 >= used * KEPT_LIVE || short {
                 return true;
             }
             // What fails here is logged, and fails a writer only if it comes to need the space.
-            if !matches!(self.clean_one(), Ok(true)) {
+            if !matches!(self.clean_best(), Ok(true)) {
                 return true;
             }
             if self.should_yield() {
@@ -49,58 +57,111 @@ impl Writeback {
         )
     }
 
-    /// Cleans the emptiest segment; returns whether there was one worth it.
+    /// Cleans the segment that it pays most to clean; returns whether there was one worth it.
     ///
     /// # Errors
     /// Why the backing cannot be read or written.
-    pub(super) fn clean_one(&mut self) -> Result<bool, &'static str> {
-        let Some(log) = &mut self.log else {
-            return Ok(false);
-        };
-        let Some((segment, live)) = log.emptiest() else {
-            return Ok(false);
-        };
-        if live > MAX_LIVE {
-            return Ok(false);
+    pub(super) fn clean_best(&mut self) -> Result<bool, &'static str> {
+        match self.log.best_to_clean(MAX_LIVE) {
+            Some(segment) => self.clean(segment),
+            None => Ok(false),
         }
-        if let Err(error) = log.begin_cleaning(segment, &mut self.segment) {
-            tracing::warn!("cannot read segment {} of the backing: {error}", segment.0);
-            return Err("the memory limit is reached and the backing cannot be read to clean it");
-        }
-        let cleaned = self.move_live(segment);
-        if let Some(log) = &mut self.log {
-            log.end_cleaning(segment, matches!(cleaned, Ok(Cleaned::Damaged)));
-        }
-        Ok(cleaned? != Cleaned::NoRoom)
     }
 
-    /// Moves the live records of the segment whose contents are in `self.segment`.
-    fn move_live(&mut self, segment: SegmentIndex) -> Result<Cleaned, &'static str> {
-        let mut at = SEGMENT_HEADER_LEN as usize;
-        while at < self.segment.len() {
-            let Some(Ok(target)) = self.log.as_mut().map(|log| log.target(0)) else {
-                return Ok(Cleaned::NoRoom);
-            };
-            self.batch.start(&target);
-            let limit = target.room().min(MAX_BATCH);
-            let Self {
-                core,
-                batch,
-                segment: bytes,
-                ..
-            } = self;
-            let next = pick_live(core, batch, segment, bytes, at, limit);
-            // What was found before the damage moves all the same.
-            self.write_batch(&target)?;
-            match next {
-                Ok(next) => at = next,
-                Err(DamagedAt(byte)) => {
-                    tracing::error!("segment {} is damaged at byte {byte}", segment.0);
-                    return Ok(Cleaned::Damaged);
-                }
-            }
+    /// Cleans the segment that gains most space at once; returns whether there was one worth it.
+    ///
+    /// # Errors
+    /// Why the backing cannot be read or written.
+    pub(super) fn clean_emptiest(&mut self) -> Result<bool, &'static str> {
+        match self.log.emptiest() {
+            Some((segment, live)) if live <= MAX_LIVE => self.clean(segment),
+            _ => Ok(false),
         }
-        Ok(Cleaned::All)
+    }
+
+    fn clean(&mut self, segment: SegmentIndex) -> Result<bool, &'static str> {
+        let written = self.read_segment(segment)?;
+        let cleaned = self.move_live(segment, &written);
+        let landed = self.land_all();
+        self.log.end_cleaning(segment, cleaned == Cleaned::Damaged);
+        landed.map(|()| cleaned != Cleaned::NoRoom)
+    }
+
+    fn read_segment(&mut self, segment: SegmentIndex) -> Result<Vec<Range<u32>>, &'static str> {
+        let read = self.log.begin_cleaning(segment, &mut self.segment);
+        read.map_err(|error| {
+            tracing::warn!("cannot read segment {} of the backing: {error}", segment.0);
+            UNREADABLE
+        })
+    }
+
+    /// Sends the live records of the segment whose contents are in `self.segment`, in the ranges
+    /// that were `written`, to the log's end.
+    fn move_live(&mut self, segment: SegmentIndex, written: &[Range<u32>]) -> Cleaned {
+        let mut walk = Walk::new(segment, written);
+        while !walk.is_over() {
+            if self.log.free_segments() == 0 {
+                // One after the other, so that the place of one that fails can be used again.
+                let _ = self.land_all();
+            }
+            // The batch first: until it is taken others may land and change where the log ends.
+            let Some(mut batch) = self.take_batch() else {
+                return Cleaned::NoRoom;
+            };
+            let Ok(target) = self.log.target(Head::Moved, 0) else {
+                self.flights.give_back(batch);
+                return Cleaned::NoRoom;
+            };
+            let room = target.room().min(MAX_BATCH) - target.start_len();
+            walk.pick_live(&self.core, &mut batch, &self.segment, room);
+            self.launch(target, batch, Vec::new());
+        }
+        walk.end()
+    }
+
+    /// Does a step of a backing's leaving: moves the live records of one of its segments to the
+    /// current backing, or to memory if there is none. Returns whether it has left.
+    ///
+    /// # Errors
+    /// Why it cannot leave.
+    pub(super) fn leave_some(&mut self) -> Result<bool, &'static str> {
+        let segment = match self.log.leave() {
+            Leave::Done => return Ok(true),
+            Leave::Damaged => {
+                return Err("some of what it holds is damaged and cannot be moved");
+            }
+            Leave::Move(segment) => segment,
+        };
+        let read = self.read_segment(segment);
+        let written = read.map_err(|_| "it cannot be read")?;
+        let cleaned = if self.core.stores.spills() {
+            self.move_live(segment, &written)
+        } else {
+            self.bring_back(segment, &written)
+        };
+        let landed = self.land_all();
+        self.log.end_cleaning(segment, cleaned == Cleaned::Damaged);
+        landed.map_err(|_| "the backing that takes its place cannot be written to")?;
+        match cleaned {
+            Cleaned::NoRoom => Err("there is no room for what it holds"),
+            Cleaned::All | Cleaned::Damaged => Ok(false),
+        }
+    }
+
+    /// Stores the live records of the segment whose contents are in `self.segment` in memory.
+    fn bring_back(&mut self, segment: SegmentIndex, written: &[Range<u32>]) -> Cleaned {
+        let Some(mut batch) = self.take_batch() else {
+            return Cleaned::NoRoom;
+        };
+        let mut walk = Walk::new(segment, written);
+        let mut stored = true;
+        while stored && !walk.is_over() {
+            batch.clear();
+            walk.pick_live(&self.core, &mut batch, &self.segment, MAX_BATCH);
+            stored = batch.store(&self.core);
+        }
+        self.flights.give_back(batch);
+        if stored { walk.end() } else { Cleaned::NoRoom }
     }
 }
 
@@ -108,58 +169,91 @@ impl Writeback {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Cleaned {
     All,
-    /// Up to a record that does not verify.
+    /// But for records that do not verify, and those that such a one hides.
     Damaged,
     /// Until there was nowhere to write.
     NoRoom,
 }
 
-/// Where in a segment a record does not verify. Where the next one starts is unknown, so the rest
-/// of the segment stays where it is.
-struct DamagedAt(usize);
-
-/// Adds the live records of a segment's `bytes` to the batch, from `at` on, until it has `limit`
-/// bytes; returns where to go on.
-///
-/// # Errors
-/// [`DamagedAt`] a record that does not verify.
-fn pick_live(
-    core: &Core,
-    batch: &mut Batch,
+/// A walk through the records of a segment.
+struct Walk<'a> {
     segment: SegmentIndex,
-    bytes: &[u8],
-    mut at: usize,
-    limit: usize,
-) -> Result<usize, DamagedAt> {
-    let sequence = core.segments.sequence(segment);
-    while at < bytes.len() {
-        let address = RecordAddress::from_byte(segment.byte() + at as u64);
-        let record = Record::decode(&bytes[at..], address, sequence);
-        let known = record
-            .ok()
-            .filter(|record| u64::from(record.page.0) < core.layout.pages());
-        let Some(record) = known else {
-            return Err(DamagedAt(at));
-        };
-        if batch.len() + record.len() > limit {
-            break;
+    /// What was written and has not been looked at, with how far the first was.
+    written: &'a [Range<u32>],
+    at: usize,
+    damaged: bool,
+}
+
+impl<'a> Walk<'a> {
+    fn new(segment: SegmentIndex, written: &'a [Range<u32>]) -> Self {
+        Self {
+            segment,
+            written,
+            at: written.first().map_or(0, |first| first.start as usize),
+            damaged: false,
         }
-        let run = core.layout.run(record.page, u64::from(record.page.0) + 1);
-        let slot = core.shard(run.shard).slot(run.slot);
-        if slot.same_place(Slot::written_back(address, record.data.len(), record.codec)) {
-            let Record { codec, data, .. } = record;
-            batch.push(
-                run.shard,
-                record.page,
-                Evicted {
-                    index: run.slot,
-                    slot,
-                    codec,
-                    data,
-                },
-            );
-        }
-        at += record.len();
     }
-    Ok(at)
+
+    fn is_over(&self) -> bool {
+        self.written.is_empty()
+    }
+
+    fn end(&self) -> Cleaned {
+        if self.damaged {
+            Cleaned::Damaged
+        } else {
+            Cleaned::All
+        }
+    }
+
+    fn next_append(&mut self) {
+        self.written = &self.written[1..];
+        self.at = self.written.first().map_or(0, |next| next.start as usize);
+    }
+
+    /// Adds live records from the segment's `bytes` to the batch until it has `limit` bytes. Where
+    /// the next record starts after one that does not verify is unknown, so the rest of its append
+    /// stays where it is.
+    fn pick_live(&mut self, core: &Core, batch: &mut Batch, bytes: &[u8], limit: usize) {
+        let sequence = core.segments.sequence(self.segment);
+        while let Some(append) = self.written.first() {
+            let end = append.end as usize;
+            if self.at >= end {
+                self.next_append();
+                continue;
+            }
+            let address = RecordAddress::from_byte(self.segment.byte() + self.at as u64);
+            let record = Record::decode(&bytes[self.at..end], address, sequence);
+            let known = record
+                .ok()
+                .filter(|record| u64::from(record.page.0) < core.layout.pages());
+            let Some(record) = known else {
+                tracing::error!("segment {} is damaged at byte {}", self.segment.0, self.at);
+                self.damaged = true;
+                self.next_append();
+                continue;
+            };
+            if batch.len() + record.len() > limit {
+                return;
+            }
+            push_if_live(core, batch, address, record);
+            self.at += record.len();
+        }
+    }
+}
+
+fn push_if_live(core: &Core, batch: &mut Batch, at: RecordAddress, record: Record<'_>) {
+    let Record { page, codec, data } = record;
+    let run = core.layout.run(page, u64::from(page.0) + 1);
+    let index = run.slot;
+    let slot = core.shard(run.shard).slot(index);
+    if slot.same_place(Slot::written_back(at, data.len(), codec)) {
+        let live = Evicted {
+            index,
+            slot,
+            codec,
+            data,
+        };
+        batch.push(run.shard, page, live);
+    }
 }

@@ -1,20 +1,23 @@
 //! Eviction: the oldest zspages of all shards leave for the backing.
 //!
 //! One batch: isolate zspages, oldest first; copy their objects out under the lock of their shard;
-//! write them, with no lock held; point the slots that are still what they were at the records,
-//! which frees the objects; put the zspages back, which frees those that are empty.
+//! have them written, with no lock held and while the next batch is collected; point the slots that
+//! are still what they were at the records, which frees the objects; put the zspages back, which
+//! frees those that are empty.
 
+use std::io;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
+use super::batch::MAX_BATCH;
+use super::flights::{Flight, Landed};
 use super::{Batch, Writeback};
 use crate::device::core::Core;
 use crate::device::layout::ShardIndex;
+use crate::device::room::RoundEnd;
 use crate::pool::ZspageId;
 use crate::shard::Chances;
-use crate::spill::{LogFull, MIN_APPEND, Target};
-
-/// Most bytes of one append.
-pub(super) const MAX_BATCH: usize = 1 << 20;
+use crate::spill::{Head, LogFull, MIN_APPEND, Target};
 
 /// Objects of one batch that may be spared because they were accessed.
 const CHANCES: Chances = Chances(1024);
@@ -22,20 +25,17 @@ const CHANCES: Chances = Chances(1024);
 /// Segments that eviction leaves free, so that cleaning always has one to write to.
 const CLEANING_RESERVE: u32 = 1;
 
+pub(super) const NOTHING: &str = "the memory limit is reached and there is nothing to evict";
+const NO_BACKING: &str = "the memory limit is reached and there is no backing to spill to";
+const FULL: &str = "the memory limit is reached and the backing is full";
+pub(super) const FAILING: &str =
+    "the memory limit is reached and the backing cannot be written to";
+
 /// A zspage that this thread has isolated.
-struct Isolated {
+pub(super) struct Isolated {
     shard: ShardIndex,
     zspage: ZspageId,
     frames: u64,
-}
-
-/// What a batch achieved.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Evictions {
-    /// Objects that left memory.
-    pub(super) objects: usize,
-    /// Page frames freed. Spared objects may keep theirs.
-    pub(super) frames: u64,
 }
 
 impl Writeback {
@@ -45,99 +45,167 @@ impl Writeback {
     /// # Errors
     /// Why nothing can be evicted.
     pub(super) fn evict(&mut self, frames: u64) -> Result<u64, &'static str> {
-        let mut freed = 0;
-        while freed < frames && !self.core.room.is_closed() {
-            match self.evict_batch(frames - freed) {
-                Ok(batch) if batch.objects > 0 => freed += batch.frames,
-                Err(reason) if freed == 0 => return Err(reason),
-                Ok(_) | Err(_) => break,
+        let before = self.evicted_frames;
+        let mut end = None;
+        loop {
+            let freed = self.evicted_frames - before;
+            let wanted = frames.saturating_sub(freed + self.leaving);
+            let may_launch = end.is_none() && !self.core.room.is_closed();
+            if wanted > 0 && may_launch && self.flights.can_launch() {
+                match self.launch_eviction(wanted) {
+                    Ok(0) => end = Some(NOTHING),
+                    Ok(_) => {}
+                    Err(reason) => end = Some(reason),
+                }
+                continue;
+            }
+            match self.land() {
+                Some(Ok(())) => {}
+                Some(Err(reason)) => end = Some(reason),
+                None => break,
             }
         }
-        Ok(freed)
+        match (self.evicted_frames - before, end) {
+            (0, Some(reason)) if reason != NOTHING => Err(reason),
+            (freed, _) => Ok(freed),
+        }
     }
 
-    /// Evicts one batch, which is empty only if there is nothing to evict.
+    /// Sends a batch of the oldest zspages off, waiting for another to land if all are under way;
+    /// returns the objects in it, none only if there is nothing to evict.
     ///
     /// # Errors
     /// Why nothing can be evicted: no backing, a full one, or one that fails.
-    pub(super) fn evict_batch(&mut self, frames: u64) -> Result<Evictions, &'static str> {
+    pub(super) fn launch_eviction(&mut self, frames: u64) -> Result<usize, &'static str> {
         let target = self.eviction_target()?;
-        self.batch.start(&target);
-        let isolated = collect(&self.core, &mut self.batch, &target, frames);
-        let written = self.write_batch(&target);
-        let mut done = Evictions {
-            objects: self.batch.records(),
-            frames: 0,
+        let mut batch = self.take_batch().ok_or(NO_BACKING)?;
+        let room = (target.room() - target.start_len()).min(MAX_BATCH - target.start_len());
+        let isolated = collect(&self.core, &mut batch, room, frames);
+        let objects = batch.records();
+        self.launch(target, batch, isolated);
+        Ok(objects)
+    }
+
+    /// A batch, after another has landed if need be; `None` without a backing.
+    pub(super) fn take_batch(&mut self) -> Option<Batch> {
+        if !self.flights.can_launch() {
+            // A failure is noted and logged, and the next append tells.
+            let _ = self.land();
+        }
+        self.flights.take_batch()
+    }
+
+    /// Sends a batch off.
+    pub(super) fn launch(&mut self, target: Target, batch: Batch, isolated: Vec<Isolated>) {
+        let backing = self.core.stores.current();
+        let (Some(backing), false) = (backing, batch.is_empty()) else {
+            self.put_back(isolated, true);
+            self.flights.give_back(batch);
+            return;
         };
+        self.log.begin_append(&target, batch.append_len(&target));
+        self.leaving += isolated.iter().map(|isolated| isolated.frames).sum::<u64>();
+        self.flights.launch(Flight {
+            target,
+            backing: Arc::clone(&backing),
+            batch,
+            isolated,
+        });
+    }
+
+    /// Waits for an append to end and does what comes after it; `None` if none is under way.
+    /// Writers that wait for room try again if it freed some.
+    ///
+    /// # Errors
+    /// That the backing cannot be written to; logged when it starts and when it ends.
+    pub(super) fn land(&mut self) -> Option<Result<(), &'static str>> {
+        let Landed { flight, written } = self.flights.land()?;
+        let Flight {
+            target,
+            batch,
+            isolated,
+            ..
+        } = flight;
+        self.note_health(&written);
+        if written.is_ok() {
+            batch.settle(&self.core, &target);
+        }
+        let bytes = batch.append_len(&target);
+        self.log.end_append(&target, bytes, written.is_ok());
+        let evicts = !isolated.is_empty();
+        self.leaving -= isolated.iter().map(|isolated| isolated.frames).sum::<u64>();
+        self.evicted_frames += self.put_back(isolated, written.is_ok());
+        let objects = batch.records() as u64;
+        self.flights.give_back(batch);
+        if written.is_err() {
+            return Some(Err(FAILING));
+        }
+        if evicts {
+            self.core.requests.bd_writes.fetch_add(objects, Relaxed);
+            self.core.room.end_round(RoundEnd::Room);
+        }
+        Some(Ok(()))
+    }
+
+    /// Lands all that is under way.
+    ///
+    /// # Errors
+    /// As [`Writeback::land`], if any failed.
+    pub(super) fn land_all(&mut self) -> Result<(), &'static str> {
+        let mut done = Ok(());
+        while let Some(landed) = self.land() {
+            done = done.and(landed);
+        }
+        done
+    }
+
+    fn note_health(&mut self, written: &io::Result<()>) {
+        match written {
+            Ok(()) if std::mem::replace(&mut self.failing, false) => {
+                tracing::info!("the backing takes writes again");
+            }
+            Err(error) if !std::mem::replace(&mut self.failing, true) => {
+                tracing::error!("cannot write to the backing: {error}");
+            }
+            _ => {}
+        }
+    }
+
+    /// Ends the isolation of zspages; returns the frames freed.
+    fn put_back(&self, isolated: Vec<Isolated>, written: bool) -> u64 {
+        let mut freed = 0;
         // In the order opposite to that of isolation, so that what could not be written is again
         // the oldest first.
-        for Isolated {
-            shard,
-            zspage,
-            frames,
-        } in isolated.into_iter().rev()
-        {
-            if self.core.shard(shard).put_back(zspage, written.is_ok()) {
-                done.frames += frames;
+        for isolated in isolated.into_iter().rev() {
+            let mut shard = self.core.shard(isolated.shard);
+            if shard.put_back(isolated.zspage, written) {
+                freed += isolated.frames;
             }
         }
-        written?;
-        self.core
-            .requests
-            .bd_writes
-            .fetch_add(done.objects as u64, Relaxed);
-        Ok(done)
+        freed
     }
 
     /// Where to write, cleaning a segment first if there is no free one.
     fn eviction_target(&mut self) -> Result<Target, &'static str> {
         loop {
-            let Some(log) = &mut self.log else {
-                return Err("the memory limit is reached and there is no backing to spill to");
-            };
-            log.free_emptied();
-            match log.target(CLEANING_RESERVE) {
+            if !self.core.stores.spills() {
+                return Err(NO_BACKING);
+            }
+            self.log.free_emptied();
+            match self.log.target(Head::Evicted, CLEANING_RESERVE) {
                 Ok(target) => return Ok(target),
-                Err(LogFull) if self.clean_one()? => {}
-                Err(LogFull) => return Err("the memory limit is reached and the backing is full"),
+                // What is under way may fill, or empty, a segment that could be cleaned.
+                Err(LogFull) if self.flights.under_way() > 0 => self.land_all()?,
+                Err(LogFull) if self.clean_emptiest()? => {}
+                Err(LogFull) => return Err(FULL),
             }
         }
-    }
-
-    /// Appends the batch and points its slots at it.
-    ///
-    /// # Errors
-    /// That the backing cannot be written to; logged when it starts and when it ends.
-    pub(super) fn write_batch(&mut self, target: &Target) -> Result<(), &'static str> {
-        let Self {
-            core,
-            log,
-            batch,
-            failing,
-            ..
-        } = self;
-        let log = log.as_mut().expect("a target comes from a log");
-        if batch.is_empty() {
-            return Ok(());
-        }
-        if let Err(error) = log.append(target, batch.seal(target)) {
-            if !std::mem::replace(failing, true) {
-                tracing::error!("cannot write to the backing: {error}");
-            }
-            return Err("the memory limit is reached and the backing cannot be written to");
-        }
-        if std::mem::replace(failing, false) {
-            tracing::info!("the backing takes writes again");
-        }
-        batch.settle(core, target);
-        Ok(())
     }
 }
 
-/// Isolates the oldest zspages, until they have `frames` or the batch is full, and fills the batch
-/// with their objects.
-fn collect(core: &Core, batch: &mut Batch, target: &Target, frames: u64) -> Vec<Isolated> {
-    let room = target.room().min(MAX_BATCH);
+/// Isolates the oldest zspages, until they have `frames` or the batch has about `room` bytes, and
+/// fills the batch with their objects.
+fn collect(core: &Core, batch: &mut Batch, room: usize, frames: u64) -> Vec<Isolated> {
     let mut chances = CHANCES;
     let mut isolated = Vec::new();
     let mut leaving = 0;

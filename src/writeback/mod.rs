@@ -1,11 +1,14 @@
 //! The writeback thread: evicts when memory runs short, cleans segments, gives memory back.
 //!
-//! It is the only one that isolates zspages and that writes to the backing. It never needs memory
-//! from the pool to make progress: what it evicts goes through buffers that it has from the start.
+//! It is the only one that isolates zspages and that decides what is written where; helpers do the
+//! writing ([`flights`]). It never needs memory from the pool to make progress: what it evicts goes
+//! through buffers that it has from the start.
 
 mod batch;
 mod cleaner;
 mod evictor;
+mod flights;
+mod replace;
 mod waker;
 
 use std::sync::Arc;
@@ -14,10 +17,13 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Receiver, Sender, TryRecvError};
 
 use self::batch::Batch;
+use self::evictor::NOTHING;
+use self::flights::Flights;
+use self::replace::Leaving;
 pub(crate) use self::waker::Waker;
 use crate::device::core::Core;
 use crate::device::room::RoundEnd;
-use crate::spill::{SEGMENT_BYTES, SegmentLog};
+use crate::spill::{Backing, BlockBuf, SegmentLog};
 
 /// How long after the last work all freed memory goes back to the kernel.
 const IDLE: Duration = Duration::from_millis(500);
@@ -32,18 +38,40 @@ pub(crate) enum Command {
         frames: u64,
         done: Sender<Result<u64, &'static str>>,
     },
+    /// Spill to another backing from here on, or to none; what the present one holds is moved.
+    Replace {
+        backing: Option<NewBacking>,
+        done: Sender<Result<(), String>>,
+    },
+    /// Have the backing hold so many segments.
+    Resize {
+        capacity: u32,
+        done: Sender<bool>,
+    },
     /// Assert that everything adds up, while nothing is isolated.
     Check { done: Sender<()> },
+}
+
+/// A backing, and the segments it may hold.
+pub(crate) struct NewBacking {
+    pub(crate) backing: Arc<dyn Backing>,
+    pub(crate) capacity: u32,
 }
 
 /// The thread's state.
 pub(crate) struct Writeback {
     core: Arc<Core>,
     commands: Receiver<Command>,
-    log: Option<SegmentLog>,
-    batch: Batch,
+    log: SegmentLog,
+    flights: Flights,
+    /// Page frames of zspages that are isolated while their objects are being written.
+    leaving: u64,
+    /// Page frames that eviction ever freed.
+    evicted_frames: u64,
     /// A segment's contents, while it is cleaned.
-    segment: Vec<u8>,
+    segment: BlockBuf,
+    /// A backing that is to leave, and who waits for that.
+    replaced: Option<Leaving>,
     /// Whether the last attempt to write failed, so that it is logged once.
     failing: bool,
     /// When eviction last found that it can do nothing.
@@ -61,21 +89,17 @@ impl Drop for CloseRoom {
 
 impl Writeback {
     pub(crate) fn new(core: Arc<Core>, commands: Receiver<Command>) -> Self {
-        let log = core.backing.as_ref().map(|backing| {
-            let (table, counts) = (Arc::clone(&core.segments), Arc::clone(&core.log_counts));
-            SegmentLog::new(Arc::clone(backing), table, counts)
-        });
-        let spills = log.is_some();
+        let (stores, table) = (Arc::clone(&core.stores), Arc::clone(&core.segments));
+        let log = SegmentLog::new(stores, table, Arc::clone(&core.log_counts));
         Self {
             core,
             commands,
             log,
-            batch: if spills {
-                Batch::new()
-            } else {
-                Batch::default()
-            },
-            segment: Vec::with_capacity(if spills { SEGMENT_BYTES as usize } else { 0 }),
+            flights: Flights::new(),
+            leaving: 0,
+            evicted_frames: 0,
+            segment: BlockBuf::default(),
+            replaced: None,
             failing: false,
             stuck_at: None,
         }
@@ -89,10 +113,12 @@ impl Writeback {
         loop {
             let woken = !done || self.core.waker.wait(warm.then_some(IDLE));
             if !self.obey() {
+                // What failed is logged, and nobody is left to need the memory.
+                let _ = self.land_all();
                 return;
             }
-            self.free_emptied_segments();
-            done = self.make_room() && self.clean_sparse_segments();
+            self.log.free_emptied();
+            done = self.make_room() && self.clean_sparse_segments() && self.go_on_leaving();
             warm = self.core.trim(woken);
         }
     }
@@ -105,7 +131,12 @@ impl Writeback {
                     // Whoever asked may have gone.
                     let _ = done.send(self.evict(frames));
                 }
+                Ok(Command::Replace { backing, done }) => self.replace(backing, done),
+                Ok(Command::Resize { capacity, done }) => {
+                    let _ = done.send(self.log.set_capacity(capacity));
+                }
                 Ok(Command::Check { done }) => {
+                    let _ = self.land_all();
                     self.check();
                     let _ = done.send(());
                 }
@@ -129,46 +160,68 @@ impl Writeback {
             return true;
         }
         loop {
-            let (used, low) = (core.budget.used(), core.watermarks().low);
-            if used <= low && !core.room.demand() {
-                return true;
+            if !self.make_some_room() {
+                return self.flights.under_way() == 0;
             }
-            // A writer may wait below the low watermark: others took the memory before it did.
-            let end = self.free_some(used.saturating_sub(low).max(1));
-            self.stuck_at = matches!(end, RoundEnd::Stuck(_)).then(Instant::now);
-            core.room.end_round(end);
-            if self.stuck_at.is_some() {
-                return true;
-            }
-            self.free_emptied_segments();
+            self.log.free_emptied();
             core.release_warm_frames(core.warm_frames_to_keep());
             if self.is_bloated() {
                 // What fails here is logged, and fails a writer only if it comes to need the space.
-                let _ = self.clean_one();
+                let _ = self.clean_emptiest();
             }
             if self.should_yield() {
+                // What failed is logged.
+                let _ = self.land_all();
                 return false;
             }
         }
     }
 
-    fn free_emptied_segments(&mut self) {
-        if let Some(log) = &mut self.log {
-            log.free_emptied();
+    /// Has as many batches under way as it takes to get to the low watermark, and lands one;
+    /// returns whether that is not the end of it.
+    fn make_some_room(&mut self) -> bool {
+        let mut nothing = None;
+        loop {
+            let (used, low) = (self.core.budget.used(), self.core.watermarks().low);
+            let mut wanted = used.saturating_sub(low + self.leaving);
+            // A writer may wait below the low watermark: others took the memory before it did.
+            if self.core.room.demand() && self.flights.under_way() == 0 {
+                wanted = wanted.max(1);
+            }
+            if wanted == 0 || !self.flights.can_launch() && self.flights.under_way() > 0 {
+                break;
+            }
+            match self.launch_eviction(wanted) {
+                Ok(0) => nothing = Some(NOTHING),
+                Ok(_) => continue,
+                Err(reason) => nothing = Some(reason),
+            }
+            break;
         }
-    }
-
-    /// Frees some memory, at least one zspage if that is possible.
-    fn free_some(&mut self, frames: u64) -> RoundEnd {
-        let reason = match self.evict_batch(frames) {
-            Ok(evicted) if evicted.objects > 0 => return RoundEnd::Room,
-            Ok(_) => "the memory limit is reached and there is nothing to evict",
-            Err(reason) => reason,
+        match self.land() {
+            Some(Ok(())) => return true,
+            Some(Err(reason)) => {
+                // The others decide whether that is the end of it.
+                let mut any = false;
+                while let Some(landed) = self.land() {
+                    any |= landed.is_ok();
+                }
+                if any {
+                    return true;
+                }
+                nothing = Some(reason);
+            }
+            None => {}
+        }
+        let Some(reason) = nothing else { return false };
+        let end = if self.compact_some() > 0 || self.core.budget.has_room() {
+            RoundEnd::Room
+        } else {
+            RoundEnd::Stuck(reason)
         };
-        if self.compact_some() > 0 || self.core.budget.has_room() {
-            return RoundEnd::Room;
-        }
-        RoundEnd::Stuck(reason)
+        self.stuck_at = matches!(end, RoundEnd::Stuck(_)).then(Instant::now);
+        self.core.room.end_round(end);
+        self.stuck_at.is_none()
     }
 
     /// Frees a zspage of each shard that has one to spare; returns the frames freed.
@@ -189,8 +242,7 @@ impl Writeback {
         assert_eq!(frames, self.core.budget.used());
         let live_bytes: u64 = live.values().map(|&bytes| u64::from(bytes)).sum();
         assert_eq!(live_bytes, self.core.segments.live_bytes());
-        if let Some(log) = &self.log {
-            log.check(&|segment| live.get(&segment).copied().unwrap_or(0));
-        }
+        self.log
+            .check(&|segment| live.get(&segment).copied().unwrap_or(0));
     }
 }

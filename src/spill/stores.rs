@@ -1,0 +1,97 @@
+//! The backings that segments are in. There are places for two, so that one can take the other's
+//! place while the device is in use: what is live moves from the one that leaves to the one that
+//! came, or to memory.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use parking_lot::RwLock;
+
+use super::backing::Backing;
+use super::segment::{SEGMENTS_PER_STORE, SegmentIndex};
+
+/// One of the two places.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct StoreIndex(pub(super) u8);
+
+/// Places there are.
+pub(super) const STORES: usize = 2;
+
+#[derive(Default)]
+struct Places {
+    backings: [Option<Arc<dyn Backing>>; STORES],
+    /// The one that is written to.
+    current: Option<StoreIndex>,
+}
+
+/// The backings. The writeback thread changes them, any thread reads; the lock is held for a moment
+/// and no other is taken under it.
+#[derive(Default)]
+pub(crate) struct Stores {
+    places: RwLock<Places>,
+    /// Whether there is a current one, for the many who only want to know that.
+    spills: AtomicBool,
+}
+
+impl Stores {
+    /// Whether there is a backing to write to.
+    pub(crate) fn spills(&self) -> bool {
+        self.spills.load(Relaxed)
+    }
+
+    /// The backing that is written to.
+    pub(crate) fn current(&self) -> Option<Arc<dyn Backing>> {
+        let places = self.places.read();
+        places.current.and_then(|StoreIndex(at)| places.backings[usize::from(at)].clone())
+    }
+
+    /// The backing that a segment is in.
+    pub(crate) fn of(&self, segment: SegmentIndex) -> Option<Arc<dyn Backing>> {
+        self.places.read().backings[usize::from(segment.store().0)].clone()
+    }
+
+    /// Adds a backing, which is written to from here on; gives it back if both places are taken.
+    pub(super) fn add(&self, backing: Arc<dyn Backing>) -> Result<StoreIndex, Arc<dyn Backing>> {
+        let mut places = self.places.write();
+        let Some(at) = places.backings.iter().position(Option::is_none) else {
+            return Err(backing);
+        };
+        places.backings[at] = Some(backing);
+        let store = StoreIndex(at as u8);
+        places.current = Some(store);
+        self.spills.store(true, Relaxed);
+        Ok(store)
+    }
+
+    /// Makes another backing, or none, the one that is written to.
+    pub(super) fn set_current(&self, store: Option<StoreIndex>) {
+        self.places.write().current = store;
+        self.spills.store(store.is_some(), Relaxed);
+    }
+
+    /// Takes a backing away.
+    pub(super) fn remove(&self, store: StoreIndex) -> Option<Arc<dyn Backing>> {
+        self.places.write().backings[usize::from(store.0)].take()
+    }
+}
+
+impl SegmentIndex {
+    /// The place of the backing it is in.
+    pub(super) fn store(self) -> StoreIndex {
+        StoreIndex((self.0 / SEGMENTS_PER_STORE) as u8)
+    }
+
+    /// A segment of a backing, counted from the backing's start.
+    pub(super) fn in_store(store: StoreIndex, segment: u32) -> Self {
+        Self(u32::from(store.0) * SEGMENTS_PER_STORE + segment)
+    }
+
+    /// The segment, counted from its backing's start.
+    pub(crate) fn within_store(self) -> StoreSegment {
+        StoreSegment(self.0 % SEGMENTS_PER_STORE)
+    }
+}
+
+/// A segment, counted from the start of its backing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct StoreSegment(pub(crate) u32);
