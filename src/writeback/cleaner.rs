@@ -17,26 +17,25 @@ const MAX_LIVE: u32 = (SEGMENT_BYTES - SEGMENT_BYTES / 16) as u32;
 const SMALL: u64 = 4 * SEGMENT_BYTES;
 
 /// Percent of what the spill occupies that are kept live.
-const KEPT_LIVE: u64 = 71;
+const KEPT_LIVE: u64 = 73;
 
 const UNREADABLE: &str =
     "the memory limit is reached and the backing cannot be read to clean it";
 
 impl Writeback {
-    /// Whether so much of the spill is dead that cleaning must go on even while memory is short:
-    /// a file without a bound would fill its file system.
+    /// Whether so much of the spill is dead that cleaning must keep pace with eviction even while
+    /// memory is short: a file without a bound would fill its file system.
     pub(super) fn is_bloated(&self) -> bool {
         let (used, live) = self.spill_bytes();
-        used > SMALL + live * 2
+        used > SMALL && live * 100 < used * KEPT_LIVE
     }
 
     /// Cleans while less than [`KEPT_LIVE`] of what the spill occupies is live, unless memory is
     /// short: eviction comes first. Returns false if it was interrupted.
     pub(super) fn clean_sparse_segments(&mut self) -> bool {
         loop {
-            let (used, live) = self.spill_bytes();
             let short = self.core.budget.used() > self.core.watermarks().high;
-            if used <= SMALL || live * 100 >= used * KEPT_LIVE || short {
+            if short || !self.is_bloated() {
                 return true;
             }
             // What fails here is logged, and fails a writer only if it comes to need the space.

@@ -51,7 +51,7 @@ impl Writeback {
             let freed = self.evicted_frames - before;
             let wanted = frames.saturating_sub(freed + self.leaving);
             let may_launch = end.is_none() && !self.core.room.is_closed();
-            if wanted > 0 && may_launch && self.flights.can_launch() {
+            if wanted > 0 && may_launch && self.flights.is_open() {
                 match self.launch_eviction(wanted) {
                     Ok(0) => end = Some(NOTHING),
                     Ok(_) => {}

@@ -88,8 +88,14 @@ impl Flights {
         self.idle.push(batch);
     }
 
+    /// Whether a batch can be taken.
     pub(super) fn can_launch(&self) -> bool {
         !self.idle.is_empty()
+    }
+
+    /// Whether there is nothing to be gained by landing one first.
+    pub(super) fn is_open(&self) -> bool {
+        self.can_launch() || self.under_way == 0
     }
 
     pub(super) fn under_way(&self) -> usize {

@@ -167,7 +167,7 @@ impl Writeback {
             core.release_warm_frames(core.warm_frames_to_keep());
             if self.is_bloated() {
                 // What fails here is logged, and fails a writer only if it comes to need the space.
-                let _ = self.clean_emptiest();
+                let _ = self.clean_best();
             }
             if self.should_yield() {
                 // What failed is logged.
@@ -188,7 +188,7 @@ impl Writeback {
             if self.core.room.demand() && self.flights.under_way() == 0 {
                 wanted = wanted.max(1);
             }
-            if wanted == 0 || !self.flights.can_launch() && self.flights.under_way() > 0 {
+            if wanted == 0 || !self.flights.is_open() {
                 break;
             }
             match self.launch_eviction(wanted) {
