@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 pub(crate) use self::lru::Clock;
 use self::lru::Lru;
-use self::recent::RecentReadBacks;
+use self::recent::ReadBackClock;
 pub(crate) use self::reclaim::{Chances, Evicted};
 use self::slot::SlotTable;
 pub(crate) use self::slot::{SLOTS_PER_BLOCK, Slot, SlotIndex, SlotState};
@@ -46,7 +46,7 @@ pub(crate) struct Shard {
     slots: SlotTable,
     pool: Box<dyn Pool>,
     lru: Lru,
-    recent: RecentReadBacks,
+    read_backs: ReadBackClock,
     segments: Arc<SegmentTable>,
     counts: Counts,
 }
@@ -66,7 +66,7 @@ impl Shard {
             slots: SlotTable::new(slots)?,
             lru: Lru::new(pool.max_zspages(), clock)?,
             pool,
-            recent: RecentReadBacks::new(slots)?,
+            read_backs: ReadBackClock::default(),
             segments,
             counts: Counts::default(),
         })
@@ -99,9 +99,14 @@ impl Shard {
         self.slots.set_accessed(index);
     }
 
-    /// Notes that the slot's page is read back; returns whether it was not long ago, too.
+    /// Notes that the page of a slot that is written back is read; returns whether it was wanted
+    /// not long ago, too: read back, or evicted.
     pub(crate) fn note_read_back(&mut self, index: SlotIndex) -> bool {
-        self.recent.note(index)
+        self.read_backs.tick(self.counts.resident_pages);
+        let before = self.slots.get(index).read_back_epoch();
+        self.slots
+            .set_read_back_epoch(index, self.read_backs.epoch());
+        self.read_backs.is_recent(before)
     }
 
     /// The first slot of `range` that is not empty.

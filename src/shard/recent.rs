@@ -1,42 +1,45 @@
-//! Which pages were read back not long ago.
+//! Which written-back pages were wanted not long ago.
+//!
+//! "Not long" is a number of pages read back, about as many as are in memory: what came back after
+//! fewer than that, an LRU of that many more pages would still have held. Such a page returns to
+//! memory, and one that a scan comes by does not. Time goes in epochs, and each slot has room for
+//! the last digits of one, so this costs no memory.
 
-use std::io;
+use super::slot::ReadBackEpoch;
 
-use super::SlotIndex;
-use crate::memory::LazyTable;
+/// Epochs that are not long.
+const WINDOW: u8 = 8;
 
-/// Most entries, 1 MiB.
-const MAX_ENTRIES: u32 = 1 << 18;
+/// Pages read back in the shortest epoch.
+const MIN_EPOCH: u64 = 8;
 
-/// A direct-mapped table of slots: an entry is forgotten when another slot takes its place, which
-/// is after about as many read-backs as there are entries. So a scan of more than that leaves no
-/// trace, and a page that is read back again and again does.
-pub(super) struct RecentReadBacks {
-    /// A slot's index plus one, or 0.
-    entries: LazyTable<u32>,
+/// The clock of a shard.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct ReadBackClock {
+    epoch: u64,
+    /// Pages to read back until the next epoch.
+    left: u64,
 }
 
-impl RecentReadBacks {
-    /// An empty table for a shard of `slots` slots.
-    ///
-    /// # Errors
-    /// The kernel's, if there is not enough address space.
-    pub(super) fn new(slots: u32) -> io::Result<Self> {
-        let entries = (slots / 4).clamp(16, MAX_ENTRIES).next_power_of_two();
-        Ok(Self {
-            entries: LazyTable::new(entries as usize)?,
-        })
+impl ReadBackClock {
+    /// The present epoch.
+    pub(super) fn epoch(self) -> ReadBackEpoch {
+        ReadBackEpoch::new(self.epoch)
     }
 
-    /// Notes that a slot is read back; returns whether it was noted before. If so it is forgotten,
-    /// since it is on its way to memory.
-    pub(super) fn note(&mut self, index: SlotIndex) -> bool {
-        // Fibonacci hashing: neighbours must not all map to neighbours.
-        let hash = index.0.wrapping_mul(0x9e37_79b9) >> (32 - self.entries.len().ilog2());
-        let entry = &mut self.entries[hash as usize];
-        let again = *entry == index.0 + 1;
-        *entry = if again { 0 } else { index.0 + 1 };
-        again
+    /// Counts a page read back while so many are `resident`.
+    pub(super) fn tick(&mut self, resident: u64) {
+        if self.left == 0 {
+            self.epoch += 1;
+            self.left = (resident / u64::from(WINDOW)).max(MIN_EPOCH);
+        }
+        self.left -= 1;
+    }
+
+    /// Whether a page was last wanted not long ago. One that was wanted very long ago is taken for
+    /// such a one now and then, when the epoch's digits have come round.
+    pub(super) fn is_recent(self, epoch: ReadBackEpoch) -> bool {
+        self.epoch().since(epoch) <= WINDOW
     }
 }
 
@@ -45,21 +48,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn remembers_what_was_read_back_lately() {
-        let mut recent = RecentReadBacks::new(4096).expect("addresses");
-        assert!(!recent.note(SlotIndex(0)) && recent.note(SlotIndex(0)));
-        assert!(!recent.note(SlotIndex(0)));
-        let again = (1..500)
-            .filter(|&slot| recent.note(SlotIndex(slot)))
-            .count();
-        assert_eq!(again, 0);
-        // A scan of four times as many slots as entries drives all but a few out.
-        for slot in 1000..5000 {
-            recent.note(SlotIndex(slot));
+    fn a_window_is_about_as_many_pages_as_are_resident() {
+        let mut clock = ReadBackClock::default();
+        clock.tick(8000);
+        let then = clock.epoch();
+        for _ in 0..7000 {
+            clock.tick(8000);
+            assert!(clock.is_recent(then));
         }
-        let again = (0..500)
-            .filter(|&slot| recent.note(SlotIndex(slot)))
-            .count();
-        assert!(again < 50, "{again} still known");
+        for _ in 0..3000 {
+            clock.tick(8000);
+        }
+        for _ in 0..50_000 {
+            assert!(!clock.is_recent(then));
+            clock.tick(8000);
+        }
     }
 }

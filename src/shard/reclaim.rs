@@ -111,7 +111,13 @@ impl Shard {
             return false;
         };
         self.segments.retain(record, len);
-        self.set(index, Slot::written_back(record, len, codec));
+        let mut slot = Slot::written_back(record, len, codec);
+        slot.set_read_back_epoch(match expected.state() {
+            // A record that moves was not wanted by that.
+            SlotState::WrittenBack { .. } => self.slots.get(index).read_back_epoch(),
+            _ => self.read_backs.epoch(),
+        });
+        self.set(index, slot);
         true
     }
 

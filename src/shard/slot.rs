@@ -24,8 +24,29 @@ pub(crate) struct SlotIndex(pub(crate) u32);
 /// | 4..7   | 0     | 0           | codec                                 |
 /// | 7..19  | 0     | 0           | bytes of the object, less one         |
 /// | 23..64 | 0     | pattern     | address of the object, of the record  |
+///
+/// Of a page that is written back, bits 2, 3 and 19..23 are its [`ReadBackEpoch`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Slot(u64);
+
+/// When a page that is written back was last wanted: 6 bits of a count of epochs, that of its
+/// shard (`recent.rs`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ReadBackEpoch(u8);
+
+impl ReadBackEpoch {
+    const BITS: u32 = 6;
+
+    /// The epoch of a count that goes on for ever.
+    pub(crate) fn new(epoch: u64) -> Self {
+        Self((epoch % (1 << Self::BITS)) as u8)
+    }
+
+    /// Epochs from an earlier one to this one, if that was less than a round of them ago.
+    pub(crate) fn since(self, earlier: Self) -> u8 {
+        self.0.wrapping_sub(earlier.0) % (1 << Self::BITS)
+    }
+}
 
 /// A [`Slot`], taken apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +77,8 @@ const CODEC_MASK: u64 = 7;
 const LEN_SHIFT: u32 = 7;
 const LEN_MASK: u64 = 0xfff;
 const PLACE_SHIFT: u32 = 23;
+/// What is noted of the use of a page, as opposed to where it is.
+const NOTES: u64 = 0b11 << 2 | 0b1111 << 19;
 
 impl Slot {
     pub(crate) const EMPTY: Self = Self(0);
@@ -116,9 +139,20 @@ impl Slot {
         self.0 |= ACCESSED;
     }
 
-    /// Whether both are the same, accessed or not.
+    /// Whether both are the same but for what is noted of the page's use.
     pub(crate) fn same_place(self, other: Self) -> bool {
-        (self.0 ^ other.0) & !ACCESSED == 0
+        (self.0 ^ other.0) & !NOTES == 0
+    }
+
+    /// When the page, which is written back, was last wanted.
+    pub(crate) fn read_back_epoch(self) -> ReadBackEpoch {
+        ReadBackEpoch((self.0 >> 2 & 0b11 | (self.0 >> 19 & 0b1111) << 2) as u8)
+    }
+
+    /// Notes when the page, which is written back, was wanted.
+    pub(crate) fn set_read_back_epoch(&mut self, ReadBackEpoch(epoch): ReadBackEpoch) {
+        let epoch = u64::from(epoch);
+        self.0 = self.0 & !NOTES | (epoch & 0b11) << 2 | (epoch >> 2) << 19;
     }
 }
 
@@ -166,6 +200,12 @@ impl SlotTable {
             slot.set_accessed();
             self.slots[index.0 as usize] = slot.0;
         }
+    }
+
+    pub(crate) fn set_read_back_epoch(&mut self, index: SlotIndex, epoch: ReadBackEpoch) {
+        let mut slot = self.get(index);
+        slot.set_read_back_epoch(epoch);
+        self.slots[index.0 as usize] = slot.0;
     }
 
     pub(crate) fn clear_accessed(&mut self, index: SlotIndex) {
@@ -232,9 +272,13 @@ mod tests {
                 assert_eq!(slot.state(), SlotState::Resident { object, len, codec });
                 assert!(slot.accessed() && slot.same_place(Slot::resident(object, len, codec)));
                 let record = RecordAddress(place - 1);
-                let slot = Slot::written_back(record, len, codec);
-                assert_eq!(slot.state(), SlotState::WrittenBack { record, len, codec });
-                assert!(!slot.accessed());
+                let mut slot = Slot::written_back(record, len, codec);
+                for epoch in (0..200).map(ReadBackEpoch::new) {
+                    slot.set_read_back_epoch(epoch);
+                    assert_eq!(slot.state(), SlotState::WrittenBack { record, len, codec });
+                    assert_eq!(slot.read_back_epoch(), epoch);
+                    assert!(slot.same_place(Slot::written_back(record, len, codec)));
+                }
             }
         }
     }
