@@ -4,6 +4,7 @@ pub(crate) mod core;
 mod extents;
 pub(crate) mod layout;
 mod read;
+mod read_ahead;
 mod read_back;
 pub(crate) mod room;
 #[cfg(test)]

@@ -10,6 +10,9 @@ use crate::error::{Error, Result};
 use crate::shard::{Shard, SlotIndex, SlotState};
 use crate::units::{PAGE_SHIFT, PAGE_SIZE, Page, PageIndex};
 
+/// Pages of a request that are looked at before those that are spilled are read back.
+const MAX_GROUP: usize = 256;
+
 /// A page as it was found under the lock.
 #[derive(Clone, Copy)]
 pub(super) enum Found {
@@ -27,11 +30,13 @@ pub(super) enum Found {
 struct Scratch {
     bytes: Vec<u8>,
     pages: Vec<Found>,
+    /// Pages of the request that are to be read back.
+    spilled: Vec<(PageIndex, Spilled)>,
 }
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = const {
-        RefCell::new(Scratch { bytes: Vec::new(), pages: Vec::new() })
+        RefCell::new(Scratch { bytes: Vec::new(), pages: Vec::new(), spilled: Vec::new() })
     };
 }
 
@@ -64,17 +69,30 @@ impl Core {
         Ok(())
     }
 
-    fn read_pages(&self, first: u64, mut pages: &mut [Page]) -> Result<()> {
-        let end = first + pages.len() as u64;
+    fn read_pages(&self, first: u64, pages: &mut [Page]) -> Result<()> {
         let mut at = first;
-        while at < end {
-            let run = self.layout.run(PageIndex(at as u32), end);
-            let (now, later) = pages.split_at_mut(run.pages as usize);
-            SCRATCH.with_borrow_mut(|scratch| self.read_run(run, now, scratch))?;
-            pages = later;
-            at += u64::from(run.pages);
+        // So many at a time, for what is spilled of them to be read in a few large reads.
+        for some in pages.chunks_mut(MAX_GROUP) {
+            self.read_group(at, some)?;
+            at += some.len() as u64;
         }
         Ok(())
+    }
+
+    fn read_group(&self, first: u64, pages: &mut [Page]) -> Result<()> {
+        SCRATCH.with_borrow_mut(|scratch| {
+            scratch.spilled.clear();
+            let end = first + pages.len() as u64;
+            let mut at = first;
+            while at < end {
+                let run = self.layout.run(PageIndex(at as u32), end);
+                let from = (at - first) as usize;
+                let now = &mut pages[from..from + run.pages as usize];
+                self.read_run(run, now, scratch)?;
+                at += u64::from(run.pages);
+            }
+            self.read_back_all(PageIndex(first as u32), &mut scratch.spilled, pages)
+        })
     }
 
     fn read_run(&self, run: Run, pages: &mut [Page], scratch: &mut Scratch) -> Result<()> {
@@ -93,7 +111,10 @@ impl Core {
         drop(shard);
         for (i, (found, out)) in scratch.pages.iter().zip(pages).enumerate() {
             let page = PageIndex(run.first.0 + i as u32);
-            self.unpack(page, *found, &scratch.bytes, out)?;
+            match *found {
+                Found::WrittenBack(spilled) => scratch.spilled.push((page, spilled)),
+                found => self.unpack(page, found, &scratch.bytes, out)?,
+            }
         }
         Ok(())
     }

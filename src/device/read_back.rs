@@ -10,10 +10,13 @@ use std::sync::atomic::Ordering::Relaxed;
 use super::core::Core;
 use super::layout::Run;
 use super::read::Found;
+use super::read_ahead::{self, Place, Source};
 use crate::codec::{self, Codec};
 use crate::error::{Error, Result};
 use crate::shard::{Shard, Slot, SlotIndex, SlotState};
-use crate::spill::{MAX_RECORD_LEN, Record, RecordAddress, SegmentIndex, record_len};
+use crate::spill::{
+    DamagedRecord, MAX_RECORD_LEN, Record, RecordAddress, SegmentIndex, record_len,
+};
 use crate::units::{PAGE_SIZE, Page, PageIndex};
 
 /// A record to read, as its slot named it.
@@ -33,6 +36,21 @@ impl Spilled {
     fn is_same(&self, other: &Self) -> bool {
         self.slot.same_place(other.slot) && self.sequence == other.sequence
     }
+
+    /// Proves that `bytes` are the page's record; if not, says why.
+    fn prove(&self, page: PageIndex, bytes: &[u8]) -> Result<(), &'static str> {
+        let record = Record::decode(bytes, self.record, self.sequence)
+            .map_err(|DamagedRecord| "its checksum does not match")?;
+        if (record.page, record.codec, record.data.len()) != (page, self.codec, self.len) {
+            return Err("another page's record is in its place");
+        }
+        Ok(())
+    }
+
+    /// Where its record is.
+    fn place(&self) -> Place {
+        Place::of(self.record, record_len(self.len), self.sequence)
+    }
 }
 
 /// A spilled page that was read back, and what from.
@@ -48,6 +66,12 @@ impl PageCopy {
         self.slot.same_place(slot) && self.sequence == sequence
     }
 }
+
+/// Most bytes between two records that are read over rather than read around.
+const MAX_GAP: u32 = 16 << 10;
+
+/// Most bytes of a read for several pages.
+const MAX_READ: u32 = 256 << 10;
 
 /// Room for any record.
 type RecordBuf = [u8; MAX_RECORD_LEN];
@@ -95,22 +119,50 @@ impl Core {
             reason,
         };
         let buf = &mut buf[..record_len(spilled.len)];
-        let segment = SegmentIndex::of(spilled.record);
-        let Some(backing) = self.stores.of(segment) else {
+        let place = spilled.place();
+        let Some(backing) = self.stores.of(place.segment) else {
             return Err(unreadable("its backing is gone".into()));
         };
-        let offset = (spilled.record.byte() - segment.byte()) as u32;
-        backing
-            .read(segment.within_store(), offset, buf)
-            .map_err(|error| unreadable(error.to_string()))?;
-        let Ok(record) = Record::decode(buf, spilled.record, spilled.sequence) else {
-            return Err(unreadable("its checksum does not match".into()));
-        };
-        if (record.page, record.codec, record.data.len()) != (page, spilled.codec, spilled.len) {
-            return Err(unreadable("another page's record is in its place".into()));
+        loop {
+            let source = read_ahead::read(&*backing, &place, buf)
+                .map_err(|error| unreadable(error.to_string()))?;
+            match spilled.prove(page, buf) {
+                Ok(()) => break,
+                Err(_) if source == Source::Window => read_ahead::forget(),
+                Err(reason) => return Err(unreadable(reason.to_owned())),
+            }
         }
         self.requests.bd_reads.fetch_add(1, Relaxed);
-        Ok(record.data)
+        Ok(Record::data(buf, spilled.len))
+    }
+
+    /// Reads spilled pages of a request, whose first page is `first`, into its `pages`: those whose
+    /// records are near each other in one go.
+    pub(super) fn read_back_all(
+        &self,
+        first: PageIndex,
+        spilled: &mut [(PageIndex, Spilled)],
+        pages: &mut [Page],
+    ) -> Result<()> {
+        spilled.sort_unstable_by_key(|(_, spilled)| spilled.record.0);
+        let mut rest = &*spilled;
+        while let [(_, nearest), ..] = rest {
+            let mut place = nearest.place();
+            let joined = rest
+                .iter()
+                .take_while(|(_, next)| place.join(&next.place(), MAX_GAP, MAX_READ));
+            let (group, others) = rest.split_at(joined.count());
+            if group.len() > 1
+                && let Some(backing) = self.stores.of(place.segment)
+            {
+                read_ahead::load(&*backing, place);
+            }
+            for &(page, spilled) in group {
+                self.read_back(page, spilled, &mut pages[(page.0 - first.0) as usize])?;
+            }
+            rest = others;
+        }
+        Ok(())
     }
 
     /// Stores a page that was read back in memory, unless it has changed or that would keep

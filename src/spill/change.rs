@@ -51,7 +51,9 @@ impl SegmentLog {
             return false;
         }
         space.segments.truncate(capacity as usize);
-        space.free.retain(|segment| segment.within_store().0 < capacity);
+        space
+            .free
+            .retain(|segment| segment.within_store().0 < capacity);
         space.capacity = capacity;
         true
     }

@@ -146,13 +146,22 @@ mod tests {
             let mut data = BlockBuf::default();
             data.extend_from_slice(&(0..5 * BLOCK).map(|i| (i / 7) as u8).collect::<Vec<_>>());
             file.write_all(&data, 2 * BLOCK as u64).expect("written");
-            for (from, len) in [(0, 5 * BLOCK), (1, 1), (4000, 200), (4095, 2 * BLOCK), (5 * BLOCK - 3, 3)] {
+            for (from, len) in [
+                (0, 5 * BLOCK),
+                (1, 1),
+                (4000, 200),
+                (4095, 2 * BLOCK),
+                (5 * BLOCK - 3, 3),
+            ] {
                 let mut buf = vec![0; len];
-                file.read_exact(&mut buf, (2 * BLOCK + from) as u64).expect("read");
+                file.read_exact(&mut buf, (2 * BLOCK + from) as u64)
+                    .expect("read");
                 assert_eq!(buf, data[from..from + len], "{from} {len} in {dir}");
             }
             let mut buf = [0; 9];
-            let past = file.read_exact(&mut buf, 7 * BLOCK as u64 - 4).expect_err("ended");
+            let past = file
+                .read_exact(&mut buf, 7 * BLOCK as u64 - 4)
+                .expect_err("ended");
             assert_eq!(past.kind(), io::ErrorKind::UnexpectedEof);
         }
     }

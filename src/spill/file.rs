@@ -105,7 +105,10 @@ impl FileBacking {
 
     /// Whether `path` still leads to the file we have open.
     fn is_at_path(&self) -> io::Result<bool> {
-        let (open, there) = (self.file.file().metadata()?, fs::symlink_metadata(&self.path)?);
+        let (open, there) = (
+            self.file.file().metadata()?,
+            fs::symlink_metadata(&self.path)?,
+        );
         Ok((open.dev(), open.ino()) == (there.dev(), there.ino()))
     }
 }

@@ -357,7 +357,12 @@ impl SegmentLog {
 
     /// Frees a sealed segment that no slot refers to and no append goes to.
     fn free_if_empty(&mut self, segment: SegmentIndex) {
-        let &Segment { state, used, in_flight, .. } = self.segment(segment);
+        let &Segment {
+            state,
+            used,
+            in_flight,
+            ..
+        } = self.segment(segment);
         let sealed = matches!(state, State::Sealed | State::Damaged);
         if !sealed || in_flight > 0 || self.table.live(segment) != 0 {
             return;

@@ -29,6 +29,6 @@ pub(crate) use change::Leave;
 pub(crate) use faulty::FaultyBacking;
 pub(crate) use file::FileBacking;
 pub(crate) use log::{Head, LogCounts, LogFull, MIN_APPEND, SegmentLog, Target};
-pub(crate) use record::{MAX_RECORD_LEN, Record, RecordAddress, record_len};
+pub(crate) use record::{DamagedRecord, MAX_RECORD_LEN, Record, RecordAddress, record_len};
 pub(crate) use segment::{SEGMENT_BYTES, SegmentIndex, SegmentTable};
 pub(crate) use stores::Stores;

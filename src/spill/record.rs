@@ -88,6 +88,11 @@ impl<'a> Record<'a> {
         }
     }
 
+    /// The object, of `len` bytes, of the record that starts `bytes` and has been proved.
+    pub(crate) fn data(bytes: &[u8], len: usize) -> &[u8] {
+        &bytes[HEADER_LEN..][..len]
+    }
+
     /// Reads the record that starts `bytes`, unproved: one that is still in memory.
     ///
     /// # Errors

@@ -1,8 +1,8 @@
 //! The segments of a backing: how much of each is still referred to.
 
 use std::io;
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use crossbeam::queue::SegQueue;
 use zerocopy::FromZeros;

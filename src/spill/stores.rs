@@ -42,7 +42,9 @@ impl Stores {
     /// The backing that is written to.
     pub(crate) fn current(&self) -> Option<Arc<dyn Backing>> {
         let places = self.places.read();
-        places.current.and_then(|StoreIndex(at)| places.backings[usize::from(at)].clone())
+        places
+            .current
+            .and_then(|StoreIndex(at)| places.backings[usize::from(at)].clone())
     }
 
     /// The backing that a segment is in.

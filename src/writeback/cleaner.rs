@@ -19,8 +19,7 @@ const SMALL: u64 = 4 * SEGMENT_BYTES;
 /// Percent of what the spill occupies that are kept live.
 const KEPT_LIVE: u64 = 73;
 
-const UNREADABLE: &str =
-    "the memory limit is reached and the backing cannot be read to clean it";
+const UNREADABLE: &str = "the memory limit is reached and the backing cannot be read to clean it";
 
 impl Writeback {
     /// Whether so much of the spill is dead that cleaning must keep pace with eviction even while

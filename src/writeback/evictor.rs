@@ -28,8 +28,7 @@ const CLEANING_RESERVE: u32 = 1;
 pub(super) const NOTHING: &str = "the memory limit is reached and there is nothing to evict";
 const NO_BACKING: &str = "the memory limit is reached and there is no backing to spill to";
 const FULL: &str = "the memory limit is reached and the backing is full";
-pub(super) const FAILING: &str =
-    "the memory limit is reached and the backing cannot be written to";
+pub(super) const FAILING: &str = "the memory limit is reached and the backing cannot be written to";
 
 /// A zspage that this thread has isolated.
 pub(super) struct Isolated {

@@ -44,10 +44,7 @@ pub(crate) enum Command {
         done: Sender<Result<(), String>>,
     },
     /// Have the backing hold so many segments.
-    Resize {
-        capacity: u32,
-        done: Sender<bool>,
-    },
+    Resize { capacity: u32, done: Sender<bool> },
     /// Assert that everything adds up, while nothing is isolated.
     Check { done: Sender<()> },
 }
