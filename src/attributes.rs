@@ -8,7 +8,7 @@
 use rustix::io::Errno;
 
 use crate::block_device::BlockDevice;
-use crate::config::{Algorithm, DeviceConfig};
+use crate::config::{Algorithm, BackingConfig, DeviceConfig};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::size::parse_size;
@@ -27,8 +27,13 @@ pub enum Attribute {
     MemUsedMax,
     /// The algorithms, the one in use in brackets. A store is EBUSY, as in zram.
     CompAlgorithm,
-    /// The backing's path, or `none`. A store is EBUSY, as in zram.
+    /// The backing's path, or `none`. A path stored spills there from here on, `none` to nothing:
+    /// what the earlier backing holds is moved first, to the new one or to memory. In zram it is
+    /// fixed while the device is in use.
     BackingDev,
+    /// Most bytes of the backing that may be used, stored with K, M, G or T; 0 for all it has. Not
+    /// in zram.
+    BackingSize,
     /// Nine columns: `orig_data_size compr_data_size mem_used_total mem_limit mem_used_max` in
     /// bytes, `same_pages pages_compacted huge_pages huge_pages_since` in pages.
     MmStat,
@@ -47,12 +52,13 @@ pub enum Attribute {
 
 impl Attribute {
     /// Every attribute, in the order a listing shows them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Disksize,
         Self::MemLimit,
         Self::MemUsedMax,
         Self::CompAlgorithm,
         Self::BackingDev,
+        Self::BackingSize,
         Self::MmStat,
         Self::BdStat,
         Self::IoStat,
@@ -69,6 +75,7 @@ impl Attribute {
             Self::MemUsedMax => "mem_used_max",
             Self::CompAlgorithm => "comp_algorithm",
             Self::BackingDev => "backing_dev",
+            Self::BackingSize => "backing_size",
             Self::MmStat => "mm_stat",
             Self::BdStat => "bd_stat",
             Self::IoStat => "io_stat",
@@ -86,7 +93,11 @@ impl Attribute {
     /// The file's permission bits: 0644, 0444 or 0200.
     pub const fn mode(self) -> u16 {
         match self {
-            Self::Disksize | Self::MemLimit | Self::CompAlgorithm | Self::BackingDev => 0o644,
+            Self::Disksize
+            | Self::MemLimit
+            | Self::CompAlgorithm
+            | Self::BackingDev
+            | Self::BackingSize => 0o644,
             Self::MmStat | Self::BdStat | Self::IoStat | Self::Initstate => 0o444,
             Self::MemUsedMax | Self::Compact | Self::Reset => 0o200,
         }
@@ -104,10 +115,7 @@ impl Attribute {
 
     /// Whether it could be stored only before the device was set up: now a store is EBUSY.
     pub const fn is_fixed(self) -> bool {
-        matches!(
-            self,
-            Self::Disksize | Self::CompAlgorithm | Self::BackingDev
-        )
+        matches!(self, Self::Disksize | Self::CompAlgorithm)
     }
 
     /// What a read of the attribute gives, with its newline.
@@ -123,6 +131,7 @@ impl Attribute {
                 Some(path) => format!("{}\n", path.display()),
                 None => "none\n".to_owned(),
             }),
+            Self::BackingSize => Ok(format!("{}\n", device.backing_size().unwrap_or(0))),
             Self::MmStat => Ok(mm_stat(&device.stats())),
             Self::BdStat => Ok(bd_stat(&device.stats())),
             Self::IoStat => Ok(io_stat(&device.stats())),
@@ -149,7 +158,18 @@ impl Attribute {
                 value.parse::<Algorithm>()?;
                 Err(self.fixed())
             }
-            Self::BackingDev => Err(self.fixed()),
+            Self::BackingDev => match value {
+                "" => Err(self.invalid(value, "give a path, or none")),
+                "none" => device.set_backing(None),
+                path => device.set_backing(Some(&BackingConfig {
+                    path: path.into(),
+                    size: None,
+                })),
+            },
+            Self::BackingSize => {
+                let bytes = self.size(value)?;
+                device.set_backing_size((bytes != 0).then_some(bytes))
+            }
             Self::MemLimit => {
                 let bytes = self.size(value)?;
                 if (1..DeviceConfig::MIN_MEM_LIMIT).contains(&bytes) {
@@ -247,7 +267,6 @@ fn io_stat(s: &Stats) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::BackingConfig;
 
     fn device() -> Device {
         Device::new(&DeviceConfig::new(1 << 20)).expect("a 1 MiB device")
@@ -322,7 +341,38 @@ mod tests {
         assert_eq!(errno(Attribute::Disksize, "x"), Some(Errno::INVAL));
         assert_eq!(errno(Attribute::CompAlgorithm, "zstd\n"), Some(Errno::BUSY));
         assert_eq!(errno(Attribute::CompAlgorithm, "lzma"), Some(Errno::INVAL));
-        assert_eq!(errno(Attribute::BackingDev, "/dev/null"), Some(Errno::BUSY));
+        for bad in ["", "/dev/null", "/"] {
+            let refused = errno(Attribute::BackingDev, bad);
+            assert_eq!(refused, Some(Errno::INVAL), "{bad}");
+        }
+        assert_eq!(errno(Attribute::BackingDev, "none\n"), None);
+        assert_eq!(errno(Attribute::BackingSize, "8M"), Some(Errno::BUSY));
+    }
+
+    #[test]
+    fn a_backing_comes_changes_and_goes() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let device = device();
+        for name in ["a", "b"] {
+            let path = dir.path().join(name).display().to_string();
+            Attribute::BackingDev.store(&device, &path).expect("made");
+            let shown = Attribute::BackingDev.show(&device).expect("readable");
+            assert_eq!(shown, format!("{path}\n"));
+        }
+        assert!(!dir.path().join("a").exists());
+        Attribute::BackingSize
+            .store(&device, "8M\n")
+            .expect("grown");
+        let errno = |v: &str| {
+            Attribute::BackingSize
+                .store(&device, v)
+                .map_err(|e| e.errno())
+        };
+        assert_eq!(errno("1M"), Err(Errno::INVAL));
+        let shown = Attribute::BackingSize.show(&device).expect("readable");
+        assert_eq!(shown, "8388608\n");
+        Attribute::BackingDev.store(&device, "none").expect("gone");
+        assert!(!dir.path().join("b").exists());
     }
 
     #[test]

@@ -14,7 +14,7 @@ mod write;
 use std::ops::{ControlFlow, Range};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread::JoinHandle;
 
 use crossbeam::channel::{self, Sender};
@@ -37,6 +37,8 @@ use crate::writeback::{Command, NewBacking, Writeback};
 pub struct Device {
     core: Arc<Core>,
     users: Arc<Users>,
+    /// Most bytes of the backing that may be used; 0 for all it has.
+    backing_size: AtomicU64,
     commands: Option<Sender<Command>>,
     writeback: Option<JoinHandle<()>>,
 }
@@ -71,6 +73,7 @@ impl Device {
         let device = Self {
             core,
             users: Arc::default(),
+            backing_size: AtomicU64::new(0),
             commands: Some(sender),
             writeback: Some(thread),
         };
@@ -213,7 +216,14 @@ impl Device {
             what: "backing_dev",
             reason,
             errno: Errno::BUSY,
-        })
+        })?;
+        self.backing_size.store(size.unwrap_or(0), Relaxed);
+        Ok(())
+    }
+
+    /// Most bytes of the backing that may be used, if there is a bound.
+    pub fn backing_size(&self) -> Option<u64> {
+        Some(self.backing_size.load(Relaxed)).filter(|&size| size != 0)
     }
 
     /// Sets how many bytes of the backing may be used; with `None`, all it has.
@@ -233,7 +243,10 @@ impl Device {
         let (done, answer) = channel::bounded(1);
         self.command(Command::Resize { capacity, done });
         match answer.recv() {
-            Ok(true) => Ok(()),
+            Ok(true) => {
+                self.backing_size.store(size.unwrap_or(0), Relaxed);
+                Ok(())
+            }
             Ok(false) => Err(refuse("what lies beyond that size is in use")),
             Err(_) => Err(refuse("the device is stopping")),
         }

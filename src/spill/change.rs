@@ -31,10 +31,12 @@ impl SegmentLog {
         self.stores.set_current(None);
     }
 
-    /// Takes the backing that was to leave as the current one again, unless another came.
+    /// Appends again to the backing that was to leave; one that came in its place is now to leave
+    /// itself.
     pub(crate) fn reinstate(&mut self) {
-        if self.current.is_none() {
-            self.current = self.leaving();
+        if let Some(store) = self.leaving() {
+            self.seal_heads();
+            self.current = Some(store);
             self.stores.set_current(self.current);
         }
     }

@@ -180,7 +180,7 @@ impl Writeback {
         let mut nothing = None;
         loop {
             let (used, low) = (self.core.budget.used(), self.core.watermarks().low);
-            let mut wanted = used.saturating_sub(low + self.leaving);
+            let mut wanted = used.saturating_sub(low).saturating_sub(self.leaving);
             // A writer may wait below the low watermark: others took the memory before it did.
             if self.core.room.demand() && self.flights.under_way() == 0 {
                 wanted = wanted.max(1);

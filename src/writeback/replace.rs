@@ -8,8 +8,8 @@ use crate::spill::BlockBuf;
 
 /// A backing that is to leave.
 pub(super) struct Leaving {
-    /// Who waits for it.
-    done: Sender<Result<(), String>>,
+    /// Who waits for it; nobody for one that came and could not stay.
+    done: Option<Sender<Result<(), String>>>,
 }
 
 impl Writeback {
@@ -27,6 +27,9 @@ impl Writeback {
         }
         // What failed is logged, and its data is still in memory.
         let _ = self.land_all();
+        // One that could not leave earlier may have been emptied since.
+        self.log.free_emptied();
+        let _ = self.log.leave();
         match backing {
             None => self.log.retire(),
             Some(new) => {
@@ -38,7 +41,7 @@ impl Writeback {
         }
         self.stuck_at = None;
         self.failing = false;
-        self.replaced = Some(Leaving { done });
+        self.replaced = Some(Leaving { done: Some(done) });
         self.core.waker.wake();
     }
 
@@ -65,15 +68,19 @@ impl Writeback {
         let end = match self.leave_some() {
             Ok(false) => return false,
             Ok(true) => Ok(()),
-            Err(reason) => {
-                // Without one in its place it serves on; beside one it stays to be read.
-                self.log.reinstate();
-                Err(reason.to_owned())
-            }
+            Err(reason) => Err(reason.to_owned()),
         };
-        if let Some(leaving) = self.replaced.take() {
-            let _ = leaving.done.send(end);
+        let done = self.replaced.take().and_then(|leaving| leaving.done);
+        let returns = end.is_err() && done.is_some();
+        if returns {
+            // It serves on, and what came in its place goes.
+            self.log.reinstate();
+            self.failing = false;
+            self.replaced = Some(Leaving { done: None });
         }
-        true
+        if let Some(done) = done {
+            let _ = done.send(end);
+        }
+        !returns
     }
 }

@@ -2,6 +2,7 @@
 
 mod faults;
 mod races;
+mod replace;
 mod space;
 
 use std::sync::Arc;
