@@ -29,6 +29,17 @@ impl Writeback {
         used > SMALL && live * 100 < used * KEPT_LIVE
     }
 
+    /// Cleans a few segments if that is so, about as many as an append has filled.
+    pub(super) fn keep_pace(&mut self) {
+        const SEGMENTS: usize = 3;
+        for _ in 0..SEGMENTS {
+            // What fails here is logged, and fails a writer only if it comes to need the space.
+            if !self.is_bloated() || !matches!(self.clean_best(), Ok(true)) {
+                return;
+            }
+        }
+    }
+
     /// Cleans while less than [`KEPT_LIVE`] of what the spill occupies is live, unless memory is
     /// short: eviction comes first. Returns false if it was interrupted.
     pub(super) fn clean_sparse_segments(&mut self) -> bool {
@@ -60,7 +71,10 @@ impl Writeback {
     /// # Errors
     /// Why the backing cannot be read or written.
     pub(super) fn clean_best(&mut self) -> Result<bool, &'static str> {
-        match self.log.best_to_clean(MAX_LIVE) {
+        match self
+            .log
+            .best_to_clean(SEGMENT_BYTES as u32 / 100 * KEPT_LIVE as u32)
+        {
             Some(segment) => self.clean(segment),
             None => Ok(false),
         }

@@ -162,10 +162,7 @@ impl Writeback {
             }
             self.log.free_emptied();
             core.release_warm_frames(core.warm_frames_to_keep());
-            if self.is_bloated() {
-                // What fails here is logged, and fails a writer only if it comes to need the space.
-                let _ = self.clean_best();
-            }
+            self.keep_pace();
             if self.should_yield() {
                 // What failed is logged.
                 let _ = self.land_all();
