@@ -1,7 +1,7 @@
 //! What the device's callers and its writeback thread share.
 //!
 //! Locks: each shard has one mutex, and no two are held at once. No other lock is taken while one
-//! is held.
+//! is held, nor is one of them taken under another lock.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,6 +12,7 @@ use crossbeam::utils::CachePadded;
 use parking_lot::{Mutex, MutexGuard};
 
 use super::layout::{Layout, ShardIndex};
+use super::read_ahead::ReadAhead;
 use super::room::Room;
 use crate::config::{Algorithm, DeviceConfig};
 use crate::error::{Error, Result};
@@ -103,6 +104,7 @@ pub(crate) struct Core {
     pub(crate) budget: Arc<FrameBudget>,
     pub(crate) segments: Arc<SegmentTable>,
     pub(crate) stores: Arc<Stores>,
+    pub(super) read_ahead: ReadAhead,
     pub(crate) log_counts: Arc<LogCounts>,
     pub(crate) requests: RequestCounts,
     pub(crate) room: Room,
@@ -152,6 +154,7 @@ impl Core {
             budget,
             segments,
             stores: Arc::default(),
+            read_ahead: ReadAhead::default(),
             log_counts: Arc::default(),
             requests: RequestCounts::default(),
             room: Room::new(),

@@ -169,7 +169,7 @@ impl Core {
                 codec::decompress(codec, &scratch[start..start + len], out)
                     .map_err(|_| Error::Corrupt { page: page.0 })
             }
-            Found::WrittenBack(spilled) => self.read_back(page, spilled, out),
+            Found::WrittenBack(spilled) => self.read_back(page, spilled, true, out),
         }
     }
 }

@@ -1,23 +1,35 @@
-//! What a thread has read of the backing lately, and a little beyond: eviction puts neighbours on
-//! the device near each other, so who reads in order finds the next records here.
+//! What was read of the backing lately, and a little beyond: eviction puts neighbours on the device
+//! near each other, so who reads pages in order finds the next records here. They are in the appends
+//! of a few batches that were collected about the same time, hence several windows.
 //!
 //! Nothing has to be invalidated. What is written at an offset of one use of a segment stays, so a
-//! window holds it, or what was there before it was written, which does not verify. Locks nothing.
+//! window holds it, or what was there before it was written, which does not verify. One mutex, which
+//! is held to look and to copy, never while the backing is read; no other lock is taken under it.
 
-use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
 
+use parking_lot::Mutex;
+
 use crate::spill::{BLOCK, Backing, BlockBuf, RecordAddress, SEGMENT_BYTES, SegmentIndex};
+use crate::units::PageIndex;
 
-/// Bytes read beyond what is asked for once reads are in order.
-const AHEAD: u32 = 128 << 10;
+/// Bytes read beyond what is asked for once pages are read in order.
+const AHEAD: u32 = 64 << 10;
 
-/// Most bytes between two reads that are in order.
-const NEAR: u32 = 64 << 10;
-
-/// Reads in order before the first that goes beyond.
+/// Pages read in order before the first that goes beyond.
 const IN_ORDER: u32 = 2;
+
+/// Pages that may be passed over, or come a little late, in a read in order: they may be in memory,
+/// and requests of one reader are worked on side by side.
+const NEAR: u64 = 32;
+
+/// Readers in order that are told apart.
+const STREAMS: usize = 8;
+
+/// Places that are remembered.
+const WINDOWS: usize = 24;
 
 /// Bytes of a use of a segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,12 +68,6 @@ impl Place {
             && self.bytes.start <= other.bytes.start
             && other.bytes.end <= self.bytes.end
     }
-
-    /// Whether `next` goes on where this one ends.
-    fn leads_to(&self, next: &Self) -> bool {
-        (self.segment, self.sequence) == (next.segment, next.sequence)
-            && (self.bytes.start..self.bytes.end + NEAR).contains(&next.bytes.start)
-    }
 }
 
 /// What a read came from.
@@ -72,87 +78,192 @@ pub(super) enum Source {
     Backing,
 }
 
+/// What was read in one go.
 #[derive(Default)]
 struct Window {
     /// Where `bytes` are from.
     place: Option<Place>,
     bytes: BlockBuf,
-    last: Option<Place>,
-    /// Reads in order up to the last.
+}
+
+/// A reader of pages in order.
+#[derive(Clone, Copy, Default)]
+struct Stream {
+    /// The page after the last that was read.
+    next: u64,
+    /// Pages read in order up to that.
     in_order: u32,
 }
 
-thread_local! {
-    static WINDOW: RefCell<Window> = RefCell::default();
+#[derive(Default)]
+struct State {
+    /// The one used last is the first.
+    windows: VecDeque<Window>,
+    streams: VecDeque<Stream>,
 }
 
-/// Fills `buf` with the bytes of a place.
-///
-/// # Errors
-/// The backing's.
-pub(super) fn read(backing: &dyn Backing, place: &Place, buf: &mut [u8]) -> io::Result<Source> {
-    WINDOW.with_borrow_mut(|window| {
-        window.note(place);
-        if window.copy(place, buf) {
+/// The windows of a device.
+#[derive(Default)]
+pub(crate) struct ReadAhead {
+    state: Mutex<State>,
+}
+
+impl ReadAhead {
+    /// Fills `buf` with the bytes of a place, which are a record of `page`; a `small` request may
+    /// be one of many in order.
+    ///
+    /// # Errors
+    /// The backing's.
+    pub(super) fn read(
+        &self,
+        backing: &dyn Backing,
+        page: PageIndex,
+        small: bool,
+        place: &Place,
+        buf: &mut [u8],
+    ) -> io::Result<Source> {
+        let mut state = self.state.lock();
+        let in_order = small && state.note(page);
+        if state.copy(place, buf) {
             return Ok(Source::Window);
         }
+        drop(state);
         // A read beyond what there is fails; what is asked for may be there all the same.
-        if window.in_order >= IN_ORDER
-            && window.load(backing, place.clone(), AHEAD).is_ok()
-            && window.copy(place, buf)
-        {
+        if in_order && let Ok(window) = self.load(backing, place.clone(), AHEAD) {
+            window.copy(place, buf);
+            self.state.lock().windows.push_front(window);
             return Ok(Source::Backing);
         }
         backing.read(place.segment.within_store(), place.bytes.start, buf)?;
         Ok(Source::Backing)
-    })
-}
+    }
 
-/// Reads a place in one go for the reads that follow. That it fails is theirs to find.
-pub(super) fn load(backing: &dyn Backing, place: Place) {
-    WINDOW.with_borrow_mut(|window| {
-        let goes_on = window
-            .last
-            .as_ref()
-            .is_some_and(|last| last.leads_to(&place));
-        let loaded = goes_on && window.load(backing, place.clone(), AHEAD).is_ok();
-        if !loaded {
-            let _ = window.load(backing, place, 0);
+    /// Reads a place in one go for the reads that follow. That it fails is theirs to find.
+    pub(super) fn prepare(&self, backing: &dyn Backing, place: Place) {
+        if self.state.lock().find(&place).is_none()
+            && let Ok(window) = self.load(backing, place, 0)
+        {
+            self.state.lock().windows.push_front(window);
         }
-    });
-}
-
-/// Forgets what was read.
-pub(super) fn forget() {
-    WINDOW.with_borrow_mut(|window| window.place = None);
-}
-
-impl Window {
-    fn note(&mut self, place: &Place) {
-        let in_order = self.last.as_ref().is_some_and(|last| last.leads_to(place));
-        self.in_order = if in_order { self.in_order + 1 } else { 0 };
-        self.last = Some(place.clone());
     }
 
-    fn copy(&self, place: &Place, buf: &mut [u8]) -> bool {
-        let Some(window) = self.place.as_ref().filter(|window| window.covers(place)) else {
-            return false;
-        };
-        let from = (place.bytes.start - window.bytes.start) as usize;
-        buf.copy_from_slice(&self.bytes[from..from + buf.len()]);
-        true
+    /// Forgets all that was read.
+    pub(super) fn forget(&self) {
+        self.state.lock().windows.clear();
     }
 
-    /// Reads the blocks of a place and `ahead` bytes more.
-    fn load(&mut self, backing: &dyn Backing, mut place: Place, ahead: u32) -> io::Result<()> {
+    /// Reads the blocks of a place and `ahead` bytes more, to the memory of the window that was
+    /// used longest ago.
+    fn load(&self, backing: &dyn Backing, mut place: Place, ahead: u32) -> io::Result<Window> {
+        let mut window = self.state.lock().take_oldest();
         let block = BLOCK as u32;
         let end = (place.bytes.end + ahead).next_multiple_of(block);
         place.bytes = place.bytes.start / block * block..end.min(SEGMENT_BYTES as u32);
-        self.place = None;
-        self.bytes.resize(place.bytes.len());
+        window.bytes.resize(place.bytes.len());
         let segment = place.segment.within_store();
-        backing.read(segment, place.bytes.start, &mut self.bytes)?;
-        self.place = Some(place);
-        Ok(())
+        backing.read(segment, place.bytes.start, &mut window.bytes)?;
+        window.place = Some(place);
+        Ok(window)
+    }
+}
+
+impl State {
+    /// Notes that a page is read; returns whether the pages before it were, in order.
+    fn note(&mut self, page: PageIndex) -> bool {
+        let page = u64::from(page.0);
+        let known = self
+            .streams
+            .iter()
+            .position(|stream| page + NEAR >= stream.next && page <= stream.next + NEAR);
+        let mut stream = known
+            .and_then(|at| self.streams.remove(at))
+            .unwrap_or_default();
+        stream.in_order += u32::from(page >= stream.next && known.is_some());
+        stream.next = stream.next.max(page + 1);
+        let in_order = stream.in_order >= IN_ORDER;
+        self.streams.push_front(stream);
+        self.streams.truncate(STREAMS);
+        in_order
+    }
+
+    fn find(&self, place: &Place) -> Option<usize> {
+        let covers = |window: &Window| window.place.as_ref().is_some_and(|at| at.covers(place));
+        self.windows.iter().position(covers)
+    }
+
+    fn copy(&mut self, place: &Place, buf: &mut [u8]) -> bool {
+        let Some(window) = self.find(place).and_then(|at| self.windows.remove(at)) else {
+            return false;
+        };
+        window.copy(place, buf);
+        self.windows.push_front(window);
+        true
+    }
+
+    fn take_oldest(&mut self) -> Window {
+        let full = self.windows.len() >= WINDOWS;
+        let oldest = if full { self.windows.pop_back() } else { None };
+        oldest.unwrap_or_default()
+    }
+}
+
+impl Window {
+    /// Copies from a place that the window covers.
+    fn copy(&self, place: &Place, buf: &mut [u8]) {
+        if let Some(window) = &self.place {
+            let from = (place.bytes.start - window.bytes.start) as usize;
+            buf.copy_from_slice(&self.bytes[from..from + buf.len()]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spill::{FaultyBacking, MAX_RECORD_LEN};
+
+    fn place(at: u32) -> Place {
+        Place::of(RecordAddress::from_byte(u64::from(at)), 100, 1)
+    }
+
+    #[test]
+    fn readers_in_order_are_told_apart_and_from_others() {
+        let mut state = State::default();
+        for i in 0..50 {
+            for reader in 0..STREAMS as u32 {
+                let in_order = state.note(PageIndex(reader * 100_000 + i));
+                assert_eq!(in_order, i >= IN_ORDER, "{reader} {i}");
+            }
+        }
+        let mut state = State::default();
+        for i in 1..1000u32 {
+            assert!(!state.note(PageIndex(i.wrapping_mul(0x9e37_79b9))));
+        }
+    }
+
+    #[test]
+    fn what_was_read_too_early_is_read_again_once_forgotten() {
+        let backing = FaultyBacking::new(4);
+        let mut data = BlockBuf::default();
+        data.pad_to(8 * MAX_RECORD_LEN.next_multiple_of(BLOCK));
+        let segment = SegmentIndex(0).within_store();
+        backing.write(segment, 0, &data).expect("written");
+        let (ahead, mut buf) = (ReadAhead::default(), [1; 100]);
+        for page in 0..4 {
+            let read = ahead.read(
+                &backing,
+                PageIndex(page),
+                true,
+                &place(page * 112),
+                &mut buf,
+            );
+            let from = [Source::Backing, Source::Window][usize::from(page == 3)];
+            assert_eq!((read.expect("read"), buf), (from, [0; 100]));
+        }
+        data.fill(7);
+        backing.write(segment, 0, &data).expect("written");
+        ahead.forget();
+        let read = ahead.read(&backing, PageIndex(4), true, &place(448), &mut buf);
+        assert_eq!((read.expect("read"), buf), (Source::Backing, [7; 100]));
     }
 }

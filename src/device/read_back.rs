@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use super::core::Core;
 use super::layout::Run;
 use super::read::Found;
-use super::read_ahead::{self, Place, Source};
+use super::read_ahead::{Place, Source};
 use crate::codec::{self, Codec};
 use crate::error::{Error, Result};
 use crate::shard::{Shard, Slot, SlotIndex, SlotState};
@@ -71,24 +71,29 @@ impl PageCopy {
 const MAX_GAP: u32 = 16 << 10;
 
 /// Most bytes of a read for several pages.
-const MAX_READ: u32 = 256 << 10;
+const MAX_READ: u32 = 128 << 10;
+
+/// Pages of a request that gains from what others in order read ahead. Those of a larger one are
+/// read together.
+const SMALL: usize = 8;
 
 /// Room for any record.
 type RecordBuf = [u8; MAX_RECORD_LEN];
 
 impl Core {
-    /// Reads a spilled page, wherever it has gone meanwhile, and brings one that was read back
-    /// before to memory again.
+    /// Reads a spilled page, of a `small` request or not, wherever it has gone meanwhile, and brings
+    /// one that was wanted not long ago to memory again.
     pub(super) fn read_back(
         &self,
         page: PageIndex,
         mut spilled: Spilled,
+        small: bool,
         out: &mut Page,
     ) -> Result<()> {
         let run = self.layout.run(page, u64::from(page.0) + 1);
         let mut buf = [0; MAX_RECORD_LEN];
         loop {
-            let error = match self.read_record(page, spilled, &mut buf) {
+            let error = match self.read_record(page, spilled, small, &mut buf) {
                 Ok(object) => {
                     decompress(page, spilled.codec, object, out)?;
                     if spilled.again {
@@ -112,6 +117,7 @@ impl Core {
         &self,
         page: PageIndex,
         spilled: Spilled,
+        small: bool,
         buf: &'a mut RecordBuf,
     ) -> Result<&'a [u8]> {
         let unreadable = |reason: String| Error::Unreadable {
@@ -124,11 +130,13 @@ impl Core {
             return Err(unreadable("its backing is gone".into()));
         };
         loop {
-            let source = read_ahead::read(&*backing, &place, buf)
+            let source = self
+                .read_ahead
+                .read(&*backing, page, small, &place, buf)
                 .map_err(|error| unreadable(error.to_string()))?;
             match spilled.prove(page, buf) {
                 Ok(()) => break,
-                Err(_) if source == Source::Window => read_ahead::forget(),
+                Err(_) if source == Source::Window => self.read_ahead.forget(),
                 Err(reason) => return Err(unreadable(reason.to_owned())),
             }
         }
@@ -144,6 +152,7 @@ impl Core {
         spilled: &mut [(PageIndex, Spilled)],
         pages: &mut [Page],
     ) -> Result<()> {
+        let small = spilled.len() <= SMALL;
         spilled.sort_unstable_by_key(|(_, spilled)| spilled.record.0);
         let mut rest = &*spilled;
         while let [(_, nearest), ..] = rest {
@@ -155,10 +164,15 @@ impl Core {
             if group.len() > 1
                 && let Some(backing) = self.stores.of(place.segment)
             {
-                read_ahead::load(&*backing, place);
+                self.read_ahead.prepare(&*backing, place);
             }
             for &(page, spilled) in group {
-                self.read_back(page, spilled, &mut pages[(page.0 - first.0) as usize])?;
+                self.read_back(
+                    page,
+                    spilled,
+                    small,
+                    &mut pages[(page.0 - first.0) as usize],
+                )?;
             }
             rest = others;
         }
@@ -192,7 +206,7 @@ impl Core {
                 codec,
                 ..
             } = spilled;
-            match self.read_record(run.first, spilled, &mut buf) {
+            match self.read_record(run.first, spilled, false, &mut buf) {
                 Ok(object) => {
                     let mut copy = PageCopy {
                         slot,
