@@ -75,6 +75,19 @@ pub struct BackingConfig {
     pub path: PathBuf,
     /// Most bytes to use of it; all a block device has, or no bound for a file, if `None`.
     pub size: Option<u64>,
+    /// Whether what is spilled is encrypted, under a key that ends with the process.
+    pub encrypt: bool,
+}
+
+impl BackingConfig {
+    /// The backing at `path` with every other setting at its default.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            size: None,
+            encrypt: false,
+        }
+    }
 }
 
 /// A device to make.

@@ -78,7 +78,7 @@ mod writeback;
 pub use attributes::Attribute;
 pub use block_device::{BlockDevice, check_range};
 pub use config::{Algorithm, BackingConfig, DeviceConfig, PoolKind, check_mem_limit};
-pub use device::Device;
+pub use device::{Device, Scrubbed};
 pub use error::{Error, Result};
 pub use pool::ClassStats;
 pub use size::{ParseSizeError, parse_size};

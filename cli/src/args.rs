@@ -101,6 +101,10 @@ pub(crate) struct DeviceArgs {
     #[arg(long, value_name = "SIZE", value_parser = parse::size, requires = "backing")]
     pub(crate) backing_size: Option<u64>,
 
+    /// Encrypt what is spilled, under a key that exists only in the server's memory.
+    #[arg(long, requires = "backing")]
+    pub(crate) backing_encrypt: bool,
+
     /// How pages are compressed: lz4, zstd or zstd:LEVEL.
     #[arg(long, value_name = "NAME", default_value = "lz4", value_parser = parse::algorithm)]
     pub(crate) algorithm: Algorithm,

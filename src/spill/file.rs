@@ -293,10 +293,7 @@ mod tests {
     use crate::spill::log::SEGMENT_HEADER_LEN;
 
     fn opens(path: &Path) -> Result<FileBacking> {
-        FileBacking::open(&BackingConfig {
-            path: path.into(),
-            size: None,
-        })
+        FileBacking::open(&BackingConfig::new(path))
     }
 
     fn refusal(path: &Path) -> String {
@@ -381,8 +378,8 @@ mod tests {
             assert!(said.contains(says), "{said}");
         }
         let small = BackingConfig {
-            path: dir.path().join("spill"),
             size: Some(1 << 20),
+            ..BackingConfig::new(dir.path().join("spill"))
         };
         assert!(FileBacking::open(&small).expect_err("refused").is_usage());
         assert!(!dir.path().join("spill").exists());
