@@ -73,6 +73,10 @@ pub(crate) enum Verb {
     #[command(after_help = examples::COMPACT)]
     Compact(NameArgs),
 
+    /// Read all that is spilled and verify it, while the device is in use.
+    #[command(after_help = examples::SCRUB)]
+    Scrub(NameArgs),
+
     /// Forget all data on a device that is not in use.
     #[command(after_help = examples::RESET)]
     Reset(NameArgs),

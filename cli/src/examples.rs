@@ -86,6 +86,12 @@ pub(crate) const COMPACT: &str = "\
 EXAMPLES
   uzram compact scratch";
 
+pub(crate) const SCRUB: &str = "\
+EXAMPLES
+  uzram scrub scratch
+
+It exits 1 if anything that was spilled cannot be read back, and names the pages.";
+
 pub(crate) const RESET: &str = "\
 EXAMPLES
   uzram reset scratch";

@@ -27,6 +27,7 @@ mod parse;
 mod program;
 mod release;
 mod rundir;
+mod scrub;
 mod serve;
 mod server;
 mod settings;
@@ -78,6 +79,7 @@ fn run(cli: Cli) -> Result<()> {
         Verb::Stat(args) => stat::stat(&args, &root),
         Verb::Set(args) => manage::set(&args, &root),
         Verb::Compact(args) => manage::compact(&args, &root),
+        Verb::Scrub(args) => scrub::scrub(&args, &root),
         Verb::Reset(args) => manage::reset(&args, &root),
         Verb::Stop(args) => manage::stop(&args, &root),
     }

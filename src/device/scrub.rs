@@ -9,8 +9,8 @@ use super::read_ahead;
 use crate::shard::{SLOTS_PER_BLOCK, SlotIndex, SlotState};
 use crate::units::PageIndex;
 
-/// Spilled pages that a step reads, about: at most 4 MiB.
-const PAGES_AT_ONCE: u64 = 1024;
+/// Spilled pages that a step reads, about: at most 1 MiB.
+const PAGES_AT_ONCE: u64 = 256;
 
 /// Runs of pages that a step looks at.
 const RUNS_AT_ONCE: u32 = 1 << 14;
