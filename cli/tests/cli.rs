@@ -5,6 +5,8 @@ mod common;
 mod ends;
 #[path = "cli/export.rs"]
 mod export;
+#[path = "cli/scrub.rs"]
+mod scrub;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
