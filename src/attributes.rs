@@ -163,6 +163,7 @@ impl Attribute {
                 "none" => device.set_backing(None),
                 path => device.set_backing(Some(&BackingConfig {
                     encrypt: device.encrypts(),
+                    keep: device.backing_keep(),
                     ..BackingConfig::new(path)
                 })),
             },

@@ -92,6 +92,10 @@ EXAMPLES
 
 It exits 1 if anything that was spilled cannot be read back, and names the pages.";
 
+pub(crate) const WIPE_SPILL: &str = "\
+EXAMPLES
+  uzram wipe-spill /var/tmp/scratch.spill";
+
 pub(crate) const RESET: &str = "\
 EXAMPLES
   uzram reset scratch";

@@ -35,6 +35,7 @@ impl Settings {
                 path: absolute_option(&path, "--backing")?,
                 size: args.backing_size,
                 encrypt: args.backing_encrypt,
+                keep: args.backing_keep.unwrap_or_default(),
             }),
             None => None,
         };
@@ -97,6 +98,7 @@ impl Settings {
             if let Some(size) = backing.size {
                 option("backing-size", size.to_string().into());
             }
+            option("backing-keep", backing.keep.to_string().into());
         }
         option("algorithm", device.algorithm.to_string().into());
         option("pool", parse::pool_text(device.pool).into());
@@ -233,6 +235,7 @@ mod tests {
             "--backing=/tmp/b",
             "--backing-size=2G",
             "--backing-encrypt",
+            "--backing-keep=wipe",
             "--algorithm=zstd:3",
             "--shards=4",
             "--nbd=unix:relative.sock",

@@ -5,6 +5,8 @@ mod common;
 mod ends;
 #[path = "cli/export.rs"]
 mod export;
+#[path = "cli/keep.rs"]
+mod keep;
 #[path = "cli/scrub.rs"]
 mod scrub;
 

@@ -25,7 +25,7 @@ use rustix::io::Errno;
 use self::core::Core;
 pub use self::scrub::Scrubbed;
 use crate::block_device::BlockDevice;
-use crate::config::{Algorithm, BackingConfig, DeviceConfig, check_mem_limit};
+use crate::config::{Algorithm, BackingConfig, BackingKeep, DeviceConfig, check_mem_limit};
 use crate::error::{Error, Result};
 use crate::pool::{ClassStats, FrameBudget};
 use crate::shard::Counts;
@@ -42,6 +42,8 @@ pub struct Device {
     users: Arc<Users>,
     /// Most bytes of the backing that may be used; 0 for all it has.
     backing_size: AtomicU64,
+    /// What becomes of the first backing, and of those that take its place.
+    backing_keep: BackingKeep,
     commands: Option<Sender<Command>>,
     writeback: Option<JoinHandle<()>>,
 }
@@ -77,6 +79,10 @@ impl Device {
             core,
             users: Arc::default(),
             backing_size: AtomicU64::new(0),
+            backing_keep: config
+                .backing
+                .as_ref()
+                .map_or_else(BackingKeep::default, |backing| backing.keep),
             commands: Some(sender),
             writeback: Some(thread),
         };
@@ -194,6 +200,12 @@ impl Device {
     /// Whether what is spilled is encrypted: fixed when the device is made.
     pub fn encrypts(&self) -> bool {
         matches!(self.core.format, RecordFormat::Sealed(_))
+    }
+
+    /// What becomes of the backing at the end, and of one that takes its place by way of an
+    /// attribute.
+    pub fn backing_keep(&self) -> BackingKeep {
+        self.backing_keep
     }
 
     /// Spills to a backing from here on, or with `None` to nothing. What an earlier one holds is

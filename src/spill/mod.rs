@@ -27,6 +27,7 @@ mod record;
 mod seal;
 mod segment;
 mod stores;
+mod wipe;
 
 pub(crate) use backing::Backing;
 pub(crate) use blocks::{BLOCK, BlockBuf};
@@ -42,3 +43,4 @@ pub(crate) use segment::{SEGMENT_BYTES, SegmentIndex, SegmentTable};
 #[cfg(test)]
 pub(crate) use stores::StoreSegment;
 pub(crate) use stores::Stores;
+pub use wipe::wipe_spill;

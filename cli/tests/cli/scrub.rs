@@ -12,7 +12,7 @@ use crate::common::World;
 const DATA: usize = 48 << 20;
 
 /// Fills a device with random data over NBD; returns the data.
-fn fill(world: &World) -> Vec<u8> {
+pub(crate) fn fill(world: &World) -> Vec<u8> {
     let mut data = vec![0; DATA];
     let random = File::open("/dev/urandom").unwrap();
     std::io::Read::read_exact(&mut &random, &mut data).unwrap();
