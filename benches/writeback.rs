@@ -68,10 +68,7 @@ fn real_pages(count: usize) -> Vec<Page> {
 fn device(dir: &Path, pages: u64, limit: Option<u64>) -> Device {
     let mut config = DeviceConfig::new(pages * PAGE);
     config.mem_limit = limit;
-    config.backing = limit.map(|_| BackingConfig {
-        path: dir.join("spill"),
-        size: None,
-    });
+    config.backing = limit.map(|_| BackingConfig::new(dir.join("spill")));
     Device::new(&config).expect("a device")
 }
 

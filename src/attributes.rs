@@ -162,8 +162,9 @@ impl Attribute {
                 "" => Err(self.invalid(value, "give a path, or none")),
                 "none" => device.set_backing(None),
                 path => device.set_backing(Some(&BackingConfig {
-                    path: path.into(),
-                    size: None,
+                    encrypt: device.encrypts(),
+                    keep: device.backing_keep(),
+                    ..BackingConfig::new(path)
                 })),
             },
             Self::BackingSize => {
@@ -382,10 +383,7 @@ mod tests {
         let mut config = DeviceConfig::new(1 << 20);
         config.algorithm = Algorithm::Zstd { level: 3 };
         config.mem_limit = Some(65536 + 17);
-        config.backing = Some(BackingConfig {
-            path: path.clone(),
-            size: None,
-        });
+        config.backing = Some(BackingConfig::new(path.clone()));
         let (plain, device) = (device(), Device::new(&config).expect("a device"));
         let show = |a: Attribute, d: &Device| a.show(d).expect("readable");
         assert_eq!(show(Attribute::CompAlgorithm, &plain), "[lz4] zstd\n");

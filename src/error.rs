@@ -35,13 +35,20 @@ pub enum Error {
     #[error("no space: {0}")]
     NoSpace(&'static str),
 
-    /// A spilled page cannot be read back: its record is damaged or the backing fails.
-    #[error("page {page} cannot be read back from the backing: {reason}")]
+    /// A spilled page cannot be read back: the backing fails.
+    #[error("page {page} cannot be read back from the backing: {source}")]
     Unreadable {
         /// Index of the page.
         page: u32,
-        /// What was found instead of the record.
-        reason: String,
+        /// The backing's answer.
+        source: io::Error,
+    },
+
+    /// A spilled page is lost: what the backing has is not what was written there.
+    #[error("page {page} is lost: its record in the backing is damaged")]
+    Damaged {
+        /// Index of the page.
+        page: u32,
     },
 
     /// An object in memory does not decompress: memory was damaged.
@@ -104,7 +111,7 @@ impl Error {
         match self {
             Self::InvalidConfig { .. } | Self::OutOfRange { .. } => Errno::INVAL,
             Self::NoSpace(_) => Errno::NOSPC,
-            Self::Unreadable { .. } | Self::Corrupt { .. } => Errno::IO,
+            Self::Unreadable { .. } | Self::Damaged { .. } | Self::Corrupt { .. } => Errno::IO,
             Self::Unusable { .. } => Errno::INVAL,
             Self::Refused { errno, .. } | Self::Remote { errno, .. } => *errno,
             Self::Io { source, .. } => Errno::from_io_error(source).unwrap_or(Errno::IO),

@@ -77,11 +77,12 @@ mod writeback;
 
 pub use attributes::Attribute;
 pub use block_device::{BlockDevice, check_range};
-pub use config::{Algorithm, BackingConfig, DeviceConfig, PoolKind, check_mem_limit};
-pub use device::Device;
+pub use config::{Algorithm, BackingConfig, BackingKeep, DeviceConfig, PoolKind, check_mem_limit};
+pub use device::{Device, Scrubbed};
 pub use error::{Error, Result};
 pub use pool::ClassStats;
 pub use size::{ParseSizeError, parse_size};
+pub use spill::wipe_spill;
 pub use stats::Stats;
 pub use units::{Extent, MAX_DEVICE_BYTES, PAGE_SHIFT, PAGE_SIZE, Page, PageIndex, PageState};
 pub use unix_socket::{MAX_SOCKET_PATH, remove_dead_socket};

@@ -40,6 +40,8 @@ pub struct Stats {
     pub bd_reads: u64,
     /// Pages ever written to the backing.
     pub bd_writes: u64,
+    /// Records found to be damaged, each of which is a page that was lost.
+    pub damaged_records: u64,
     /// Requests to read that failed.
     pub failed_reads: u64,
     /// Requests to write that failed.

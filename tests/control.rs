@@ -81,6 +81,8 @@ fn every_request_is_answered() {
     assert_eq!(client.get("disksize").expect("get"), "1048576\n");
     client.set("mem_limit", "64M").expect("set");
     client.compact().expect("compact");
+    let scrubbed = client.scrub(0).expect("scrub");
+    assert_eq!((scrubbed.next, scrubbed.intact), (None, 0));
     client.reset().expect("reset");
     assert_eq!(client.stat().expect("stat").orig_data_size, 0);
 

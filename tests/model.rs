@@ -280,8 +280,8 @@ fn run(steps: &[Step], shards: u32, algorithm: Algorithm, with_backing: bool) {
     config.mem_limit = Some(128 * PAGE_SIZE as u64);
     if with_backing {
         config.backing = Some(BackingConfig {
-            path: dir.path().join("spill"),
-            size: None,
+            encrypt: shards > 1,
+            ..BackingConfig::new(dir.path().join("spill"))
         });
     }
     let device = Device::new(&config).expect("a device");

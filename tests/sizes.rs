@@ -48,10 +48,7 @@ fn the_smallest_device() {
 fn the_largest_device_costs_what_is_in_it() {
     let dir = tempfile::tempdir().expect("a directory");
     let mut config = DeviceConfig::new(MAX_DEVICE_BYTES);
-    config.backing = Some(BackingConfig {
-        path: dir.path().join("spill"),
-        size: None,
-    });
+    config.backing = Some(BackingConfig::new(dir.path().join("spill")));
     config.mem_limit = Some(64 << 20);
     let before = uzram_rss();
     let device = Device::new(&config).expect("a device");
@@ -71,10 +68,7 @@ fn the_smallest_limit_still_takes_everything() {
     let dir = tempfile::tempdir().expect("a directory");
     let mut config = DeviceConfig::new(1000 * PAGE);
     config.mem_limit = Some(DeviceConfig::MIN_MEM_LIMIT);
-    config.backing = Some(BackingConfig {
-        path: dir.path().join("spill"),
-        size: None,
-    });
+    config.backing = Some(BackingConfig::new(dir.path().join("spill")));
     for shards in [1, 7] {
         config.shards = Some(shards);
         let device = Device::new(&config).expect("a device");

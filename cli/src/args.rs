@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use uzram::nbd::Address;
-use uzram::{Algorithm, Attribute, PoolKind};
+use uzram::{Algorithm, Attribute, BackingKeep, PoolKind};
 
 use crate::filesystem::FsType;
 use crate::name::Name;
@@ -73,9 +73,17 @@ pub(crate) enum Verb {
     #[command(after_help = examples::COMPACT)]
     Compact(NameArgs),
 
+    /// Read all that is spilled and verify it, while the device is in use.
+    #[command(after_help = examples::SCRUB)]
+    Scrub(NameArgs),
+
     /// Forget all data on a device that is not in use.
     #[command(after_help = examples::RESET)]
     Reset(NameArgs),
+
+    /// Overwrite the file of a spill that nothing uses any more: how a server does it at its end.
+    #[command(hide = true, after_help = examples::WIPE_SPILL)]
+    WipeSpill(WipeArgs),
 
     /// Stop a device's server; its data is gone.
     #[command(after_help = examples::STOP)]
@@ -100,6 +108,14 @@ pub(crate) struct DeviceArgs {
     /// Most of the backing to use.
     #[arg(long, value_name = "SIZE", value_parser = parse::size, requires = "backing")]
     pub(crate) backing_size: Option<u64>,
+
+    /// Encrypt what is spilled, under a key that exists only in the server's memory.
+    #[arg(long, requires = "backing")]
+    pub(crate) backing_encrypt: bool,
+
+    /// At the end: `keep` it as it is, `remove` the file, or `wipe` it first [default: remove].
+    #[arg(long, value_name = "WHAT", value_parser = parse::keep, requires = "backing")]
+    pub(crate) backing_keep: Option<BackingKeep>,
 
     /// How pages are compressed: lz4, zstd or zstd:LEVEL.
     #[arg(long, value_name = "NAME", default_value = "lz4", value_parser = parse::algorithm)]
@@ -238,6 +254,12 @@ impl AttachArgs {
 pub(crate) struct NameArgs {
     /// The device's name.
     pub(crate) name: Name,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WipeArgs {
+    /// The file.
+    pub(crate) path: PathBuf,
 }
 
 #[derive(Debug, Args)]

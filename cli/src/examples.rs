@@ -86,6 +86,16 @@ pub(crate) const COMPACT: &str = "\
 EXAMPLES
   uzram compact scratch";
 
+pub(crate) const SCRUB: &str = "\
+EXAMPLES
+  uzram scrub scratch
+
+It exits 1 if anything that was spilled cannot be read back, and names the pages.";
+
+pub(crate) const WIPE_SPILL: &str = "\
+EXAMPLES
+  uzram wipe-spill /var/tmp/scratch.spill";
+
 pub(crate) const RESET: &str = "\
 EXAMPLES
   uzram reset scratch";

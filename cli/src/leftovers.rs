@@ -1,11 +1,12 @@
 //! Clearing away what servers leave: a killed one when the next starts, a stuck one when its
 //! watchdog fires.
 
+use std::env;
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
 use rustix::fs::FlockOperation;
@@ -72,6 +73,9 @@ pub(crate) struct FileId {
     ino: u64,
     /// Inode numbers are used again; an inode's time of birth is not.
     born: SystemTime,
+    /// Whether it is overwritten before it is removed.
+    #[serde(default)]
+    wipe: bool,
 }
 
 impl FileId {
@@ -84,11 +88,25 @@ impl FileId {
             dev: meta.dev(),
             ino: meta.ino(),
             born,
+            wipe: false,
         })
     }
 
+    /// The same file, to be overwritten before it is removed if so.
+    pub(crate) fn wiped(self, wipe: bool) -> Self {
+        Self { wipe, ..self }
+    }
+
     fn is_there(&self) -> bool {
-        Self::of(&self.path).as_ref() == Some(self)
+        Self::of(&self.path).is_some_and(|there| there.wiped(self.wipe) == *self)
+    }
+
+    /// Overwrites the file in a process of its own, which goes on by itself after `patience`, also
+    /// once the file is removed.
+    fn overwrite(&self, patience: Duration) -> Result<()> {
+        let ourselves = env::current_exe().context("cannot find the uzram program")?;
+        let args = ["wipe-spill".as_ref(), "--".as_ref(), self.path.as_os_str()];
+        program::run_within(&ourselves, args, patience).map(drop)
     }
 
     /// Removes the file if it is still there: in a process of its own, because nothing ends one
@@ -97,6 +115,13 @@ impl FileId {
         if !self.is_there() {
             return Ok(());
         }
+        let start = Instant::now();
+        if self.wipe
+            && let Err(error) = self.overwrite(patience / 2)
+        {
+            tracing::warn!("wiping {}: {error:#}", self.path.display());
+        }
+        let patience = patience.saturating_sub(start.elapsed());
         let rm = program::find("rm", "coreutils")?;
         let args = ["-f".as_ref(), "--".as_ref(), self.path.as_os_str()];
         match program::run_within(&rm, args, patience) {

@@ -27,6 +27,7 @@ mod parse;
 mod program;
 mod release;
 mod rundir;
+mod scrub;
 mod serve;
 mod server;
 mod settings;
@@ -78,7 +79,9 @@ fn run(cli: Cli) -> Result<()> {
         Verb::Stat(args) => stat::stat(&args, &root),
         Verb::Set(args) => manage::set(&args, &root),
         Verb::Compact(args) => manage::compact(&args, &root),
+        Verb::Scrub(args) => scrub::scrub(&args, &root),
         Verb::Reset(args) => manage::reset(&args, &root),
+        Verb::WipeSpill(args) => Ok(uzram::wipe_spill(&args.path)?),
         Verb::Stop(args) => manage::stop(&args, &root),
     }
 }

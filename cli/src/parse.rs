@@ -1,7 +1,7 @@
 //! Values on the command line. An error says what would be right; clap adds which option it is.
 
 use uzram::nbd::Address;
-use uzram::{Algorithm, Attribute, Error, PoolKind};
+use uzram::{Algorithm, Attribute, BackingKeep, Error, PoolKind};
 
 /// Bytes, with an optional K, M, G or T.
 pub(crate) fn size(text: &str) -> Result<u64, String> {
@@ -10,6 +10,11 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
 
 /// `lz4`, `zstd` or `zstd:LEVEL`.
 pub(crate) fn algorithm(text: &str) -> Result<Algorithm, String> {
+    text.parse().map_err(reason)
+}
+
+/// `keep`, `remove` or `wipe`.
+pub(crate) fn keep(text: &str) -> Result<BackingKeep, String> {
     text.parse().map_err(reason)
 }
 

@@ -15,7 +15,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use rustix::process::{Resource, Rlimit};
 use uzram::nbd::Address;
-use uzram::{BlockDevice, Device, control, fuse, mounts, nbd};
+use uzram::{BackingKeep, BlockDevice, Device, control, fuse, mounts, nbd};
 
 use crate::attachments::{self, Attachment};
 use crate::leftovers::FileId;
@@ -161,13 +161,17 @@ impl Server {
     }
 }
 
-/// The device, and its backing file if that is new: the device removes it at its end, and whoever
-/// ends it before its end must do so instead.
+/// The device, and its backing file if that is new and not to be kept: the device removes it at its
+/// end, and whoever ends it before its end must do so instead.
 fn start_device(settings: &Settings) -> Result<(Arc<Device>, Option<FileId>)> {
     let path = settings.device.backing.as_ref().map(|b| b.path.as_path());
     let new = path.filter(|path| fs::symlink_metadata(path).is_err());
     let device = Arc::new(Device::new(&settings.device)?);
-    Ok((device, new.and_then(FileId::of)))
+    let keep = device.backing_keep();
+    let ours = new.filter(|_| keep != BackingKeep::Keep);
+    let wipe = keep == BackingKeep::Wipe;
+    let spill = ours.and_then(FileId::of).map(|spill| spill.wiped(wipe));
+    Ok((device, spill))
 }
 
 fn start_nbd(

@@ -34,6 +34,8 @@ impl Settings {
             Some(path) => Some(BackingConfig {
                 path: absolute_option(&path, "--backing")?,
                 size: args.backing_size,
+                encrypt: args.backing_encrypt,
+                keep: args.backing_keep.unwrap_or_default(),
             }),
             None => None,
         };
@@ -96,6 +98,7 @@ impl Settings {
             if let Some(size) = backing.size {
                 option("backing-size", size.to_string().into());
             }
+            option("backing-keep", backing.keep.to_string().into());
         }
         option("algorithm", device.algorithm.to_string().into());
         option("pool", parse::pool_text(device.pool).into());
@@ -119,11 +122,17 @@ impl Settings {
             ("--tls-verify-peer", self.verifies_peers()),
             ("--insecure", self.nbd.insecure),
             ("--read-only", self.nbd.read_only),
+            ("--backing-encrypt", self.encrypts()),
         ];
         let set = flags.into_iter().filter(|(_, set)| *set);
         args.extend(set.map(|(flag, _)| flag.into()));
         args.extend(["--".into(), self.name.as_str().into()]);
         args
+    }
+
+    fn encrypts(&self) -> bool {
+        let backing = self.device.backing.as_ref();
+        backing.is_some_and(|backing| backing.encrypt)
     }
 
     fn verifies_peers(&self) -> bool {
@@ -225,6 +234,8 @@ mod tests {
             "--mem-limit=64M",
             "--backing=/tmp/b",
             "--backing-size=2G",
+            "--backing-encrypt",
+            "--backing-keep=wipe",
             "--algorithm=zstd:3",
             "--shards=4",
             "--nbd=unix:relative.sock",

@@ -61,6 +61,10 @@ fn stat_table(name: &str, s: &Stats) -> String {
         let remark = format!("{reads} reads, {writes} writes");
         rows.push(["failed".to_owned(), count(failed), remark]);
     }
+    if s.damaged_records > 0 {
+        let lost = count(s.damaged_records);
+        rows.push(["damaged".to_owned(), lost, "records".to_owned()]);
+    }
     columns([Align::Left, Align::Right, Align::Left], &rows)
 }
 

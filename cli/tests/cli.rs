@@ -5,6 +5,10 @@ mod common;
 mod ends;
 #[path = "cli/export.rs"]
 mod export;
+#[path = "cli/keep.rs"]
+mod keep;
+#[path = "cli/scrub.rs"]
+mod scrub;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -92,6 +96,7 @@ fn names_that_are_not_served_exit_1_with_one_line() {
         &["stat", "a"][..],
         &["set", "a", "mem_limit=1M"],
         &["compact", "a"],
+        &["scrub", "a"],
         &["reset", "a"],
         &["stop", "a"],
         &["detach", "a"],
@@ -274,6 +279,7 @@ fn a_servers_life() {
         "backing_bytes_written",
         "bd_reads",
         "bd_writes",
+        "damaged_records",
         "failed_reads",
         "failed_writes",
         "rss_bytes",
@@ -483,8 +489,8 @@ fn systemd_is_told() {
 fn help_teaches_and_survives_a_closed_pipe() {
     let world = World::new();
     let verbs = [
-        "serve", "mount", "umount", "attach", "detach", "list", "stat", "set", "compact", "reset",
-        "stop",
+        "serve", "mount", "umount", "attach", "detach", "list", "stat", "set", "compact", "scrub",
+        "reset", "stop",
     ];
     for verb in verbs {
         assert!(world.ok(&[verb, "--help"]).contains("EXAMPLES"), "{verb}");

@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use super::line::LineStream;
 use super::protocol::{Compacted, Reply, Request};
+use crate::device::Scrubbed;
 use crate::error::{Error, Result};
 use crate::stats::Stats;
 use crate::unix_socket::address;
@@ -122,6 +123,15 @@ impl Client {
     pub fn compact(&mut self) -> Result<u64> {
         let done: Compacted = self.ask(&Request::Compact)?;
         Ok(done.pages)
+    }
+
+    /// Verifies some spilled pages, from page `from` on. To verify all, go on from what the answer
+    /// says until it says no more.
+    ///
+    /// # Errors
+    /// Those of [`Client::call`].
+    pub fn scrub(&mut self, from: u64) -> Result<Scrubbed> {
+        self.ask(&Request::Scrub { from })
     }
 
     /// Forgets all data.

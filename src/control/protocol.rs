@@ -30,6 +30,11 @@ pub enum Request {
     Compact,
     /// Forgets all data.
     Reset,
+    /// Verifies some spilled pages: answered with a [`crate::Scrubbed`], which says where to go on.
+    Scrub {
+        /// The first page to look at.
+        from: u64,
+    },
 }
 
 /// Numbers that are an errno (`include/linux/err.h`, MAX_ERRNO).
@@ -108,6 +113,7 @@ mod tests {
                 },
             ),
             (r#"{"op":"reset"}"#, Request::Reset),
+            (r#"{"op":"scrub","from":7}"#, Request::Scrub { from: 7 }),
         ] {
             assert_eq!(serde_json::to_string(&request).expect("serializes"), text);
             let parsed: Request = serde_json::from_str(text).expect("parses");

@@ -206,6 +206,7 @@ fn handle(request: &Request, device: &Device) -> Result<Value> {
             let pages = device.compact();
             answer(&Compacted { pages })
         }
+        Request::Scrub { from } => answer(&device.scrub(*from)),
         Request::Reset => {
             device.reset()?;
             Ok(Value::Null)

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use crossbeam::utils::CachePadded;
 use parking_lot::{Mutex, MutexGuard};
 
+use super::damage::{self, Damage, LogLimit};
 use super::layout::{Layout, ShardIndex};
 use super::read_ahead::ReadAhead;
 use super::room::Room;
@@ -18,7 +19,7 @@ use crate::config::{Algorithm, DeviceConfig};
 use crate::error::{Error, Result};
 use crate::pool::{self, FrameBudget, NoRoom};
 use crate::shard::{Clock, Shard, SlotIndex};
-use crate::spill::{LogCounts, SegmentTable, Stores};
+use crate::spill::{LogCounts, RecordAddress, RecordFormat, SegmentTable, Stores};
 use crate::units::{PAGE_SIZE, PageIndex};
 use crate::writeback::Waker;
 
@@ -103,10 +104,14 @@ pub(crate) struct Core {
     pub(crate) algorithm: Algorithm,
     pub(crate) budget: Arc<FrameBudget>,
     pub(crate) segments: Arc<SegmentTable>,
+    pub(crate) format: RecordFormat,
     pub(crate) stores: Arc<Stores>,
     pub(super) read_ahead: ReadAhead,
     pub(crate) log_counts: Arc<LogCounts>,
     pub(crate) requests: RequestCounts,
+    pub(crate) damage: Damage,
+    /// For lines about failures.
+    pub(crate) log_limit: LogLimit,
     pub(crate) room: Room,
     /// What wakes the writeback thread.
     pub(crate) waker: Arc<Waker>,
@@ -131,7 +136,11 @@ impl Core {
         let budget = Arc::new(FrameBudget::new(limit));
         let no_addresses = |error| Error::io("reserve address space for the device", error);
         let waker = Arc::new(Waker::default());
-        let segments = Arc::new(SegmentTable::new(Arc::clone(&waker)));
+        let format = match &config.backing {
+            Some(config) if config.encrypt => RecordFormat::sealed()?,
+            _ => RecordFormat::Checked,
+        };
+        let segments = Arc::new(SegmentTable::new(format.clone(), Arc::clone(&waker)));
         let clock = Clock::default();
         let count = layout.shards().count();
         let shard = |index: ShardIndex| {
@@ -153,10 +162,13 @@ impl Core {
             algorithm: config.algorithm,
             budget,
             segments,
+            format,
             stores: Arc::default(),
             read_ahead: ReadAhead::default(),
             log_counts: Arc::default(),
             requests: RequestCounts::default(),
+            damage: Damage::default(),
+            log_limit: LogLimit::default(),
             room: Room::new(),
             waker,
             max_compressed_len,
@@ -164,6 +176,11 @@ impl Core {
             trim_is_due: AtomicBool::new(false),
             shards,
         })
+    }
+
+    /// Counts and logs that a page's record is damaged, if that was not known yet.
+    pub(crate) fn note_damage(&self, page: PageIndex, record: RecordAddress, sequence: u64) {
+        damage::note(&self.damage, &self.log_limit, page, record, sequence);
     }
 
     /// Locks a shard.

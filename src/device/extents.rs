@@ -90,7 +90,7 @@ impl Core {
     }
 
     /// The first page of a range that is not empty.
-    fn first_used(&self, pages: Range<u64>) -> Option<u64> {
+    pub(super) fn first_used(&self, pages: Range<u64>) -> Option<u64> {
         let first_in = |index| {
             let slots = self.layout.slots_of(index, pages.clone());
             let used = self.shard(index).next_used(slots)?;

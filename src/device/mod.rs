@@ -1,12 +1,14 @@
 //! The device: what frontends serve.
 
 pub(crate) mod core;
+mod damage;
 mod extents;
 pub(crate) mod layout;
 mod read;
 mod read_ahead;
 mod read_back;
 pub(crate) mod room;
+mod scrub;
 #[cfg(test)]
 mod tests;
 mod write;
@@ -21,12 +23,13 @@ use crossbeam::channel::{self, Sender};
 use rustix::io::Errno;
 
 use self::core::Core;
+pub use self::scrub::Scrubbed;
 use crate::block_device::BlockDevice;
-use crate::config::{Algorithm, BackingConfig, DeviceConfig, check_mem_limit};
+use crate::config::{Algorithm, BackingConfig, BackingKeep, DeviceConfig, check_mem_limit};
 use crate::error::{Error, Result};
 use crate::pool::{ClassStats, FrameBudget};
 use crate::shard::Counts;
-use crate::spill::{Backing, FileBacking};
+use crate::spill::{Backing, FileBacking, RecordFormat, random_sequence};
 use crate::stats::{Stats, rss_bytes};
 use crate::units::{Extent, PAGE_SHIFT, PAGE_SIZE, PageIndex};
 use crate::users::{User, Users};
@@ -39,6 +42,8 @@ pub struct Device {
     users: Arc<Users>,
     /// Most bytes of the backing that may be used; 0 for all it has.
     backing_size: AtomicU64,
+    /// What becomes of the first backing, and of those that take its place.
+    backing_keep: BackingKeep,
     commands: Option<Sender<Command>>,
     writeback: Option<JoinHandle<()>>,
 }
@@ -65,7 +70,7 @@ impl Device {
     ) -> Result<Self> {
         let core = Arc::new(Core::new(config)?);
         let (sender, receiver) = channel::unbounded();
-        let writeback = Writeback::new(Arc::clone(&core), receiver);
+        let writeback = Writeback::new(Arc::clone(&core), receiver, random_sequence()?);
         let thread = std::thread::Builder::new()
             .name("uzram-writeback".into())
             .spawn(move || writeback.run())
@@ -74,6 +79,10 @@ impl Device {
             core,
             users: Arc::default(),
             backing_size: AtomicU64::new(0),
+            backing_keep: config
+                .backing
+                .as_ref()
+                .map_or_else(BackingKeep::default, |backing| backing.keep),
             commands: Some(sender),
             writeback: Some(thread),
         };
@@ -89,6 +98,7 @@ impl Device {
         let Core {
             budget,
             requests,
+            damage,
             log_counts,
             segments,
             ..
@@ -106,6 +116,7 @@ impl Device {
             backing_bytes_written: log_counts.written_bytes(),
             bd_reads: requests.bd_reads.load(Relaxed),
             bd_writes: requests.bd_writes.load(Relaxed),
+            damaged_records: damage.count(),
             failed_reads: requests.failed_reads.load(Relaxed),
             failed_writes: requests.failed_writes.load(Relaxed),
             notify_free: requests.notify_free.load(Relaxed),
@@ -186,6 +197,17 @@ impl Device {
         backing.map(|backing| backing.path().to_owned())
     }
 
+    /// Whether what is spilled is encrypted: fixed when the device is made.
+    pub fn encrypts(&self) -> bool {
+        matches!(self.core.format, RecordFormat::Sealed(_))
+    }
+
+    /// What becomes of the backing at the end, and of one that takes its place by way of an
+    /// attribute.
+    pub fn backing_keep(&self) -> BackingKeep {
+        self.backing_keep
+    }
+
     /// Spills to a backing from here on, or with `None` to nothing. What an earlier one holds is
     /// moved to the new one, or to memory, before this returns; the device is in use meanwhile.
     ///
@@ -194,6 +216,10 @@ impl Device {
     /// for what the earlier one holds, or it cannot be read: then that serves on.
     pub fn set_backing(&self, config: Option<&BackingConfig>) -> Result<()> {
         match config {
+            Some(config) if config.encrypt != self.encrypts() => Err(Error::InvalidConfig {
+                option: "--backing-encrypt",
+                reason: "is fixed when the device is made".to_owned(),
+            }),
             Some(config) => {
                 let backing = Arc::new(FileBacking::open(config)?);
                 self.replace_backing(Some(backing), config.size)
@@ -287,6 +313,13 @@ impl Device {
             .map_err(Error::NoSpace)
     }
 
+    /// Reads spilled pages from page `from` on and proves that they can be read back; returns what
+    /// it found and where to go on. A step takes a bounded time, unless the backing hangs, and
+    /// holds up nothing else.
+    pub fn scrub(&self, from: u64) -> Scrubbed {
+        self.core.scrub(from)
+    }
+
     /// Whether a client of a frontend uses the device.
     pub fn is_in_use(&self) -> bool {
         self.users.any()
@@ -312,6 +345,7 @@ impl Device {
             self.core.shard(index).reset_counts();
         }
         self.core.requests.reset();
+        self.core.damage.reset();
         self.core.budget.reset_max_used();
     }
 
@@ -364,8 +398,13 @@ impl BlockDevice for Device {
 
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         self.core.read(offset, buf).inspect_err(|error| {
-            tracing::error!("read of {} bytes at {offset}: {error}", buf.len());
             self.core.requests.failed_reads.fetch_add(1, Relaxed);
+            // A damaged record was logged when it was found.
+            if !matches!(error, Error::Damaged { .. })
+                && let Some(end) = self.core.log_limit.admit()
+            {
+                tracing::error!("read of {} bytes at {offset}: {error}{end}", buf.len());
+            }
         })
     }
 

@@ -5,6 +5,7 @@
 //! record from anything else that may be there. When it does not match, the slot decides: if it
 //! still names the same record in the same use of the segment, the record is damaged.
 
+use std::io;
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::core::Core;
@@ -14,9 +15,7 @@ use super::read_ahead::{Place, Source};
 use crate::codec::{self, Codec};
 use crate::error::{Error, Result};
 use crate::shard::{Shard, Slot, SlotIndex, SlotState};
-use crate::spill::{
-    DamagedRecord, MAX_RECORD_LEN, Record, RecordAddress, SegmentIndex, record_len,
-};
+use crate::spill::{MAX_RECORD_LEN, RecordAddress, RecordBuf, RecordFormat, SegmentIndex};
 use crate::units::{PAGE_SIZE, Page, PageIndex};
 
 /// A record to read, as its slot named it.
@@ -37,19 +36,23 @@ impl Spilled {
         self.slot.same_place(other.slot) && self.sequence == other.sequence
     }
 
-    /// Proves that `bytes` are the page's record; if not, says why.
-    fn prove(&self, page: PageIndex, bytes: &[u8]) -> Result<(), &'static str> {
-        let record = Record::decode(bytes, self.record, self.sequence)
-            .map_err(|DamagedRecord| "its checksum does not match")?;
-        if (record.page, record.codec, record.data.len()) != (page, self.codec, self.len) {
-            return Err("another page's record is in its place");
-        }
-        Ok(())
+    /// Whether `bytes` are the page's record.
+    fn is_in(
+        &self,
+        page: PageIndex,
+        format: &RecordFormat,
+        bytes: &[u8],
+        scratch: &mut RecordBuf,
+    ) -> bool {
+        let record = format.open(bytes, scratch, self.record, self.sequence);
+        record.is_ok_and(|record| {
+            (record.page, record.codec, record.data.len()) == (page, self.codec, self.len)
+        })
     }
 
     /// Where its record is.
-    fn place(&self) -> Place {
-        Place::of(self.record, record_len(self.len), self.sequence)
+    fn place(&self, format: &RecordFormat) -> Place {
+        Place::of(self.record, format.record_len(self.len), self.sequence)
     }
 }
 
@@ -77,8 +80,20 @@ const MAX_READ: u32 = 128 << 10;
 /// read together.
 const SMALL: usize = 8;
 
-/// Room for any record.
-type RecordBuf = [u8; MAX_RECORD_LEN];
+/// Memory for a record: as it is read, and decrypted.
+struct Buffers {
+    read: RecordBuf,
+    opened: RecordBuf,
+}
+
+impl Buffers {
+    fn new() -> Self {
+        Self {
+            read: [0; MAX_RECORD_LEN],
+            opened: [0; MAX_RECORD_LEN],
+        }
+    }
+}
 
 impl Core {
     /// Reads a spilled page, of a `small` request or not, wherever it has gone meanwhile, and brings
@@ -91,10 +106,11 @@ impl Core {
         out: &mut Page,
     ) -> Result<()> {
         let run = self.layout.run(page, u64::from(page.0) + 1);
-        let mut buf = [0; MAX_RECORD_LEN];
+        let mut buffers = Buffers::new();
         loop {
-            let error = match self.read_record(page, spilled, small, &mut buf) {
+            let error = match self.read_record(page, spilled, small, &mut buffers) {
                 Ok(object) => {
+                    self.requests.bd_reads.fetch_add(1, Relaxed);
                     decompress(page, spilled.codec, object, out)?;
                     if spilled.again {
                         self.promote(run, spilled, object);
@@ -103,11 +119,14 @@ impl Core {
                 }
                 Err(error) => error,
             };
-            let found = self.find(&mut self.shard(run.shard), run.slot, 0, &mut buf);
+            let buf = &mut buffers.read;
+            let found = self.find(&mut self.shard(run.shard), run.slot, 0, buf);
             match found {
-                Found::WrittenBack(now) if now.is_same(&spilled) => return Err(error),
+                Found::WrittenBack(now) if now.is_same(&spilled) => {
+                    return Err(self.lost(page, spilled, error));
+                }
                 Found::WrittenBack(now) => spilled = now,
-                found => return self.unpack(page, found, &buf, out),
+                found => return self.unpack(page, found, buf, out),
             }
         }
     }
@@ -118,30 +137,44 @@ impl Core {
         page: PageIndex,
         spilled: Spilled,
         small: bool,
-        buf: &'a mut RecordBuf,
+        buffers: &'a mut Buffers,
     ) -> Result<&'a [u8]> {
-        let unreadable = |reason: String| Error::Unreadable {
-            page: page.0,
-            reason,
+        let PageIndex(number) = page;
+        let failed = |error: io::Error| match error.kind() {
+            // The file was cut off.
+            io::ErrorKind::UnexpectedEof => Error::Damaged { page: number },
+            _ => Error::Unreadable {
+                page: number,
+                source: error,
+            },
         };
-        let buf = &mut buf[..record_len(spilled.len)];
-        let place = spilled.place();
+        let Buffers { read, opened } = buffers;
+        let read = &mut read[..self.format.record_len(spilled.len)];
+        let place = spilled.place(&self.format);
         let Some(backing) = self.stores.of(place.segment) else {
-            return Err(unreadable("its backing is gone".into()));
+            return Err(failed(io::ErrorKind::NotFound.into()));
         };
         loop {
             let source = self
                 .read_ahead
-                .read(&*backing, page, small, &place, buf)
-                .map_err(|error| unreadable(error.to_string()))?;
-            match spilled.prove(page, buf) {
-                Ok(()) => break,
-                Err(_) if source == Source::Window => self.read_ahead.forget(),
-                Err(reason) => return Err(unreadable(reason.to_owned())),
+                .read(&*backing, page, small, &place, read)
+                .map_err(failed)?;
+            if spilled.is_in(page, &self.format, read, opened) {
+                return Ok(self.format.data(read, opened, spilled.len));
             }
+            if source != Source::Window {
+                return Err(Error::Damaged { page: number });
+            }
+            self.read_ahead.forget();
         }
-        self.requests.bd_reads.fetch_add(1, Relaxed);
-        Ok(Record::data(buf, spilled.len))
+    }
+
+    /// Why a page could not be read back from the record that is still its own.
+    fn lost(&self, page: PageIndex, spilled: Spilled, error: Error) -> Error {
+        if let Error::Damaged { .. } = error {
+            self.note_damage(page, spilled.record, spilled.sequence);
+        }
+        error
     }
 
     /// Reads spilled pages of a request, whose first page is `first`, into its `pages`: those whose
@@ -156,10 +189,10 @@ impl Core {
         spilled.sort_unstable_by_key(|(_, spilled)| spilled.record.0);
         let mut rest = &*spilled;
         while let [(_, nearest), ..] = rest {
-            let mut place = nearest.place();
+            let mut place = nearest.place(&self.format);
             let joined = rest
                 .iter()
-                .take_while(|(_, next)| place.join(&next.place(), MAX_GAP, MAX_READ));
+                .take_while(|(_, next)| place.join(&next.place(&self.format), MAX_GAP, MAX_READ));
             let (group, others) = rest.split_at(joined.count());
             if group.len() > 1
                 && let Some(backing) = self.stores.of(place.segment)
@@ -198,7 +231,7 @@ impl Core {
     /// Reads the page of a run of one page, if it is spilled.
     pub(super) fn fetch_if_written_back(&self, run: Run) -> Result<Option<PageCopy>> {
         let mut found = self.spilled(&self.shard(run.shard), run.slot);
-        let mut buf = [0; MAX_RECORD_LEN];
+        let mut buffers = Buffers::new();
         while let Some(spilled) = found {
             let Spilled {
                 slot,
@@ -206,7 +239,7 @@ impl Core {
                 codec,
                 ..
             } = spilled;
-            match self.read_record(run.first, spilled, false, &mut buf) {
+            match self.read_record(run.first, spilled, false, &mut buffers) {
                 Ok(object) => {
                     let mut copy = PageCopy {
                         slot,
@@ -219,7 +252,7 @@ impl Core {
                 Err(error) => {
                     found = self.spilled(&self.shard(run.shard), run.slot);
                     if found.is_some_and(|now| now.is_same(&spilled)) {
-                        return Err(error);
+                        return Err(self.lost(run.first, spilled, error));
                     }
                 }
             }

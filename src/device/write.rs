@@ -1,6 +1,7 @@
 //! The write path: compress without a lock, then store a run of pages under one.
 
 use std::cell::RefCell;
+use std::sync::atomic::Ordering::Relaxed;
 
 use super::core::Core;
 use super::layout::{RUN_PAGES, Run};
@@ -140,6 +141,8 @@ impl Core {
         loop {
             // Spilled pages are fetched first: no I/O under the lock.
             let fetched = self.fetch_if_written_back(run)?;
+            let read_back = u64::from(fetched.is_some());
+            self.requests.bd_reads.fetch_add(read_back, Relaxed);
             let mut outcome = Ok(Change::Stale);
             self.store_with_room(run.shard, |shard| {
                 let mut copy = [0; PAGE_SIZE];

@@ -1,12 +1,14 @@
 //! Memory taken from the kernel by address range rather than from the heap: the pool's page
-//! frames, and tables that cost nothing until they are written.
+//! frames, tables that cost nothing until they are written, and the page that a key is in.
 //!
-//! All `unsafe` code of the library is in this module. Nothing here locks; whoever owns an
+//! All `unsafe` code of the library is in this module. Nothing here takes a mutex; whoever owns an
 //! [`Arena`] or a [`LazyTable`] guards it.
 
 mod arena;
+mod locked;
 mod mapping;
 mod table;
 
 pub(crate) use arena::{Arena, ChainLen, FrameIndex, IdleRuns};
+pub(crate) use locked::Locked;
 pub(crate) use table::LazyTable;

@@ -62,6 +62,18 @@ impl FaultyBacking {
         }
     }
 
+    /// Lets `damage` change the contents of one segment, which has some.
+    pub(crate) fn damage_segment(&self, segment: StoreSegment, damage: impl FnOnce(&mut [u8])) {
+        let mut contents = self.contents.lock();
+        damage(contents.get_mut(&segment).expect("it was written to"));
+    }
+
+    /// Puts what another backing holds in the place of what this one does.
+    pub(crate) fn take_contents_of(&self, other: &Self) {
+        let contents = other.contents.lock().clone();
+        *self.contents.lock() = contents;
+    }
+
     /// Segments that hold data.
     pub(crate) fn in_use(&self) -> usize {
         self.contents.lock().len()

@@ -2,9 +2,11 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FallocateFlags, FlockOperation, OFlags, SeekFrom};
 use rustix::io::Errno;
@@ -14,16 +16,19 @@ use super::direct::DirectFile;
 use super::log::is_segment;
 use super::segment::{SEGMENT_BYTES, SEGMENTS_PER_STORE};
 use super::stores::StoreSegment;
-use crate::config::BackingConfig;
+use super::wipe;
+use crate::config::{BackingConfig, BackingKeep};
 use crate::error::{Error, Result};
 
-/// An open file, locked for us alone. A file we made is removed when this is dropped, one that
-/// was there is emptied; a block device is left as it is.
+/// An open file, locked for us alone. When this is dropped, what [`BackingKeep`] says is done.
 #[derive(Debug)]
 pub(crate) struct FileBacking {
     file: DirectFile,
     path: PathBuf,
     kind: Kind,
+    keep: BackingKeep,
+    /// Segments from the start of which some may have been written to.
+    touched: AtomicU32,
     /// Whether the file system takes discards; until one was refused it may.
     discards: AtomicBool,
 }
@@ -99,6 +104,8 @@ impl FileBacking {
                 (false, true) => Kind::Made,
                 (false, false) => Kind::Found,
             },
+            keep: config.keep,
+            touched: AtomicU32::new(0),
             discards: AtomicBool::new(true),
         })
     }
@@ -112,6 +119,64 @@ impl FileBacking {
         Ok((open.dev(), open.ino()) == (there.dev(), there.ino()))
     }
 }
+
+impl FileBacking {
+    /// Overwrites what a range of bytes holds; returns whether there was time for all of it.
+    fn wipe(&self, mut range: Range<u64>, deadline: Option<Instant>) -> io::Result<bool> {
+        let file = self.file.file();
+        if self.kind == Kind::BlockDevice {
+            range.end = range.end.min(block_device_size(file)?);
+            return wipe::wipe_device(file, range, deadline);
+        }
+        range.end = range.end.min(file.metadata()?.len());
+        wipe::wipe_file(&self.file, range, deadline)
+    }
+
+    /// Overwrites all that was written, in a bounded time.
+    fn wipe_all(&self) {
+        let range = 0..u64::from(self.touched.load(Relaxed)) * SEGMENT_BYTES;
+        let path = self.path.display();
+        match self.wipe(range, Some(Instant::now() + WIPE_TIME)) {
+            Ok(true) => {}
+            Ok(false) => tracing::warn!("there was not the time to wipe all of {path}"),
+            Err(error) => tracing::warn!("cannot wipe {path}: {error}"),
+        }
+    }
+
+    /// Whether a file that we made is still at its path: it may have been removed already.
+    fn is_left(&self) -> bool {
+        self.kind != Kind::Made || self.is_at_path().unwrap_or(false)
+    }
+}
+
+/// Opens a file of a spill to wipe it; returns it with its length.
+///
+/// # Errors
+/// [`Error::Unusable`] if it is no plain file or holds anything else; [`Error::Io`].
+pub(super) fn open_spill(path: &Path) -> Result<(File, u64)> {
+    let failed = |error: io::Error| Error::io(format!("open {}", path.display()), error);
+    let unusable = |reason: &str| Error::Unusable {
+        path: path.into(),
+        reason: reason.into(),
+    };
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32)
+        .open(path)
+        .map_err(|error| cannot_open(path, error))?;
+    let metadata = file.metadata().map_err(failed)?;
+    if !metadata.is_file() {
+        return Err(unusable("is no plain file"));
+    }
+    if !is_ours(&file, metadata.len()).map_err(failed)? {
+        return Err(unusable("holds data that is not a spill"));
+    }
+    Ok((file, metadata.len()))
+}
+
+/// How long overwriting what is left at the end may hold up that end.
+const WIPE_TIME: Duration = Duration::from_millis(1500);
 
 /// The least that eviction and cleaning together can work in.
 const MIN_BYTES: u64 = 2 * SEGMENT_BYTES;
@@ -234,6 +299,7 @@ impl Backing for FileBacking {
     }
 
     fn write(&self, segment: StoreSegment, offset: u32, data: &[u8]) -> io::Result<()> {
+        self.touched.fetch_max(segment.0 + 1, Relaxed);
         self.file
             .write_all(data, segment.byte() + u64::from(offset))
     }
@@ -244,6 +310,12 @@ impl Backing for FileBacking {
     }
 
     fn discard(&self, segment: StoreSegment) {
+        if self.keep == BackingKeep::Wipe {
+            let bytes = segment.byte()..segment.byte() + SEGMENT_BYTES;
+            if let Err(error) = self.wipe(bytes, None) {
+                tracing::warn!("cannot wipe space of {}: {error}", self.path.display());
+            }
+        }
         if !self.discards.load(Relaxed) {
             return;
         }
@@ -270,6 +342,12 @@ impl Backing for FileBacking {
 
 impl Drop for FileBacking {
     fn drop(&mut self) {
+        match self.keep {
+            // But for one that nothing was written to: a start that failed, say.
+            BackingKeep::Keep if self.touched.load(Relaxed) > 0 => return,
+            BackingKeep::Wipe if self.is_left() => self.wipe_all(),
+            _ => {}
+        }
         let done = match self.kind {
             Kind::Made => match self.is_at_path() {
                 Ok(true) => fs::remove_file(&self.path),
@@ -293,10 +371,7 @@ mod tests {
     use crate::spill::log::SEGMENT_HEADER_LEN;
 
     fn opens(path: &Path) -> Result<FileBacking> {
-        FileBacking::open(&BackingConfig {
-            path: path.into(),
-            size: None,
-        })
+        FileBacking::open(&BackingConfig::new(path))
     }
 
     fn refusal(path: &Path) -> String {
@@ -315,6 +390,52 @@ mod tests {
         assert!(refusal(&path).contains("in use"));
         drop(backing);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_is_wiped_is_overwritten_where_nothing_can_be_given_back() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("spill");
+        let backing = FileBacking::open(&BackingConfig {
+            keep: BackingKeep::Wipe,
+            ..BackingConfig::new(&path)
+        });
+        let backing = backing.expect("made");
+        backing.discards.store(false, Relaxed);
+        let file = File::open(&path).expect("there");
+        let holds_data = |at: u64| {
+            let mut bytes = [0; 8192];
+            file.read_exact_at(&mut bytes, at).expect("there");
+            bytes.iter().any(|&byte| byte != 0)
+        };
+        for segment in [0, 2] {
+            backing
+                .write(StoreSegment(segment), 4096, &[7; 8192])
+                .expect("written");
+        }
+        backing.discard(StoreSegment(0));
+        let second = 2 * SEGMENT_BYTES + 4096;
+        assert!(!holds_data(4096) && holds_data(second));
+        drop(backing);
+        assert!(!path.exists() && !holds_data(second));
+    }
+
+    #[test]
+    fn what_is_kept_stays_unless_there_is_nothing() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("spill");
+        let config = BackingConfig {
+            keep: BackingKeep::Keep,
+            ..BackingConfig::new(&path)
+        };
+        drop(FileBacking::open(&config).expect("made"));
+        assert!(!path.exists());
+        let backing = FileBacking::open(&config).expect("made");
+        let header = crate::spill::log::segment_header(7);
+        backing.write(StoreSegment(0), 0, &header).expect("written");
+        drop(backing);
+        assert_eq!(fs::read(&path).expect("there"), header);
+        drop(opens(&path).expect("an old spill"));
     }
 
     #[test]
@@ -381,8 +502,8 @@ mod tests {
             assert!(said.contains(says), "{said}");
         }
         let small = BackingConfig {
-            path: dir.path().join("spill"),
             size: Some(1 << 20),
+            ..BackingConfig::new(dir.path().join("spill"))
         };
         assert!(FileBacking::open(&small).expect_err("refused").is_usage());
         assert!(!dir.path().join("spill").exists());

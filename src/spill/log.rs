@@ -6,7 +6,7 @@
 //!
 //! Invariant: an offset in a use of a segment is given out at most once an attempt; attempts are
 //! counted up when an append failed and its place is given out again. So no two records ever have
-//! the same address, sequence number and attempt.
+//! the same address, sequence number and attempt, and these make a nonce.
 
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::backing::Backing;
 use super::blocks::{BLOCK, BlockBuf};
-use super::record::{self, RecordAddress};
+use super::record::{RecordAddress, RecordFormat};
 use super::segment::{SEGMENT_BYTES, SegmentIndex, SegmentTable};
 use super::stores::{STORES, StoreIndex, Stores};
 
@@ -105,10 +105,10 @@ impl Target {
         RecordAddress::from_byte(self.segment.byte() + u64::from(self.offset) + at as u64)
     }
 
-    /// Writes the checksum of the record of an object of `len` bytes, `at` bytes into `append`.
-    pub(crate) fn seal(&self, append: &mut [u8], at: usize, len: usize) {
+    /// Seals the record of an object of `len` bytes, `at` bytes into `append`, for its place.
+    pub(crate) fn seal(&self, format: &RecordFormat, append: &mut [u8], at: usize, len: usize) {
         let (bytes, address) = (&mut append[at..], self.address(at));
-        record::seal(bytes, len, address, self.sequence, self.attempt);
+        format.seal(bytes, len, address, self.sequence, self.attempt);
     }
 
     /// Writes the append. Any thread may call it.
@@ -206,11 +206,12 @@ pub(crate) struct SegmentLog {
 }
 
 impl SegmentLog {
-    /// A log without a backing.
+    /// A log without a backing, whose segment uses have numbers behind `sequence`.
     pub(crate) fn new(
         stores: Arc<Stores>,
         table: Arc<SegmentTable>,
         counts: Arc<LogCounts>,
+        sequence: u64,
     ) -> Self {
         Self {
             stores,
@@ -219,7 +220,7 @@ impl SegmentLog {
             spaces: Default::default(),
             current: None,
             heads: [None; 2],
-            last_sequence: 0,
+            last_sequence: sequence,
         }
     }
 

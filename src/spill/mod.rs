@@ -3,12 +3,17 @@
 //! ```text
 //! segment: | header | record | record | ...                 |  2 MiB
 //! record:  | checksum page len codec | object | padding |      multiple of 16 bytes
+//!    or    | tag len | page codec object padding, encrypted |
 //! ```
 //!
 //! Only the writeback thread gives out places, through its [`SegmentLog`]; its helpers write
 //! there, any thread reads. A reader holds no lock and pins nothing: a segment may be freed and
 //! written anew under it. The checksum, which is bound to the record's place and to the segment's
-//! sequence number, tells.
+//! sequence number, tells; so does the tag.
+//!
+//! Whoever has the file of an encrypted spill, and not this process's memory, learns from it how
+//! many segments were written and how full each is, and from several copies of it when. Not which
+//! pages are in it, where one ends, nor how well any compressed.
 
 mod backing;
 mod blocks;
@@ -19,8 +24,10 @@ mod faulty;
 mod file;
 mod log;
 mod record;
+mod seal;
 mod segment;
 mod stores;
+mod wipe;
 
 pub(crate) use backing::Backing;
 pub(crate) use blocks::{BLOCK, BlockBuf};
@@ -29,6 +36,11 @@ pub(crate) use change::Leave;
 pub(crate) use faulty::FaultyBacking;
 pub(crate) use file::FileBacking;
 pub(crate) use log::{Head, LogCounts, LogFull, MIN_APPEND, SegmentLog, Target};
-pub(crate) use record::{DamagedRecord, MAX_RECORD_LEN, Record, RecordAddress, record_len};
+pub(crate) use record::{
+    MAX_RECORD_LEN, Record, RecordAddress, RecordBuf, RecordFormat, random_sequence,
+};
 pub(crate) use segment::{SEGMENT_BYTES, SegmentIndex, SegmentTable};
+#[cfg(test)]
+pub(crate) use stores::StoreSegment;
 pub(crate) use stores::Stores;
+pub use wipe::wipe_spill;

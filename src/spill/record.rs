@@ -1,4 +1,6 @@
-//! Records: one spilled object each, with a checksum.
+//! Records: one spilled object each, that can be told from anything else.
+//!
+//! Checked, they can be read by whoever has the file:
 //!
 //! | bytes  | little-endian field                                                 |
 //! |--------|---------------------------------------------------------------------|
@@ -9,24 +11,51 @@
 //! | 11     | attempt to write here in this use of the segment                    |
 //! | 12..   | the object; zeroes up to a multiple of 16                           |
 //!
-//! The sequence number of the segment, plus the attempt, and the record's address go into the checksum but not into
-//! the record: one that is read back from the wrong place, or that an earlier use of the segment
-//! left there, does not verify.
+//! Sealed, they look random, down to where one ends and the next begins:
+//!
+//! | bytes  | little-endian field                                                 |
+//! |--------|---------------------------------------------------------------------|
+//! | 0..16  | AES-256-GCM tag over the length, the address, and all that follows  |
+//! | 16..18 | bytes of the object, less one, masked                               |
+//! | 18     | attempt, masked                                                     |
+//! | 19..23 | page, encrypted like all that follows                               |
+//! | 23     | codec                                                               |
+//! | 24..   | the object; zeroes up to a multiple of 16                           |
+//!
+//! The sequence number of the segment, plus the attempt, and the record's address go into the
+//! checksum, and into the nonce and what the tag covers, but not into the record: one that is read
+//! back from the wrong place, or that an earlier use of the segment left there, does not verify. A
+//! log starts with a random sequence number ([`random_sequence`]), so nor does one that another
+//! device left.
+
+use std::fmt;
+use std::sync::Arc;
+
+use ring::rand::{SecureRandom, SystemRandom};
 
 use super::blocks::BlockBuf;
+use super::seal::{NotSealed, SealKey, TAG_LEN};
 use crate::codec::Codec;
+use crate::error::{Error, Result};
 use crate::units::{PAGE_SIZE, PageIndex};
 
 /// Bytes that record addresses and lengths are multiples of.
-const RECORD_ALIGN: usize = 16;
-const HEADER_LEN: usize = 12;
-const ATTEMPT: usize = 11;
+pub(super) const RECORD_ALIGN: usize = 16;
 
-/// The longest record, of a raw page.
-pub(crate) const MAX_RECORD_LEN: usize = record_len(PAGE_SIZE);
+const CHECKED_HEADER_LEN: usize = 12;
+const SEALED_HEADER_LEN: usize = 24;
+/// Where the encrypted part of a sealed record starts.
+const ENCRYPTED: usize = TAG_LEN + 3;
+
+/// The longest record: of a raw page, sealed.
+pub(crate) const MAX_RECORD_LEN: usize =
+    (SEALED_HEADER_LEN + PAGE_SIZE).next_multiple_of(RECORD_ALIGN);
+
+/// Room for any record.
+pub(crate) type RecordBuf = [u8; MAX_RECORD_LEN];
 
 /// Where a record starts in the backing, in units of 16 bytes; below 2^41.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct RecordAddress(pub(crate) u64);
 
 impl RecordAddress {
@@ -38,11 +67,6 @@ impl RecordAddress {
     pub(crate) fn byte(self) -> u64 {
         self.0 * RECORD_ALIGN as u64
     }
-}
-
-/// Bytes of the record of an object of `len` bytes.
-pub(crate) const fn record_len(len: usize) -> usize {
-    (HEADER_LEN + len).next_multiple_of(RECORD_ALIGN)
 }
 
 /// The bytes are not the record that should be there.
@@ -57,75 +81,195 @@ pub(crate) struct Record<'a> {
     pub(crate) data: &'a [u8],
 }
 
-impl<'a> Record<'a> {
-    /// Appends the record to `out`; its checksum comes later, with [`seal`].
-    pub(crate) fn encode(&self, out: &mut BlockBuf) {
-        let end = out.len() + record_len(self.data.len());
-        out.extend_from_slice(&[0; 4]);
-        out.extend_from_slice(&self.page.0.to_le_bytes());
-        out.extend_from_slice(&(self.data.len() as u16 - 1).to_le_bytes());
-        out.extend_from_slice(&[self.codec as u8, 0]);
-        out.extend_from_slice(self.data);
-        out.pad_to(end);
-    }
+/// How a device writes its records; fixed for its life.
+#[derive(Clone, Default)]
+pub(crate) enum RecordFormat {
+    /// With a checksum.
+    #[default]
+    Checked,
+    /// Encrypted and authenticated.
+    Sealed(Arc<SealKey>),
+}
 
-    /// Reads the record that starts `bytes`, which may go on after it.
-    ///
-    /// # Errors
-    /// [`DamagedRecord`] if it is not one that was written at `at` in segment use `sequence`.
-    pub(crate) fn decode(
-        bytes: &'a [u8],
-        at: RecordAddress,
-        sequence: u64,
-    ) -> Result<Self, DamagedRecord> {
-        let record = Self::parse(bytes)?;
-        let covered = &bytes[4..HEADER_LEN + record.data.len()];
-        let sequence = sequence + u64::from(bytes[ATTEMPT]);
-        if bytes[..4] == checksum(covered, at, sequence).to_le_bytes() {
-            Ok(record)
-        } else {
-            Err(DamagedRecord)
-        }
-    }
-
-    /// The object, of `len` bytes, of the record that starts `bytes` and has been proved.
-    pub(crate) fn data(bytes: &[u8], len: usize) -> &[u8] {
-        &bytes[HEADER_LEN..][..len]
-    }
-
-    /// Reads the record that starts `bytes`, unproved: one that is still in memory.
-    ///
-    /// # Errors
-    /// [`DamagedRecord`] if it cannot be a record.
-    pub(crate) fn parse(bytes: &'a [u8]) -> Result<Self, DamagedRecord> {
-        let (header, rest) = bytes
-            .split_first_chunk::<HEADER_LEN>()
-            .ok_or(DamagedRecord)?;
-        let [_, _, _, _, p0, p1, p2, p3, l0, l1, codec, _] = *header;
-        let len = usize::from(u16::from_le_bytes([l0, l1])) + 1;
-        let data = rest
-            .get(..len)
-            .filter(|_| len <= PAGE_SIZE)
-            .ok_or(DamagedRecord)?;
-        Ok(Self {
-            page: PageIndex(u32::from_le_bytes([p0, p1, p2, p3])),
-            codec: Codec::from_bits(codec).ok_or(DamagedRecord)?,
-            data,
+impl fmt::Debug for RecordFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Checked => "Checked",
+            Self::Sealed(_) => "Sealed",
         })
-    }
-
-    /// Bytes from the start of this record to the start of the next.
-    pub(crate) fn len(&self) -> usize {
-        record_len(self.data.len())
     }
 }
 
-/// Writes the checksum of the record of an object of `len` bytes that starts `bytes`.
-pub(super) fn seal(bytes: &mut [u8], len: usize, at: RecordAddress, sequence: u64, attempt: u8) {
-    bytes[ATTEMPT] = attempt;
-    let sequence = sequence + u64::from(attempt);
-    let checksum = checksum(&bytes[4..HEADER_LEN + len], at, sequence);
-    bytes[..4].copy_from_slice(&checksum.to_le_bytes());
+impl RecordFormat {
+    /// A format that only this process can read, under a new key.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if no memory can be locked for the key.
+    pub(crate) fn sealed() -> Result<Self> {
+        SealKey::random().map(|key| Self::Sealed(Arc::new(key)))
+    }
+
+    fn header_len(&self) -> usize {
+        match self {
+            Self::Checked => CHECKED_HEADER_LEN,
+            Self::Sealed(_) => SEALED_HEADER_LEN,
+        }
+    }
+
+    /// Bytes of the record of an object of `len` bytes.
+    pub(crate) fn record_len(&self, len: usize) -> usize {
+        (self.header_len() + len).next_multiple_of(RECORD_ALIGN)
+    }
+
+    /// Appends a record to `out`; it is to be sealed with [`RecordFormat::seal`] once its place is
+    /// known.
+    pub(crate) fn encode(&self, record: Record<'_>, out: &mut BlockBuf) {
+        let Record { page, codec, data } = record;
+        let end = out.len() + self.record_len(data.len());
+        let len = (data.len() as u16 - 1).to_le_bytes();
+        match self {
+            Self::Checked => {
+                out.extend_from_slice(&[0; 4]);
+                out.extend_from_slice(&page.0.to_le_bytes());
+                out.extend_from_slice(&len);
+                out.extend_from_slice(&[codec as u8, 0]);
+            }
+            Self::Sealed(_) => {
+                out.extend_from_slice(&[0; TAG_LEN]);
+                out.extend_from_slice(&len);
+                out.extend_from_slice(&[0]);
+                out.extend_from_slice(&page.0.to_le_bytes());
+                out.extend_from_slice(&[codec as u8]);
+            }
+        }
+        out.extend_from_slice(data);
+        out.pad_to(end);
+    }
+
+    /// Reads the record that starts `bytes` and that [`RecordFormat::encode`] wrote there: one that
+    /// is still in memory, unproved and not sealed.
+    ///
+    /// # Errors
+    /// [`DamagedRecord`] if it cannot be a record.
+    pub(crate) fn parse<'a>(&self, bytes: &'a [u8]) -> Result<Record<'a>, DamagedRecord> {
+        let (header, rest) = bytes
+            .split_at_checked(self.header_len())
+            .ok_or(DamagedRecord)?;
+        let (page, len, codec) = match (self, header) {
+            (Self::Checked, &[_, _, _, _, p0, p1, p2, p3, l0, l1, codec, _]) => {
+                ([p0, p1, p2, p3], [l0, l1], codec)
+            }
+            (Self::Sealed(_), &[.., l0, l1, _, p0, p1, p2, p3, codec]) => {
+                ([p0, p1, p2, p3], [l0, l1], codec)
+            }
+            _ => return Err(DamagedRecord),
+        };
+        let len = usize::from(u16::from_le_bytes(len)) + 1;
+        Ok(Record {
+            page: PageIndex(u32::from_le_bytes(page)),
+            codec: Codec::from_bits(codec).ok_or(DamagedRecord)?,
+            data: rest
+                .get(..len)
+                .filter(|_| len <= PAGE_SIZE)
+                .ok_or(DamagedRecord)?,
+        })
+    }
+
+    /// Makes the encoded record of an object of `len` bytes that starts `bytes` the record at `at`
+    /// in segment use `sequence`, written in that `attempt`. With one address, sequence number and
+    /// attempt this is done once.
+    pub(super) fn seal(
+        &self,
+        bytes: &mut [u8],
+        len: usize,
+        at: RecordAddress,
+        sequence: u64,
+        attempt: u8,
+    ) {
+        let bytes = &mut bytes[..self.record_len(len)];
+        let tried = sequence + u64::from(attempt);
+        match self {
+            Self::Checked => {
+                bytes[CHECKED_HEADER_LEN - 1] = attempt;
+                let checksum = checksum(&bytes[4..CHECKED_HEADER_LEN + len], at, tried);
+                bytes[..4].copy_from_slice(&checksum.to_le_bytes());
+            }
+            Self::Sealed(key) => {
+                let len = len as u16 - 1;
+                let (header, encrypted) = bytes.split_at_mut(ENCRYPTED);
+                let tag = key.seal(encrypted, len, at, tried);
+                header[..TAG_LEN].copy_from_slice(tag.as_ref());
+                let masked = len ^ key.mask(at, tried).len;
+                header[TAG_LEN..TAG_LEN + 2].copy_from_slice(&masked.to_le_bytes());
+                header[TAG_LEN + 2] = attempt ^ key.mask(at, sequence).attempt;
+            }
+        }
+    }
+
+    /// Reads the record that starts `bytes`, which may go on after it; `scratch` is for one that
+    /// is encrypted.
+    ///
+    /// # Errors
+    /// [`DamagedRecord`] if it is not one that was written at `at` in segment use `sequence`.
+    pub(crate) fn open<'a>(
+        &self,
+        bytes: &'a [u8],
+        scratch: &'a mut RecordBuf,
+        at: RecordAddress,
+        sequence: u64,
+    ) -> Result<Record<'a>, DamagedRecord> {
+        match self {
+            Self::Checked => {
+                let record = self.parse(bytes)?;
+                let covered = &bytes[4..CHECKED_HEADER_LEN + record.data.len()];
+                let tried = sequence + u64::from(bytes[CHECKED_HEADER_LEN - 1]);
+                let expected = checksum(covered, at, tried).to_le_bytes();
+                (bytes[..4] == expected)
+                    .then_some(record)
+                    .ok_or(DamagedRecord)
+            }
+            Self::Sealed(key) => {
+                self.decrypt(key, bytes, scratch, at, sequence)?;
+                self.parse(scratch)
+            }
+        }
+    }
+
+    /// The object, of `len` bytes, of the record that was opened from `bytes` with `scratch`.
+    pub(crate) fn data<'a>(&self, bytes: &'a [u8], scratch: &'a RecordBuf, len: usize) -> &'a [u8] {
+        let encoded = match self {
+            Self::Checked => bytes,
+            Self::Sealed(_) => scratch,
+        };
+        &encoded[self.header_len()..][..len]
+    }
+
+    /// Makes `scratch` start with the encoded form of a sealed record.
+    fn decrypt(
+        &self,
+        key: &SealKey,
+        bytes: &[u8],
+        scratch: &mut RecordBuf,
+        at: RecordAddress,
+        sequence: u64,
+    ) -> Result<(), DamagedRecord> {
+        let (header, _) = bytes
+            .split_first_chunk::<SEALED_HEADER_LEN>()
+            .ok_or(DamagedRecord)?;
+        let [tag @ .., l0, l1, attempt, _, _, _, _, _] = *header;
+        let tried = sequence + u64::from(attempt ^ key.mask(at, sequence).attempt);
+        let len = u16::from_le_bytes([l0, l1]) ^ key.mask(at, tried).len;
+        let sealed = (usize::from(len) < PAGE_SIZE)
+            .then(|| bytes.get(..self.record_len(usize::from(len) + 1)))
+            .flatten()
+            .ok_or(DamagedRecord)?;
+        let opened = &mut scratch[..sealed.len()];
+        opened.copy_from_slice(sealed);
+        key.open(tag, &mut opened[ENCRYPTED..], len, at, tried)
+            .map_err(|NotSealed| DamagedRecord)?;
+        opened[TAG_LEN..TAG_LEN + 2].copy_from_slice(&len.to_le_bytes());
+        Ok(())
+    }
 }
 
 fn checksum(covered: &[u8], at: RecordAddress, sequence: u64) -> u32 {
@@ -135,59 +279,132 @@ fn checksum(covered: &[u8], at: RecordAddress, sequence: u64) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&place), covered)
 }
 
+/// The number before a log's first: 47 random bits over 16 zeroes. So what an earlier device left
+/// in a backing is of other sequence numbers than any that this one comes to use there.
+///
+/// # Errors
+/// [`Error::Io`] if the kernel has no randomness.
+pub(crate) fn random_sequence() -> Result<u64> {
+    let mut bytes = [0; 8];
+    let filled = SystemRandom::new().fill(&mut bytes[2..]);
+    filled.map_err(|_| Error::io("number the segments", std::io::ErrorKind::Unsupported))?;
+    // Room to count upwards for ever.
+    Ok(u64::from_le_bytes(bytes) >> 1 & !0xffff)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     const AT: RecordAddress = RecordAddress(77);
 
-    fn sealed(data: &[u8]) -> Vec<u8> {
-        let record = Record {
+    fn formats() -> [RecordFormat; 2] {
+        let sealed = RecordFormat::sealed().expect("a page can be locked");
+        [RecordFormat::Checked, sealed]
+    }
+
+    fn record(data: &[u8]) -> Record<'_> {
+        Record {
             page: PageIndex(0xfedc_ba98),
             codec: Codec::Lz4,
             data,
-        };
+        }
+    }
+
+    fn sealed(format: &RecordFormat, data: &[u8]) -> Vec<u8> {
+        sealed_at(format, data, AT, 0)
+    }
+
+    fn sealed_at(format: &RecordFormat, data: &[u8], at: RecordAddress, attempt: u8) -> Vec<u8> {
         let mut bytes = BlockBuf::default();
-        record.encode(&mut bytes);
-        assert_eq!(bytes.len(), record.len());
-        seal(&mut bytes, data.len(), AT, 5, 0);
-        assert_eq!(Record::decode(&bytes, AT, 5), Ok(record));
+        format.encode(record(data), &mut bytes);
+        assert_eq!(bytes.len(), format.record_len(data.len()));
+        assert_eq!(format.parse(&bytes), Ok(record(data)));
+        format.seal(&mut bytes, data.len(), at, 5, attempt);
+        let mut scratch = [0; MAX_RECORD_LEN];
+        let opened = format.open(&bytes, &mut scratch, at, 5);
+        assert_eq!(opened, Ok(record(data)));
         bytes.to_vec()
+    }
+
+    fn is_refused(format: &RecordFormat, bytes: &[u8], at: RecordAddress, sequence: u64) -> bool {
+        let mut scratch = [0; MAX_RECORD_LEN];
+        format.open(bytes, &mut scratch, at, sequence) == Err(DamagedRecord)
     }
 
     #[test]
     fn round_trips_at_every_length() {
         let data: Vec<u8> = (0..PAGE_SIZE).map(|i| (i * 7) as u8).collect();
-        for len in 1..=PAGE_SIZE {
-            assert_eq!(sealed(&data[..len]).len() % RECORD_ALIGN, 0);
+        for format in formats() {
+            for len in 1..=PAGE_SIZE {
+                let record_len = sealed(&format, &data[..len]).len();
+                assert!(record_len.is_multiple_of(RECORD_ALIGN) && record_len <= MAX_RECORD_LEN);
+            }
         }
     }
 
     #[test]
     fn every_flipped_bit_is_found() {
         let data: Vec<u8> = (0..100).collect();
-        let good = sealed(&data);
-        for bit in 0..(HEADER_LEN + data.len()) * 8 {
-            let mut bytes = good.clone();
-            bytes[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(
-                Record::decode(&bytes, AT, 5),
-                Err(DamagedRecord),
-                "bit {bit}"
-            );
+        for format in formats() {
+            let good = sealed(&format, &data);
+            for bit in 0..(format.header_len() + data.len()) * 8 {
+                let mut bytes = good.clone();
+                bytes[bit / 8] ^= 1 << (bit % 8);
+                assert!(is_refused(&format, &bytes, AT, 5), "{format:?}: bit {bit}");
+            }
         }
     }
 
     #[test]
     fn a_record_from_elsewhere_or_earlier_is_found() {
-        let bytes = sealed(b"data");
-        assert_eq!(Record::decode(&bytes, AT, 6), Err(DamagedRecord));
-        assert_eq!(
-            Record::decode(&bytes, RecordAddress(78), 5),
-            Err(DamagedRecord)
-        );
-        for len in 0..bytes.len().min(HEADER_LEN + 4) {
-            assert_eq!(Record::decode(&bytes[..len], AT, 5), Err(DamagedRecord));
+        for format in formats() {
+            let bytes = sealed(&format, b"data");
+            assert!(is_refused(&format, &bytes, AT, 6));
+            assert!(is_refused(&format, &bytes, RecordAddress(78), 5));
+            // The same offset in the next segment.
+            let next = RecordAddress(AT.0 + super::super::SEGMENT_BYTES / 16);
+            assert!(is_refused(&format, &bytes, next, 5));
+            for len in 0..format.header_len() + 4 {
+                assert!(is_refused(&format, &bytes[..len], AT, 5));
+            }
         }
+    }
+
+    #[test]
+    fn a_sealed_record_is_of_one_key_and_shows_nothing() {
+        let [_, ours] = formats();
+        let [_, other] = formats();
+        let data = [0x55; 512];
+        let bytes = sealed(&ours, &data);
+        assert!(is_refused(&other, &bytes, AT, 5));
+        assert!(is_refused(&RecordFormat::Checked, &bytes, AT, 5));
+        // Neither the object, nor the page, nor a run of padding.
+        let shown = |needle: &[u8]| bytes.windows(needle.len()).any(|window| window == needle);
+        assert!(!shown(&data[..8]) && !shown(&0xfedc_ba98u32.to_le_bytes()) && !shown(&[0; 6]));
+    }
+
+    #[test]
+    fn the_same_object_is_another_ciphertext_in_each_place() {
+        let [_, format] = formats();
+        let mut seen = std::collections::HashSet::new();
+        for (at, attempt) in [(77, 0), (78, 0), (77, 1), (77, 255)] {
+            let bytes = sealed_at(&format, &[9; 64], RecordAddress(at), attempt);
+            let (header, encrypted) = bytes.split_at(ENCRYPTED);
+            assert!(seen.insert(encrypted.to_vec()) && seen.insert(header.to_vec()));
+        }
+    }
+
+    #[test]
+    fn a_log_starts_anywhere_and_with_room_to_count() {
+        let starts: Vec<u64> = (0..4)
+            .map(|_| random_sequence().expect("randomness"))
+            .collect();
+        assert!(
+            starts
+                .iter()
+                .all(|start| start.is_multiple_of(1 << 16) && *start < 1 << 63)
+        );
+        assert!(starts.windows(2).all(|pair| pair[0] != pair[1]));
     }
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use crossbeam::queue::SegQueue;
 use zerocopy::FromZeros;
 
-use super::record::{RecordAddress, record_len};
+use super::record::{RecordAddress, RecordFormat};
 use super::stores::{STORES, StoreSegment};
 use crate::memory::LazyTable;
 use crate::writeback::Waker;
@@ -46,7 +46,7 @@ impl StoreSegment {
 
 #[derive(FromZeros)]
 struct Entry {
-    /// Number of this use of the segment, from 1; other uses have other numbers.
+    /// Number of this use of the segment; other uses have other numbers, and 0 is none.
     sequence: AtomicU64,
     /// Bytes of the records that slots refer to.
     live: AtomicU32,
@@ -62,16 +62,18 @@ pub(crate) struct SegmentTable {
     /// Segments whose last record was released, for the writeback thread to free.
     emptied: SegQueue<SegmentIndex>,
     waker: Arc<Waker>,
+    format: RecordFormat,
 }
 
 impl SegmentTable {
-    /// A table that nothing refers to; `waker` is called when a segment is emptied or sparse.
-    pub(crate) fn new(waker: Arc<Waker>) -> Self {
+    /// A table of segments of records of `format` that nothing refers to; `waker` is called when a segment is emptied or sparse.
+    pub(crate) fn new(format: RecordFormat, waker: Arc<Waker>) -> Self {
         Self {
             entries: OnceLock::new(),
             live_bytes: AtomicU64::new(0),
             emptied: SegQueue::new(),
             waker,
+            format,
         }
     }
 
@@ -90,7 +92,7 @@ impl SegmentTable {
 
     /// Counts a slot's new reference to the record of an object of `len` bytes.
     pub(crate) fn retain(&self, record: RecordAddress, len: usize) {
-        let bytes = record_len(len) as u32;
+        let bytes = self.format.record_len(len) as u32;
         self.entry(SegmentIndex::of(record))
             .live
             .fetch_add(bytes, Ordering::Relaxed);
@@ -100,7 +102,7 @@ impl SegmentTable {
 
     /// Counts that a slot no longer refers to a record.
     pub(crate) fn release(&self, record: RecordAddress, len: usize) {
-        let bytes = record_len(len) as u32;
+        let bytes = self.format.record_len(len) as u32;
         let segment = SegmentIndex::of(record);
         self.live_bytes
             .fetch_sub(u64::from(bytes), Ordering::Relaxed);

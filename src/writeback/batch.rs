@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use crate::device::core::Core;
 use crate::device::layout::ShardIndex;
 use crate::shard::{Evicted, Slot, SlotIndex, SlotState};
-use crate::spill::{BLOCK, BlockBuf, Record, SegmentIndex, Target, record_len};
+use crate::spill::{BLOCK, BlockBuf, Record, RecordFormat, SegmentIndex, Target};
 use crate::units::PageIndex;
 
 /// Most bytes of one append, a multiple of [`BLOCK`].
@@ -27,6 +27,7 @@ struct Entry {
 /// The bytes of an append, and what is in them.
 #[derive(Default)]
 pub(super) struct Batch {
+    format: RecordFormat,
     /// Records in the order in which they came.
     collected: BlockBuf,
     entries: Vec<Entry>,
@@ -38,10 +39,11 @@ pub(super) struct Batch {
 
 impl Batch {
     /// A batch with room for any that is collected, so that no memory is needed when it is short.
-    pub(super) fn new() -> Self {
+    pub(super) fn new(format: RecordFormat) -> Self {
         const SMALLEST_RECORD: usize = 32;
         const ENTRIES: usize = MAX_BATCH / SMALLEST_RECORD;
         Self {
+            format,
             collected: BlockBuf::with_capacity(MAX_BATCH),
             entries: Vec::with_capacity(ENTRIES),
             order: Vec::with_capacity(ENTRIES),
@@ -77,7 +79,8 @@ impl Batch {
             data,
         } = evicted;
         let at = self.collected.len();
-        Record { page, codec, data }.encode(&mut self.collected);
+        let record = Record { page, codec, data };
+        self.format.encode(record, &mut self.collected);
         self.entries.push(Entry {
             shard,
             index,
@@ -93,11 +96,12 @@ impl Batch {
         target.start_len() + self.len()
     }
 
-    /// Lays the records out for `target`, with their checksums, and returns the bytes to append.
+    /// Lays the records out for `target`, sealed for their places, and returns the bytes to append.
     /// They go by page, so that neighbours on the device, which are often read together, are
     /// neighbours in the segment.
     pub(super) fn lay_out(&mut self, target: &Target) -> &[u8] {
         let Self {
+            format,
             collected,
             entries,
             order,
@@ -110,10 +114,10 @@ impl Batch {
         target.start(append);
         for &i in &*order {
             let entry = &mut entries[i as usize];
-            let record = &collected[entry.at..][..record_len(entry.len)];
+            let record = &collected[entry.at..][..format.record_len(entry.len)];
             entry.at = append.len();
             append.extend_from_slice(record);
-            target.seal(append, entry.at, entry.len);
+            target.seal(format, append, entry.at, entry.len);
         }
         append.pad_to(append.len().next_multiple_of(BLOCK));
         append
@@ -138,7 +142,7 @@ impl Batch {
     /// no room for all of them.
     pub(super) fn store(&self, core: &Core) -> bool {
         self.entries.iter().all(|entry| {
-            let Ok(record) = Record::parse(&self.collected[entry.at..]) else {
+            let Ok(record) = self.format.parse(&self.collected[entry.at..]) else {
                 unreachable!("the record was encoded by `push`");
             };
             let mut shard = core.shard(entry.shard);
@@ -149,8 +153,8 @@ impl Batch {
 }
 
 /// Adds up the live bytes of the segment that a written-back slot refers to.
-pub(super) fn count_live(live: &mut HashMap<SegmentIndex, u32>, slot: Slot) {
+pub(super) fn count_live(live: &mut HashMap<SegmentIndex, u32>, format: &RecordFormat, slot: Slot) {
     if let SlotState::WrittenBack { record, len, .. } = slot.state() {
-        *live.entry(SegmentIndex::of(record)).or_default() += record_len(len) as u32;
+        *live.entry(SegmentIndex::of(record)).or_default() += format.record_len(len) as u32;
     }
 }

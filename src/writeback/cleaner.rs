@@ -4,9 +4,12 @@ use std::ops::Range;
 
 use crate::device::core::Core;
 use crate::shard::{Evicted, Slot};
-use crate::spill::{Head, Leave, Record, RecordAddress, SEGMENT_BYTES, SegmentIndex};
+use crate::spill::{
+    Head, Leave, MAX_RECORD_LEN, Record, RecordAddress, SEGMENT_BYTES, SegmentIndex,
+};
 
 use super::batch::MAX_BATCH;
+use super::salvage::Salvage;
 use super::{Batch, Writeback};
 
 /// Above this many live bytes a segment is not worth cleaning: what moving it would gain is less
@@ -93,10 +96,41 @@ impl Writeback {
 
     fn clean(&mut self, segment: SegmentIndex) -> Result<bool, &'static str> {
         let written = self.read_segment(segment)?;
-        let cleaned = self.move_live(segment, &written);
+        let cleaned = self.empty(segment, &written);
         let landed = self.land_all();
-        self.log.end_cleaning(segment, cleaned == Cleaned::Damaged);
+        let damaged = cleaned == Cleaned::Damaged && landed.is_ok();
+        self.log.end_cleaning(segment, damaged);
         landed.map(|()| cleaned != Cleaned::NoRoom)
+    }
+
+    /// Moves the live records of the segment whose contents are in `self.segment`, in the ranges
+    /// that were `written`, to the log's end, or to memory if there is none.
+    fn empty(&mut self, segment: SegmentIndex, written: &[Range<u32>]) -> Cleaned {
+        let mut walk = Walk::new(segment, written);
+        if !self.move_from(&mut walk) {
+            return Cleaned::NoRoom;
+        }
+        if !walk.damaged {
+            return Cleaned::All;
+        }
+        // What is on its way no longer refers to the segment once it has landed. A failure is noted
+        // and logged, and the next append tells.
+        let _ = self.land_all();
+        let mut salvage = Salvage::new(&self.core, segment);
+        match (self.move_from(&mut salvage), salvage.damaged) {
+            (false, _) => Cleaned::NoRoom,
+            (true, 0) => Cleaned::All,
+            (true, _) => Cleaned::Damaged,
+        }
+    }
+
+    /// Returns false if there was nowhere to write.
+    fn move_from(&mut self, source: &mut dyn Source) -> bool {
+        if self.core.stores.spills() {
+            self.move_live(source)
+        } else {
+            self.bring_back(source)
+        }
     }
 
     fn read_segment(&mut self, segment: SegmentIndex) -> Result<Vec<Range<u32>>, &'static str> {
@@ -107,28 +141,26 @@ impl Writeback {
         })
     }
 
-    /// Sends the live records of the segment whose contents are in `self.segment`, in the ranges
-    /// that were `written`, to the log's end.
-    fn move_live(&mut self, segment: SegmentIndex, written: &[Range<u32>]) -> Cleaned {
-        let mut walk = Walk::new(segment, written);
-        while !walk.is_over() {
+    /// Sends live records, whose segment's contents are in `self.segment`, to the log's end.
+    fn move_live(&mut self, source: &mut dyn Source) -> bool {
+        while !source.is_over() {
             if self.log.free_segments() == 0 {
                 // One after the other, so that the place of one that fails can be used again.
                 let _ = self.land_all();
             }
             // The batch first: until it is taken others may land and change where the log ends.
             let Some(mut batch) = self.take_batch() else {
-                return Cleaned::NoRoom;
+                return false;
             };
             let Ok(target) = self.log.target(Head::Moved, 0) else {
                 self.flights.give_back(batch);
-                return Cleaned::NoRoom;
+                return false;
             };
             let room = target.room().min(MAX_BATCH) - target.start_len();
-            walk.pick_live(&self.core, &mut batch, &self.segment, room);
+            source.pick_live(&self.core, &mut batch, &self.segment, room);
             self.launch(target, batch, Vec::new());
         }
-        walk.end()
+        true
     }
 
     /// Does a step of a backing's leaving: moves the live records of one of its segments to the
@@ -146,13 +178,10 @@ impl Writeback {
         };
         let read = self.read_segment(segment);
         let written = read.map_err(|_| "it cannot be read")?;
-        let cleaned = if self.core.stores.spills() {
-            self.move_live(segment, &written)
-        } else {
-            self.bring_back(segment, &written)
-        };
+        let cleaned = self.empty(segment, &written);
         let landed = self.land_all();
-        self.log.end_cleaning(segment, cleaned == Cleaned::Damaged);
+        let damaged = cleaned == Cleaned::Damaged && landed.is_ok();
+        self.log.end_cleaning(segment, damaged);
         landed.map_err(|_| "the backing that takes its place cannot be written to")?;
         match cleaned {
             Cleaned::NoRoom => Err("there is no room for what it holds"),
@@ -160,28 +189,36 @@ impl Writeback {
         }
     }
 
-    /// Stores the live records of the segment whose contents are in `self.segment` in memory.
-    fn bring_back(&mut self, segment: SegmentIndex, written: &[Range<u32>]) -> Cleaned {
+    /// Stores live records, whose segment's contents are in `self.segment`, in memory.
+    fn bring_back(&mut self, source: &mut dyn Source) -> bool {
         let Some(mut batch) = self.take_batch() else {
-            return Cleaned::NoRoom;
+            return false;
         };
-        let mut walk = Walk::new(segment, written);
         let mut stored = true;
-        while stored && !walk.is_over() {
+        while stored && !source.is_over() {
             batch.clear();
-            walk.pick_live(&self.core, &mut batch, &self.segment, MAX_BATCH);
+            source.pick_live(&self.core, &mut batch, &self.segment, MAX_BATCH);
             stored = batch.store(&self.core);
         }
         self.flights.give_back(batch);
-        if stored { walk.end() } else { Cleaned::NoRoom }
+        stored
     }
+}
+
+/// What finds the live records of a segment.
+pub(super) trait Source {
+    /// Whether all were found.
+    fn is_over(&self) -> bool;
+
+    /// Adds some from the segment's `bytes` to the batch, until it has `limit` bytes.
+    fn pick_live(&mut self, core: &Core, batch: &mut Batch, bytes: &[u8], limit: usize);
 }
 
 /// How cleaning a segment ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Cleaned {
     All,
-    /// But for records that do not verify, and those that such a one hides.
+    /// But for records that do not verify.
     Damaged,
     /// Until there was nowhere to write.
     NoRoom,
@@ -206,28 +243,22 @@ impl<'a> Walk<'a> {
         }
     }
 
-    fn is_over(&self) -> bool {
-        self.written.is_empty()
-    }
-
-    fn end(&self) -> Cleaned {
-        if self.damaged {
-            Cleaned::Damaged
-        } else {
-            Cleaned::All
-        }
-    }
-
     fn next_append(&mut self) {
         self.written = &self.written[1..];
         self.at = self.written.first().map_or(0, |next| next.start as usize);
     }
+}
 
-    /// Adds live records from the segment's `bytes` to the batch until it has `limit` bytes. Where
-    /// the next record starts after one that does not verify is unknown, so the rest of its append
-    /// stays where it is.
+impl Source for Walk<'_> {
+    fn is_over(&self) -> bool {
+        self.written.is_empty()
+    }
+
+    /// Where the next record starts after one that does not verify is unknown, so it goes on with
+    /// the next append.
     fn pick_live(&mut self, core: &Core, batch: &mut Batch, bytes: &[u8], limit: usize) {
         let sequence = core.segments.sequence(self.segment);
+        let mut scratch = [0; MAX_RECORD_LEN];
         while let Some(append) = self.written.first() {
             let end = append.end as usize;
             if self.at >= end {
@@ -235,21 +266,23 @@ impl<'a> Walk<'a> {
                 continue;
             }
             let address = RecordAddress::from_byte(self.segment.byte() + self.at as u64);
-            let record = Record::decode(&bytes[self.at..end], address, sequence);
+            let bytes = &bytes[self.at..end];
+            let record = core.format.open(bytes, &mut scratch, address, sequence);
             let known = record
                 .ok()
                 .filter(|record| u64::from(record.page.0) < core.layout.pages());
             let Some(record) = known else {
-                tracing::error!("segment {} is damaged at byte {}", self.segment.0, self.at);
+                tracing::debug!("segment {} is damaged at byte {}", self.segment.0, self.at);
                 self.damaged = true;
                 self.next_append();
                 continue;
             };
-            if batch.len() + record.len() > limit {
+            let len = core.format.record_len(record.data.len());
+            if batch.len() + len > limit {
                 return;
             }
             push_if_live(core, batch, address, record);
-            self.at += record.len();
+            self.at += len;
         }
     }
 }

@@ -11,7 +11,7 @@ use crossbeam::channel::{self, Receiver, Sender};
 
 use super::Batch;
 use super::evictor::Isolated;
-use crate::spill::{Backing, Target};
+use crate::spill::{Backing, RecordFormat, Target};
 
 /// Appends that may be under way at once, each with a thread and a batch.
 const MAX_FLIGHTS: usize = 4;
@@ -33,6 +33,7 @@ pub(super) struct Landed {
 
 /// The threads and batches; none until there is a backing.
 pub(super) struct Flights {
+    format: RecordFormat,
     /// Batches that are not under way.
     idle: Vec<Batch>,
     under_way: usize,
@@ -42,8 +43,10 @@ pub(super) struct Flights {
 }
 
 impl Flights {
-    pub(super) fn new() -> Self {
+    /// None yet, for records of `format`.
+    pub(super) fn new(format: RecordFormat) -> Self {
         Self {
+            format,
             idle: Vec::new(),
             under_way: 0,
             threads: 0,
@@ -71,7 +74,7 @@ impl Flights {
                 }
             }
             self.threads += 1;
-            self.idle.push(Batch::new());
+            self.idle.push(Batch::new(self.format.clone()));
         }
         Ok(())
     }

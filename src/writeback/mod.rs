@@ -9,6 +9,7 @@ mod cleaner;
 mod evictor;
 mod flights;
 mod replace;
+mod salvage;
 mod waker;
 
 use std::sync::Arc;
@@ -85,14 +86,15 @@ impl Drop for CloseRoom {
 }
 
 impl Writeback {
-    pub(crate) fn new(core: Arc<Core>, commands: Receiver<Command>) -> Self {
+    /// The writeback of a device whose segment uses have numbers behind `sequence`.
+    pub(crate) fn new(core: Arc<Core>, commands: Receiver<Command>, sequence: u64) -> Self {
         let (stores, table) = (Arc::clone(&core.stores), Arc::clone(&core.segments));
-        let log = SegmentLog::new(stores, table, Arc::clone(&core.log_counts));
+        let log = SegmentLog::new(stores, table, Arc::clone(&core.log_counts), sequence);
         Self {
-            core,
             commands,
             log,
-            flights: Flights::new(),
+            flights: Flights::new(core.format.clone()),
+            core,
             leaving: 0,
             evicted_frames: 0,
             segment: BlockBuf::default(),
@@ -231,7 +233,7 @@ impl Writeback {
         for index in self.core.layout.shards() {
             let shard = self.core.shard(index);
             frames += shard.pool().frames_in_use();
-            shard.check(|slot| batch::count_live(&mut live, slot));
+            shard.check(|slot| batch::count_live(&mut live, &self.core.format, slot));
         }
         assert_eq!(frames, self.core.budget.used());
         let live_bytes: u64 = live.values().map(|&bytes| u64::from(bytes)).sum();

@@ -125,7 +125,7 @@ impl BlockDevice for MemoryDevice {
         if inner.touches_broken(offset, buf.len()) {
             return Err(Error::Unreadable {
                 page: (inner.broken.start / 4096) as u32,
-                reason: "a test broke it".to_owned(),
+                source: std::io::Error::other("a test broke it"),
             });
         }
         buf.copy_from_slice(&inner.bytes[offset as usize..][..buf.len()]);

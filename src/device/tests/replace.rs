@@ -131,8 +131,8 @@ fn the_size_of_a_backing_follows_its_bound() {
     let mut config = DeviceConfig::new(4000 * PAGE);
     config.mem_limit = Some(256 * PAGE);
     config.backing = Some(crate::BackingConfig {
-        path: dir.path().join("spill"),
         size: Some(4 << 20),
+        ..crate::BackingConfig::new(dir.path().join("spill"))
     });
     let device = Device::new(&config).expect("a device");
     let full = (0..4000).find(|&page| write(&device, page, page).is_err());

@@ -1,0 +1,150 @@
+//! `uzram scrub`.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+use uzram::control::Client;
+
+use crate::args::NameArgs;
+use crate::output;
+use crate::rundir::RunRoot;
+use crate::stat::PATIENCE;
+use crate::table::count;
+
+/// Pages of a kind that are named.
+const NAMED: usize = 20;
+
+/// How often it is said how far it is, where there is no bar.
+const EVERY: Duration = Duration::from_secs(2);
+
+/// `uzram scrub`: fails if any page that is spilled cannot be read back.
+pub(crate) fn scrub(args: &NameArgs, root: &RunRoot) -> Result<()> {
+    let dir = root.dir(&args.name);
+    dir.require_owner()?;
+    let mut client = Client::connect(&dir.control_socket(), PATIENCE)?;
+    let mut progress = Progress::new(client.stat()?.written_back_pages);
+    let mut found = Found::default();
+    let mut next = Some(0);
+    while let Some(from) = next {
+        let step = client.scrub(from)?;
+        found.checked += step.intact + (step.damaged.len() + step.unreadable.len()) as u64;
+        found.damaged.add(&step.damaged);
+        found.unreadable.add(&step.unreadable);
+        progress.show(found.checked)?;
+        next = step.next;
+    }
+    progress.end();
+    let checked = format!("{} spilled pages checked", count(found.checked));
+    let bad: Vec<_> = [
+        found.damaged.describe("damaged"),
+        found.unreadable.describe("not to be read"),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    if bad.is_empty() {
+        return output::line(format_args!("{checked}, all intact"));
+    }
+    bail!("{checked}, {}", bad.join("; "))
+}
+
+#[derive(Default)]
+struct Found {
+    checked: u64,
+    damaged: Pages,
+    unreadable: Pages,
+}
+
+/// How many pages, and the first of them.
+#[derive(Default)]
+struct Pages {
+    count: u64,
+    first: Vec<u64>,
+}
+
+impl Pages {
+    fn add(&mut self, pages: &[u64]) {
+        self.count += pages.len() as u64;
+        let room = NAMED - self.first.len();
+        self.first.extend(pages.iter().take(room));
+    }
+
+    /// `3 damaged: 5, 9, 12`, if there are any.
+    fn describe(&self, kind: &str) -> Option<String> {
+        if self.count == 0 {
+            return None;
+        }
+        let named: Vec<_> = self.first.iter().map(u64::to_string).collect();
+        let mut text = format!("{} {kind}: {}", count(self.count), named.join(", "));
+        let others = self.count - named.len() as u64;
+        if others > 0 {
+            text.push_str(&format!(" and {} more", count(others)));
+        }
+        Some(text)
+    }
+}
+
+/// How far it is: a bar on a terminal, else a line now and then.
+struct Progress {
+    total: u64,
+    bar: Option<ProgressBar>,
+    said: Instant,
+}
+
+impl Progress {
+    fn new(total: u64) -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let style = ProgressStyle::with_template("{bar:40} {percent}% of {len} pages, {eta}");
+            let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
+            ProgressBar::new(total).with_style(style)
+        });
+        Self {
+            total,
+            bar,
+            said: Instant::now(),
+        }
+    }
+
+    /// Pages come and go meanwhile, so what is checked may be more than there were.
+    fn show(&mut self, checked: u64) -> Result<()> {
+        let total = self.total.max(checked);
+        if let Some(bar) = &self.bar {
+            bar.set_length(total);
+            bar.set_position(checked);
+        } else if self.said.elapsed() >= EVERY {
+            self.said = Instant::now();
+            let (checked, total) = (count(checked), count(total));
+            output::line(format_args!("{checked} of {total} spilled pages checked"))?;
+        }
+        Ok(())
+    }
+
+    fn end(self) {
+        if let Some(bar) = self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_pages_are_named_and_all_are_counted() {
+        let mut pages = Pages::default();
+        assert_eq!(pages.describe("damaged"), None);
+        pages.add(&[5, 9]);
+        assert_eq!(
+            pages.describe("damaged").as_deref(),
+            Some("2 damaged: 5, 9")
+        );
+        let more: Vec<u64> = (100..1118).collect();
+        pages.add(&more);
+        let text = pages.describe("damaged").unwrap();
+        assert!(text.starts_with("1,020 damaged: 5, 9, 100, "), "{text}");
+        assert!(text.ends_with(" 117 and 1,000 more"), "{text}");
+    }
+}

@@ -1,0 +1,133 @@
+//! A value that never leaves memory: for keys.
+#![expect(unsafe_code, reason = "places a value in a mapping of its own")]
+
+use std::io;
+use std::marker::PhantomData;
+use std::ops::Deref;
+use std::sync::atomic::{Ordering, compiler_fence};
+
+use rustix::mm::{self, Advice};
+
+use super::mapping::Mapping;
+use crate::units::PAGE_SIZE;
+
+/// A `T` in a page of its own that is not swapped out, not part of a core dump and not a child
+/// process's, and that is overwritten with zeroes when this is dropped.
+///
+/// Invariant: the mapping starts with a valid `T`, which nothing else owns.
+#[derive(Debug)]
+pub(crate) struct Locked<T> {
+    mapping: Mapping,
+    value: PhantomData<T>,
+}
+
+// SAFETY: the mapping is only the memory of the `T`, which this owns as a `Box` would.
+unsafe impl<T: Send> Send for Locked<T> {}
+// SAFETY: as above; `&Locked<T>` gives nothing but `&T`.
+unsafe impl<T: Sync> Sync for Locked<T> {}
+
+impl<T> Locked<T> {
+    /// Locks a page and has `make` fill it. What `make` leaves on the stack is overwritten.
+    ///
+    /// # Errors
+    /// The kernel's: `ENOMEM`, `EAGAIN` or `EPERM` if the limit of locked memory (RLIMIT_MEMLOCK)
+    /// does not allow another page; and whatever `make` returns.
+    pub(crate) fn new(make: impl FnOnce() -> io::Result<T>) -> io::Result<Self> {
+        const { assert!(size_of::<T>() <= PAGE_SIZE && align_of::<T>() <= PAGE_SIZE) };
+        let mapping = Mapping::zeroed(PAGE_SIZE)?;
+        let start = mapping.base().as_ptr().cast();
+        // SAFETY: all three are about our own mapping, and change nothing that Rust knows of.
+        unsafe {
+            mm::madvise(start, PAGE_SIZE, Advice::LinuxDontDump)?;
+            mm::madvise(start, PAGE_SIZE, Advice::LinuxWipeOnFork)?;
+            mm::mlock(start, PAGE_SIZE)?;
+        }
+        let made = place(&mapping, make);
+        overwrite_stack();
+        made?;
+        Ok(Self {
+            mapping,
+            value: PhantomData,
+        })
+    }
+}
+
+/// Fills the mapping. Not inlined, so that its frame is one that [`overwrite_stack`] covers.
+#[inline(never)]
+fn place<T>(mapping: &Mapping, make: impl FnOnce() -> io::Result<T>) -> io::Result<()> {
+    let value = make()?;
+    // SAFETY: the mapping is a page, writable, aligned, and as large as a `T` (asserted in `new`).
+    unsafe { mapping.base().cast::<T>().write(value) };
+    Ok(())
+}
+
+/// Overwrites what functions that have returned left on the stack.
+#[inline(never)]
+fn overwrite_stack() {
+    let mut waste = [0u8; 32 << 10];
+    std::hint::black_box(&mut waste);
+}
+
+impl<T> Deref for Locked<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        // SAFETY: there is a `T` by the invariant, and nothing gives `&mut` to it.
+        unsafe { self.mapping.base().cast::<T>().as_ref() }
+    }
+}
+
+impl<T> Drop for Locked<T> {
+    fn drop(&mut self) {
+        let base = self.mapping.base();
+        // SAFETY: the `T` is ours by the invariant, and nobody refers to it any more. Its bytes
+        // are plain memory afterwards, ours until the mapping goes, which follows.
+        unsafe {
+            base.cast::<T>().drop_in_place();
+            for byte in 0..PAGE_SIZE {
+                base.add(byte).write_volatile(0);
+            }
+        }
+        compiler_fence(Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The kernel's flags of the mapping that holds an address (proc(5), VmFlags).
+    fn flags_of(address: usize) -> String {
+        let maps = std::fs::read_to_string("/proc/self/smaps").expect("readable");
+        let mut ours = false;
+        for line in maps.lines() {
+            let range = line.split(' ').next().and_then(|word| word.split_once('-'));
+            let bound = |text: &str| usize::from_str_radix(text, 16).ok();
+            if let Some((Some(start), Some(end))) = range.map(|(s, e)| (bound(s), bound(e))) {
+                ours = (start..end).contains(&address);
+            } else if let (true, Some(flags)) = (ours, line.strip_prefix("VmFlags:")) {
+                return flags.to_owned();
+            }
+        }
+        panic!("no mapping holds {address:#x}");
+    }
+
+    #[test]
+    fn is_locked_not_dumped_and_not_inherited() {
+        let locked = Locked::new(|| Ok([7u8; 100])).expect("a page can be locked");
+        assert_eq!(*locked, [7; 100]);
+        let flags = flags_of(std::ptr::from_ref(&*locked).addr());
+        for flag in [" lo", " dd", " wf"] {
+            assert!(flags.contains(flag), "{flag} in {flags}");
+        }
+    }
+
+    #[test]
+    fn a_failed_value_is_an_error() {
+        let failed = Locked::<u64>::new(|| Err(io::ErrorKind::Unsupported.into()));
+        assert_eq!(
+            failed.expect_err("an error").kind(),
+            io::ErrorKind::Unsupported
+        );
+    }
+}

@@ -1,0 +1,130 @@
+//! The secrecy of records: AES-256-GCM under keys that exist only in this process.
+//!
+//! Invariants:
+//! 1. The keys are random, made for one device, and nowhere but in one page of locked memory.
+//! 2. A nonce is used once: it is the sequence number of a use of a segment, plus the attempt, with
+//!    an offset in the segment. A log gives out the numbers of each use and its attempts once, and
+//!    each offset in an attempt once ([`super::SegmentLog`]).
+
+use std::io;
+
+use ring::aead::quic::{self, HeaderProtectionKey};
+use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, Tag, UnboundKey};
+use ring::error::Unspecified;
+use ring::rand::{SecureRandom, SystemRandom};
+
+use super::record::{RECORD_ALIGN, RecordAddress};
+use super::segment::SEGMENT_BYTES;
+use crate::error::{Error, Result};
+use crate::memory::Locked;
+
+/// Bytes of an authentication tag.
+pub(super) const TAG_LEN: usize = 16;
+
+/// The keys of a device.
+pub(crate) struct SealKey(Locked<Keys>);
+
+struct Keys {
+    records: LessSafeKey,
+    /// Makes the masks of their headers.
+    headers: HeaderProtectionKey,
+}
+
+/// A record's tag did not verify.
+pub(super) struct NotSealed;
+
+impl SealKey {
+    /// Random keys.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the kernel does not lock a page of memory, or has no randomness.
+    pub(super) fn random() -> Result<Self> {
+        let action = "lock 4 KiB of memory for the key of --backing-encrypt (see ulimit -l)";
+        let keys = Locked::new(Keys::random).map_err(|error| Error::io(action, error))?;
+        Ok(Self(keys))
+    }
+
+    /// Encrypts `bytes` in place; returns the tag, which also covers `len`, the length of the
+    /// object in them.
+    pub(super) fn seal(&self, bytes: &mut [u8], len: u16, at: RecordAddress, sequence: u64) -> Tag {
+        let sealed = self.0.records.seal_in_place_separate_tag(
+            Nonce::assume_unique_for_key(nonce(at, sequence)),
+            Aad::from(associated(len, at)),
+            bytes,
+        );
+        sealed.expect("a record is not too long for AES-GCM")
+    }
+
+    /// Decrypts `bytes` in place.
+    ///
+    /// # Errors
+    /// [`NotSealed`] if they are not what was sealed there; they are useless then.
+    pub(super) fn open(
+        &self,
+        tag: [u8; TAG_LEN],
+        bytes: &mut [u8],
+        len: u16,
+        at: RecordAddress,
+        sequence: u64,
+    ) -> Result<(), NotSealed> {
+        let opened = self.0.records.open_in_place_separate_tag(
+            Nonce::assume_unique_for_key(nonce(at, sequence)),
+            Aad::from(associated(len, at)),
+            Tag::from(tag),
+            bytes,
+            0..,
+        );
+        opened.map(drop).map_err(|Unspecified| NotSealed)
+    }
+
+    /// What hides the header of the record at a place.
+    pub(super) fn mask(&self, at: RecordAddress, sequence: u64) -> Mask {
+        let mut block = [0; 16];
+        block[..12].copy_from_slice(&nonce(at, sequence));
+        let mask = self.0.headers.new_mask(&block);
+        let [l0, l1, attempt, ..] = mask.expect("a block is 16 bytes");
+        Mask {
+            len: u16::from_le_bytes([l0, l1]),
+            attempt,
+        }
+    }
+}
+
+/// What the fields of a record's header are combined with by exclusive or.
+pub(super) struct Mask {
+    pub(super) len: u16,
+    pub(super) attempt: u8,
+}
+
+impl Keys {
+    fn random() -> io::Result<Self> {
+        let failed = |Unspecified| io::Error::other("there is no randomness");
+        let random = SystemRandom::new();
+        let mut bytes = [0; 32];
+        random.fill(&mut bytes).map_err(failed)?;
+        let records = UnboundKey::new(&AES_256_GCM, &bytes).map_err(failed)?;
+        random.fill(&mut bytes).map_err(failed)?;
+        let headers = HeaderProtectionKey::new(&quic::AES_256, &bytes).map_err(failed)?;
+        Ok(Self {
+            records: LessSafeKey::new(records),
+            headers,
+        })
+    }
+}
+
+/// Sequence number, and offset in the segment in units of 16 bytes.
+fn nonce(at: RecordAddress, sequence: u64) -> [u8; 12] {
+    let offset = (at.byte() % SEGMENT_BYTES) as usize / RECORD_ALIGN;
+    let mut nonce = [0; 12];
+    nonce[..8].copy_from_slice(&sequence.to_le_bytes());
+    nonce[8..].copy_from_slice(&(offset as u32).to_le_bytes());
+    nonce
+}
+
+/// What a tag covers beside the encrypted bytes, which have the page and the codec.
+fn associated(len: u16, at: RecordAddress) -> [u8; 10] {
+    let mut bytes = [0; 10];
+    bytes[..2].copy_from_slice(&len.to_le_bytes());
+    bytes[2..].copy_from_slice(&at.0.to_le_bytes());
+    bytes
+}
