@@ -5,6 +5,8 @@
 //! Formats follow `drivers/block/zram/zram_drv.c` and
 //! `Documentation/admin-guide/blockdev/zram.rst`. Locks nothing itself.
 
+use std::time::Duration;
+
 use rustix::io::Errno;
 
 use crate::block_device::BlockDevice;
@@ -44,6 +46,8 @@ pub enum Attribute {
     IoStat,
     /// Store anything to compact the pool.
     Compact,
+    /// Store `all`, or an age in seconds, to mark pages in memory as idle.
+    Idle,
     /// Store 1 to forget all data.
     Reset,
     /// 1: a device that exists is set up.
@@ -52,7 +56,7 @@ pub enum Attribute {
 
 impl Attribute {
     /// Every attribute, in the order a listing shows them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Disksize,
         Self::MemLimit,
         Self::MemUsedMax,
@@ -63,6 +67,7 @@ impl Attribute {
         Self::BdStat,
         Self::IoStat,
         Self::Compact,
+        Self::Idle,
         Self::Reset,
         Self::Initstate,
     ];
@@ -80,6 +85,7 @@ impl Attribute {
             Self::BdStat => "bd_stat",
             Self::IoStat => "io_stat",
             Self::Compact => "compact",
+            Self::Idle => "idle",
             Self::Reset => "reset",
             Self::Initstate => "initstate",
         }
@@ -99,7 +105,7 @@ impl Attribute {
             | Self::BackingDev
             | Self::BackingSize => 0o644,
             Self::MmStat | Self::BdStat | Self::IoStat | Self::Initstate => 0o444,
-            Self::MemUsedMax | Self::Compact | Self::Reset => 0o200,
+            Self::MemUsedMax | Self::Compact | Self::Idle | Self::Reset => 0o200,
         }
     }
 
@@ -136,7 +142,7 @@ impl Attribute {
             Self::BdStat => Ok(bd_stat(&device.stats())),
             Self::IoStat => Ok(io_stat(&device.stats())),
             Self::Initstate => Ok("1\n".to_owned()),
-            Self::MemUsedMax | Self::Compact | Self::Reset => {
+            Self::MemUsedMax | Self::Compact | Self::Idle | Self::Reset => {
                 Err(self.refuse(Errno::ACCESS, "can only be written"))
             }
         }
@@ -191,6 +197,10 @@ impl Attribute {
                 device.compact();
                 Ok(())
             }
+            Self::Idle => {
+                device.mark_idle(parse_idle(value)?);
+                Ok(())
+            }
             Self::Reset => match value.parse::<u16>() {
                 Ok(1..) => device.reset(),
                 _ => Err(self.invalid(value, "1 resets the device")),
@@ -222,6 +232,18 @@ impl Attribute {
             reason: reason.to_owned(),
             errno,
         }
+    }
+}
+
+/// The age that pages must have to be marked as idle: none for `all`, and for 0 seconds, as in zram.
+///
+/// # Errors
+/// [`Error::InvalidConfig`] for anything else.
+pub(crate) fn parse_idle(value: &str) -> Result<Option<Duration>> {
+    match (value, value.parse()) {
+        ("all", _) | (_, Ok(0)) => Ok(None),
+        (_, Ok(seconds)) => Ok(Some(Duration::from_secs(seconds))),
+        (_, Err(_)) => Err(Attribute::Idle.invalid(value, "use all, or an age in seconds")),
     }
 }
 
@@ -338,6 +360,12 @@ mod tests {
         assert_eq!(errno(Attribute::Reset, "1\n"), None);
         assert_eq!(errno(Attribute::Reset, "0"), Some(Errno::INVAL));
         assert_eq!(errno(Attribute::Compact, "1\n"), None);
+        for good in ["all", "all\n", "0", "86400\n", "18446744073709551615"] {
+            assert_eq!(errno(Attribute::Idle, good), None, "{good}");
+        }
+        for bad in ["", "none", "-1", "1s", "all 1"] {
+            assert_eq!(errno(Attribute::Idle, bad), Some(Errno::INVAL), "{bad}");
+        }
         assert_eq!(errno(Attribute::Disksize, "2M"), Some(Errno::BUSY));
         assert_eq!(errno(Attribute::Disksize, "x"), Some(Errno::INVAL));
         assert_eq!(errno(Attribute::CompAlgorithm, "zstd\n"), Some(Errno::BUSY));

@@ -70,6 +70,7 @@ mod shard;
 mod size;
 mod spill;
 mod stats;
+mod time;
 mod units;
 mod unix_socket;
 mod users;

@@ -83,6 +83,7 @@ fn every_request_is_answered() {
     client.compact().expect("compact");
     let scrubbed = client.scrub(0).expect("scrub");
     assert_eq!((scrubbed.next, scrubbed.intact), (None, 0));
+    assert_eq!(client.mark_idle("all").expect("idle"), 0);
     client.reset().expect("reset");
     assert_eq!(client.stat().expect("stat").orig_data_size, 0);
 
@@ -106,6 +107,7 @@ fn what_cannot_be_done_is_said_in_one_line() {
     assert_eq!(set("mm_stat", "1"), Errno::ACCESS);
     assert_eq!(set("disksize", "2M"), Errno::BUSY);
     assert_eq!(set("colour", "red"), Errno::NOENT);
+    assert_eq!(set("idle", "some"), Errno::INVAL);
     let unreadable = client.get("compact").expect_err("no");
     assert_eq!(remote(&unreadable), Errno::ACCESS);
 

@@ -77,6 +77,10 @@ pub(crate) enum Verb {
     #[command(after_help = examples::SCRUB)]
     Scrub(NameArgs),
 
+    /// Mark the pages in a device's memory that are not being used as idle.
+    #[command(after_help = examples::IDLE)]
+    Idle(IdleArgs),
+
     /// Forget all data on a device that is not in use.
     #[command(after_help = examples::RESET)]
     Reset(NameArgs),
@@ -260,6 +264,16 @@ pub(crate) struct NameArgs {
 pub(crate) struct WipeArgs {
     /// The file.
     pub(crate) path: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct IdleArgs {
+    /// The device's name.
+    pub(crate) name: Name,
+
+    /// All pages, or those that were neither written nor read for so many seconds.
+    #[arg(value_name = "all|SECONDS", default_value = "all", value_parser = parse::idle)]
+    pub(crate) which: String,
 }
 
 #[derive(Debug, Args)]

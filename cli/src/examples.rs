@@ -96,6 +96,14 @@ pub(crate) const WIPE_SPILL: &str = "\
 EXAMPLES
   uzram wipe-spill /var/tmp/scratch.spill";
 
+pub(crate) const IDLE: &str = "\
+EXAMPLES
+  All pages that are in memory now; a mark goes when its page is read or written:
+  uzram idle scratch
+
+  Those that nobody has read or written for an hour:
+  uzram idle scratch 3600";
+
 pub(crate) const RESET: &str = "\
 EXAMPLES
   uzram reset scratch";

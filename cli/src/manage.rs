@@ -1,9 +1,9 @@
-//! `uzram set`, `compact`, `reset` and `stop`: changing a server that runs.
+//! `uzram set`, `compact`, `idle`, `reset` and `stop`: changing a server that runs.
 
 use anyhow::{Context, Result, bail};
 use uzram::control::Client;
 
-use crate::args::{NameArgs, SetArgs, StopArgs};
+use crate::args::{IdleArgs, NameArgs, SetArgs, StopArgs};
 use crate::output;
 use crate::release;
 use crate::rundir::{RunDir, RunRoot};
@@ -37,6 +37,12 @@ pub(crate) fn compact(args: &NameArgs, root: &RunRoot) -> Result<()> {
         bytes(pages * uzram::PAGE_SIZE as u64),
         count(pages)
     ))
+}
+
+/// `uzram idle`.
+pub(crate) fn idle(args: &IdleArgs, root: &RunRoot) -> Result<()> {
+    let pages = connect(&root.dir(&args.name))?.mark_idle(&args.which)?;
+    output::line(format_args!("{} pages marked as idle", count(pages)))
 }
 
 /// `uzram reset`; the server refuses while its disk is open.

@@ -41,6 +41,15 @@ pub(crate) fn address(text: &str) -> Result<Address, String> {
     text.parse().map_err(reason)
 }
 
+/// `all`, or seconds.
+pub(crate) fn idle(text: &str) -> Result<String, String> {
+    if text == "all" || text.parse::<u64>().is_ok() {
+        Ok(text.to_owned())
+    } else {
+        Err("use all, or an age in seconds".to_owned())
+    }
+}
+
 /// One `KEY=VALUE` of `uzram set`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Assignment {

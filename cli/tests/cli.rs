@@ -79,6 +79,7 @@ fn nonsense_exits_2_with_one_line() {
         (&["stat", "a", "colour"], "mm_stat"),
         (&["stat", "a", "compact"], "only be set"),
         (&["stat", "a", "mm_stat", "--json"], "--json"),
+        (&["idle", "a", "some"], "seconds"),
         (&["frobnicate"], "frobnicate"),
     ];
     for (args, says) in cases {
@@ -97,6 +98,7 @@ fn names_that_are_not_served_exit_1_with_one_line() {
         &["set", "a", "mem_limit=1M"],
         &["compact", "a"],
         &["scrub", "a"],
+        &["idle", "a"],
         &["reset", "a"],
         &["stop", "a"],
         &["detach", "a"],
@@ -309,6 +311,11 @@ fn a_servers_life() {
     world.ok(&["set", "life", "mem_limit=0"]);
     assert_eq!(world.ok(&["stat", "life", "mem_limit"]), "0\n");
     assert!(world.ok(&["compact", "life"]).contains("freed"));
+    assert_eq!(world.ok(&["idle", "life"]), "0 pages marked as idle\n");
+    assert_eq!(
+        world.ok(&["idle", "life", "60"]),
+        "0 pages marked as idle\n"
+    );
     world.ok(&["reset", "life"]);
 
     let table = world.ok(&["list"]);

@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::line::LineStream;
-use super::protocol::{Compacted, Reply, Request};
+use super::protocol::{Compacted, PagesDone, Reply, Request};
 use crate::device::Scrubbed;
 use crate::error::{Error, Result};
 use crate::stats::Stats;
@@ -132,6 +132,16 @@ impl Client {
     /// Those of [`Client::call`].
     pub fn scrub(&mut self, from: u64) -> Result<Scrubbed> {
         self.ask(&Request::Scrub { from })
+    }
+
+    /// Marks pages as idle, `all` or those of an age in seconds; returns how many.
+    ///
+    /// # Errors
+    /// [`Error::Remote`], EINVAL for anything else.
+    pub fn mark_idle(&mut self, which: &str) -> Result<u64> {
+        let which = which.to_owned();
+        let done: PagesDone = self.ask(&Request::Idle { which })?;
+        Ok(done.pages)
     }
 
     /// Forgets all data.

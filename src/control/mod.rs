@@ -9,6 +9,7 @@
 //! {"op":"set","attribute":"mem_limit","value":"64M"}  {"ok":null}
 //! {"op":"set","attribute":"mem_limit","value":"x"}    {"error":"mem_limit: ...","errno":22}
 //! {"op":"compact"}                                    {"ok":{"pages":12}}
+//! {"op":"idle","which":"all"}                         {"ok":{"pages":345}}
 //! {"op":"reset"}                                      {"ok":null}
 //! {"op":"scrub","from":0}                             {"ok":{"next":512,"intact":257,"damaged":[],...}}
 //! ```
@@ -25,5 +26,5 @@ mod server;
 pub use client::Client;
 pub use clients::MAX_CLIENTS;
 pub use line::MAX_LINE_BYTES;
-pub use protocol::{Compacted, Reply, Request};
+pub use protocol::{Compacted, PagesDone, Reply, Request};
 pub use server::{IDLE_TIMEOUT, Server};

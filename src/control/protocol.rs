@@ -28,6 +28,11 @@ pub enum Request {
     },
     /// Compacts the pool: answered with a [`Compacted`].
     Compact,
+    /// Marks pages as idle: answered with a [`PagesDone`].
+    Idle {
+        /// `all`, or an age in seconds: what the attribute `idle` takes.
+        which: String,
+    },
     /// Forgets all data.
     Reset,
     /// Verifies some spilled pages: answered with a [`crate::Scrubbed`], which says where to go on.
@@ -91,6 +96,13 @@ pub struct Compacted {
     pub pages: u64,
 }
 
+/// What was done to pages of the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PagesDone {
+    /// How many.
+    pub pages: u64,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -114,6 +126,12 @@ mod tests {
             ),
             (r#"{"op":"reset"}"#, Request::Reset),
             (r#"{"op":"scrub","from":7}"#, Request::Scrub { from: 7 }),
+            (
+                r#"{"op":"idle","which":"all"}"#,
+                Request::Idle {
+                    which: "all".to_owned(),
+                },
+            ),
         ] {
             assert_eq!(serde_json::to_string(&request).expect("serializes"), text);
             let parsed: Request = serde_json::from_str(text).expect("parses");

@@ -22,8 +22,8 @@ use serde_json::Value;
 
 use super::clients::{Activity, Clients, MAX_CLIENTS};
 use super::line::{LineStream, MAX_LINE_BYTES};
-use super::protocol::{Compacted, Reply, Request};
-use crate::attributes::Attribute;
+use super::protocol::{Compacted, PagesDone, Reply, Request};
+use crate::attributes::{Attribute, parse_idle};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::unix_socket::{self, SocketFile};
@@ -207,6 +207,10 @@ fn handle(request: &Request, device: &Device) -> Result<Value> {
             answer(&Compacted { pages })
         }
         Request::Scrub { from } => answer(&device.scrub(*from)),
+        Request::Idle { which } => {
+            let pages = device.mark_idle(parse_idle(which)?);
+            answer(&PagesDone { pages })
+        }
         Request::Reset => {
             device.reset()?;
             Ok(Value::Null)

@@ -1,7 +1,7 @@
 //! What the device's callers and its writeback thread share.
 //!
 //! Locks: each shard has one mutex, and no two are held at once. No other lock is taken while one
-//! is held, nor is one of them taken under another lock.
+//! is held; shards are locked under the lock of [`Ages`], and under no other.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use crossbeam::utils::CachePadded;
 use parking_lot::{Mutex, MutexGuard};
 
+use super::ages::Ages;
 use super::damage::{self, Damage, LogLimit};
 use super::layout::{Layout, ShardIndex};
 use super::read_ahead::ReadAhead;
@@ -20,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::pool::{self, FrameBudget, NoRoom};
 use crate::shard::{Clock, Shard, SlotIndex};
 use crate::spill::{LogCounts, RecordAddress, RecordFormat, SegmentTable, Stores};
+use crate::time::Timepiece;
 use crate::units::{PAGE_SIZE, PageIndex};
 use crate::writeback::Waker;
 
@@ -115,6 +117,8 @@ pub(crate) struct Core {
     pub(crate) room: Room,
     /// What wakes the writeback thread.
     pub(crate) waker: Arc<Waker>,
+    pub(crate) time: Timepiece,
+    pub(super) ages: Ages,
     /// The longest object that is not stored raw.
     pub(crate) max_compressed_len: usize,
     /// Warm frames that a shard may keep.
@@ -141,6 +145,7 @@ impl Core {
             _ => RecordFormat::Checked,
         };
         let segments = Arc::new(SegmentTable::new(format.clone(), Arc::clone(&waker)));
+        let ages = Ages::new(Arc::clone(&waker));
         let clock = Clock::default();
         let count = layout.shards().count();
         let shard = |index: ShardIndex| {
@@ -148,7 +153,7 @@ impl Core {
             let addresses = address_frames(slots, count);
             let (budget, clock) = (Arc::clone(&budget), Arc::clone(&clock));
             let pool = pool::new(config.pool, addresses, budget)?;
-            Shard::new(slots, pool, clock, Arc::clone(&segments))
+            Shard::new(slots, pool, clock, Arc::clone(&segments), ages.present())
                 .map(|shard| CachePadded::new(Mutex::new(shard)))
         };
         let shards: Box<[_]> = layout
@@ -171,6 +176,8 @@ impl Core {
             log_limit: LogLimit::default(),
             room: Room::new(),
             waker,
+            time: Timepiece::default(),
+            ages,
             max_compressed_len,
             warm_frames: WARM_FRAMES / count,
             trim_is_due: AtomicBool::new(false),

@@ -1,9 +1,11 @@
 //! The device: what frontends serve.
 
+mod ages;
 pub(crate) mod core;
 mod damage;
 mod extents;
 pub(crate) mod layout;
+mod policies;
 mod read;
 mod read_ahead;
 mod read_back;

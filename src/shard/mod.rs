@@ -6,7 +6,9 @@
 //! 1. An object in the pool is the one that its owner's slot points at, and the other way round.
 //! 2. `counts` says how many slots are in each state.
 //! 3. Every zspage of the pool is in the LRU, unless it is isolated.
+//! 4. A resident page has a generation.
 
+mod age;
 mod lru;
 mod recent;
 mod reclaim;
@@ -16,6 +18,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
+pub(crate) use self::age::{AgeTag, AgeTags, Present};
 pub(crate) use self::lru::Clock;
 use self::lru::Lru;
 use self::recent::ReadBackClock;
@@ -48,6 +51,7 @@ pub(crate) struct Shard {
     lru: Lru,
     read_backs: ReadBackClock,
     segments: Arc<SegmentTable>,
+    present: Arc<Present>,
     counts: Counts,
 }
 
@@ -61,6 +65,7 @@ impl Shard {
         pool: Box<dyn Pool>,
         clock: Clock,
         segments: Arc<SegmentTable>,
+        present: Arc<Present>,
     ) -> io::Result<Self> {
         Ok(Self {
             slots: SlotTable::new(slots)?,
@@ -68,6 +73,7 @@ impl Shard {
             pool,
             read_backs: ReadBackClock::default(),
             segments,
+            present,
             counts: Counts::default(),
         })
     }
@@ -96,7 +102,21 @@ impl Shard {
 
     /// Notes that a client has read the slot's page.
     pub(crate) fn touch(&mut self, index: SlotIndex) {
-        self.slots.set_accessed(index);
+        self.slots.note_read(index, self.present.tag());
+    }
+
+    /// Changes what `change` says of how pages were used, from the start of a range of slots on;
+    /// returns where to go on.
+    pub(crate) fn change_notes(
+        &mut self,
+        range: Range<u32>,
+        mut change: impl FnMut(SlotIndex, Slot) -> Slot,
+    ) -> u32 {
+        self.slots.sweep(range, &mut |index, slot| {
+            let changed = change(index, slot);
+            debug_assert!(changed.same_place(slot));
+            changed
+        })
     }
 
     /// Notes that the page of a slot that is written back is read; returns whether it was wanted
@@ -128,7 +148,8 @@ impl Shard {
         if codec == Codec::Raw {
             self.counts.huge_pages_since += 1;
         }
-        self.set(index, Slot::resident(object, data.len(), codec));
+        let slot = Slot::resident(object, data.len(), codec);
+        self.set(index, slot.written_in(self.present.tag()));
         Ok(())
     }
 
@@ -192,11 +213,8 @@ impl Shard {
                 unreachable!("{index:?} owns {from:?} and is {slot:?}");
             };
             debug_assert_eq!(object, from);
-            let mut moved = Slot::resident(to, len, codec);
-            if slot.accessed() {
-                moved.set_accessed();
-            }
-            slots.replace(index, moved);
+            let moved = Slot::resident(to, len, codec);
+            slots.replace(index, moved.with_notes_of(slot));
         })?;
         self.lru.remove(done.zspage);
         self.counts.pages_compacted += done.frames;
@@ -216,6 +234,7 @@ impl Shard {
         let mut at = 0;
         while let Some(index) = self.slots.next_used(at..self.slots.len()) {
             let slot = self.slots.get(index);
+            assert_ne!(slot.age(), Some(AgeTag::NONE), "{index:?}");
             match slot.state() {
                 SlotState::Empty => unreachable!("next_used passes over empty slots"),
                 SlotState::SameFilled { .. } => counts.same_pages += 1,

@@ -78,10 +78,11 @@ impl Shard {
         }
     }
 
-    /// Moves a resident slot's object to a zspage that is not isolated, and clears its accessed
-    /// bit. Returns false if there is no room.
+    /// Moves a resident slot's object to a zspage that is not isolated, and forgets that it was
+    /// read; it stays as old as it is. Returns false if there is no room.
     fn move_elsewhere(&mut self, index: SlotIndex) -> bool {
-        let SlotState::Resident { object, len, codec } = self.slots.get(index).state() else {
+        let slot = self.slots.get(index);
+        let SlotState::Resident { object, len, codec } = slot.state() else {
             return false;
         };
         let mut copy = [0; PAGE_SIZE];
@@ -90,7 +91,11 @@ impl Shard {
         let Ok(object) = self.allocate(index, copy) else {
             return false;
         };
-        self.set(index, Slot::resident(object, len, codec));
+        self.set(
+            index,
+            Slot::resident(object, len, codec).with_notes_of(slot),
+        );
+        self.slots.clear_accessed(index);
         true
     }
 

@@ -3,6 +3,7 @@
 use std::io;
 use std::ops::Range;
 
+use super::age::AgeTag;
 use crate::codec::Codec;
 use crate::memory::LazyTable;
 use crate::pool::ObjectAddress;
@@ -17,15 +18,15 @@ pub(crate) struct SlotIndex(pub(crate) u32);
 
 /// Where a page's data is.
 ///
-/// | bits   | empty | same-filled | resident, written back                |
-/// |--------|-------|-------------|---------------------------------------|
-/// | 0..2   | 0     | 1           | 2, 3                                  |
-/// | 2      | 0     | 0           | accessed since it was stored          |
-/// | 4..7   | 0     | 0           | codec                                 |
-/// | 7..19  | 0     | 0           | bytes of the object, less one         |
-/// | 23..64 | 0     | pattern     | address of the object, of the record  |
-///
-/// Of a page that is written back, bits 2, 3 and 19..23 are its [`ReadBackEpoch`].
+/// | bits   | empty | same-filled | resident                      | written back          |
+/// |--------|-------|-------------|-------------------------------|-----------------------|
+/// | 0..2   | 0     | 1           | 2                             | 3                     |
+/// | 2      | 0     | 0           | read since it was stored      | [`ReadBackEpoch`]     |
+/// | 3      | 0     | 0           | idle: marked, not read since  | also                  |
+/// | 4..7   | 0     | 0           | codec                         | codec                 |
+/// | 7..19  | 0     | 0           | bytes of the object, less one | bytes, less one       |
+/// | 19..23 | 0     | 0           | generation of the last access | also                  |
+/// | 23..64 | 0     | pattern     | address of the object         | address of the record |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Slot(u64);
 
@@ -72,13 +73,16 @@ const RESIDENT: u64 = 2;
 const WRITTEN_BACK: u64 = 3;
 const STATE_MASK: u64 = 3;
 const ACCESSED: u64 = 1 << 2;
+const IDLE: u64 = 1 << 3;
 const CODEC_SHIFT: u32 = 4;
 const CODEC_MASK: u64 = 7;
 const LEN_SHIFT: u32 = 7;
 const LEN_MASK: u64 = 0xfff;
+const AGE_SHIFT: u32 = 19;
+const AGE_MASK: u64 = 15;
 const PLACE_SHIFT: u32 = 23;
 /// What is noted of the use of a page, as opposed to where it is.
-const NOTES: u64 = 0b11 << 2 | 0b1111 << 19;
+const NOTES: u64 = ACCESSED | IDLE | AGE_MASK << AGE_SHIFT;
 
 impl Slot {
     pub(crate) const EMPTY: Self = Self(0);
@@ -130,13 +134,54 @@ impl Slot {
         self == Self::EMPTY
     }
 
-    /// Whether the object was read since it was stored.
+    /// Whether the page was read since it was stored.
     pub(crate) fn accessed(self) -> bool {
         self.0 & ACCESSED != 0
     }
 
-    pub(crate) fn set_accessed(&mut self) {
-        self.0 |= ACCESSED;
+    /// The slot after a read of its page.
+    pub(crate) fn read_in(self, generation: AgeTag) -> Self {
+        let Self(read) = self.written_in(generation);
+        Self(read | ACCESSED)
+    }
+
+    /// The slot of a page that was stored just now.
+    pub(crate) fn written_in(self, generation: AgeTag) -> Self {
+        Self(self.0 & !NOTES).with_age(generation)
+    }
+
+    /// The slot with another generation.
+    pub(crate) fn with_age(self, generation: AgeTag) -> Self {
+        let Self(rest) = self;
+        Self(rest & !(AGE_MASK << AGE_SHIFT) | u64::from(generation.0) << AGE_SHIFT)
+    }
+
+    /// The generation of the last access to the page, if it is resident.
+    pub(crate) fn age(self) -> Option<AgeTag> {
+        let age = (self.0 >> AGE_SHIFT & AGE_MASK) as u8;
+        (self.0 & STATE_MASK == RESIDENT).then_some(AgeTag(age))
+    }
+
+    /// The slot with its page marked as idle.
+    pub(crate) fn marked_idle(self) -> Self {
+        Self(self.0 | IDLE)
+    }
+
+    /// The slot with its page not marked.
+    #[cfg(test)]
+    pub(crate) fn without_mark(self) -> Self {
+        Self(self.0 & !IDLE)
+    }
+
+    /// Whether the page was marked as idle, and neither read nor written since.
+    #[cfg(test)]
+    pub(crate) fn is_idle(self) -> bool {
+        self.0 & STATE_MASK == RESIDENT && self.0 & IDLE != 0
+    }
+
+    /// The slot of a page that another one moved to, or was moved from: as old, as idle.
+    pub(crate) fn with_notes_of(self, other: Self) -> Self {
+        Self(self.0 & !NOTES | other.0 & NOTES)
     }
 
     /// Whether both are the same but for what is noted of the page's use.
@@ -194,11 +239,12 @@ impl SlotTable {
         before
     }
 
-    pub(crate) fn set_accessed(&mut self, index: SlotIndex) {
-        let mut slot = self.get(index);
-        if !slot.accessed() {
-            slot.set_accessed();
-            self.slots[index.0 as usize] = slot.0;
+    /// Notes a read of a resident page.
+    pub(crate) fn note_read(&mut self, index: SlotIndex, generation: AgeTag) {
+        let slot = self.get(index);
+        let read = slot.read_in(generation);
+        if read != slot {
+            self.slots[index.0 as usize] = read.0;
         }
     }
 
@@ -227,6 +273,44 @@ impl SlotTable {
             at += 1;
         }
         None
+    }
+
+    /// Looks at slots that are not empty, from the start of `range` on, and changes what `change`
+    /// changes of each, which is not whether it is empty; returns where to go on. What it does at
+    /// once is bounded, since a lock is held.
+    pub(crate) fn sweep(
+        &mut self,
+        range: Range<u32>,
+        change: &mut impl FnMut(SlotIndex, Slot) -> Slot,
+    ) -> u32 {
+        const BLOCKS_AT_ONCE: u32 = 8;
+        const SEARCHED_AT_ONCE: u32 = 1024;
+        let mut at = range.start;
+        let (mut blocks, mut searched) = (0, 0);
+        while at < range.end && blocks < BLOCKS_AT_ONCE && searched < SEARCHED_AT_ONCE {
+            let block = at / SLOTS_PER_BLOCK;
+            let end = ((block + 1) * SLOTS_PER_BLOCK).min(range.end);
+            searched += 1;
+            if self.used[block as usize] > 0 {
+                blocks += 1;
+                self.sweep_block(at..end, change);
+            }
+            at = end;
+        }
+        at
+    }
+
+    fn sweep_block(&mut self, range: Range<u32>, change: &mut impl FnMut(SlotIndex, Slot) -> Slot) {
+        let slots = &mut self.slots[range.start as usize..range.end as usize];
+        for (index, slot) in (range.start..).map(SlotIndex).zip(slots) {
+            if *slot != 0 {
+                let changed = change(index, Slot(*slot));
+                debug_assert!(!changed.is_empty());
+                if changed.0 != *slot {
+                    *slot = changed.0;
+                }
+            }
+        }
     }
 
     /// Asserts the invariant and returns the number of used slots.
@@ -267,10 +351,14 @@ mod tests {
         for len in [1, 4096] {
             for codec in [Codec::Raw, Codec::Lz4, Codec::Zstd] {
                 let object = ObjectAddress(place);
-                let mut slot = Slot::resident(object, len, codec);
-                slot.set_accessed();
+                let new = Slot::resident(object, len, codec).written_in(AgeTag(15));
+                let slot = new.marked_idle().read_in(AgeTag(9)).marked_idle();
                 assert_eq!(slot.state(), SlotState::Resident { object, len, codec });
-                assert!(slot.accessed() && slot.same_place(Slot::resident(object, len, codec)));
+                assert!(slot.accessed() && slot.is_idle() && slot.same_place(new));
+                assert!(!new.accessed() && !new.is_idle() && !slot.read_in(AgeTag(1)).is_idle());
+                assert_eq!((slot.age(), new.age()), (Some(AgeTag(9)), Some(AgeTag(15))));
+                assert_eq!(new.with_notes_of(slot), slot);
+                assert!(!slot.same_place(Slot::resident(ObjectAddress(0), len, codec)));
                 let record = RecordAddress(place - 1);
                 let mut slot = Slot::written_back(record, len, codec);
                 for epoch in (0..200).map(ReadBackEpoch::new) {
@@ -300,5 +388,28 @@ mod tests {
         table.replace(SlotIndex(7000), Slot::EMPTY);
         assert_eq!(table.next_used(512..10_000), Some(SlotIndex(9999)));
         assert_eq!(table.check(), 2);
+    }
+
+    #[test]
+    fn a_sweep_meets_every_used_slot_once() {
+        const LEN: u32 = 2_000_000;
+        let mut table = SlotTable::new(LEN).expect("addresses");
+        let used: Vec<u32> = (0..LEN).step_by(777).chain([LEN - 1]).collect();
+        for &at in &used {
+            table.replace(SlotIndex(at), Slot::same_filled(at));
+        }
+        let (mut at, mut met, mut holds) = (700, Vec::new(), 0);
+        while at < LEN {
+            at = table.sweep(at..LEN, &mut |index, slot| {
+                met.push(index.0);
+                assert_eq!(slot, Slot::same_filled(index.0));
+                Slot::same_filled(1)
+            });
+            holds += 1;
+        }
+        assert_eq!(met, used[1..]);
+        assert!(holds > 100, "{holds}");
+        assert_eq!(table.get(SlotIndex(LEN - 1)), Slot::same_filled(1));
+        table.check();
     }
 }

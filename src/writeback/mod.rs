@@ -110,7 +110,14 @@ impl Writeback {
         self.core.waker.attach();
         let (mut warm, mut done) = (false, true);
         loop {
-            let woken = !done || self.core.waker.wait(warm.then_some(IDLE));
+            let ages = self.core.keep_ages(|| self.should_go_on());
+            let timeout = if warm {
+                Some(ages.unwrap_or(IDLE).min(IDLE))
+            } else {
+                ages
+            };
+            // Only the time that is waited for is told from work: ages are kept beside it.
+            let woken = !done || self.core.waker.wait(timeout) || timeout != Some(IDLE);
             if !self.obey() {
                 // What failed is logged, and nobody is left to need the memory.
                 let _ = self.land_all();
@@ -145,9 +152,15 @@ impl Writeback {
         }
     }
 
-    /// Whether a command waits, or the device stops: what takes long is interrupted after a step.
+    /// Whether a command waits, the device stops, or it is time for another generation: what takes
+    /// long is interrupted after a step.
     fn should_yield(&self) -> bool {
-        !self.commands.is_empty() || self.core.room.is_closed()
+        !self.commands.is_empty() || self.core.room.is_closed() || self.core.ages_are_due()
+    }
+
+    /// Whether somebody waits for what this thread does.
+    fn should_go_on(&self) -> bool {
+        self.core.room.demand() || !self.commands.is_empty() || self.core.room.is_closed()
     }
 
     /// Evicts from the high watermark to the low one, or while writers wait; returns false if it

@@ -1,6 +1,7 @@
 //! The device over a backing that misbehaves.
 
 mod faults;
+mod idle;
 mod integrity;
 mod races;
 mod replace;
