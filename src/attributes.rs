@@ -13,6 +13,7 @@ use crate::block_device::BlockDevice;
 use crate::config::{Algorithm, BackingConfig, DeviceConfig};
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::selection::Selection;
 use crate::size::parse_size;
 use crate::stats::Stats;
 use crate::units::PAGE_SIZE;
@@ -48,6 +49,12 @@ pub enum Attribute {
     Compact,
     /// Store `all`, or an age in seconds, to mark pages in memory as idle.
     Idle,
+    /// Store what a [`Selection`] is read from to write those pages back.
+    Writeback,
+    /// Pages that may still be written back, by whatever cause; counts only once it is enabled.
+    WritebackLimit,
+    /// 1: `writeback_limit` counts.
+    WritebackLimitEnable,
     /// Store 1 to forget all data.
     Reset,
     /// 1: a device that exists is set up.
@@ -56,7 +63,7 @@ pub enum Attribute {
 
 impl Attribute {
     /// Every attribute, in the order a listing shows them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 16] = [
         Self::Disksize,
         Self::MemLimit,
         Self::MemUsedMax,
@@ -68,6 +75,9 @@ impl Attribute {
         Self::IoStat,
         Self::Compact,
         Self::Idle,
+        Self::Writeback,
+        Self::WritebackLimit,
+        Self::WritebackLimitEnable,
         Self::Reset,
         Self::Initstate,
     ];
@@ -86,6 +96,9 @@ impl Attribute {
             Self::IoStat => "io_stat",
             Self::Compact => "compact",
             Self::Idle => "idle",
+            Self::Writeback => "writeback",
+            Self::WritebackLimit => "writeback_limit",
+            Self::WritebackLimitEnable => "writeback_limit_enable",
             Self::Reset => "reset",
             Self::Initstate => "initstate",
         }
@@ -103,9 +116,11 @@ impl Attribute {
             | Self::MemLimit
             | Self::CompAlgorithm
             | Self::BackingDev
-            | Self::BackingSize => 0o644,
+            | Self::BackingSize
+            | Self::WritebackLimit
+            | Self::WritebackLimitEnable => 0o644,
             Self::MmStat | Self::BdStat | Self::IoStat | Self::Initstate => 0o444,
-            Self::MemUsedMax | Self::Compact | Self::Idle | Self::Reset => 0o200,
+            Self::MemUsedMax | Self::Compact | Self::Idle | Self::Writeback | Self::Reset => 0o200,
         }
     }
 
@@ -142,7 +157,11 @@ impl Attribute {
             Self::BdStat => Ok(bd_stat(&device.stats())),
             Self::IoStat => Ok(io_stat(&device.stats())),
             Self::Initstate => Ok("1\n".to_owned()),
-            Self::MemUsedMax | Self::Compact | Self::Idle | Self::Reset => {
+            Self::WritebackLimit => Ok(format!("{}\n", device.writeback_limit())),
+            Self::WritebackLimitEnable => {
+                Ok(format!("{}\n", u8::from(device.has_writeback_limit())))
+            }
+            Self::MemUsedMax | Self::Compact | Self::Idle | Self::Writeback | Self::Reset => {
                 Err(self.refuse(Errno::ACCESS, "can only be written"))
             }
         }
@@ -201,6 +220,18 @@ impl Attribute {
                 device.mark_idle(parse_idle(value)?);
                 Ok(())
             }
+            Self::Writeback => {
+                device.write_back(Selection::parse(value, device.pages())?)?;
+                Ok(())
+            }
+            Self::WritebackLimit => {
+                device.set_writeback_limit(self.number(value)?);
+                Ok(())
+            }
+            Self::WritebackLimitEnable => {
+                device.enable_writeback_limit(self.number(value)? != 0);
+                Ok(())
+            }
             Self::Reset => match value.parse::<u16>() {
                 Ok(1..) => device.reset(),
                 _ => Err(self.invalid(value, "1 resets the device")),
@@ -213,6 +244,11 @@ impl Attribute {
 
     fn size(self, value: &str) -> Result<u64> {
         parse_size(value).map_err(|error| self.invalid(value, &error.to_string()))
+    }
+
+    fn number(self, value: &str) -> Result<u64> {
+        let number = value.parse();
+        number.map_err(|_| self.invalid(value, "use a number"))
     }
 
     fn invalid(self, value: &str, reason: &str) -> Error {
@@ -366,6 +402,23 @@ mod tests {
         for bad in ["", "none", "-1", "1s", "all 1"] {
             assert_eq!(errno(Attribute::Idle, bad), Some(Errno::INVAL), "{bad}");
         }
+        for limit in [Attribute::WritebackLimit, Attribute::WritebackLimitEnable] {
+            assert_eq!(errno(limit, "1\n"), None);
+            assert_eq!(limit.show(&device).expect("readable"), "1\n");
+            for bad in ["", "-1", "1M", "x"] {
+                assert_eq!(errno(limit, bad), Some(Errno::INVAL), "{bad}");
+            }
+        }
+        assert_eq!(errno(Attribute::WritebackLimit, "102400"), None);
+        let left = Attribute::WritebackLimit.show(&device);
+        assert_eq!(left.expect("readable"), "102400\n");
+        assert_eq!(errno(Attribute::WritebackLimitEnable, "0"), None);
+        assert_eq!(errno(Attribute::Writeback, "idle\n"), Some(Errno::NODEV));
+        assert_eq!(errno(Attribute::Writeback, "cold"), Some(Errno::INVAL));
+        assert_eq!(
+            errno(Attribute::Writeback, "page_index=256"),
+            Some(Errno::RANGE)
+        );
         assert_eq!(errno(Attribute::Disksize, "2M"), Some(Errno::BUSY));
         assert_eq!(errno(Attribute::Disksize, "x"), Some(Errno::INVAL));
         assert_eq!(errno(Attribute::CompAlgorithm, "zstd\n"), Some(Errno::BUSY));

@@ -66,6 +66,7 @@ mod memory;
 pub mod mounts;
 pub mod nbd;
 mod pool;
+mod selection;
 mod shard;
 mod size;
 mod spill;
@@ -82,6 +83,7 @@ pub use config::{Algorithm, BackingConfig, BackingKeep, DeviceConfig, PoolKind, 
 pub use device::{Device, Scrubbed};
 pub use error::{Error, Result};
 pub use pool::ClassStats;
+pub use selection::Selection;
 pub use size::{ParseSizeError, parse_size};
 pub use spill::wipe_spill;
 pub use stats::Stats;

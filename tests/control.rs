@@ -108,6 +108,10 @@ fn what_cannot_be_done_is_said_in_one_line() {
     assert_eq!(set("disksize", "2M"), Errno::BUSY);
     assert_eq!(set("colour", "red"), Errno::NOENT);
     assert_eq!(set("idle", "some"), Errno::INVAL);
+    assert_eq!(set("writeback", "cold"), Errno::INVAL);
+    assert_eq!(set("writeback", "page_index=1000"), Errno::RANGE);
+    let unwritable = client.write_back("type=idle").expect_err("no backing");
+    assert_eq!(remote(&unwritable), Errno::NODEV);
     let unreadable = client.get("compact").expect_err("no");
     assert_eq!(remote(&unreadable), Errno::ACCESS);
 

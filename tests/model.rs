@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use proptest::prelude::*;
 use uzram::{
     Algorithm, BackingConfig, BlockDevice, Device, DeviceConfig, Extent, PAGE_SIZE, PageState,
+    Selection,
 };
 
 const DEVICE_PAGES: u64 = 600;
@@ -78,6 +79,11 @@ enum Step {
         frames: u64,
     },
     Compact,
+    MarkIdle,
+    WriteBack {
+        what: &'static str,
+        limit: Option<u64>,
+    },
     Extents {
         offset: u64,
         len: u64,
@@ -120,6 +126,11 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (16..400u64).prop_map(|frames| Step::SetLimit { frames }),
         2 => (1..200u64).prop_map(|frames| Step::Evict { frames }),
         1 => Just(Step::Compact),
+        1 => Just(Step::MarkIdle),
+        2 => (0..4usize, prop::option::of(0..200u64)).prop_map(|(what, limit)| {
+            let whats = ["type=idle", "huge", "huge_idle page_index=599", "page_indexes=100-399"];
+            Step::WriteBack { what: whats[what], limit }
+        }),
         1 => range().prop_map(|(offset, len)| Step::Extents { offset, len }),
         1 => Just(Step::Reset),
     ]
@@ -134,6 +145,26 @@ struct Harness {
 }
 
 impl Harness {
+    fn write_back(&mut self, what: &str, limit: Option<u64>) {
+        // Nothing is being evicted once nothing may be written and what was under way is done.
+        self.device.enable_writeback_limit(true);
+        self.device.set_writeback_limit(0);
+        self.device.check();
+        let before = self.device.stats();
+        self.device.set_writeback_limit(limit.unwrap_or(u64::MAX));
+        let selection = Selection::parse(what, DEVICE_PAGES).expect("a selection");
+        let done = self.device.write_back(selection);
+        // Eviction goes on beside it, if memory is short.
+        let after = self.device.stats();
+        let written = after.written_back_pages - before.written_back_pages;
+        assert!(after.bd_writes - before.bd_writes <= limit.unwrap_or(u64::MAX));
+        match done {
+            Ok(pages) => assert!(self.has_backing && pages <= written),
+            Err(error) => assert!(!self.has_backing || limit == Some(written), "{error}"),
+        }
+        self.device.enable_writeback_limit(false);
+    }
+
     fn apply(&mut self, step: &Step) {
         let page = PAGE_SIZE as u64;
         match *step {
@@ -169,6 +200,11 @@ impl Harness {
                 let evicted = self.device.evict(frames * page);
                 assert_eq!(evicted.is_ok(), self.has_backing, "{evicted:?}");
             }
+            Step::MarkIdle => {
+                let marked = self.device.mark_idle(None);
+                assert_eq!(marked, self.device.stats().resident_pages);
+            }
+            Step::WriteBack { what, limit } => self.write_back(what, limit),
             Step::Compact => {
                 let before = self.device.stats().pages_compacted;
                 let freed = self.device.compact();

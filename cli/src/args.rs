@@ -81,6 +81,10 @@ pub(crate) enum Verb {
     #[command(after_help = examples::IDLE)]
     Idle(IdleArgs),
 
+    /// Write pages in a device's memory to its backing now.
+    #[command(after_help = examples::WRITEBACK)]
+    Writeback(WritebackArgs),
+
     /// Forget all data on a device that is not in use.
     #[command(after_help = examples::RESET)]
     Reset(NameArgs),
@@ -274,6 +278,16 @@ pub(crate) struct IdleArgs {
     /// All pages, or those that were neither written nor read for so many seconds.
     #[arg(value_name = "all|SECONDS", default_value = "all", value_parser = parse::idle)]
     pub(crate) which: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WritebackArgs {
+    /// The device's name.
+    pub(crate) name: Name,
+
+    /// Which: type=idle, type=huge, type=huge_idle, page_index=N, page_indexes=LOW-HIGH.
+    #[arg(required = true, value_name = "PAGES", value_parser = parse::selection)]
+    pub(crate) which: Vec<String>,
 }
 
 #[derive(Debug, Args)]

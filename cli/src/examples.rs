@@ -104,6 +104,18 @@ EXAMPLES
   Those that nobody has read or written for an hour:
   uzram idle scratch 3600";
 
+pub(crate) const WRITEBACK: &str = "\
+EXAMPLES
+  What was not used for an hour:
+  uzram idle scratch 3600
+  uzram writeback scratch type=idle
+
+  What does not compress, and some pages of 4 KiB:
+  uzram writeback scratch type=huge page_index=7 page_indexes=100-199
+
+  At most 100 MiB worth of pages from now on, evicted ones included:
+  uzram set scratch writeback_limit=25600 writeback_limit_enable=1";
+
 pub(crate) const RESET: &str = "\
 EXAMPLES
   uzram reset scratch";

@@ -1,15 +1,21 @@
-//! `uzram set`, `compact`, `idle`, `reset` and `stop`: changing a server that runs.
+//! `uzram set`, `compact`, `idle`, `writeback`, `reset` and `stop`: changing a server that runs.
+
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use uzram::Attribute;
 use uzram::control::Client;
 
-use crate::args::{IdleArgs, NameArgs, SetArgs, StopArgs};
+use crate::args::{IdleArgs, NameArgs, SetArgs, StopArgs, WritebackArgs};
 use crate::output;
 use crate::release;
 use crate::rundir::{RunDir, RunRoot};
 use crate::server;
 use crate::stat::PATIENCE;
 use crate::table::{bytes, count};
+
+/// How long what waits for the backing may take.
+const LONG: Duration = Duration::from_secs(24 * 60 * 60);
 
 fn connect(dir: &RunDir) -> Result<Client> {
     dir.require_owner()?;
@@ -19,6 +25,10 @@ fn connect(dir: &RunDir) -> Result<Client> {
 /// `uzram set`: in the order given; the first failure ends it.
 pub(crate) fn set(args: &SetArgs, root: &RunRoot) -> Result<()> {
     let mut client = connect(&root.dir(&args.name))?;
+    let moves_data = |a: Attribute| matches!(a, Attribute::Writeback | Attribute::BackingDev);
+    if args.assignments.iter().any(|a| moves_data(a.attribute)) {
+        client = client.with_timeout(LONG);
+    }
     for (i, assignment) in args.assignments.iter().enumerate() {
         let result = client.set(assignment.attribute.name(), &assignment.value);
         result.with_context(|| match i {
@@ -43,6 +53,13 @@ pub(crate) fn compact(args: &NameArgs, root: &RunRoot) -> Result<()> {
 pub(crate) fn idle(args: &IdleArgs, root: &RunRoot) -> Result<()> {
     let pages = connect(&root.dir(&args.name))?.mark_idle(&args.which)?;
     output::line(format_args!("{} pages marked as idle", count(pages)))
+}
+
+/// `uzram writeback`.
+pub(crate) fn writeback(args: &WritebackArgs, root: &RunRoot) -> Result<()> {
+    let mut client = connect(&root.dir(&args.name))?.with_timeout(LONG);
+    let pages = client.write_back(&args.which.join(" "))?;
+    output::line(format_args!("{} pages written back", count(pages)))
 }
 
 /// `uzram reset`; the server refuses while its disk is open.

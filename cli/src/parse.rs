@@ -50,6 +50,12 @@ pub(crate) fn idle(text: &str) -> Result<String, String> {
     }
 }
 
+/// What `uzram writeback` takes; how many pages the device has is known to its server.
+pub(crate) fn selection(text: &str) -> Result<String, String> {
+    uzram::Selection::parse(text, u64::MAX).map_err(reason)?;
+    Ok(text.to_owned())
+}
+
 /// One `KEY=VALUE` of `uzram set`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Assignment {
@@ -99,7 +105,7 @@ fn names(wanted: impl Fn(Attribute) -> bool) -> String {
 /// The library's reason without the option's name, which clap gives.
 fn reason(error: Error) -> String {
     match error {
-        Error::InvalidConfig { reason, .. } => reason,
+        Error::InvalidConfig { reason, .. } | Error::Refused { reason, .. } => reason,
         other => other.to_string(),
     }
 }

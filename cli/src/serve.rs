@@ -128,6 +128,8 @@ impl Server {
             control,
             record,
         } = self;
+        // Nobody waits for pages to be written back that are forgotten in a moment.
+        device.stop();
         let attached = attachments::of(dir, &record).unwrap_or_else(|error| {
             tracing::warn!("{error:#}");
             Vec::new()

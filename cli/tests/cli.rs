@@ -80,6 +80,9 @@ fn nonsense_exits_2_with_one_line() {
         (&["stat", "a", "compact"], "only be set"),
         (&["stat", "a", "mm_stat", "--json"], "--json"),
         (&["idle", "a", "some"], "seconds"),
+        (&["writeback", "a"], "PAGES"),
+        (&["writeback", "a", "cold"], "page_index"),
+        (&["writeback", "a", "page_indexes=2-1"], "page_indexes"),
         (&["frobnicate"], "frobnicate"),
     ];
     for (args, says) in cases {
@@ -99,6 +102,7 @@ fn names_that_are_not_served_exit_1_with_one_line() {
         &["compact", "a"],
         &["scrub", "a"],
         &["idle", "a"],
+        &["writeback", "a", "type=idle"],
         &["reset", "a"],
         &["stop", "a"],
         &["detach", "a"],
@@ -311,6 +315,18 @@ fn a_servers_life() {
     world.ok(&["set", "life", "mem_limit=0"]);
     assert_eq!(world.ok(&["stat", "life", "mem_limit"]), "0\n");
     assert!(world.ok(&["compact", "life"]).contains("freed"));
+    let line = world.refused(1, &["writeback", "life", "type=idle"]);
+    assert!(line.contains("no backing"), "{line}");
+    let line = world.refused(1, &["writeback", "life", "page_index=16384"]);
+    assert!(line.contains("0-16383"), "{line}");
+    world.ok(&[
+        "set",
+        "life",
+        "writeback_limit=100",
+        "writeback_limit_enable=1",
+    ]);
+    let limit = world.ok(&["stat", "life", "writeback_limit", "writeback_limit_enable"]);
+    assert_eq!(limit, "100\n1\n");
     assert_eq!(world.ok(&["idle", "life"]), "0 pages marked as idle\n");
     assert_eq!(
         world.ok(&["idle", "life", "60"]),

@@ -62,6 +62,12 @@ impl Client {
         })
     }
 
+    /// The same, but each answer may take `timeout`.
+    #[must_use]
+    pub fn with_timeout(self, timeout: Duration) -> Self {
+        Self { timeout, ..self }
+    }
+
     /// Asks anything.
     ///
     /// # Errors
@@ -141,6 +147,18 @@ impl Client {
     pub fn mark_idle(&mut self, which: &str) -> Result<u64> {
         let which = which.to_owned();
         let done: PagesDone = self.ask(&Request::Idle { which })?;
+        Ok(done.pages)
+    }
+
+    /// Writes pages back, those that [`crate::Selection::parse`] makes of `which`; returns how many
+    /// have left memory. That takes as long as the backing does.
+    ///
+    /// # Errors
+    /// [`Error::Remote`]: EINVAL and ERANGE for what is no selection, and those of
+    /// [`crate::Device::write_back`].
+    pub fn write_back(&mut self, which: &str) -> Result<u64> {
+        let which = which.to_owned();
+        let done: PagesDone = self.ask(&Request::Writeback { which })?;
         Ok(done.pages)
     }
 

@@ -10,6 +10,7 @@
 //! {"op":"set","attribute":"mem_limit","value":"x"}    {"error":"mem_limit: ...","errno":22}
 //! {"op":"compact"}                                    {"ok":{"pages":12}}
 //! {"op":"idle","which":"all"}                         {"ok":{"pages":345}}
+//! {"op":"writeback","which":"type=idle"}              {"ok":{"pages":345}}
 //! {"op":"reset"}                                      {"ok":null}
 //! {"op":"scrub","from":0}                             {"ok":{"next":512,"intact":257,"damaged":[],...}}
 //! ```

@@ -33,6 +33,11 @@ pub enum Request {
         /// `all`, or an age in seconds: what the attribute `idle` takes.
         which: String,
     },
+    /// Writes pages back: answered with a [`PagesDone`].
+    Writeback {
+        /// What a [`crate::Selection`] is read from, as in the attribute `writeback`.
+        which: String,
+    },
     /// Forgets all data.
     Reset,
     /// Verifies some spilled pages: answered with a [`crate::Scrubbed`], which says where to go on.

@@ -26,6 +26,7 @@ use super::protocol::{Compacted, PagesDone, Reply, Request};
 use crate::attributes::{Attribute, parse_idle};
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::selection::Selection;
 use crate::unix_socket::{self, SocketFile};
 
 /// How long a client may take to send a whole request.
@@ -209,6 +210,10 @@ fn handle(request: &Request, device: &Device) -> Result<Value> {
         Request::Scrub { from } => answer(&device.scrub(*from)),
         Request::Idle { which } => {
             let pages = device.mark_idle(parse_idle(which)?);
+            answer(&PagesDone { pages })
+        }
+        Request::Writeback { which } => {
+            let pages = device.write_back(Selection::parse(which, device.pages())?)?;
             answer(&PagesDone { pages })
         }
         Request::Reset => {

@@ -23,7 +23,7 @@ use crate::shard::{Clock, Shard, SlotIndex};
 use crate::spill::{LogCounts, RecordAddress, RecordFormat, SegmentTable, Stores};
 use crate::time::Timepiece;
 use crate::units::{PAGE_SIZE, PageIndex};
-use crate::writeback::Waker;
+use crate::writeback::{Allowance, Waker};
 
 /// Addresses for page frames over all shards, 32 TiB: what a process of 47 address bits can spare.
 const MAX_ADDRESS_FRAMES: u64 = 1 << 33;
@@ -115,6 +115,9 @@ pub(crate) struct Core {
     /// For lines about failures.
     pub(crate) log_limit: LogLimit,
     pub(crate) room: Room,
+    pub(crate) allowance: Allowance,
+    /// Whether what takes long is to end early.
+    stopping: AtomicBool,
     /// What wakes the writeback thread.
     pub(crate) waker: Arc<Waker>,
     pub(crate) time: Timepiece,
@@ -175,6 +178,8 @@ impl Core {
             damage: Damage::default(),
             log_limit: LogLimit::default(),
             room: Room::new(),
+            allowance: Allowance::default(),
+            stopping: AtomicBool::new(false),
             waker,
             time: Timepiece::default(),
             ages,
@@ -193,6 +198,16 @@ impl Core {
     /// Locks a shard.
     pub(crate) fn shard(&self, index: ShardIndex) -> MutexGuard<'_, Shard> {
         self.shards[index.0 as usize].lock()
+    }
+
+    /// Has what takes long end early, now and from now on.
+    pub(super) fn stop(&self) {
+        self.stopping.store(true, Relaxed);
+        self.waker.wake();
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.load(Relaxed)
     }
 
     /// Whether a shard leaves freed frames that the writeback thread must be told of: too many,

@@ -1,8 +1,17 @@
-//! What zram leaves to whoever runs it: which pages are idle.
+//! What zram leaves to whoever runs it: which pages are idle, what is written back when, and how
+//! much.
 
 use std::time::Duration;
 
+use crossbeam::channel;
+use rustix::io::Errno;
+
 use super::Device;
+use crate::BlockDevice;
+use crate::error::{Error, Result};
+use crate::selection::Selection;
+use crate::units::PAGE_SHIFT;
+use crate::writeback::Command;
 
 impl Device {
     /// Marks the pages in memory as idle that were neither written nor read for `age`, or all;
@@ -11,5 +20,57 @@ impl Device {
     /// never taken for older than it is. Pages that are same-filled or spilled are not marked.
     pub fn mark_idle(&self, age: Option<Duration>) -> u64 {
         self.core.mark_idle(age)
+    }
+
+    /// Writes chosen pages back, those of them that are in memory; returns how many have left it.
+    /// A page that is read, written or discarded meanwhile stays as it is.
+    ///
+    /// # Errors
+    /// [`Error::Refused`]: ENODEV without a backing, EIO if that cannot be written to or what may
+    /// be written is spent, EINTR once the device is stopping; [`Error::NoSpace`] if the backing is
+    /// full. Some of the pages may have been written.
+    pub fn write_back(&self, selection: Selection) -> Result<u64> {
+        let (done, answer) = channel::bounded(1);
+        self.command(Command::WriteBack { selection, done });
+        answer.recv().unwrap_or_else(|_| {
+            Err(Error::Refused {
+                what: "writeback",
+                reason: "the device is stopping".to_owned(),
+                errno: Errno::INTR,
+            })
+        })
+    }
+
+    /// Pages of the device, which a [`Selection`] may be of.
+    pub fn pages(&self) -> u64 {
+        self.size() >> PAGE_SHIFT
+    }
+
+    /// Has [`Device::write_back`] end early from here on, so that nobody waits for it.
+    pub fn stop(&self) {
+        self.core.stop();
+    }
+
+    /// Pages that may still be written back, if [`Device::has_writeback_limit`].
+    pub fn writeback_limit(&self) -> u64 {
+        self.core.allowance.pages()
+    }
+
+    /// Sets how many pages may be written back from here on.
+    pub fn set_writeback_limit(&self, pages: u64) {
+        self.core.allowance.set_pages(pages);
+        self.core.waker.wake();
+    }
+
+    /// Whether the pages that are written back are limited. Then, once the limit is spent, writers
+    /// at the memory limit find no space.
+    pub fn has_writeback_limit(&self) -> bool {
+        self.core.allowance.limits_pages()
+    }
+
+    /// Limits the pages that are written back, or not.
+    pub fn enable_writeback_limit(&self, enable: bool) {
+        self.core.allowance.limit_pages(enable);
+        self.core.waker.wake();
     }
 }

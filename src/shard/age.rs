@@ -11,12 +11,12 @@ use crossbeam::utils::CachePadded;
 
 use crate::writeback::Waker;
 
-/// A generation's name, 1 to 15. A slot can also have none, 0.
+/// A generation's name, 1 to 15.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct AgeTag(pub(super) u8);
 
 impl AgeTag {
-    /// The tag of a slot without a generation.
+    /// The tag of a slot whose page is being written back because it was chosen.
     pub(super) const NONE: Self = Self(0);
 
     /// Every generation's.

@@ -12,6 +12,7 @@ mod age;
 mod lru;
 mod recent;
 mod reclaim;
+mod selected;
 mod slot;
 
 use std::io;

@@ -107,19 +107,22 @@ impl Shard {
         expected: Slot,
         record: RecordAddress,
     ) -> bool {
-        if !self.slots.get(index).same_place(expected) {
-            return false;
-        }
+        self.slots.get(index).same_place(expected) && self.point_at(index, record)
+    }
+
+    /// Points a slot that has an object or a record at a record with the same data.
+    pub(super) fn point_at(&mut self, index: SlotIndex, record: RecordAddress) -> bool {
+        let before = self.slots.get(index);
         let (SlotState::Resident { len, codec, .. } | SlotState::WrittenBack { len, codec, .. }) =
-            expected.state()
+            before.state()
         else {
             return false;
         };
         self.segments.retain(record, len);
         let mut slot = Slot::written_back(record, len, codec);
-        slot.set_read_back_epoch(match expected.state() {
+        slot.set_read_back_epoch(match before.state() {
             // A record that moves was not wanted by that.
-            SlotState::WrittenBack { .. } => self.slots.get(index).read_back_epoch(),
+            SlotState::WrittenBack { .. } => before.read_back_epoch(),
             _ => self.read_backs.epoch(),
         });
         self.set(index, slot);

@@ -25,7 +25,8 @@ pub(crate) struct SlotIndex(pub(crate) u32);
 /// | 3      | 0     | 0           | idle: marked, not read since  | also                  |
 /// | 4..7   | 0     | 0           | codec                         | codec                 |
 /// | 7..19  | 0     | 0           | bytes of the object, less one | bytes, less one       |
-/// | 19..23 | 0     | 0           | generation of the last access | also                  |
+/// | 19..23 | 0     | 0           | generation of the last access, | also                 |
+/// |        |       |             | 0 while it is written back    |                       |
 /// | 23..64 | 0     | pattern     | address of the object         | address of the record |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Slot(u64);
@@ -173,8 +174,18 @@ impl Slot {
         Self(self.0 & !IDLE)
     }
 
+    /// Whether the page is resident and being written back because it was chosen.
+    pub(crate) fn is_selected(self) -> bool {
+        self.age() == Some(AgeTag::NONE)
+    }
+
+    /// Whether the page is resident and was stored raw.
+    pub(crate) fn is_huge(self) -> bool {
+        self.0 & (STATE_MASK | CODEC_MASK << CODEC_SHIFT)
+            == RESIDENT | (Codec::Raw as u64) << CODEC_SHIFT
+    }
+
     /// Whether the page was marked as idle, and neither read nor written since.
-    #[cfg(test)]
     pub(crate) fn is_idle(self) -> bool {
         self.0 & STATE_MASK == RESIDENT && self.0 & IDLE != 0
     }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use crate::device::core::Core;
 use crate::device::layout::ShardIndex;
-use crate::shard::{Evicted, Slot, SlotIndex, SlotState};
+use crate::shard::{Evicted, Shard, Slot, SlotIndex, SlotState};
 use crate::spill::{BLOCK, BlockBuf, Record, RecordFormat, SegmentIndex, Target};
 use crate::units::PageIndex;
 
@@ -12,14 +12,14 @@ use crate::units::PageIndex;
 pub(super) const MAX_BATCH: usize = 1 << 20;
 
 /// A record in the batch.
-struct Entry {
+pub(super) struct Entry {
     shard: ShardIndex,
-    index: SlotIndex,
+    pub(super) index: SlotIndex,
     page: PageIndex,
-    /// What the slot must still be when the append is done.
-    expected: Slot,
+    /// What the slot was when the object was collected.
+    pub(super) expected: Slot,
     /// Where the record starts in `collected`, later in the append.
-    at: usize,
+    pub(super) at: usize,
     /// Bytes of the object.
     len: usize,
 }
@@ -125,12 +125,19 @@ impl Batch {
 
     /// After the append: points the slots at their records, those that are as they were.
     pub(super) fn settle(&self, core: &Core, target: &Target) {
+        self.visit(core, &mut |shard, entry| {
+            shard.settle(entry.index, entry.expected, target.address(entry.at));
+        });
+    }
+
+    /// Visits the records, each with its shard locked.
+    pub(super) fn visit(&self, core: &Core, visit: &mut dyn FnMut(&mut Shard, &Entry)) {
         for run in self.entries.chunk_by(|a, b| a.shard == b.shard) {
             // Short holds: a run may be thousands of slots.
             for some in run.chunks(128) {
                 let mut shard = core.shard(some[0].shard);
                 for entry in some {
-                    shard.settle(entry.index, entry.expected, target.address(entry.at));
+                    visit(&mut shard, entry);
                 }
             }
         }

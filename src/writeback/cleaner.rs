@@ -9,6 +9,7 @@ use crate::spill::{
 };
 
 use super::batch::MAX_BATCH;
+use super::evictor::Cargo;
 use super::salvage::Salvage;
 use super::{Batch, Writeback};
 
@@ -95,6 +96,9 @@ impl Writeback {
     }
 
     fn clean(&mut self, segment: SegmentIndex) -> Result<bool, &'static str> {
+        if self.core.allowance.left().is_err() {
+            return Ok(false);
+        }
         let written = self.read_segment(segment)?;
         let cleaned = self.empty(segment, &written);
         let landed = self.land_all();
@@ -158,7 +162,7 @@ impl Writeback {
             };
             let room = target.room().min(MAX_BATCH) - target.start_len();
             source.pick_live(&self.core, &mut batch, &self.segment, room);
-            self.launch(target, batch, Vec::new());
+            self.launch(target, batch, Cargo::Moved);
         }
         true
     }

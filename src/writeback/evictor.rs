@@ -25,6 +25,8 @@ const CHANCES: Chances = Chances(1024);
 /// Segments that eviction leaves free, so that cleaning always has one to write to.
 const CLEANING_RESERVE: u32 = 1;
 
+/// What a reason says to a writer, before what it says to anybody.
+pub(super) const AT_LIMIT: &str = "the memory limit is reached and ";
 pub(super) const NOTHING: &str = "the memory limit is reached and there is nothing to evict";
 const NO_BACKING: &str = "the memory limit is reached and there is no backing to spill to";
 const FULL: &str = "the memory limit is reached and the backing is full";
@@ -35,6 +37,34 @@ pub(super) struct Isolated {
     shard: ShardIndex,
     zspage: ZspageId,
     frames: u64,
+}
+
+/// What a batch is made of.
+pub(super) enum Cargo {
+    /// Objects of zspages that are isolated while they are written.
+    Evicted(Vec<Isolated>),
+    /// Objects of chosen pages.
+    Selected,
+    /// Records that cleaning moves.
+    Moved,
+}
+
+impl Cargo {
+    /// Of the records in a batch, those of pages that leave memory.
+    fn pages(&self, batch: &Batch) -> u64 {
+        match self {
+            Self::Evicted(_) | Self::Selected => batch.records() as u64,
+            Self::Moved => 0,
+        }
+    }
+
+    /// Page frames of the isolated zspages.
+    fn frames(&self) -> u64 {
+        match self {
+            Self::Evicted(isolated) => isolated.iter().map(|isolated| isolated.frames).sum(),
+            Self::Selected | Self::Moved => 0,
+        }
+    }
 }
 
 impl Writeback {
@@ -76,12 +106,13 @@ impl Writeback {
     /// # Errors
     /// Why nothing can be evicted: no backing, a full one, or one that fails.
     pub(super) fn launch_eviction(&mut self, frames: u64) -> Result<usize, &'static str> {
+        let left = self.core.allowance.left()?;
         let target = self.eviction_target()?;
         let mut batch = self.take_batch().ok_or(NO_BACKING)?;
         let room = (target.room() - target.start_len()).min(MAX_BATCH - target.start_len());
-        let isolated = collect(&self.core, &mut batch, room, frames);
+        let isolated = collect(&self.core, &mut batch, room, frames, left.pages);
         let objects = batch.records();
-        self.launch(target, batch, isolated);
+        self.launch(target, batch, Cargo::Evicted(isolated));
         Ok(objects)
     }
 
@@ -95,20 +126,25 @@ impl Writeback {
     }
 
     /// Sends a batch off.
-    pub(super) fn launch(&mut self, target: Target, batch: Batch, isolated: Vec<Isolated>) {
+    pub(super) fn launch(&mut self, target: Target, batch: Batch, cargo: Cargo) {
         let backing = self.core.stores.current();
         let (Some(backing), false) = (backing, batch.is_empty()) else {
-            self.put_back(isolated, true);
+            match cargo {
+                Cargo::Evicted(isolated) => drop(self.put_back(isolated, true)),
+                Cargo::Selected => batch.unselect(&self.core),
+                Cargo::Moved => {}
+            }
             self.flights.give_back(batch);
             return;
         };
+        self.core.allowance.begin(cargo.pages(&batch));
         self.log.begin_append(&target, batch.append_len(&target));
-        self.leaving += isolated.iter().map(|isolated| isolated.frames).sum::<u64>();
+        self.leaving += cargo.frames();
         self.flights.launch(Flight {
             target,
             backing: Arc::clone(&backing),
             batch,
-            isolated,
+            cargo,
         });
     }
 
@@ -122,25 +158,30 @@ impl Writeback {
         let Flight {
             target,
             batch,
-            isolated,
+            cargo,
             ..
         } = flight;
         self.note_health(&written);
-        if written.is_ok() {
-            batch.settle(&self.core, &target);
+        let written = written.is_ok();
+        let pages = cargo.pages(&batch);
+        self.core.allowance.end(pages, written);
+        match &cargo {
+            Cargo::Selected => self.land_selected(&batch, &target, written),
+            Cargo::Evicted(_) | Cargo::Moved if written => batch.settle(&self.core, &target),
+            Cargo::Evicted(_) | Cargo::Moved => {}
         }
         let bytes = batch.append_len(&target);
-        self.log.end_append(&target, bytes, written.is_ok());
-        let evicts = !isolated.is_empty();
-        self.leaving -= isolated.iter().map(|isolated| isolated.frames).sum::<u64>();
-        self.evicted_frames += self.put_back(isolated, written.is_ok());
-        let objects = batch.records() as u64;
+        self.log.end_append(&target, bytes, written);
+        self.leaving -= cargo.frames();
+        if let Cargo::Evicted(isolated) = cargo {
+            self.evicted_frames += self.put_back(isolated, written);
+        }
         self.flights.give_back(batch);
-        if written.is_err() {
+        if !written {
             return Some(Err(FAILING));
         }
-        if evicts {
-            self.core.requests.bd_writes.fetch_add(objects, Relaxed);
+        if pages > 0 {
+            self.core.requests.bd_writes.fetch_add(pages, Relaxed);
             self.core.room.end_round(RoundEnd::Room);
         }
         Some(Ok(()))
@@ -185,7 +226,7 @@ impl Writeback {
     }
 
     /// Where to write, cleaning a segment first if there is no free one.
-    fn eviction_target(&mut self) -> Result<Target, &'static str> {
+    pub(super) fn eviction_target(&mut self) -> Result<Target, &'static str> {
         loop {
             if !self.core.stores.spills() {
                 return Err(NO_BACKING);
@@ -203,8 +244,8 @@ impl Writeback {
 }
 
 /// Isolates the oldest zspages, until they have `frames` or the batch has about `room` bytes, and
-/// fills the batch with their objects.
-fn collect(core: &Core, batch: &mut Batch, room: usize, frames: u64) -> Vec<Isolated> {
+/// fills the batch with their objects, at most `pages`.
+fn collect(core: &Core, batch: &mut Batch, room: usize, frames: u64, pages: u64) -> Vec<Isolated> {
     let mut chances = CHANCES;
     let mut isolated = Vec::new();
     let mut leaving = 0;
@@ -214,7 +255,10 @@ fn collect(core: &Core, batch: &mut Batch, room: usize, frames: u64) -> Vec<Isol
         .map(|index| (index, core.shard(index).oldest_touch()))
         .collect();
     // The records of a zspage never take more than MIN_APPEND.
-    while leaving < frames && batch.len() + MIN_APPEND as usize <= room {
+    let has_room = |batch: &Batch| {
+        batch.len() + MIN_APPEND as usize <= room && (batch.records() as u64) < pages
+    };
+    while leaving < frames && has_room(batch) {
         let Some((index, touched)) = oldest_shard(&mut oldest) else {
             break;
         };
@@ -222,7 +266,10 @@ fn collect(core: &Core, batch: &mut Batch, room: usize, frames: u64) -> Vec<Isol
         if let Some((zspage, frames)) = shard.isolate_oldest() {
             let before = batch.records();
             shard.empty_isolated(zspage, &mut chances, &mut |evicted| {
-                batch.push(*index, core.layout.page(*index, evicted.index), evicted);
+                // What is too much stays where it is.
+                if (batch.records() as u64) < pages {
+                    batch.push(*index, core.layout.page(*index, evicted.index), evicted);
+                }
             });
             if batch.records() == before {
                 // All its objects were spared.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crossbeam::channel::{self, Receiver, Sender};
 
 use super::Batch;
-use super::evictor::Isolated;
+use super::evictor::Cargo;
 use crate::spill::{Backing, RecordFormat, Target};
 
 /// Appends that may be under way at once, each with a thread and a batch.
@@ -21,8 +21,7 @@ pub(super) struct Flight {
     pub(super) target: Target,
     pub(super) backing: Arc<dyn Backing>,
     pub(super) batch: Batch,
-    /// The zspages that the batch was collected from.
-    pub(super) isolated: Vec<Isolated>,
+    pub(super) cargo: Cargo,
 }
 
 /// An append that has ended.

@@ -4,12 +4,14 @@
 //! writing ([`flights`]). It never needs memory from the pool to make progress: what it evicts goes
 //! through buffers that it has from the start.
 
+mod allowance;
 mod batch;
 mod cleaner;
 mod evictor;
 mod flights;
 mod replace;
 mod salvage;
+mod selected;
 mod waker;
 
 use std::sync::Arc;
@@ -17,13 +19,16 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, TryRecvError};
 
+pub(crate) use self::allowance::Allowance;
 use self::batch::Batch;
 use self::evictor::NOTHING;
 use self::flights::Flights;
 use self::replace::Leaving;
+use self::selected::Selected;
 pub(crate) use self::waker::Waker;
 use crate::device::core::Core;
 use crate::device::room::RoundEnd;
+use crate::selection::Selection;
 use crate::spill::{Backing, BlockBuf, SegmentLog};
 
 /// How long after the last work all freed memory goes back to the kernel.
@@ -38,6 +43,11 @@ pub(crate) enum Command {
     Evict {
         frames: u64,
         done: Sender<Result<u64, &'static str>>,
+    },
+    /// Write chosen pages back.
+    WriteBack {
+        selection: Selection,
+        done: Sender<crate::Result<u64>>,
     },
     /// Spill to another backing from here on, or to none; what the present one holds is moved.
     Replace {
@@ -68,6 +78,7 @@ pub(crate) struct Writeback {
     evicted_frames: u64,
     /// A segment's contents, while it is cleaned.
     segment: BlockBuf,
+    selected: Selected,
     /// A backing that is to leave, and who waits for that.
     replaced: Option<Leaving>,
     /// Whether the last attempt to write failed, so that it is logged once.
@@ -98,6 +109,7 @@ impl Writeback {
             leaving: 0,
             evicted_frames: 0,
             segment: BlockBuf::default(),
+            selected: Selected::default(),
             replaced: None,
             failing: false,
             stuck_at: None,
@@ -124,7 +136,10 @@ impl Writeback {
                 return;
             }
             self.log.free_emptied();
-            done = self.make_room() && self.clean_sparse_segments() && self.go_on_leaving();
+            done = self.make_room()
+                && self.go_on_selected()
+                && self.clean_sparse_segments()
+                && self.go_on_leaving();
             warm = self.core.trim(woken);
         }
     }
@@ -137,6 +152,7 @@ impl Writeback {
                     // Whoever asked may have gone.
                     let _ = done.send(self.evict(frames));
                 }
+                Ok(Command::WriteBack { selection, done }) => self.select(selection, done),
                 Ok(Command::Replace { backing, done }) => self.replace(backing, done),
                 Ok(Command::Resize { capacity, done }) => {
                     let _ = done.send(self.log.set_capacity(capacity));

@@ -231,7 +231,7 @@ fn many_threads_see_only_what_was_written() {
 }
 
 /// Writes, discards and verifies the pages that are `writer` modulo `writers`.
-fn work_on_own_pages(device: &Device, writer: u64, writers: u64, pages: u64) {
+pub(super) fn work_on_own_pages(device: &Device, writer: u64, writers: u64, pages: u64) {
     let mut versions = vec![None; (pages / writers) as usize];
     let mut state = writer + 1;
     for step in 0..15_000u64 {

@@ -3,7 +3,7 @@
 use super::*;
 use crate::shard::{Slot, SlotState};
 
-fn slot(device: &Device, page: u64) -> Slot {
+pub(super) fn slot(device: &Device, page: u64) -> Slot {
     let run = device
         .core
         .layout

@@ -5,6 +5,7 @@ mod idle;
 mod integrity;
 mod races;
 mod replace;
+mod selected;
 mod space;
 
 use std::sync::Arc;

@@ -1,0 +1,282 @@
+//! Writing chosen pages back: what the `writeback` attribute asks for.
+//!
+//! A job goes over the slots and collects the objects of chosen pages into batches, which are
+//! written beside one another. What becomes of a page meanwhile decides whether its slot is then
+//! pointed at the record (`shard::selected`). A job is done in steps, so that eviction goes on
+//! between them, and ends early when what it may write is spent.
+//!
+//! While the number of pages is limited the largest objects go first, as in zram, in passes over
+//! the slots: each page then gives most memory back.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+
+use crossbeam::channel::Sender;
+use rustix::io::Errno;
+
+use super::batch::MAX_BATCH;
+use super::evictor::{AT_LIMIT, Cargo, FAILING};
+use super::{Batch, Writeback};
+use crate::device::core::Core;
+use crate::device::layout::ShardIndex;
+use crate::error::{Error, Result};
+use crate::selection::{PageKind, Part, Selection};
+use crate::shard::{Slot, SlotState};
+use crate::spill::{MAX_RECORD_LEN, Target};
+use crate::units::PAGE_SIZE;
+
+/// Bytes that the lengths of the objects of one pass differ by at most.
+const BAND: usize = PAGE_SIZE / 8;
+
+/// Selections to be written back, one after the other. Only the first has pages under way, and
+/// none is forgotten while it has.
+#[derive(Default)]
+pub(super) struct Selected {
+    jobs: VecDeque<Job>,
+    /// Pages of the first job that have left memory.
+    written: u64,
+    /// Whether any of its batches could not be written.
+    failed: bool,
+}
+
+/// A selection, and how far the search for its pages is.
+struct Job {
+    parts: Vec<Part>,
+    /// Lengths of the objects of each pass.
+    bands: Vec<Range<usize>>,
+    at: Cursor,
+    /// Who waits for it.
+    done: Sender<Result<u64>>,
+}
+
+/// Where the search for chosen pages goes on.
+#[derive(Clone, Copy, Debug, Default)]
+struct Cursor {
+    part: usize,
+    band: usize,
+    shard: u32,
+    /// A slot, of those of the part and the shard.
+    slot: u32,
+}
+
+/// Why collecting came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stop {
+    /// There are no more such pages.
+    Over,
+    /// The batch is full.
+    Full,
+    /// The batch has as many pages as it may, and there are more.
+    Spent,
+}
+
+/// How many of the chosen pages were found so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Found {
+    Some,
+    All,
+}
+
+impl Job {
+    fn new(selection: Selection, largest_first: bool, done: Sender<Result<u64>>) -> Self {
+        // Lengths are 1 to PAGE_SIZE.
+        let bands = if largest_first {
+            let ends = (1..=PAGE_SIZE / BAND).rev().map(|n| n * BAND + 1);
+            ends.map(|end| end - BAND..end).collect()
+        } else {
+            std::iter::once(1..PAGE_SIZE + 1).collect()
+        };
+        Self {
+            parts: selection.parts,
+            bands,
+            at: Cursor::default(),
+            done,
+        }
+    }
+
+    /// Adds chosen pages to a batch, at most `pages` and about `room` bytes.
+    fn collect(&mut self, core: &Core, batch: &mut Batch, room: usize, pages: u64) -> Stop {
+        let shards = core.layout.shards().count() as u32;
+        while let Some(part) = self.parts.get(self.at.part) {
+            let shard = ShardIndex(self.at.shard);
+            let slots = core.layout.slots_of(shard, part.pages.clone());
+            let at = self.at.slot.max(slots.start);
+            if at < slots.end {
+                let band = &self.bands[self.at.band];
+                let wanted = |slot: Slot| is_wanted(slot, part.kind, band);
+                let limits = Limits { room, pages };
+                let (next, stop) = pick_some(core, batch, shard, at..slots.end, &wanted, limits);
+                self.at.slot = next;
+                if let Some(stop) = stop {
+                    return stop;
+                }
+                continue;
+            }
+            (self.at.shard, self.at.slot) = (self.at.shard + 1, 0);
+            if self.at.shard == shards {
+                (self.at.shard, self.at.band) = (0, self.at.band + 1);
+            }
+            if self.at.band == self.bands.len() {
+                (self.at.band, self.at.part) = (0, self.at.part + 1);
+            }
+        }
+        Stop::Over
+    }
+}
+
+fn is_wanted(slot: Slot, kind: PageKind, band: &Range<usize>) -> bool {
+    let SlotState::Resident { len, .. } = slot.state() else {
+        return false;
+    };
+    let of_kind = match kind {
+        PageKind::Any => true,
+        PageKind::Idle => slot.is_idle(),
+        PageKind::Huge => slot.is_huge(),
+        PageKind::HugeIdle => slot.is_huge() && slot.is_idle(),
+    };
+    of_kind && band.contains(&len) && !slot.is_selected()
+}
+
+/// Bounds of a batch.
+#[derive(Clone, Copy)]
+struct Limits {
+    room: usize,
+    pages: u64,
+}
+
+/// Adds wanted pages of a range of slots to a batch; returns where to go on, and whether the batch
+/// is complete. What it does at once is bounded, since a lock is held.
+fn pick_some(
+    core: &Core,
+    batch: &mut Batch,
+    index: ShardIndex,
+    slots: Range<u32>,
+    wanted: &dyn Fn(Slot) -> bool,
+    limits: Limits,
+) -> (u32, Option<Stop>) {
+    const PICKED_AT_ONCE: usize = 32;
+    const LOOKED_AT_ONCE: u32 = 4096;
+    const SEARCHED_AT_ONCE: u32 = 1 << 19;
+    let end = slots.end.min(slots.start.saturating_add(SEARCHED_AT_ONCE));
+    let (before, mut looked, mut at) = (batch.records(), 0, slots.start);
+    let mut shard = core.shard(index);
+    while let Some(used) = shard.next_used(at..end) {
+        if wanted(shard.slot(used)) {
+            if batch.records() as u64 == limits.pages {
+                return (used.0, Some(Stop::Spent));
+            }
+            if batch.len() + MAX_RECORD_LEN > limits.room {
+                return (used.0, Some(Stop::Full));
+            }
+            let page = core.layout.page(index, used);
+            shard.select(used, &mut |selected| batch.push(index, page, selected));
+        }
+        at = used.0 + 1;
+        looked += 1;
+        if looked == LOOKED_AT_ONCE || batch.records() - before == PICKED_AT_ONCE {
+            return (at, None);
+        }
+    }
+    (end, None)
+}
+
+impl Batch {
+    /// After the append of chosen pages: points the slots at their records, those that may be;
+    /// returns how many.
+    fn settle_selected(&self, core: &Core, target: &Target) -> u64 {
+        let mut settled = 0;
+        self.visit(core, &mut |shard, entry| {
+            settled += u64::from(shard.settle_selected(entry.index, target.address(entry.at)));
+        });
+        settled
+    }
+
+    /// Leaves chosen pages where they are.
+    pub(super) fn unselect(&self, core: &Core) {
+        self.visit(core, &mut |shard, entry| {
+            shard.unselect(entry.index, entry.expected);
+        });
+    }
+}
+
+impl Writeback {
+    /// Takes on a selection; `done` is told how many pages have left memory, or why not all have.
+    pub(super) fn select(&mut self, selection: Selection, done: Sender<Result<u64>>) {
+        let largest_first = self.core.allowance.limits_pages();
+        let job = Job::new(selection, largest_first, done);
+        self.selected.jobs.push_back(job);
+    }
+
+    /// Does a step of writing chosen pages back; returns false if more is to be done at once.
+    pub(super) fn go_on_selected(&mut self) -> bool {
+        let Some(mut job) = self.selected.jobs.pop_front() else {
+            return true;
+        };
+        let launched = self.launch_selected(&mut job);
+        let stops = self.core.is_stopping();
+        if matches!(launched, Ok(Found::Some)) && !self.selected.failed && !stops {
+            self.selected.jobs.push_front(job);
+            return false;
+        }
+        // What failed is noted.
+        let _ = self.land_all();
+        let written = std::mem::take(&mut self.selected.written);
+        let failed = std::mem::take(&mut self.selected.failed);
+        // Whoever asked may have gone.
+        let _ = job.done.send(match launched {
+            Ok(Found::Some) if stops => refused(Errno::INTR, "the device is stopping"),
+            _ if failed => refused(Errno::IO, without_limit(FAILING)),
+            Err(error) => Err(error),
+            Ok(_) => Ok(written),
+        });
+        self.selected.jobs.is_empty()
+    }
+
+    /// Sends a batch of chosen pages off, or lets one land if all are under way.
+    fn launch_selected(&mut self, job: &mut Job) -> Result<Found> {
+        if !self.core.stores.spills() {
+            return refused(Errno::NODEV, "there is no backing to write to");
+        }
+        let target = self.eviction_target();
+        let target = target.map_err(|reason| Error::NoSpace(without_limit(reason)))?;
+        let Some(mut batch) = self.flights.take_batch() else {
+            // What failed is noted.
+            let _ = self.land();
+            return Ok(Found::Some);
+        };
+        let left = self.core.allowance.left();
+        let pages = left.map_or(0, |left| left.pages);
+        let room = target.room().min(MAX_BATCH) - target.start_len();
+        let stop = job.collect(&self.core, &mut batch, room, pages);
+        self.launch(target, batch, Cargo::Selected);
+        match (stop, left) {
+            (Stop::Over, _) => Ok(Found::All),
+            (Stop::Spent, Err(reason)) => refused(Errno::IO, without_limit(reason)),
+            (Stop::Spent | Stop::Full, _) => Ok(Found::Some),
+        }
+    }
+
+    /// A batch of chosen pages has landed.
+    pub(super) fn land_selected(&mut self, batch: &Batch, target: &Target, written: bool) {
+        let settled = if written {
+            batch.settle_selected(&self.core, target)
+        } else {
+            batch.unselect(&self.core);
+            0
+        };
+        self.selected.written += settled;
+        self.selected.failed |= !written;
+    }
+}
+
+fn without_limit(reason: &'static str) -> &'static str {
+    reason.strip_prefix(AT_LIMIT).unwrap_or(reason)
+}
+
+fn refused<T>(errno: Errno, reason: &str) -> Result<T> {
+    Err(Error::Refused {
+        what: "writeback",
+        reason: reason.to_owned(),
+        errno,
+    })
+}
