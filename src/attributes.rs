@@ -55,6 +55,9 @@ pub enum Attribute {
     WritebackLimit,
     /// 1: `writeback_limit` counts.
     WritebackLimitEnable,
+    /// Most bytes to write to the backing in any twenty-four hours, stored with K, M, G or T; 0 for
+    /// no limit. Not in zram.
+    WritebackDailyLimit,
     /// Store 1 to forget all data.
     Reset,
     /// 1: a device that exists is set up.
@@ -63,7 +66,7 @@ pub enum Attribute {
 
 impl Attribute {
     /// Every attribute, in the order a listing shows them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Disksize,
         Self::MemLimit,
         Self::MemUsedMax,
@@ -78,6 +81,7 @@ impl Attribute {
         Self::Writeback,
         Self::WritebackLimit,
         Self::WritebackLimitEnable,
+        Self::WritebackDailyLimit,
         Self::Reset,
         Self::Initstate,
     ];
@@ -99,6 +103,7 @@ impl Attribute {
             Self::Writeback => "writeback",
             Self::WritebackLimit => "writeback_limit",
             Self::WritebackLimitEnable => "writeback_limit_enable",
+            Self::WritebackDailyLimit => "writeback_daily_limit",
             Self::Reset => "reset",
             Self::Initstate => "initstate",
         }
@@ -118,7 +123,8 @@ impl Attribute {
             | Self::BackingDev
             | Self::BackingSize
             | Self::WritebackLimit
-            | Self::WritebackLimitEnable => 0o644,
+            | Self::WritebackLimitEnable
+            | Self::WritebackDailyLimit => 0o644,
             Self::MmStat | Self::BdStat | Self::IoStat | Self::Initstate => 0o444,
             Self::MemUsedMax | Self::Compact | Self::Idle | Self::Writeback | Self::Reset => 0o200,
         }
@@ -160,6 +166,9 @@ impl Attribute {
             Self::WritebackLimit => Ok(format!("{}\n", device.writeback_limit())),
             Self::WritebackLimitEnable => {
                 Ok(format!("{}\n", u8::from(device.has_writeback_limit())))
+            }
+            Self::WritebackDailyLimit => {
+                Ok(format!("{}\n", device.writeback_daily_limit().unwrap_or(0)))
             }
             Self::MemUsedMax | Self::Compact | Self::Idle | Self::Writeback | Self::Reset => {
                 Err(self.refuse(Errno::ACCESS, "can only be written"))
@@ -231,6 +240,14 @@ impl Attribute {
             Self::WritebackLimitEnable => {
                 device.enable_writeback_limit(self.number(value)? != 0);
                 Ok(())
+            }
+            Self::WritebackDailyLimit => {
+                let bytes = self.size(value)?;
+                let set = device.set_writeback_daily_limit((bytes != 0).then_some(bytes));
+                set.map_err(|error| match error {
+                    Error::InvalidConfig { reason, .. } => self.invalid(value, &reason),
+                    other => other,
+                })
             }
             Self::Reset => match value.parse::<u16>() {
                 Ok(1..) => device.reset(),
@@ -413,6 +430,15 @@ mod tests {
         let left = Attribute::WritebackLimit.show(&device);
         assert_eq!(left.expect("readable"), "102400\n");
         assert_eq!(errno(Attribute::WritebackLimitEnable, "0"), None);
+        for (value, shown) in [("20G\n", "21474836480\n"), ("0", "0\n")] {
+            assert_eq!(errno(Attribute::WritebackDailyLimit, value), None);
+            let limit = Attribute::WritebackDailyLimit.show(&device);
+            assert_eq!(limit.expect("readable"), shown);
+        }
+        for bad in ["", "-1", "lots", "1023K"] {
+            let refused = errno(Attribute::WritebackDailyLimit, bad);
+            assert_eq!(refused, Some(Errno::INVAL), "{bad}");
+        }
         assert_eq!(errno(Attribute::Writeback, "idle\n"), Some(Errno::NODEV));
         assert_eq!(errno(Attribute::Writeback, "cold"), Some(Errno::INVAL));
         assert_eq!(

@@ -145,6 +145,9 @@ pub struct DeviceConfig {
     pub algorithm: Algorithm,
     /// The allocator.
     pub pool: PoolKind,
+    /// Most bytes to write to the backing in any twenty-four hours, at least
+    /// [`DeviceConfig::MIN_DAILY_LIMIT`]; no limit if `None`.
+    pub writeback_daily_limit: Option<u64>,
     /// Slices of the slot table, each with a lock and a pool; chosen from the machine if `None`.
     pub shards: Option<u32>,
 }
@@ -152,6 +155,9 @@ pub struct DeviceConfig {
 impl DeviceConfig {
     /// The largest zspage: a limit below it could never store every object.
     pub const MIN_MEM_LIMIT: u64 = 8 * PAGE_SIZE as u64;
+
+    /// The least that may be written in a day: an append.
+    pub const MIN_DAILY_LIMIT: u64 = 1 << 20;
 
     /// Most shards of a device.
     pub const MAX_SHARDS: u32 = 256;
@@ -170,6 +176,7 @@ impl DeviceConfig {
             backing: None,
             algorithm: Algorithm::Lz4,
             pool: PoolKind::Zsmalloc,
+            writeback_daily_limit: None,
             shards: None,
         }
     }
@@ -183,9 +190,27 @@ impl DeviceConfig {
         if let Some(limit) = self.mem_limit {
             check_mem_limit(limit)?;
         }
+        if let Some(limit) = self.writeback_daily_limit {
+            check_daily_limit(limit)?;
+        }
         self.shards
             .map_or(Ok(()), |shards| check_shards(shards, self.size))
     }
+}
+
+/// Checks a limit given at start or while in use.
+///
+/// # Errors
+/// [`Error::InvalidConfig`] if it is below [`DeviceConfig::MIN_DAILY_LIMIT`].
+pub(crate) fn check_daily_limit(limit: u64) -> Result<()> {
+    if limit >= DeviceConfig::MIN_DAILY_LIMIT {
+        return Ok(());
+    }
+    let least = DeviceConfig::MIN_DAILY_LIMIT >> 20;
+    Err(Error::InvalidConfig {
+        option: "--writeback-daily-limit",
+        reason: format!("{limit} is less than {least}M; 0 is no limit"),
+    })
 }
 
 fn check_size(size: u64) -> Result<()> {

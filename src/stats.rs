@@ -36,6 +36,8 @@ pub struct Stats {
     pub backing_bytes_live: u64,
     /// Bytes ever written to the backing.
     pub backing_bytes_written: u64,
+    /// Bytes written to the backing in the last day, to a quarter of an hour.
+    pub backing_bytes_day: u64,
     /// Pages ever read back from the backing for a client.
     pub bd_reads: u64,
     /// Pages ever written to the backing.

@@ -125,6 +125,10 @@ pub(crate) struct DeviceArgs {
     #[arg(long, value_name = "WHAT", value_parser = parse::keep, requires = "backing")]
     pub(crate) backing_keep: Option<BackingKeep>,
 
+    /// Most to write to the backing in any 24 hours, 0 for no limit: spares flash that wears out.
+    #[arg(long, value_name = "SIZE", value_parser = parse::size)]
+    pub(crate) writeback_daily_limit: Option<u64>,
+
     /// How pages are compressed: lz4, zstd or zstd:LEVEL.
     #[arg(long, value_name = "NAME", default_value = "lz4", value_parser = parse::algorithm)]
     pub(crate) algorithm: Algorithm,

@@ -44,6 +44,7 @@ impl Settings {
             // As in zram's attribute, 0 is no limit.
             mem_limit: args.mem_limit.filter(|limit| *limit != 0),
             backing,
+            writeback_daily_limit: args.writeback_daily_limit.filter(|limit| *limit != 0),
             algorithm: args.algorithm,
             pool: args.pool,
             shards: args.shards,
@@ -99,6 +100,9 @@ impl Settings {
                 option("backing-size", size.to_string().into());
             }
             option("backing-keep", backing.keep.to_string().into());
+        }
+        if let Some(limit) = device.writeback_daily_limit {
+            option("writeback-daily-limit", limit.to_string().into());
         }
         option("algorithm", device.algorithm.to_string().into());
         option("pool", parse::pool_text(device.pool).into());
@@ -236,6 +240,7 @@ mod tests {
             "--backing-size=2G",
             "--backing-encrypt",
             "--backing-keep=wipe",
+            "--writeback-daily-limit=20G",
             "--algorithm=zstd:3",
             "--shards=4",
             "--nbd=unix:relative.sock",
@@ -290,6 +295,7 @@ mod tests {
             &["x", "--size=17T"],
             &["x", "--size=1G", "--mem-limit=4K"],
             &["x", "--size=1G", "--shards=0"],
+            &["x", "--size=1G", "--writeback-daily-limit=4K"],
             &["x", "--size=1G", &long],
             &["x", "--size=1G", "--tls=require"],
             &["x", "--size=1G", "--nbd=tcp:0.0.0.0:0"],

@@ -80,6 +80,10 @@ fn nonsense_exits_2_with_one_line() {
         (&["stat", "a", "compact"], "only be set"),
         (&["stat", "a", "mm_stat", "--json"], "--json"),
         (&["idle", "a", "some"], "seconds"),
+        (
+            &["serve", "a", "--size=1M", "--writeback-daily-limit=4K"],
+            "--writeback-daily-limit",
+        ),
         (&["writeback", "a"], "PAGES"),
         (&["writeback", "a", "cold"], "page_index"),
         (&["writeback", "a", "page_indexes=2-1"], "page_indexes"),
@@ -283,6 +287,7 @@ fn a_servers_life() {
         "backing_bytes_used",
         "backing_bytes_live",
         "backing_bytes_written",
+        "backing_bytes_day",
         "bd_reads",
         "bd_writes",
         "damaged_records",

@@ -23,7 +23,7 @@ use crate::shard::{Clock, Shard, SlotIndex};
 use crate::spill::{LogCounts, RecordAddress, RecordFormat, SegmentTable, Stores};
 use crate::time::Timepiece;
 use crate::units::{PAGE_SIZE, PageIndex};
-use crate::writeback::{Allowance, Waker};
+use crate::writeback::{Allowance, Left, Waker};
 
 /// Addresses for page frames over all shards, 32 TiB: what a process of 47 address bits can spare.
 const MAX_ADDRESS_FRAMES: u64 = 1 << 33;
@@ -165,6 +165,8 @@ impl Core {
             .collect::<Result<_, _>>()
             .map_err(no_addresses)?;
         let max_compressed_len = shards[0].lock().pool().max_compressed_len();
+        let allowance = Allowance::default();
+        allowance.limit_daily(config.writeback_daily_limit);
         Ok(Self {
             layout,
             algorithm: config.algorithm,
@@ -178,7 +180,7 @@ impl Core {
             damage: Damage::default(),
             log_limit: LogLimit::default(),
             room: Room::new(),
-            allowance: Allowance::default(),
+            allowance,
             stopping: AtomicBool::new(false),
             waker,
             time: Timepiece::default(),
@@ -198,6 +200,14 @@ impl Core {
     /// Locks a shard.
     pub(crate) fn shard(&self, index: ShardIndex) -> MutexGuard<'_, Shard> {
         self.shards[index.0 as usize].lock()
+    }
+
+    /// What the next append to the backing may take.
+    ///
+    /// # Errors
+    /// What is spent, as a writer without room is told.
+    pub(crate) fn may_write(&self) -> Result<Left, &'static str> {
+        self.allowance.left(self.time.now())
     }
 
     /// Has what takes long end early, now and from now on.

@@ -116,6 +116,7 @@ impl Device {
             backing_bytes_used: used,
             backing_bytes_live: live.min(used),
             backing_bytes_written: log_counts.written_bytes(),
+            backing_bytes_day: self.core.allowance.bytes_in_day(self.core.time.now()),
             bd_reads: requests.bd_reads.load(Relaxed),
             bd_writes: requests.bd_writes.load(Relaxed),
             damaged_records: damage.count(),

@@ -8,6 +8,7 @@ use rustix::io::Errno;
 
 use super::Device;
 use crate::BlockDevice;
+use crate::config::check_daily_limit;
 use crate::error::{Error, Result};
 use crate::selection::Selection;
 use crate::units::PAGE_SHIFT;
@@ -66,6 +67,24 @@ impl Device {
     /// at the memory limit find no space.
     pub fn has_writeback_limit(&self) -> bool {
         self.core.allowance.limits_pages()
+    }
+
+    /// Most bytes to write to the backing in any twenty-four hours, if that is limited.
+    pub fn writeback_daily_limit(&self) -> Option<u64> {
+        self.core.allowance.daily_limit()
+    }
+
+    /// Limits the bytes that are written to the backing in any twenty-four hours, or not. What was
+    /// written in the last day counts. Once they are spent, writers at the memory limit find no
+    /// space until some of them are a day old.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] below [`crate::DeviceConfig::MIN_DAILY_LIMIT`].
+    pub fn set_writeback_daily_limit(&self, bytes: Option<u64>) -> Result<()> {
+        bytes.map_or(Ok(()), check_daily_limit)?;
+        self.core.allowance.limit_daily(bytes);
+        self.core.waker.wake();
+        Ok(())
     }
 
     /// Limits the pages that are written back, or not.

@@ -96,7 +96,7 @@ impl Writeback {
     }
 
     fn clean(&mut self, segment: SegmentIndex) -> Result<bool, &'static str> {
-        if self.core.allowance.left().is_err() {
+        if self.core.may_write().is_err() {
             return Ok(false);
         }
         let written = self.read_segment(segment)?;
@@ -160,7 +160,16 @@ impl Writeback {
                 self.flights.give_back(batch);
                 return false;
             };
-            let room = target.room().min(MAX_BATCH) - target.start_len();
+            // A backing may leave whatever that takes: somebody asked for it.
+            let bytes = match self.core.may_write() {
+                Ok(left) if self.replaced.is_none() => left.bytes as usize,
+                Err(_) if self.replaced.is_none() => {
+                    self.flights.give_back(batch);
+                    return false;
+                }
+                _ => MAX_BATCH,
+            };
+            let room = target.room().min(MAX_BATCH).min(bytes) - target.start_len();
             source.pick_live(&self.core, &mut batch, &self.segment, room);
             self.launch(target, batch, Cargo::Moved);
         }

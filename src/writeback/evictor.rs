@@ -9,6 +9,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
+use super::allowance::Taken;
 use super::batch::MAX_BATCH;
 use super::flights::{Flight, Landed};
 use super::{Batch, Writeback};
@@ -17,7 +18,7 @@ use crate::device::layout::ShardIndex;
 use crate::device::room::RoundEnd;
 use crate::pool::ZspageId;
 use crate::shard::Chances;
-use crate::spill::{Head, LogFull, MIN_APPEND, Target};
+use crate::spill::{BLOCK, Head, LogFull, MIN_APPEND, Target};
 
 /// Objects of one batch that may be spared because they were accessed.
 const CHANCES: Chances = Chances(1024);
@@ -50,12 +51,14 @@ pub(super) enum Cargo {
 }
 
 impl Cargo {
-    /// Of the records in a batch, those of pages that leave memory.
-    fn pages(&self, batch: &Batch) -> u64 {
-        match self {
+    /// What writing a batch of it takes of what may be written.
+    fn taken(&self, batch: &Batch, target: &Target) -> Taken {
+        let pages = match self {
             Self::Evicted(_) | Self::Selected => batch.records() as u64,
             Self::Moved => 0,
-        }
+        };
+        let bytes = batch.append_len(target).next_multiple_of(BLOCK) as u64;
+        Taken { pages, bytes }
     }
 
     /// Page frames of the isolated zspages.
@@ -106,10 +109,10 @@ impl Writeback {
     /// # Errors
     /// Why nothing can be evicted: no backing, a full one, or one that fails.
     pub(super) fn launch_eviction(&mut self, frames: u64) -> Result<usize, &'static str> {
-        let left = self.core.allowance.left()?;
+        let left = self.core.may_write()?;
         let target = self.eviction_target()?;
         let mut batch = self.take_batch().ok_or(NO_BACKING)?;
-        let room = (target.room() - target.start_len()).min(MAX_BATCH - target.start_len());
+        let room = target.room().min(MAX_BATCH).min(left.bytes as usize) - target.start_len();
         let isolated = collect(&self.core, &mut batch, room, frames, left.pages);
         let objects = batch.records();
         self.launch(target, batch, Cargo::Evicted(isolated));
@@ -137,7 +140,7 @@ impl Writeback {
             self.flights.give_back(batch);
             return;
         };
-        self.core.allowance.begin(cargo.pages(&batch));
+        self.core.allowance.begin(cargo.taken(&batch, &target));
         self.log.begin_append(&target, batch.append_len(&target));
         self.leaving += cargo.frames();
         self.flights.launch(Flight {
@@ -163,8 +166,10 @@ impl Writeback {
         } = flight;
         self.note_health(&written);
         let written = written.is_ok();
-        let pages = cargo.pages(&batch);
-        self.core.allowance.end(pages, written);
+        let taken = cargo.taken(&batch, &target);
+        self.core
+            .allowance
+            .end(taken, written, self.core.time.now());
         match &cargo {
             Cargo::Selected => self.land_selected(&batch, &target, written),
             Cargo::Evicted(_) | Cargo::Moved if written => batch.settle(&self.core, &target),
@@ -180,8 +185,8 @@ impl Writeback {
         if !written {
             return Some(Err(FAILING));
         }
-        if pages > 0 {
-            self.core.requests.bd_writes.fetch_add(pages, Relaxed);
+        if taken.pages > 0 {
+            self.core.requests.bd_writes.fetch_add(taken.pages, Relaxed);
             self.core.room.end_round(RoundEnd::Room);
         }
         Some(Ok(()))

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, TryRecvError};
 
-pub(crate) use self::allowance::Allowance;
+pub(crate) use self::allowance::{Allowance, Left};
 use self::batch::Batch;
 use self::evictor::NOTHING;
 use self::flights::Flights;

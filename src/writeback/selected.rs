@@ -244,9 +244,9 @@ impl Writeback {
             let _ = self.land();
             return Ok(Found::Some);
         };
-        let left = self.core.allowance.left();
-        let pages = left.map_or(0, |left| left.pages);
-        let room = target.room().min(MAX_BATCH) - target.start_len();
+        let left = self.core.may_write();
+        let (pages, bytes) = left.map_or((0, u64::MAX), |left| (left.pages, left.bytes));
+        let room = target.room().min(MAX_BATCH).min(bytes as usize) - target.start_len();
         let stop = job.collect(&self.core, &mut batch, room, pages);
         self.launch(target, batch, Cargo::Selected);
         match (stop, left) {

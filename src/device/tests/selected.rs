@@ -297,6 +297,43 @@ fn eviction_keeps_to_the_limit_and_writers_are_told() {
     device.check();
 }
 
+#[test]
+fn a_days_bytes_are_kept_to_and_come_free_a_day_later() {
+    const LIMIT: u64 = 1 << 20;
+    let backing = Arc::new(FaultyBacking::new(100));
+    let device = device(8000, 200, 2, &backing);
+    device
+        .set_writeback_daily_limit(Some(LIMIT))
+        .expect("valid");
+    let mut page = 0;
+    for day in 1..=3 {
+        let error = loop {
+            match write(&device, page, page) {
+                Ok(()) => page += 1,
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.errno(), Errno::NOSPC);
+        assert!(error.to_string().contains("daily"), "{error}");
+        let stats = device.stats();
+        assert!(stats.backing_bytes_written <= day * LIMIT);
+        assert!(stats.backing_bytes_written > day * LIMIT - (128 << 10) * day);
+        assert!(stats.backing_bytes_day <= LIMIT);
+        let error = write_back(&device, "page_indexes=0-7999").expect_err("it is spent");
+        assert_eq!(error.errno(), Errno::IO);
+        device.core.time.skip(Duration::from_secs(24 * 3600 + 900));
+    }
+    device.check();
+    for page in 0..page {
+        expect(&device, page, page);
+    }
+    device.set_writeback_daily_limit(None).expect("valid");
+    for page in page..8000 {
+        write(&device, page, page).expect("there is no limit");
+    }
+    device.check();
+}
+
 /// Chosen pages, eviction, promotion, compaction and writers all at once.
 #[test]
 fn everything_at_once() {
