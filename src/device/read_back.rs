@@ -36,8 +36,8 @@ impl Spilled {
         self.slot.same_place(other.slot) && self.sequence == other.sequence
     }
 
-    /// Whether `bytes` are the page's record.
-    fn is_in(
+    /// Whether the page's record starts `bytes`.
+    pub(super) fn is_in(
         &self,
         page: PageIndex,
         format: &RecordFormat,
@@ -51,7 +51,7 @@ impl Spilled {
     }
 
     /// Where its record is.
-    fn place(&self, format: &RecordFormat) -> Place {
+    pub(super) fn place(&self, format: &RecordFormat) -> Place {
         Place::of(self.record, format.record_len(self.len), self.sequence)
     }
 }
@@ -71,10 +71,10 @@ impl PageCopy {
 }
 
 /// Most bytes between two records that are read over rather than read around.
-const MAX_GAP: u32 = 16 << 10;
+pub(super) const MAX_GAP: u32 = 16 << 10;
 
 /// Most bytes of a read for several pages.
-const MAX_READ: u32 = 128 << 10;
+pub(super) const MAX_READ: u32 = 128 << 10;
 
 /// Pages of a request that gains from what others in order read ahead. Those of a larger one are
 /// read together.
@@ -261,7 +261,7 @@ impl Core {
     }
 
     /// The record that a slot of a locked shard names.
-    fn spilled(&self, shard: &Shard, index: SlotIndex) -> Option<Spilled> {
+    pub(super) fn spilled(&self, shard: &Shard, index: SlotIndex) -> Option<Spilled> {
         let slot = shard.slot(index);
         let SlotState::WrittenBack { record, len, codec } = slot.state() else {
             return None;

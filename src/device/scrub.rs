@@ -5,11 +5,14 @@
 use serde::{Deserialize, Serialize};
 
 use super::core::Core;
-use crate::shard::{SLOTS_PER_BLOCK, SlotIndex, SlotState};
+use super::read_ahead::Place;
+use super::read_back::{MAX_GAP, MAX_READ, Spilled};
+use crate::shard::{SLOTS_PER_BLOCK, SlotIndex};
+use crate::spill::{BLOCK, BlockBuf, MAX_RECORD_LEN};
 use crate::units::PageIndex;
 
-/// Spilled pages that a step reads, about: at most 1 MiB.
-const PAGES_AT_ONCE: u64 = 256;
+/// Spilled pages that a step reads, about: at most 4 MiB.
+const PAGES_AT_ONCE: usize = 1024;
 
 /// Runs of pages that a step looks at.
 const RUNS_AT_ONCE: u32 = 1 << 14;
@@ -33,47 +36,84 @@ pub struct Scrubbed {
 impl Core {
     /// Verifies spilled pages from page `from` on.
     pub(super) fn scrub(&self, from: u64) -> Scrubbed {
-        // What was read earlier may have been damaged since.
-        self.read_ahead.forget();
         let end = self.layout.pages();
         let stripe_pages = self.layout.shards().count() as u64 * u64::from(SLOTS_PER_BLOCK);
-        let mut found = Scrubbed::default();
         let mut at = from;
         let mut spilled = Vec::new();
         for _ in 0..RUNS_AT_ONCE {
-            let checked = found.intact + (found.damaged.len() + found.unreadable.len()) as u64;
-            if at >= end || checked >= PAGES_AT_ONCE {
+            if at >= end || spilled.len() >= PAGES_AT_ONCE {
                 break;
             }
             let window_end = at.saturating_add(STRIPES_AT_ONCE * stripe_pages).min(end);
-            let Some(used) = self.first_used(at..window_end) else {
-                at = window_end;
-                continue;
+            at = match self.first_used(at..window_end) {
+                Some(used) => self.spilled_in_run(used, end, &mut spilled),
+                None => window_end,
             };
-            at = self.spilled_in_run(used, end, &mut spilled);
-            for &page in &spilled {
-                self.verify(page, &mut found);
-            }
         }
+        let mut found = self.verify_all(&mut spilled);
         found.next = (at < end).then_some(at);
         found
     }
 
     /// Lists the spilled pages of the run that starts at page `first`; returns the page after it.
-    fn spilled_in_run(&self, first: u64, end: u64, spilled: &mut Vec<PageIndex>) -> u64 {
+    fn spilled_in_run(&self, first: u64, end: u64, spilled: &mut Vec<(PageIndex, Spilled)>) -> u64 {
         let run = self.layout.run(PageIndex(first as u32), end);
-        spilled.clear();
         let shard = self.shard(run.shard);
         spilled.extend((0..run.pages).filter_map(|i| {
-            let slot = shard.slot(SlotIndex(run.slot.0 + i));
-            let page = PageIndex(run.first.0 + i);
-            matches!(slot.state(), SlotState::WrittenBack { .. }).then_some(page)
+            let there = self.spilled(&shard, SlotIndex(run.slot.0 + i))?;
+            Some((PageIndex(run.first.0 + i), there))
         }));
         first + u64::from(run.pages)
     }
 
-    /// Reads a page back, if it is still spilled.
+    /// Reads pages in the order of their records, those that are near each other in one go.
+    fn verify_all(&self, spilled: &mut [(PageIndex, Spilled)]) -> Scrubbed {
+        spilled.sort_unstable_by_key(|(_, spilled)| spilled.record.0);
+        let (mut found, mut bytes) = (Scrubbed::default(), BlockBuf::default());
+        let mut rest = &*spilled;
+        while let [(_, nearest), ..] = rest {
+            let mut place = nearest.place(&self.format);
+            let joined = rest
+                .iter()
+                .take_while(|(_, next)| place.join(&next.place(&self.format), MAX_GAP, MAX_READ));
+            let (group, others) = rest.split_at(joined.count());
+            self.verify_group(group, &place, &mut bytes, &mut found);
+            rest = others;
+        }
+        found.damaged.sort_unstable();
+        found.unreadable.sort_unstable();
+        found
+    }
+
+    /// Reads pages whose records are all in one place.
+    fn verify_group(
+        &self,
+        group: &[(PageIndex, Spilled)],
+        place: &Place,
+        bytes: &mut BlockBuf,
+        found: &mut Scrubbed,
+    ) {
+        let start = place.bytes.start as usize / BLOCK * BLOCK;
+        bytes.resize((place.bytes.end as usize - start).next_multiple_of(BLOCK));
+        let read = self.stores.of(place.segment).is_some_and(|backing| {
+            let segment = place.segment.within_store();
+            backing.read(segment, start as u32, bytes).is_ok()
+        });
+        let mut scratch = [0; MAX_RECORD_LEN];
+        for &(page, spilled) in group {
+            let from = spilled.place(&self.format).bytes.start as usize - start;
+            if read && spilled.is_in(page, &self.format, &bytes[from..], &mut scratch) {
+                found.intact += 1;
+            } else {
+                self.verify(page, found);
+            }
+        }
+    }
+
+    /// Reads a page back by itself, if it is still spilled: it may have moved meanwhile.
     fn verify(&self, page: PageIndex, found: &mut Scrubbed) {
+        // What was read ahead may have been damaged since.
+        self.read_ahead.forget();
         let run = self.layout.run(page, u64::from(page.0) + 1);
         match self.fetch_if_written_back(run) {
             Ok(Some(_)) => found.intact += 1,

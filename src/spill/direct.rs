@@ -51,7 +51,7 @@ impl DirectFile {
         } else {
             "the page cache: its file system has no direct I/O"
         };
-        tracing::info!("spilling to {} by {mode}", path.display());
+        tracing::debug!("spilling to {} by {mode}", path.display());
     }
 
     /// Writes all of `data`, which is best aligned, at a byte of the file.
