@@ -1,6 +1,8 @@
 //! How well the device spills: speed of a fill, bytes written, and which pages are missed.
 //!
 //! `cargo bench --bench writeback [-- fill|churn|misses]`
+//!
+//! Each line of the output is JSON: a case, its unit, and the figure of each contender.
 
 mod corpus;
 
@@ -86,11 +88,27 @@ fn write_all(device: &Device, pages: &[Page]) {
     }
 }
 
+/// Prints a case.
+fn line(case: &str, unit: &str, figures: &[(&str, f64)]) {
+    let figures: Vec<String> = figures
+        .iter()
+        .map(|(contender, figure)| format!("\"{contender}\": {figure}"))
+        .collect();
+    println!(
+        "{{\"case\": \"{case}\", \"unit\": \"{unit}\", \"figures\": {{{}}}}}",
+        figures.join(", ")
+    );
+}
+
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
 /// A sequential fill to four times the limit, beside one without a limit and beside writing the
-/// compressed bytes to a file.
+/// compressed bytes to a file, with and without waiting for the disk.
 fn fill(dir: &Path) {
     let pages = real_pages(131_072);
-    let mib = (pages.len() * PAGE_SIZE) as f64 / f64::from(1 << 20);
+    let size = (pages.len() * PAGE_SIZE) as u64;
     let free = device(dir, pages.len() as u64, None);
     write_all(&free, &pages);
     let unlimited = seconds(|| write_all(&free, &pages));
@@ -98,77 +116,136 @@ fn fill(dir: &Path) {
     drop(free);
     let compressed = vec![0x5a; 1 << 20];
     let mut file = File::create(dir.join("plain")).expect("a file");
-    let plain = seconds(|| {
-        for _ in 0..stats.compr_data_size >> 20 {
-            file.write_all(&compressed).expect("space");
+    let start = Instant::now();
+    for _ in 0..stats.compr_data_size >> 20 {
+        file.write_all(&compressed).expect("space");
+    }
+    let cached = start.elapsed().as_secs_f64();
+    file.sync_data().expect("a disk");
+    let synced = start.elapsed().as_secs_f64();
+    let limit = stats.mem_used_total / 4;
+    let resident = stats_of_process();
+    let limited = device(dir, pages.len() as u64, Some(limit));
+    let mut watch = Watch::new(limit, size, resident);
+    let spilling = seconds(|| {
+        for (at, chunk) in pages.chunks(256).enumerate() {
+            let offset = at as u64 * 256 * PAGE;
+            limited.write(offset, chunk.as_flattened()).expect("room");
+            watch.sample(&limited);
         }
     });
-    let limit = stats.mem_used_total / 4;
-    let limited = device(dir, pages.len() as u64, Some(limit));
-    let spilling = seconds(|| write_all(&limited, &pages));
-    let bound = unlimited.max(plain);
-    println!(
-        "fill of {mib:.0} MiB of programs, {} MiB compressed:",
-        stats.compr_data_size >> 20
+    line(
+        "fill to 4x the limit",
+        "MiB/s",
+        &[
+            ("uzram", mib(size) / spilling),
+            ("no limit", mib(size) / unlimited),
+            ("file, page cache", mib(size) / cached),
+            ("file, fdatasync", mib(size) / synced),
+        ],
     );
-    println!("  no limit        {:7.0} MiB/s", mib / unlimited);
-    println!(
-        "  plain file      {:7.0} MiB/s (of the uncompressed)",
-        mib / plain
+    watch.report("fill");
+    let after = limited.stats();
+    let evicted = stats.compr_data_size.saturating_sub(after.compr_data_size);
+    line(
+        "written on a fill",
+        "MiB",
+        &[
+            ("uzram", mib(after.backing_bytes_written)),
+            ("evicted", mib(evicted)),
+        ],
     );
-    println!(
-        "  limit of 1/4    {:7.0} MiB/s, {:.2} of the slower",
-        mib / spilling,
-        bound / spilling
-    );
-    amplification(&limited.stats(), stats.compr_data_size);
 }
 
-fn amplification(stats: &Stats, compressed: u64) {
-    let evicted = compressed.saturating_sub(stats.compr_data_size);
-    println!(
-        "  written to the backing / compressed bytes evicted {:.3}; live / used {:.3}",
-        stats.backing_bytes_written as f64 / evicted as f64,
-        stats.backing_bytes_live as f64 / stats.backing_bytes_used as f64,
-    );
+fn stats_of_process() -> u64 {
+    Device::new(&DeviceConfig::new(PAGE))
+        .expect("a device")
+        .stats()
+        .rss_bytes
+}
+
+/// The most memory seen, beside what is allowed.
+struct Watch {
+    limit: u64,
+    /// What the process held before there was a device: the data to write.
+    before: u64,
+    slots: u64,
+    used: u64,
+    rss: u64,
+}
+
+impl Watch {
+    fn new(limit: u64, size: u64, before: u64) -> Self {
+        Self {
+            limit,
+            before,
+            slots: size / PAGE * 8,
+            used: 0,
+            rss: 0,
+        }
+    }
+
+    fn sample(&mut self, device: &Device) {
+        let stats = device.stats();
+        self.used = self.used.max(stats.mem_used_total);
+        self.rss = self.rss.max(stats.rss_bytes);
+    }
+
+    fn report(&self, work: &str) {
+        let figures = [("uzram", mib(self.used)), ("limit", mib(self.limit))];
+        line(&format!("most mem_used_total, {work}"), "MiB", &figures);
+        let allowed = self.limit + self.slots + (64 << 20);
+        let grown = self.rss.saturating_sub(self.before);
+        let figures = [("uzram", mib(grown)), ("allowed", mib(allowed))];
+        line(&format!("most RSS, {work}"), "MiB", &figures);
+    }
 }
 
 /// Random overwrites of a device that is four times its limit.
 fn churn(dir: &Path) {
     let pages = real_pages(65_536);
     let count = pages.len() as u64;
-    let device = device(dir, count, Some(count * PAGE / 8));
+    let (limit, resident) = (count * PAGE / 8, stats_of_process());
+    let device = device(dir, count, Some(limit));
     write_all(&device, &pages);
     let (before, mut random) = (device.stats(), Random(1));
     let mean = |stats: &Stats| stats.backing_bytes_live as f64 / stats.written_back_pages as f64;
-    let mut worst = 1.0f64;
-    let took = seconds(|| {
-        for step in 0..count * 4 {
-            let page = random.below(count);
-            let data = &pages[random.below(count) as usize];
-            device.write(page * PAGE, data).expect("room");
-            if step % 8192 == 0 {
-                let stats = device.stats();
-                let share = stats.backing_bytes_live as f64 / stats.backing_bytes_used as f64;
-                worst = worst.min(share);
+    let mut watch = Watch::new(limit, count * PAGE, resident);
+    let mut worst = (1, 1);
+    for step in 0..count * 4 {
+        let page = random.below(count);
+        let data = &pages[random.below(count) as usize];
+        device.write(page * PAGE, data).expect("room");
+        if step % 4096 == 0 {
+            watch.sample(&device);
+            let stats = device.stats();
+            let now = (stats.backing_bytes_live, stats.backing_bytes_used);
+            if now.0 * worst.1 < worst.0 * now.1 {
+                worst = now;
             }
         }
-    });
+    }
     let after = device.stats();
     let written = after.backing_bytes_written - before.backing_bytes_written;
     let evicted = (after.bd_writes - before.bd_writes) as f64 * mean(&after);
-    println!("churn: {} random overwrites in {took:.1} s:", count * 4);
-    println!(
-        "  written / evicted {:.2}, least live / used {worst:.2}",
-        written as f64 / evicted
+    line(
+        "written under overwrites",
+        "MiB",
+        &[
+            ("uzram", mib(written)),
+            ("evicted", evicted / f64::from(1 << 20)),
+        ],
     );
+    line(
+        "least live under overwrites",
+        "MiB",
+        &[("uzram", mib(worst.0)), ("used", mib(worst.1))],
+    );
+    watch.report("overwrites");
 }
 
-/// Pages that reads and writes miss, beside an exact LRU of as many pages as are in memory.
+/// Misses of 1,200,000 accesses (a fifth writes) to 200,000 pages, a quarter in memory, beside an exact LRU of as many pages as are in memory.
 fn misses(dir: &Path) {
-    println!(
-        "misses of 1,200,000 accesses (a fifth writes) to 200,000 pages, a quarter in memory:"
-    );
     for (name, skew, scan) in [
         ("zipf 0.8", 0.8, false),
         ("zipf 0.99", 0.99, false),
@@ -178,10 +255,10 @@ fn misses(dir: &Path) {
         let trace = Trace::new(200_000, skew, scan);
         let (ours, resident) = replay(dir, &trace);
         let lru = exact_lru(&trace, resident);
-        println!(
-            "  {name:<18} ours {:.4}, exact LRU {lru:.4}, ratio {:.3}",
-            ours,
-            ours / lru
+        line(
+            &format!("misses, {name}"),
+            "per 10,000 reads",
+            &[("uzram", ours * 10_000.0), ("exact LRU", lru * 10_000.0)],
         );
     }
 }

@@ -3,7 +3,8 @@
 # the ratios.
 #
 # usage: bench.sh WHAT [--out DIR] [--rounds N] [--quick]
-#   WHAT   nbd   the NBD server against `nbdkit memory`
+#   WHAT   nbd        the NBD server against `nbdkit memory`
+#          writeback  a device past its limit against one without, plain files and an exact LRU
 #   --out  where raw figures (JSON) and charts (SVG) go, by default target/bench/WHAT
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
@@ -19,6 +20,7 @@ what=$1
 shift
 case $what in
     nbd) tools=(fio nbdkit nbdcopy openssl) ;;
+    writeback) tools=(fio) ;;
     *) usage ;;
 esac
 

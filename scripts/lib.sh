@@ -18,7 +18,7 @@ die() {
 # The Debian package that holds a tool.
 package_of() {
     case $1 in
-        blkdiscard | findmnt | fstrim | losetup) echo util-linux ;;
+        blkdiscard | fallocate | findmnt | fstrim | losetup | prlimit) echo util-linux ;;
         btrfs | mkfs.btrfs) echo btrfs-progs ;;
         busybox) echo busybox-static ;;
         cc) echo gcc libc6-dev ;;
@@ -27,7 +27,7 @@ package_of() {
         fusermount3) echo fuse3 ;;
         mkfs.xfs | xfs_repair) echo xfsprogs ;;
         mount | umount) echo mount ;;
-        nbdcopy | nbdinfo) echo libnbd-bin ;;
+        nbdcopy | nbdfuse | nbdinfo) echo libnbd-bin ;;
         nbdsh) echo python3-libnbd ;;
         qemu-img | qemu-io) echo qemu-utils ;;
         xz) echo xz-utils ;;

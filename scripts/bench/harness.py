@@ -32,6 +32,8 @@ class Case:
     run: Callable[[str], float]
     targets: dict[str, float] = field(default_factory=dict)
     """For each peer the ratio to reach."""
+    limits: dict[str, float] = field(default_factory=dict)
+    """For each peer the ratio not to exceed, where less is better."""
 
 
 @dataclass
@@ -96,7 +98,7 @@ def report(group: str, results: list[Result], out: Path) -> None:
         "group": group,
         "machine": machine(),
         "results": [
-            {"case": r.case.name, "unit": r.case.unit, "targets": r.case.targets, "figures": r.figures}
+            {"case": r.case.name, "unit": r.case.unit, "targets": r.case.targets, "limits": r.case.limits, "figures": r.figures}
             for r in results
         ],
     }
@@ -109,6 +111,9 @@ def ratio_line(result: Result, peer: str) -> str:
     ratios = result.ratios(peer)
     median = statistics.median(ratios)
     line = f"{OURS} / {peer}: {median:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+    limit = result.case.limits.get(peer)
+    if limit is not None:
+        return f"{line}, at most {limit:.2f}: {'met' if median <= limit else 'MISSED'}"
     target = result.case.targets.get(peer)
     if target is None:
         return line
@@ -154,9 +159,9 @@ def text(x: int, y: int, content: str, anchor: str = "start", weight: str = "nor
 
 
 @contextlib.contextmanager
-def scratch() -> Iterator[Path]:
-    """A directory with a short path, for sockets."""
-    path = Path(tempfile.mkdtemp(prefix="uzram-bench."))
+def scratch(parent: str | None = None) -> Iterator[Path]:
+    """A directory with a short path, for sockets; in /tmp or the like, if `parent` is not given."""
+    path = Path(tempfile.mkdtemp(prefix="uzram-bench.", dir=parent))
     try:
         yield path
     finally:

@@ -4,6 +4,7 @@
 mod data;
 mod mount;
 mod serve;
+mod tagged;
 mod tools;
 
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 pub(crate) use data::RealFiles;
 pub(crate) use mount::{MountPoint, loops_in, mounts_in, skip_without_mounts};
 pub(crate) use serve::{MemoryWatch, Server, stat, uzram};
+pub(crate) use tagged::TaggedDisk;
 pub(crate) use tools::{Background, run, skipped, status_of, tool};
 
 /// Bytes in a MiB.

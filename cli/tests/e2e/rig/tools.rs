@@ -39,11 +39,12 @@ pub(crate) fn tool(name: &str) -> Command {
 
 fn package_of(tool: &str) -> &str {
     match tool {
-        "blkdiscard" | "findmnt" | "fstrim" | "losetup" => "util-linux",
+        "blkdiscard" | "fallocate" | "findmnt" | "fstrim" | "losetup" | "prlimit" => "util-linux",
         "btrfs" => "btrfs-progs",
-        "e2fsck" => "e2fsprogs",
+        "e2fsck" | "mkfs.ext4" => "e2fsprogs",
+        "fusermount3" => "fuse3",
         "fs_mark" => "fsmark",
-        "nbdcopy" => "libnbd-bin",
+        "nbdcopy" | "nbdfuse" | "nbdinfo" => "libnbd-bin",
         "nbdsh" => "python3-libnbd",
         "qemu-io" => "qemu-utils",
         "umount" => "mount",
@@ -120,6 +121,10 @@ impl Background {
 
     pub(crate) fn child(&mut self) -> &mut Child {
         &mut self.child
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
     }
 
     pub(crate) fn is_running(&mut self) -> bool {

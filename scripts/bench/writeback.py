@@ -1,0 +1,111 @@
+"""Writeback: speed of a fill, bytes written, memory, misses, and reads of what is spilled."""
+
+import json
+import os
+import socket
+import subprocess
+from pathlib import Path
+
+import harness
+from harness import OURS, Case, Result
+
+# Ratios of ours to a peer's: those to reach, and those not to exceed.
+TARGETS = {"least live under overwrites": {"used": 0.7}}
+LIMITS = {
+    "written on a fill": {"evicted": 1.10},
+    "written under overwrites": {"evicted": 1.6},
+    "most mem_used_total, fill": {"limit": 1.0},
+    "most mem_used_total, overwrites": {"limit": 1.0},
+    "most RSS, fill": {"allowed": 1.0},
+    "most RSS, overwrites": {"allowed": 1.0},
+}
+PLAIN = "file, direct"
+
+
+def main() -> None:
+    options = harness.arguments(__doc__.splitlines()[0])
+    for group in ("fill", "churn", "misses"):
+        for results in engine(group, options.rounds):
+            harness.report(f"writeback {results[0].case.name}", results, options.out)
+    with harness.scratch("/var/tmp") as directory:
+        reads(options, directory)
+    print(f"\nraw figures and charts: {options.out}")
+
+
+def engine(group: str, rounds: int) -> list[list[Result]]:
+    """The cases of `benches/writeback.rs`, each with contenders of its own."""
+    found: dict[str, Result] = {}
+    for number in range(rounds):
+        harness.progress(f"{group}, round {number + 1} of {rounds}")
+        output = harness.run(["cargo", "bench", "--locked", "--quiet", "--bench", "writeback", "--", group])
+        for line in filter(lambda text: text.startswith("{"), output.splitlines()):
+            seen = json.loads(line)
+            name = seen["case"]
+            limits = {"exact LRU": 1.0} if group == "misses" else LIMITS.get(name, {})
+            case = Case(name, seen["unit"], lambda _: 0.0, TARGETS.get(name, {}), limits)
+            result = found.setdefault(name, Result(case, {peer: [] for peer in seen["figures"]}))
+            for peer, figure in seen["figures"].items():
+                result.figures[peer].append(figure)
+    harness.progress("")
+    if group == "fill":
+        bound(found["fill to 4x the limit"])
+    return [[result] for result in found.values()]
+
+
+def bound(fill: Result) -> None:
+    """Adds the lower, in each round, of the speed without a limit and that of the synced file."""
+    rounds = zip(fill.figures["no limit"], fill.figures["file, fdatasync"])
+    fill.figures["lower of both"] = [min(pair) for pair in rounds]
+    fill.case.targets["lower of both"] = 0.7
+
+
+def reads(options, directory: Path) -> None:
+    """4 KiB random reads of a device that is nearly all spilled, and direct ones of its spill."""
+    where, spill = directory / "nbd.sock", directory / "spill"
+    command = [str(options.uzram), "--quiet", "serve", "bench", "--size=1G", "--mem-limit=32M"]
+    command += [f"--backing={spill}", f"--nbd=unix:{where}"]
+    environment = {"UZRAM_RUNDIR": str(directory / "run"), "PATH": "/usr/sbin:/usr/bin:/bin"}
+
+    def ready() -> bool:
+        try:
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.connect(str(where))
+            return True
+        except OSError:
+            return False
+
+    uri = f"nbd+unix:///?socket={where}"
+    with harness.running(command, ready, env=environment, stderr=subprocess.DEVNULL):
+        harness.fio(uri, "write", "1m", 4, 1, 0, "1G")
+        cases = [reading(uri, spill, jobs, depth, options) for jobs, depth in ((1, 1), (1, 8), (4, 8))]
+        group = "writeback reads of spilled pages"
+        results = harness.measure(group, cases, [OURS, PLAIN], options.rounds)
+        harness.report(group, results, options.out)
+
+
+def reading(uri: str, spill: Path, jobs: int, depth: int, options) -> Case:
+    def run(contender: str) -> float:
+        forget(spill)
+        if contender == OURS:
+            return harness.fio(uri, "randread", "4k", depth, jobs, options.seconds, "1G")[0]
+        output = harness.run(
+            ["fio", "--name=bench", f"--filename={spill}", "--readonly", "--direct=1", "--ioengine=libaio"]
+            + ["--rw=randread", "--bs=4k", f"--iodepth={depth}", f"--numjobs={jobs}", "--group_reporting"]
+            + ["--time_based", f"--runtime={options.seconds}", "--output-format=json"]
+        )
+        return json.loads(output[output.index("{") :])["jobs"][0]["read"]["iops"]
+
+    return Case(f"4k randread, {jobs} x {depth}", "IOPS", run, {PLAIN: 0.8})
+
+
+def forget(path: Path) -> None:
+    """Drops a file from the page cache: neither contender shall read memory."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(file)
+
+
+main()
