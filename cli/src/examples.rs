@@ -80,7 +80,12 @@ EXAMPLES
   uzram set scratch mem_limit=512M
 
   No limit; and start the high-water mark again:
-  uzram set scratch mem_limit=0 mem_used_max=0";
+  uzram set scratch mem_limit=0 mem_used_max=0
+Spill to another file; what the present one holds is moved, and this returns when that is done:
+  uzram set scratch backing_dev=/mnt/big/scratch.spill
+Let it grow, and do without:
+  uzram set scratch backing_size=64G
+  uzram set scratch backing_dev=none";
 
 pub(crate) const COMPACT: &str = "\
 EXAMPLES

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use uzram::Attribute;
 use uzram::control::Client;
 
 use crate::args::{IdleArgs, NameArgs, SetArgs, StopArgs, WritebackArgs};
 use crate::output;
+use crate::parse::Assignment;
 use crate::release;
 use crate::rundir::{RunDir, RunRoot};
 use crate::server;
@@ -25,12 +25,13 @@ fn connect(dir: &RunDir) -> Result<Client> {
 /// `uzram set`: in the order given; the first failure ends it.
 pub(crate) fn set(args: &SetArgs, root: &RunRoot) -> Result<()> {
     let mut client = connect(&root.dir(&args.name))?;
-    let moves_data = |a: Attribute| matches!(a, Attribute::Writeback | Attribute::BackingDev);
-    if args.assignments.iter().any(|a| moves_data(a.attribute)) {
+    if args.assignments.iter().any(Assignment::moves_data) {
         client = client.with_timeout(LONG);
     }
     for (i, assignment) in args.assignments.iter().enumerate() {
-        let result = client.set(assignment.attribute.name(), &assignment.value);
+        let result = assignment
+            .value_for_server()
+            .and_then(|value| Ok(client.set(assignment.attribute.name(), &value)?));
         result.with_context(|| match i {
             0 => "nothing was set".to_owned(),
             _ => format!("only the first {i} were set"),

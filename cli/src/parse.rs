@@ -63,6 +63,23 @@ pub(crate) struct Assignment {
     pub(crate) value: String,
 }
 
+impl Assignment {
+    /// Whether it may move much data to or from a backing.
+    pub(crate) fn moves_data(&self) -> bool {
+        matches!(self.attribute, Attribute::BackingDev | Attribute::Writeback)
+    }
+
+    /// The value as the server understands it, which has a working directory of its own.
+    pub(crate) fn value_for_server(&self) -> anyhow::Result<String> {
+        if self.attribute != Attribute::BackingDev || matches!(self.value.as_str(), "" | "none") {
+            return Ok(self.value.clone());
+        }
+        let path = std::path::absolute(&self.value)?;
+        let path = path.into_os_string().into_string();
+        path.map_err(|path| anyhow::anyhow!("{} is not UTF-8", path.display()))
+    }
+}
+
 /// `KEY=VALUE`, where KEY is an attribute that can be written.
 pub(crate) fn assignment(text: &str) -> Result<Assignment, String> {
     let Some((key, value)) = text.split_once('=') else {

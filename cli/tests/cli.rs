@@ -357,6 +357,35 @@ fn a_servers_life() {
 }
 
 #[test]
+fn a_backing_is_attached_replaced_and_detached_in_use() {
+    let world = World::new();
+    let _server = world.serve(&["moves", "--size=64M"]);
+    // Where the command runs, not where the server does.
+    world.ok(&[
+        "set",
+        "moves",
+        "backing_dev=first.spill",
+        "backing_size=32M",
+    ]);
+    let shown = world.ok(&["stat", "moves", "backing_dev", "backing_size"]);
+    let (path, size) = shown.split_once('\n').unwrap();
+    assert!(
+        path.starts_with('/') && path.ends_with("/first.spill"),
+        "{path}"
+    );
+    assert_eq!(size, "33554432\n");
+    let first = std::path::PathBuf::from(path);
+    assert!(first.exists());
+    world.ok(&["set", "moves", "backing_dev=second.spill"]);
+    assert!(!first.exists() && first.with_file_name("second.spill").exists());
+    let taken = world.refused(2, &["set", "moves", "backing_dev=second.spill"]);
+    assert!(taken.contains("in use"), "{taken}");
+    world.ok(&["set", "moves", "backing_dev=none"]);
+    assert_eq!(world.ok(&["stat", "moves", "backing_dev"]), "none\n");
+    assert!(!first.with_file_name("second.spill").exists());
+}
+
+#[test]
 fn no_limit_and_no_json() {
     let world = World::new();
     let _server = world.serve(&["free", "--size=1M", "--mem-limit=0"]);
