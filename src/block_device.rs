@@ -58,6 +58,30 @@ pub trait BlockDevice: Send + Sync {
     /// [`Error::Io`] if the promise cannot be kept.
     fn flush(&self) -> Result<()>;
 
+    /// Makes `range` quick to read, as far as there is room for that; a device that is always
+    /// quick has nothing to do.
+    ///
+    /// # Errors
+    /// Those of [`BlockDevice::read`].
+    fn prefetch(&self, range: Range<u64>) -> Result<()> {
+        let _ = range;
+        Ok(())
+    }
+
+    /// Whether reading `range` would wait for something slower than memory, as it looks. This is
+    /// asked before every small request, to have another thread make those that wait: it must cost
+    /// little of what the request does.
+    fn read_would_wait(&self, range: Range<u64>) -> bool {
+        let _ = range;
+        false
+    }
+
+    /// The same of writing to `range`, discarding it or filling it with zeroes.
+    fn write_would_wait(&self, range: Range<u64>) -> bool {
+        let _ = range;
+        false
+    }
+
     /// Visits the extents of `range` in order, coalesced and clipped to it, until `visit` breaks.
     /// The answer is a snapshot of each page, not of the range.
     fn extents(&self, range: Range<u64>, visit: &mut dyn FnMut(Extent) -> ControlFlow<()>);

@@ -1,6 +1,7 @@
 //! The device: what frontends serve.
 
 mod ages;
+mod ahead;
 pub(crate) mod core;
 mod damage;
 mod extents;
@@ -433,6 +434,22 @@ impl BlockDevice for Device {
 
     fn flush(&self) -> Result<()> {
         Ok(())
+    }
+
+    fn prefetch(&self, range: Range<u64>) -> Result<()> {
+        self.core.prefetch(range.clone()).inspect_err(|error| {
+            let Range { start, end } = range;
+            tracing::error!("prefetch of {} bytes at {start}: {error}", end - start);
+            self.core.requests.failed_reads.fetch_add(1, Relaxed);
+        })
+    }
+
+    fn read_would_wait(&self, range: Range<u64>) -> bool {
+        self.core.read_would_wait(range)
+    }
+
+    fn write_would_wait(&self, range: Range<u64>) -> bool {
+        self.core.write_would_wait(range)
     }
 
     fn extents(&self, range: Range<u64>, visit: &mut dyn FnMut(Extent) -> ControlFlow<()>) {

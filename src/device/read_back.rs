@@ -27,7 +27,7 @@ pub(super) struct Spilled {
     pub(super) codec: Codec,
     /// The use of the record's segment that the slot referred to.
     pub(super) sequence: u64,
-    /// Whether the page was read back not long ago, too.
+    /// Whether it belongs in memory again: it was read back not long ago, too, or is asked for.
     pub(super) again: bool,
 }
 
@@ -226,6 +226,20 @@ impl Core {
         }
         drop(shard);
         self.wake_if_needed(false);
+    }
+
+    /// Brings a page to memory, if it is spilled and there is room.
+    pub(super) fn bring_back(&self, page: PageIndex) -> Result<()> {
+        let run = self.layout.run(page, u64::from(page.0) + 1);
+        let spilled = self.spilled(&self.shard(run.shard), run.slot);
+        let Some(spilled) = spilled else {
+            return Ok(());
+        };
+        let wanted = Spilled {
+            again: true,
+            ..spilled
+        };
+        self.read_back(page, wanted, false, &mut [0; PAGE_SIZE])
     }
 
     /// Reads the page of a run of one page, if it is spilled.

@@ -32,14 +32,13 @@ use crate::error::{Error, Result};
 
 use super::read::{Piece, Runs};
 use super::reply::Replies;
+use super::transmission::execute_plain;
 use super::wire::Request;
 
 /// Buffers for the jobs of all connections.
 const BUFFERS: usize = 32;
 /// Jobs of one connection at once.
 const MOST_UNDER_WAY: usize = 8;
-/// Small reads that are looked up after one that met a spilled page.
-const LOOK_UPS: u32 = 256;
 /// Workers for each core: most of those that wait do so for the backing.
 const WORKERS_PER_CORE: usize = 4;
 
@@ -58,6 +57,8 @@ pub(super) enum Work {
     Write { offset: u64, length: usize },
     /// Make part of a reply in the buffer.
     Read(Piece),
+    /// Execute what has neither a payload nor a reply with one.
+    Plain(Request),
 }
 
 /// What has become of a job.
@@ -139,6 +140,9 @@ impl Job {
                 .write(offset, &buffer.room()[..length])
                 .map_err(|error| (offset, error)),
             Work::Read(piece) => piece.append(&mut buffer, runs, device),
+            Work::Plain(request) => {
+                execute_plain(&request, device).map_err(|error| (request.offset, error))
+            }
         };
         // A session collects all its jobs before it ends, so somebody is there to be told.
         drop(finished.send(Finished {
@@ -173,11 +177,6 @@ pub(super) struct Lane {
     under_way: usize,
     next_ticket: u64,
     tickets: BTreeMap<u64, Ticket>,
-    /// Whether this connection's last write had to wait, so that the next probably has to as well.
-    pub(super) writes_wait: bool,
-    /// How many more small reads are looked up before they are made. Looking costs a twentieth of
-    /// a read from memory, so it is done only while reads are known to meet spilled pages.
-    reads_to_look_up: u32,
 }
 
 impl Lane {
@@ -191,26 +190,12 @@ impl Lane {
             under_way: 0,
             next_ticket: 0,
             tickets: BTreeMap::new(),
-            writes_wait: false,
-            reads_to_look_up: 0,
         })
     }
 
     /// Readable once a job has finished.
     pub(super) fn wake(&self) -> BorrowedFd<'_> {
         self.wake.as_fd()
-    }
-
-    /// Whether the next small read should be looked up first.
-    pub(super) fn should_look_up(&mut self) -> bool {
-        let should = self.reads_to_look_up > 0;
-        self.reads_to_look_up = self.reads_to_look_up.saturating_sub(1);
-        should
-    }
-
-    /// Notes that a read has met a spilled page, or took as long as if it had.
-    pub(super) fn look_up_reads(&mut self) {
-        self.reads_to_look_up = LOOK_UPS;
     }
 
     pub(super) fn is_idle(&self) -> bool {

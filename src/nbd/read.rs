@@ -4,7 +4,6 @@
 //! zero at a moment within the request. Every page not seen empty or zero is sent as data.
 
 use std::ops::{ControlFlow, Range};
-use std::time::{Duration, Instant};
 
 use crate::block_device::BlockDevice;
 use crate::error::Error;
@@ -23,9 +22,6 @@ const SPARSE_MIN: u32 = 32 << 10;
 const HOLE_MIN: u64 = PAGE_SIZE as u64;
 /// Room for the headers of a chunk for every page of a piece, in bytes.
 pub(super) const CHUNK_HEADERS: usize = (PIECE / PAGE_SIZE + 2) * 32;
-
-/// A small read that took longer has probably met a spilled page.
-const WAITED: Duration = Duration::from_micros(200);
 
 /// Length of the next piece of `offset..end`: it ends where a multiple of [`PIECE`] does.
 pub(super) fn piece_at(offset: u64, end: u64) -> usize {
@@ -129,22 +125,9 @@ impl<S: Stream> Session<'_, S> {
         }
         match (whole, length <= PIECE) {
             (true, true) if self.hand_out_read(request) => Ok(()),
-            (true, true) => self.read_timed(request),
-            (true, false) => self.read_whole(request),
+            (true, _) => self.read_whole(request),
             (false, _) => self.read_in_pieces(request),
         }
-    }
-
-    /// Answers a read of one piece, and takes note if it had to wait.
-    fn read_timed(&mut self, request: &Request) -> Result<(), Fault> {
-        let begun = Instant::now();
-        self.read_whole(request)?;
-        if begun.elapsed() > WAITED
-            && let Some(lane) = &mut self.lane
-        {
-            lane.look_up_reads();
-        }
-        Ok(())
     }
 
     /// A request of one piece, in the form that its reply takes.
@@ -170,11 +153,8 @@ impl<S: Stream> Session<'_, S> {
         let Some(lane) = &mut self.lane else {
             return false;
         };
-        if piece.length < LARGE {
-            if !lane.should_look_up() || !is_spilled(&*self.export.device, piece) {
-                return false;
-            }
-            lane.look_up_reads();
+        if piece.length < LARGE && !self.export.device.read_would_wait(request.range()) {
+            return false;
         }
         let Some(buffer) = lane.buffer() else {
             return false;
@@ -281,21 +261,6 @@ impl<S: Stream> Session<'_, S> {
         }
         Ok(())
     }
-}
-
-/// Whether reading it takes reading the backing, as it looks.
-fn is_spilled(device: &dyn BlockDevice, piece: Piece) -> bool {
-    let mut spilled = false;
-    let range = piece.offset..piece.offset + piece.length as u64;
-    device.extents(range, &mut |extent| {
-        spilled = extent.state == PageState::WrittenBack;
-        if spilled {
-            ControlFlow::Break(())
-        } else {
-            ControlFlow::Continue(())
-        }
-    });
-    spilled
 }
 
 /// The runs of data and of zeroes in a piece, in order and without gaps.

@@ -16,8 +16,8 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
+use crate::block_device::BlockDevice;
 use crate::error::Result as DeviceResult;
 use crate::units::PAGE_SIZE;
 
@@ -42,8 +42,6 @@ const MAX_DRAINED: u32 = 64 << 20;
 pub(super) const LARGE: usize = 128 << 10;
 /// Replies of workers up to this length are gathered with others rather than sent alone.
 const SMALL: usize = 16 << 10;
-/// A write that took longer had to wait for memory.
-const WAITED: Duration = Duration::from_millis(2);
 
 /// What the connections of a server share.
 pub(super) struct Service<'a> {
@@ -214,7 +212,7 @@ impl<S: Stream> Session<'_, S> {
                     .chunk(request.cookie, chunk::FLAG_DONE, chunk::NONE, 0);
             }
             None if is_read => {}
-            None => self.written(request, Ok(())),
+            None => self.executed(request, Ok(())),
         }
         Ok(())
     }
@@ -241,8 +239,6 @@ impl<S: Stream> Session<'_, S> {
     }
 
     fn execute(&mut self, command: Command, request: &Request) -> Result<(), Fault> {
-        let device = &*self.export.device;
-        let (offset, length) = (request.offset, u64::from(request.length));
         let done = match command {
             Command::Read => return self.read(request),
             Command::BlockStatus => return self.block_status(request),
@@ -250,26 +246,41 @@ impl<S: Stream> Session<'_, S> {
                 Some(written) => written,
                 None => return Ok(()),
             },
-            Command::Flush => device.flush(),
-            Command::Trim => device.discard(offset, length),
-            Command::Cache => self.cache(request)?,
-            // Both only touch slots and the part pages at the ends, so FAST_ZERO holds for all.
-            Command::WriteZeroes if request.has(cmd_flag::NO_HOLE) => {
-                device.write_zeroes(offset, length)
-            }
-            Command::WriteZeroes => device.discard(offset, length),
+            _ if self.hand_out_plain(command, request) => return Ok(()),
+            _ => execute_plain(request, &*self.export.device),
         };
-        match command {
-            Command::Write | Command::Trim | Command::WriteZeroes => self.written(request, done),
-            _ => self.done(request, done),
-        }
+        self.executed(request, done);
         Ok(())
     }
 
-    /// Answers a request that has changed the device, or failed to.
-    fn written(&mut self, request: &Request, done: DeviceResult<()>) {
+    /// Gives a request without a payload to the workers, if it would wait.
+    fn hand_out_plain(&mut self, command: Command, request: &Request) -> bool {
+        let device = &*self.export.device;
+        let would_wait = match command {
+            Command::Cache => device.read_would_wait(request.range()),
+            Command::Trim | Command::WriteZeroes => device.write_would_wait(request.range()),
+            _ => false,
+        };
+        if let Some(lane) = &mut self.lane
+            && would_wait
+            && let Some(buffer) = lane.buffer()
+        {
+            let ticket = lane.open(*request, false);
+            lane.hand_out(ticket, Work::Plain(*request), buffer);
+            lane.close(ticket);
+            return true;
+        }
+        false
+    }
+
+    /// Answers a request whose reply has no payload.
+    fn executed(&mut self, request: &Request, done: DeviceResult<()>) {
+        let changes = matches!(
+            request.command,
+            Some(Command::Write | Command::Trim | Command::WriteZeroes)
+        );
         let done = match done {
-            Ok(()) if request.has(cmd_flag::FUA) => self.export.device.flush(),
+            Ok(()) if changes && request.has(cmd_flag::FUA) => self.export.device.flush(),
             done => done,
         };
         self.done(request, done);
@@ -286,7 +297,7 @@ impl<S: Stream> Session<'_, S> {
     fn write(&mut self, request: &Request) -> Result<Option<DeviceResult<()>>, Fault> {
         let large = request.length as usize >= LARGE;
         if let Some(lane) = &mut self.lane
-            && (large || lane.writes_wait)
+            && (large || self.export.device.write_would_wait(request.range()))
         {
             let ticket = lane.open(*request, false);
             self.hand_out_write(request, ticket)?;
@@ -296,21 +307,16 @@ impl<S: Stream> Session<'_, S> {
         }
         let device = &*self.export.device;
         let mut written = Ok(());
-        let mut begun = None;
         self.receive_payload(request, |offset, data| {
             if written.is_ok() {
-                begun.get_or_insert_with(Instant::now);
                 written = device.write(offset, data);
             }
         })?;
-        if let (Some(lane), Some(begun)) = (&mut self.lane, begun) {
-            lane.writes_wait = begun.elapsed() > WAITED;
-        }
         Ok(Some(written))
     }
 
     /// Receives a write's payload in pieces, and gives each to a worker if there is a buffer for
-    /// it. The last write's wait says nothing of the next once the workers keep up.
+    /// it.
     fn hand_out_write(&mut self, request: &Request, ticket: u64) -> Result<(), Fault> {
         let mut offset = request.offset;
         let mut left = request.length as usize;
@@ -320,7 +326,6 @@ impl<S: Stream> Session<'_, S> {
             if let Some(mut buffer) = buffer {
                 self.receive_into(&mut buffer.room()[..length])?;
                 if let Some(lane) = &mut self.lane {
-                    lane.writes_wait &= !lane.is_idle();
                     lane.hand_out(ticket, Work::Write { offset, length }, buffer);
                 }
             } else {
@@ -384,23 +389,6 @@ impl<S: Stream> Session<'_, S> {
         Ok(())
     }
 
-    /// Reads and drops: what a spilled page's own promotion makes of a read is all there is to
-    /// gain, and there is no reply to hold the data.
-    fn cache(&mut self, request: &Request) -> Result<DeviceResult<()>, Fault> {
-        let mut offset = request.offset;
-        let end = request.offset + u64::from(request.length);
-        while offset < end {
-            let piece = super::read::piece_at(offset, end);
-            self.replies.make_room(piece + HEADERS, self.stream)?;
-            let scratch = &mut self.replies.room()[..piece];
-            if let Err(error) = self.export.device.read(offset, scratch) {
-                return Ok(Err(error));
-            }
-            offset += piece as u64;
-        }
-        Ok(Ok(()))
-    }
-
     /// Appends the reply of a request that failed, at `offset` where a read knows it. The room is
     /// there: every caller left [`HEADERS`].
     pub(super) fn fail(
@@ -432,6 +420,22 @@ fn piece_of_payload(offset: u64, left: usize) -> usize {
     }
     let within = (offset % PAGE_SIZE as u64) as usize;
     PIECE - (within + PIECE) % PAGE_SIZE
+}
+
+/// Executes a request that has neither a payload nor a reply with one; READ, WRITE and
+/// BLOCK_STATUS are none.
+pub(super) fn execute_plain(request: &Request, device: &dyn BlockDevice) -> DeviceResult<()> {
+    let (offset, length) = (request.offset, u64::from(request.length));
+    match request.command {
+        Some(Command::Flush) => device.flush(),
+        Some(Command::Cache) => device.prefetch(request.range()),
+        // Both only touch slots and the part pages at the ends, so FAST_ZERO holds for all.
+        Some(Command::WriteZeroes) if request.has(cmd_flag::NO_HOLE) => {
+            device.write_zeroes(offset, length)
+        }
+        Some(Command::Trim | Command::WriteZeroes) => device.discard(offset, length),
+        Some(Command::Read | Command::Write | Command::BlockStatus) | None => Ok(()),
+    }
 }
 
 fn cut_short() -> Fault {

@@ -3,6 +3,8 @@
 //!
 //! Nothing here decides anything; nothing here locks.
 
+use std::ops::Range;
+
 /// First eight bytes that a server sends.
 pub(super) const NBDMAGIC: u64 = u64::from_be_bytes(*b"NBDMAGIC");
 /// Opens the server's newstyle greeting and every option of a client.
@@ -171,6 +173,11 @@ impl Request {
             offset: fields.u64()?,
             length: fields.u32()?,
         })
+    }
+
+    /// The bytes it is about; once validated, they are inside the device.
+    pub(super) fn range(&self) -> Range<u64> {
+        self.offset..self.offset + u64::from(self.length)
     }
 
     /// Whether `flag` is set.

@@ -62,15 +62,20 @@ impl MemoryDevice {
         }
     }
 
+    /// Whether a request for `range` would not pass the gate now.
+    fn is_shut(&self, range: &Range<u64>) -> bool {
+        self.gate.lock().bars(range)
+    }
+
     fn pass(&self, offset: u64, len: usize) {
         let mut gate = self.gate.lock();
-        let shut = |gate: &Gate| offset < gate.shut.end && offset + len as u64 > gate.shut.start;
-        if !shut(&gate) {
+        let range = offset..offset + len as u64;
+        if !gate.bars(&range) {
             return;
         }
         gate.waiting += 1;
         self.changed.notify_all();
-        while shut(&gate) {
+        while gate.bars(&range) {
             self.changed.wait(&mut gate);
         }
         gate.waiting -= 1;
@@ -79,6 +84,10 @@ impl MemoryDevice {
     /// Makes reads fail with EIO and writes with ENOSPC where they touch `range`.
     pub(crate) fn break_range(&self, range: Range<u64>) {
         self.inner.lock().broken = range;
+    }
+
+    pub(crate) fn state(&self, page: usize) -> PageState {
+        self.inner.lock().states[page]
     }
 
     pub(crate) fn set_state(&self, page: usize, state: PageState) {
@@ -96,6 +105,12 @@ impl MemoryDevice {
 
     pub(crate) fn bytes(&self, range: Range<usize>) -> Vec<u8> {
         self.inner.lock().bytes[range].to_vec()
+    }
+}
+
+impl Gate {
+    fn bars(&self, range: &Range<u64>) -> bool {
+        range.start < self.shut.end && range.end > self.shut.start
     }
 }
 
@@ -147,6 +162,7 @@ impl BlockDevice for MemoryDevice {
     }
 
     fn discard(&self, offset: u64, len: u64) -> Result<()> {
+        self.pass(offset, len as usize);
         self.inner.lock().fill(offset, len, PageState::Empty);
         Ok(())
     }
@@ -159,6 +175,32 @@ impl BlockDevice for MemoryDevice {
     fn flush(&self) -> Result<()> {
         self.flushes.fetch_add(1, Ordering::SeqCst);
         Ok(())
+    }
+
+    fn prefetch(&self, range: Range<u64>) -> Result<()> {
+        let pages = range.start as usize / PAGE_SIZE..(range.end as usize).div_ceil(PAGE_SIZE);
+        self.pass(range.start, (range.end - range.start) as usize);
+        let mut inner = self.inner.lock();
+        if inner.touches_broken(range.start, (range.end - range.start) as usize) {
+            return Err(Error::Unreadable {
+                page: (inner.broken.start / 4096) as u32,
+                source: std::io::Error::other("a test broke it"),
+            });
+        }
+        for state in &mut inner.states[pages] {
+            if *state == PageState::WrittenBack {
+                *state = PageState::Resident;
+            }
+        }
+        Ok(())
+    }
+
+    fn read_would_wait(&self, range: Range<u64>) -> bool {
+        self.is_shut(&range)
+    }
+
+    fn write_would_wait(&self, range: Range<u64>) -> bool {
+        self.is_shut(&range)
     }
 
     fn extents(&self, range: Range<u64>, visit: &mut dyn FnMut(Extent) -> ControlFlow<()>) {

@@ -16,21 +16,11 @@ fn any_reply<S: std::io::Read + std::io::Write>(client: &mut Client<S>) -> (u64,
 }
 
 #[test]
-fn reads_of_the_backing_let_those_behind_them_pass_once_one_has_waited() {
+fn a_small_read_that_waits_lets_those_behind_it_pass() {
     let fixture = serve();
     let device = &fixture.device;
     device.write_pattern(0, 8192);
-    device.set_state(1, PageState::WrittenBack);
-    device.shut(4096..8192);
     let mut client = fixture.simple();
-    // The first one to meet the backing shows that there is something to look out for.
-    let first = client.request(READ, 0, 4096, 4096, &[]);
-    device.await_waiting(1);
-    std::thread::sleep(std::time::Duration::from_millis(10));
-    device.shut(0..0);
-    assert_eq!(any_reply(&mut client), (first, 0));
-    client.receive(4096);
-
     device.shut(4096..8192);
     let slow = client.request(READ, 0, 4096, 4096, &[]);
     device.await_waiting(1);
@@ -63,17 +53,10 @@ fn a_large_write_that_waits_lets_those_behind_it_pass() {
 }
 
 #[test]
-fn small_writes_pass_each_other_once_one_has_waited() {
+fn a_small_write_that_waits_lets_those_behind_it_pass() {
     let fixture = serve();
     let device = &fixture.device;
     let mut client = fixture.simple();
-    device.shut(0..4096);
-    let first = client.request(WRITE, 0, 0, 4, b"once");
-    device.await_waiting(1);
-    std::thread::sleep(std::time::Duration::from_millis(10));
-    device.shut(0..0);
-    assert_eq!(any_reply(&mut client), (first, 0));
-
     device.shut(0..4096);
     let slow = client.request(WRITE, 0, 0, 4, b"more");
     device.await_waiting(1);
@@ -82,6 +65,35 @@ fn small_writes_pass_each_other_once_one_has_waited() {
     device.shut(0..0);
     assert_eq!(any_reply(&mut client), (slow, 0));
     assert_eq!(device.bytes(0..4), b"more");
+}
+
+#[test]
+fn what_has_no_payload_lets_those_behind_it_pass_too() {
+    let fixture = serve();
+    let device = &fixture.device;
+    device.write_pattern(0, 8192);
+    device.set_state(1, PageState::WrittenBack);
+    device.shut(4096..8192);
+    let mut client = fixture.simple();
+    let slow = client.request(CACHE, 0, 4096, 4096, &[]);
+    device.await_waiting(1);
+    let quick = client.request(READ, 0, 0, 512, &[]);
+    assert_eq!(any_reply(&mut client), (quick, 0));
+    client.receive(512);
+    device.shut(0..0);
+    assert_eq!(any_reply(&mut client), (slow, 0));
+    assert_eq!(device.state(1), PageState::Resident);
+
+    device.shut(0..4096);
+    let slow = client.request(TRIM, FUA, 100, 100, &[]);
+    device.await_waiting(1);
+    let quick = client.request(WRITE, 0, 8192, 4, b"free");
+    assert_eq!(any_reply(&mut client), (quick, 0));
+    assert_eq!(device.flushes.load(Ordering::SeqCst), 0);
+    device.shut(0..0);
+    assert_eq!(any_reply(&mut client), (slow, 0));
+    assert_eq!(device.flushes.load(Ordering::SeqCst), 1);
+    assert_eq!(device.bytes(100..200), [0; 100]);
 }
 
 #[test]

@@ -160,6 +160,52 @@ fn pages_that_are_read_stay_while_others_go() {
 }
 
 #[test]
+fn what_is_prefetched_is_in_memory_as_far_as_there_is_room() {
+    let backing = Arc::new(FaultyBacking::new(100));
+    let device = device(3000, 600, 2, &backing);
+    for page in 0..3000 {
+        write(&device, page, page).expect("room");
+    }
+    device.evict(600 * PAGE).expect("room on the backing");
+    assert!(device.read_would_wait(0..PAGE));
+    device.prefetch(0..64 * PAGE).expect("readable");
+    assert!(!device.read_would_wait(0..64 * PAGE));
+    let before = device.stats();
+    for page in 0..64 {
+        expect(&device, page, page);
+    }
+    assert_eq!(device.stats().bd_reads, before.bd_reads, "read again");
+
+    device.prefetch(0..3000 * PAGE).expect("readable");
+    let after = device.stats();
+    assert!(after.resident_pages > before.resident_pages);
+    assert!(after.written_back_pages > 0, "no room for all");
+    assert!(after.mem_used_max <= 600 * PAGE);
+    device.check();
+}
+
+#[test]
+fn whether_a_request_waits_is_known_before() {
+    let backing = Arc::new(FaultyBacking::new(100));
+    let device = device(3000, 600, 2, &backing);
+    for page in 0..100 {
+        write(&device, page, page).expect("room");
+    }
+    assert!(!device.read_would_wait(0..3000 * PAGE));
+    assert!(!device.write_would_wait(PAGE + 1..2 * PAGE));
+    device.evict(600 * PAGE).expect("room on the backing");
+    assert!(device.read_would_wait(99 * PAGE..101 * PAGE));
+    assert!(!device.read_would_wait(100 * PAGE..3000 * PAGE));
+    // Only a part of a page needs the rest of it.
+    assert!(!device.write_would_wait(PAGE..2 * PAGE));
+    assert!(device.write_would_wait(PAGE..2 * PAGE - 1));
+    assert!(device.write_would_wait(PAGE + 1..2 * PAGE));
+    assert!(!device.write_would_wait(2999 * PAGE + 1..3000 * PAGE));
+    // More than memory has room for.
+    assert!(device.write_would_wait(0..600 * PAGE));
+}
+
+#[test]
 fn a_pool_of_accessed_pages_can_still_be_evicted() {
     let backing = Arc::new(FaultyBacking::new(100));
     let device = device(2000, 400, 1, &backing);
