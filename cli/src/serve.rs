@@ -28,6 +28,9 @@ use crate::{release, server, stop};
 /// How long clients may take to fetch the answers to what they have already sent.
 const GRACE: Duration = Duration::from_secs(2);
 
+/// How long what is being written to a backing may take that is to be wiped.
+const LAST_WRITES: Duration = Duration::from_millis(500);
+
 /// How long removing the backing file may take; a large one takes its file system a while.
 const SPILL: Duration = Duration::from_secs(3);
 
@@ -153,6 +156,9 @@ impl Server {
                 }
             });
         });
+        if device.backing_keep() == BackingKeep::Wipe && !device.stop_spilling(LAST_WRITES) {
+            tracing::warn!("the backing is still being written to: some of that may stay");
+        }
         if let Some(Err(error)) = record.spill.map(|spill| spill.remove(SPILL)) {
             tracing::warn!("the backing file stays until the next start or detach: {error:#}");
             // It would try the same, and hang in it where a file system is frozen.

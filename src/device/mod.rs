@@ -21,6 +21,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use crossbeam::channel::{self, Sender};
 use rustix::io::Errno;
@@ -351,6 +352,15 @@ impl Device {
         self.core.requests.reset();
         self.core.damage.reset();
         self.core.budget.reset_max_used();
+    }
+
+    /// Writes nothing more to the backing: the device is about to be dropped. Writers that wait for
+    /// room are sent away. Returns whether what was under way ended within `patience`.
+    pub fn stop_spilling(&self, patience: Duration) -> bool {
+        self.core.room.close();
+        let (done, answer) = channel::bounded(1);
+        self.command(Command::Land { done });
+        answer.recv_timeout(patience).is_ok()
     }
 
     /// Asserts that the accounting of every part adds up: slots, pools, recency, segments. Slow,

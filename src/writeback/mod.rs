@@ -56,6 +56,8 @@ pub(crate) enum Command {
     },
     /// Have the backing hold so many segments.
     Resize { capacity: u32, done: Sender<bool> },
+    /// Wait for what is under way.
+    Land { done: Sender<()> },
     /// Assert that everything adds up, while nothing is isolated.
     Check { done: Sender<()> },
 }
@@ -136,10 +138,11 @@ impl Writeback {
                 return;
             }
             self.log.free_emptied();
-            done = self.make_room()
-                && self.go_on_selected()
-                && self.clean_sparse_segments()
-                && self.go_on_leaving();
+            done = self.core.room.is_closed()
+                || self.make_room()
+                    && self.go_on_selected()
+                    && self.clean_sparse_segments()
+                    && self.go_on_leaving();
             warm = self.core.trim(woken);
         }
     }
@@ -156,6 +159,11 @@ impl Writeback {
                 Ok(Command::Replace { backing, done }) => self.replace(backing, done),
                 Ok(Command::Resize { capacity, done }) => {
                     let _ = done.send(self.log.set_capacity(capacity));
+                }
+                Ok(Command::Land { done }) => {
+                    // What failed is logged.
+                    let _ = self.land_all();
+                    let _ = done.send(());
                 }
                 Ok(Command::Check { done }) => {
                     let _ = self.land_all();
