@@ -47,10 +47,7 @@ fn soak(duration: Duration) {
         .expect("a directory on a disk");
     let mut config = DeviceConfig::new(PAGES * PAGE);
     config.mem_limit = Some(LIMIT);
-    config.backing = Some(BackingConfig {
-        path: dir.path().join("spill"),
-        size: None,
-    });
+    config.backing = Some(BackingConfig::new(dir.path().join("spill")));
     let soak = Soak {
         device: Device::new(&config).expect("a device"),
         pages: (0..PAGES).map(|_| Versions::default()).collect(),

@@ -327,7 +327,7 @@ fn a_device_that_fails_for_a_while() {
         let resident = fixture.pages_in_memory();
         run(Command::new("sync")
             .arg("-f")
-            .arg(&faulty.trigger.with_file_name("run")));
+            .arg(faulty.trigger.with_file_name("run")));
         faulty.fail(true);
         for &page in &resident {
             assert_eq!(fixture.disk.verify(page), Ok(()), "page {page} in memory");
