@@ -5,6 +5,7 @@
 //! nothing beside the write. The writeback thread alone launches and lands. Locks nothing.
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use crossbeam::channel::{self, Receiver, Sender};
@@ -124,8 +125,13 @@ impl Flights {
 /// A thread: writes until the device is gone.
 fn write_all(jobs: &Receiver<Flight>, landed: &Sender<Landed>) {
     for mut flight in jobs {
-        let append = flight.batch.lay_out(&flight.target);
-        let written = flight.target.write(&*flight.backing, append);
+        let write = || {
+            let append = flight.batch.lay_out(&flight.target);
+            flight.target.write(&*flight.backing, append)
+        };
+        // A bug here must not leave the writeback thread waiting for ever.
+        let written = catch_unwind(AssertUnwindSafe(write))
+            .unwrap_or_else(|_| Err(io::Error::other("the thread that writes panicked")));
         if landed.send(Landed { flight, written }).is_err() {
             return;
         }

@@ -307,3 +307,23 @@ pub(super) fn work_on_own_pages(device: &Device, writer: u64, writers: u64, page
         }
     }
 }
+
+/// A bug in the code that writes costs nothing that is in memory, and hangs nobody.
+#[test]
+fn a_writer_that_panics_is_a_write_that_failed() {
+    let backing = Arc::new(FaultyBacking::new(100));
+    let device = device(400, 400, 1, &backing);
+    for page in 0..400 {
+        write(&device, page, page).expect("room");
+    }
+    let panics = Arc::new(AtomicBool::new(true));
+    let hook = Arc::clone(&panics);
+    backing.before_write(move || assert!(!hook.load(Relaxed), "as the test wants"));
+    assert!(device.evict(100 * PAGE).is_err());
+    panics.store(false, Relaxed);
+    assert!(device.evict(100 * PAGE).expect("it works") > 0);
+    device.check();
+    for page in 0..400 {
+        expect(&device, page, page);
+    }
+}
