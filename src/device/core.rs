@@ -108,7 +108,7 @@ pub(crate) struct Core {
     pub(crate) segments: Arc<SegmentTable>,
     pub(crate) format: RecordFormat,
     pub(crate) stores: Arc<Stores>,
-    pub(super) read_ahead: ReadAhead,
+    pub(crate) read_ahead: ReadAhead,
     pub(crate) log_counts: Arc<LogCounts>,
     pub(crate) requests: RequestCounts,
     pub(crate) damage: Damage,

@@ -2,8 +2,9 @@
 //! near each other, so who reads pages in order finds the next records here. They are in the appends
 //! of a few batches that were collected about the same time, hence several windows.
 //!
-//! Nothing has to be invalidated. What is written at an offset of one use of a segment stays, so a
-//! window holds it, or what was there before it was written, which does not verify. One mutex, which
+//! What is written at an offset of one use of a segment stays, so a window holds it, or what was
+//! there before it was written, which does not verify. Only a write that failed may have left a
+//! record there that does, and is written over: whoever sees one fail forgets all windows. One mutex, which
 //! is held to look and to copy, never while the backing is read; no other lock is taken under it.
 
 use std::collections::VecDeque;
@@ -84,6 +85,7 @@ struct Window {
     /// Where `bytes` are from.
     place: Option<Place>,
     bytes: BlockBuf,
+    epoch: u64,
 }
 
 /// A reader of pages in order.
@@ -100,6 +102,8 @@ struct State {
     /// The one used last is the first.
     windows: VecDeque<Window>,
     streams: VecDeque<Stream>,
+    /// Counts [`ReadAhead::forget`]: what was being read then is not kept.
+    epoch: u64,
 }
 
 /// The windows of a device.
@@ -131,7 +135,7 @@ impl ReadAhead {
         // A read beyond what there is fails; what is asked for may be there all the same.
         if in_order && let Ok(window) = self.load(backing, place.clone(), AHEAD) {
             window.copy(place, buf);
-            self.state.lock().windows.push_front(window);
+            self.keep(window);
             return Ok(Source::Backing);
         }
         backing.read(place.segment.within_store(), place.bytes.start, buf)?;
@@ -143,13 +147,22 @@ impl ReadAhead {
         if self.state.lock().find(&place).is_none()
             && let Ok(window) = self.load(backing, place, 0)
         {
-            self.state.lock().windows.push_front(window);
+            self.keep(window);
         }
     }
 
-    /// Forgets all that was read.
-    pub(super) fn forget(&self) {
-        self.state.lock().windows.clear();
+    /// Forgets all that was read, also what is being read.
+    pub(crate) fn forget(&self) {
+        let mut state = self.state.lock();
+        state.windows.clear();
+        state.epoch += 1;
+    }
+
+    fn keep(&self, window: Window) {
+        let mut state = self.state.lock();
+        if window.epoch == state.epoch {
+            state.windows.push_front(window);
+        }
     }
 
     /// Reads the blocks of a place and `ahead` bytes more, to the memory of the window that was
@@ -203,7 +216,9 @@ impl State {
     fn take_oldest(&mut self) -> Window {
         let full = self.windows.len() >= WINDOWS;
         let oldest = if full { self.windows.pop_back() } else { None };
-        oldest.unwrap_or_default()
+        let mut window = oldest.unwrap_or_default();
+        window.epoch = self.epoch;
+        window
     }
 }
 

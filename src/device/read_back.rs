@@ -125,7 +125,13 @@ impl Core {
                 Found::WrittenBack(now) if now.is_same(&spilled) => {
                     return Err(self.lost(page, spilled, error));
                 }
-                Found::WrittenBack(now) => spilled = now,
+                Found::WrittenBack(now) => {
+                    // What it noted was this very read.
+                    spilled = Spilled {
+                        again: spilled.again,
+                        ..now
+                    };
+                }
                 found => return self.unpack(page, found, buf, out),
             }
         }

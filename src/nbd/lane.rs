@@ -19,6 +19,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
@@ -135,7 +136,7 @@ impl Job {
             finished,
             wake,
         } = self;
-        let result = match work {
+        let mut work_on = || match work {
             Work::Write { offset, length } => device
                 .write(offset, &buffer.room()[..length])
                 .map_err(|error| (offset, error)),
@@ -144,6 +145,11 @@ impl Job {
                 execute_plain(&request, device).map_err(|error| (request.offset, error))
             }
         };
+        // A bug must not leave the session waiting for ever.
+        let result = catch_unwind(AssertUnwindSafe(&mut work_on)).unwrap_or_else(|_| {
+            let panicked = io::Error::other("the code that executes it panicked");
+            Err((0, Error::io("execute the request", panicked)))
+        });
         // A session collects all its jobs before it ends, so somebody is there to be told.
         drop(finished.send(Finished {
             ticket,

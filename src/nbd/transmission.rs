@@ -324,8 +324,12 @@ impl<S: Stream> Session<'_, S> {
             let length = piece_of_payload(offset, left);
             let buffer = self.lane.as_ref().and_then(Lane::buffer);
             if let Some(mut buffer) = buffer {
-                self.receive_into(&mut buffer.room()[..length])?;
+                let received = self.receive_into(&mut buffer.room()[..length]);
                 if let Some(lane) = &mut self.lane {
+                    if received.is_err() {
+                        lane.give_back(buffer);
+                        return received;
+                    }
                     lane.hand_out(ticket, Work::Write { offset, length }, buffer);
                 }
             } else {

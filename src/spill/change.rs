@@ -73,9 +73,13 @@ impl SegmentLog {
         let Some(store) = self.leaving() else {
             return Leave::Done;
         };
-        let segments = (0..).zip(&self.space_mut(store).segments);
+        let segments = &self.space_mut(store).segments;
+        if segments.iter().any(|segment| segment.in_flight > 0) {
+            return Leave::Land;
+        }
+        let segments = (0..).zip(segments);
         let mut left = segments
-            .filter(|(_, segment)| segment.state != State::Free && segment.in_flight == 0)
+            .filter(|(_, segment)| segment.state != State::Free)
             .map(|(at, segment)| (SegmentIndex::in_store(store, at), segment.state));
         let next = left.clone().find(|(_, state)| *state == State::Sealed);
         match next.or_else(|| left.next()) {
@@ -84,7 +88,8 @@ impl SegmentLog {
             None => {
                 *self.space_mut(store) = Space::default();
                 self.stores.remove(store);
-                Leave::Done
+                // There may be another.
+                self.leave()
             }
         }
     }
@@ -93,6 +98,8 @@ impl SegmentLog {
 /// A step of a backing's leaving.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Leave {
+    /// Appends to it are under way.
+    Land,
     /// This segment's live records have to move.
     Move(SegmentIndex),
     /// What is left cannot be moved: it is damaged.

@@ -67,10 +67,7 @@ impl DirectFile {
 
     /// Fills `buf` from a byte of the file.
     pub(super) fn read_exact(&self, buf: &mut [u8], at: u64) -> io::Result<()> {
-        if !self.direct.load(Relaxed) {
-            return self.file.read_exact_at(buf, at);
-        }
-        let read = if is_aligned(buf, at) {
+        let read = if !self.direct.load(Relaxed) || is_aligned(buf, at) {
             self.file.read_exact_at(buf, at)
         } else {
             self.read_through_bounce(buf, at)
@@ -106,18 +103,20 @@ impl DirectFile {
     /// Whether an error means that the file does not take direct I/O after all; if so, it is off
     /// from here on and the call is worth another try.
     fn is_refusal(&self, error: &io::Error) -> bool {
+        // Others may have turned it off since: then this call has not been tried without.
         let refused = Errno::from_io_error(error) == Some(Errno::INVAL);
-        refused && self.direct.load(Relaxed) && {
+        if refused {
             self.give_up();
-            true
         }
+        refused
     }
 
     fn give_up(&self) {
-        self.direct.store(false, Relaxed);
+        // In this order: nobody takes it for off while it is on.
         if let Err(error) = set_direct(&self.file, false) {
             tracing::warn!("cannot turn direct I/O off: {error}");
         }
+        self.direct.store(false, Relaxed);
     }
 }
 

@@ -21,6 +21,8 @@ pub(crate) struct FaultyBacking {
     contents: Mutex<HashMap<StoreSegment, Vec<u8>>>,
     pub(crate) fail_writes: AtomicBool,
     pub(crate) fail_reads: AtomicBool,
+    /// The segment whose reads fail.
+    unreadable: Mutex<Option<u32>>,
     before_write: RwLock<Option<Hook>>,
     before_read: RwLock<Option<Hook>>,
     after_read: RwLock<Option<Hook>>,
@@ -34,10 +36,16 @@ impl FaultyBacking {
             contents: Mutex::default(),
             fail_writes: AtomicBool::new(false),
             fail_reads: AtomicBool::new(false),
+            unreadable: Mutex::new(None),
             before_write: RwLock::new(None),
             before_read: RwLock::new(None),
             after_read: RwLock::new(None),
         }
+    }
+
+    /// Has reads of a segment fail from here on, or of none.
+    pub(crate) fn fail_reads_of(&self, segment: Option<u32>) {
+        *self.unreadable.lock() = segment;
     }
 
     /// Has `hook` called before each write, in the writing thread.
@@ -112,7 +120,7 @@ impl Backing for FaultyBacking {
         if let Some(hook) = &*self.before_read.read() {
             hook();
         }
-        if self.fail_reads.load(Relaxed) {
+        if self.fail_reads.load(Relaxed) || *self.unreadable.lock() == Some(segment.0) {
             return Err(io::Error::from_raw_os_error(
                 rustix::io::Errno::IO.raw_os_error(),
             ));

@@ -14,6 +14,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 use super::backing::Backing;
 use super::blocks::{BLOCK, BlockBuf};
@@ -47,6 +48,12 @@ pub(super) fn is_segment(start: &[u8]) -> bool {
         header[..8] == MAGIC && crc32c::crc32c(&header[..20]).to_le_bytes() == header[20..24]
     })
 }
+
+/// How long a segment that could not be read is left alone, so that others are cleaned.
+const READ_AGAIN: Duration = Duration::from_secs(3);
+
+/// Segments that are given back at once: each may take a while.
+const FREED_AT_ONCE: usize = 16;
 
 /// Attempts that a sequence number stands for.
 const ATTEMPTS: u64 = 1 << u8::BITS;
@@ -161,6 +168,8 @@ pub(super) struct Segment {
     pub(super) in_flight: u32,
     /// Appends that failed and whose place was given out again.
     attempt: u8,
+    /// When to try again to read it, which failed.
+    read_again: Option<Instant>,
     /// Where the records of appends that succeeded are.
     written: Vec<Range<u32>>,
 }
@@ -172,6 +181,7 @@ impl Segment {
         used: 0,
         in_flight: 0,
         attempt: 0,
+        read_again: None,
         written: Vec::new(),
     };
 }
@@ -376,15 +386,24 @@ impl SegmentLog {
         self.space_mut(segment.store()).free.insert(segment);
     }
 
-    /// Frees all segments that have been emptied.
-    pub(crate) fn free_emptied(&mut self) {
-        while let Some(segment) = self.table.pop_emptied() {
+    /// Frees segments that have been emptied, some of them if they are many; returns whether those
+    /// were all.
+    pub(crate) fn free_emptied(&mut self) -> bool {
+        for _ in 0..FREED_AT_ONCE {
+            let Some(segment) = self.table.pop_emptied() else {
+                self.seal_emptied_heads();
+                return true;
+            };
             // Its backing may have gone since.
             let space = &self.spaces[usize::from(segment.store().0)];
             if (segment.within_store().0 as usize) < space.segments.len() {
                 self.free_if_empty(segment);
             }
         }
+        false
+    }
+
+    fn seal_emptied_heads(&mut self) {
         if self.table.live_bytes() > 0 {
             return;
         }
@@ -422,9 +441,10 @@ impl SegmentLog {
             .min_by_key(|&(_, live)| live)
     }
 
-    /// Whether no append to a segment is under way.
+    /// Whether no append to a segment is under way, and it could be read lately.
     fn is_quiet(&self, segment: SegmentIndex) -> bool {
-        self.segment(segment).in_flight == 0
+        let segment = self.segment(segment);
+        segment.in_flight == 0 && segment.read_again.is_none_or(|at| at <= Instant::now())
     }
 
     /// Reads all that was appended to a sealed segment, and keeps it from being appended to until
@@ -441,7 +461,10 @@ impl SegmentLog {
         let end = written.iter().map(|range| range.end).max().unwrap_or(0);
         out.resize((end as usize).next_multiple_of(BLOCK));
         let backing = self.stores.of(segment).ok_or(io::ErrorKind::NotFound)?;
-        backing.read(segment.within_store(), 0, out)?;
+        if let Err(error) = backing.read(segment.within_store(), 0, out) {
+            self.segment_mut(segment).read_again = Some(Instant::now() + READ_AGAIN);
+            return Err(error);
+        }
         self.segment_mut(segment).state = State::Cleaning;
         Ok(written)
     }

@@ -9,7 +9,7 @@ use crate::spill::{
 };
 
 use super::batch::MAX_BATCH;
-use super::evictor::Cargo;
+use super::evictor::{Cargo, FAILING};
 use super::salvage::Salvage;
 use super::{Batch, Writeback};
 
@@ -23,7 +23,8 @@ const SMALL: u64 = 4 * SEGMENT_BYTES;
 /// Percent of what the spill occupies that are kept live.
 const KEPT_LIVE: u64 = 73;
 
-const UNREADABLE: &str = "the memory limit is reached and the backing cannot be read to clean it";
+pub(super) const UNREADABLE: &str =
+    "the memory limit is reached and the backing cannot be read to clean it";
 
 impl Writeback {
     /// Whether so much of the spill is dead that cleaning must keep pace with eviction even while
@@ -100,11 +101,33 @@ impl Writeback {
             return Ok(false);
         }
         let written = self.read_segment(segment)?;
-        let cleaned = self.empty(segment, &written);
+        let cleaned = self.empty_and_land(segment, &written);
+        cleaned.map(|cleaned| cleaned != Cleaned::NoRoom)
+    }
+
+    /// Empties the segment whose contents are in `self.segment`, in the ranges that were `written`,
+    /// and waits for what that takes.
+    ///
+    /// # Errors
+    /// That not all of it could be written.
+    fn empty_and_land(
+        &mut self,
+        segment: SegmentIndex,
+        written: &[Range<u32>],
+    ) -> Result<Cleaned, &'static str> {
+        self.moves_failed = false;
+        let cleaned = self.empty(segment, written);
         let landed = self.land_all();
-        let damaged = cleaned == Cleaned::Damaged && landed.is_ok();
+        let landed = if self.moves_failed {
+            Err(FAILING)
+        } else {
+            landed
+        };
+        // Where everything else has moved, what is left cannot be: it is never to be tried again.
+        let stays = cleaned == Cleaned::All && self.core.segments.live(segment) > 0;
+        let damaged = landed.is_ok() && (cleaned == Cleaned::Damaged || stays);
         self.log.end_cleaning(segment, damaged);
-        landed.map(|()| cleaned != Cleaned::NoRoom)
+        landed.map(|()| cleaned)
     }
 
     /// Moves the live records of the segment whose contents are in `self.segment`, in the ranges
@@ -140,7 +163,10 @@ impl Writeback {
     fn read_segment(&mut self, segment: SegmentIndex) -> Result<Vec<Range<u32>>, &'static str> {
         let read = self.log.begin_cleaning(segment, &mut self.segment);
         read.map_err(|error| {
-            tracing::warn!("cannot read segment {} of the backing: {error}", segment.0);
+            if let Some(end) = self.core.log_limit.admit() {
+                let segment = segment.0;
+                tracing::warn!("cannot read segment {segment} of the backing: {error}{end}");
+            }
             UNREADABLE
         })
     }
@@ -187,16 +213,17 @@ impl Writeback {
             Leave::Damaged => {
                 return Err("some of what it holds is damaged and cannot be moved");
             }
+            Leave::Land => {
+                // What failed is logged.
+                let _ = self.land_all();
+                return Ok(false);
+            }
             Leave::Move(segment) => segment,
         };
         let read = self.read_segment(segment);
         let written = read.map_err(|_| "it cannot be read")?;
-        let cleaned = self.empty(segment, &written);
-        let landed = self.land_all();
-        let damaged = cleaned == Cleaned::Damaged && landed.is_ok();
-        self.log.end_cleaning(segment, damaged);
-        landed.map_err(|_| "the backing that takes its place cannot be written to")?;
-        match cleaned {
+        let cleaned = self.empty_and_land(segment, &written);
+        match cleaned.map_err(|_| "the backing that takes its place cannot be written to")? {
             Cleaned::NoRoom => Err("there is no room for what it holds"),
             Cleaned::All | Cleaned::Damaged => Ok(false),
         }

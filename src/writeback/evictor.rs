@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use super::allowance::Taken;
 use super::batch::MAX_BATCH;
+use super::cleaner::UNREADABLE;
 use super::flights::{Flight, Landed};
 use super::{Batch, Writeback};
 use crate::device::core::Core;
@@ -166,6 +167,10 @@ impl Writeback {
         } = flight;
         self.note_health(&written);
         let written = written.is_ok();
+        if !written {
+            self.core.read_ahead.forget();
+            self.moves_failed |= matches!(cargo, Cargo::Moved);
+        }
         let taken = cargo.taken(&batch, &target);
         self.core
             .allowance
@@ -241,8 +246,13 @@ impl Writeback {
                 Ok(target) => return Ok(target),
                 // What is under way may fill, or empty, a segment that could be cleaned.
                 Err(LogFull) if self.flights.under_way() > 0 => self.land_all()?,
-                Err(LogFull) if self.clean_emptiest()? => {}
-                Err(LogFull) => return Err(FULL),
+                Err(LogFull) => match self.clean_emptiest() {
+                    Ok(true) => {}
+                    // It is left alone for a while: another may do.
+                    Err(UNREADABLE) => {}
+                    Ok(false) => return Err(FULL),
+                    Err(reason) => return Err(reason),
+                },
             }
         }
     }

@@ -78,6 +78,8 @@ pub(crate) struct Writeback {
     leaving: u64,
     /// Page frames that eviction ever freed.
     evicted_frames: u64,
+    /// Whether an append of records that cleaning moves failed.
+    moves_failed: bool,
     /// A segment's contents, while it is cleaned.
     segment: BlockBuf,
     selected: Selected,
@@ -110,6 +112,7 @@ impl Writeback {
             core,
             leaving: 0,
             evicted_frames: 0,
+            moves_failed: false,
             segment: BlockBuf::default(),
             selected: Selected::default(),
             replaced: None,
@@ -137,14 +140,26 @@ impl Writeback {
                 let _ = self.land_all();
                 return;
             }
-            self.log.free_emptied();
+            let freed_all = self.log.free_emptied();
+            if self.core.room.is_closed() {
+                self.dismiss();
+            }
             done = self.core.room.is_closed()
-                || self.make_room()
+                || freed_all
+                    && self.make_room()
                     && self.go_on_selected()
                     && self.clean_sparse_segments()
                     && self.go_on_leaving();
             warm = self.core.trim(woken);
         }
+    }
+
+    /// Ends what takes long: whoever waits for it learns that the device stops.
+    fn dismiss(&mut self) {
+        // What failed is logged.
+        let _ = self.land_all();
+        self.selected = Selected::default();
+        self.replaced = None;
     }
 
     /// Does what was asked for; returns false if it is time to stop.
@@ -247,14 +262,15 @@ impl Writeback {
             None => {}
         }
         let Some(reason) = nothing else { return false };
-        let end = if self.compact_some() > 0 || self.core.budget.has_room() {
+        let freed = self.compact_some();
+        let end = if freed > 0 || self.core.budget.has_room() {
             RoundEnd::Room
         } else {
             RoundEnd::Stuck(reason)
         };
-        self.stuck_at = matches!(end, RoundEnd::Stuck(_)).then(Instant::now);
+        self.stuck_at = (freed == 0).then(Instant::now);
         self.core.room.end_round(end);
-        self.stuck_at.is_none()
+        freed > 0
     }
 
     /// Frees a zspage of each shard that has one to spare; returns the frames freed.

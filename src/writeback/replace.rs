@@ -65,6 +65,11 @@ impl Writeback {
         if self.replaced.is_none() {
             return true;
         }
+        if self.core.is_stopping() {
+            // Whoever waits learns it by that.
+            self.replaced = None;
+            return true;
+        }
         let end = match self.leave_some() {
             Ok(false) => return false,
             Ok(true) => Ok(()),

@@ -68,6 +68,9 @@ enum Stop {
     Full,
     /// The batch has as many pages as it may, and there are more.
     Spent,
+    /// What comes next may be the same pages again: a mark does not tell which batch made it, so
+    /// those have to land first.
+    Round,
 }
 
 /// How many of the chosen pages were found so far.
@@ -115,9 +118,10 @@ impl Job {
             (self.at.shard, self.at.slot) = (self.at.shard + 1, 0);
             if self.at.shard == shards {
                 (self.at.shard, self.at.band) = (0, self.at.band + 1);
-            }
-            if self.at.band == self.bands.len() {
-                (self.at.band, self.at.part) = (0, self.at.part + 1);
+                if self.at.band == self.bands.len() {
+                    (self.at.band, self.at.part) = (0, self.at.part + 1);
+                }
+                return Stop::Round;
             }
         }
         Stop::Over
@@ -249,10 +253,14 @@ impl Writeback {
         let room = target.room().min(MAX_BATCH).min(bytes as usize) - target.start_len();
         let stop = job.collect(&self.core, &mut batch, room, pages);
         self.launch(target, batch, Cargo::Selected);
+        if stop == Stop::Round {
+            // What failed is noted.
+            let _ = self.land_all();
+        }
         match (stop, left) {
             (Stop::Over, _) => Ok(Found::All),
             (Stop::Spent, Err(reason)) => refused(Errno::IO, without_limit(reason)),
-            (Stop::Spent | Stop::Full, _) => Ok(Found::Some),
+            (Stop::Spent | Stop::Full | Stop::Round, _) => Ok(Found::Some),
         }
     }
 

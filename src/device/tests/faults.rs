@@ -1,6 +1,6 @@
 //! Faults and limits: what is lost, what is refused, what recovers.
 
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use rustix::io::Errno;
 
@@ -326,4 +326,46 @@ fn a_writer_that_panics_is_a_write_that_failed() {
     for page in 0..400 {
         expect(&device, page, page);
     }
+}
+
+/// A segment that cannot be read for good does not keep the others from being cleaned.
+#[test]
+fn an_unreadable_segment_does_not_stop_cleaning() {
+    let backing = Arc::new(FaultyBacking::new(8));
+    let device = device(20_000, 64, 1, &backing);
+    let written = (0..20_000).find(|&page| write(&device, page, page).is_err());
+    let written = written.expect("full");
+    // The segment that pages were spilled to first is the emptiest, and it fails.
+    backing.fail_reads_of(Some(0));
+    for page in (0..written).filter(|page| *page < written / 8 || page % 3 == 0) {
+        device.discard(page * PAGE, PAGE).expect("no room needed");
+    }
+    for page in 0..written / 8 {
+        let start = Instant::now();
+        while let Err(error) = write(&device, page, page) {
+            assert!(start.elapsed() < Duration::from_secs(10), "{error}");
+        }
+    }
+    device.check();
+}
+
+/// Where nothing can be evicted the writeback thread rests, though there is room below the limit.
+#[test]
+fn the_thread_rests_when_nothing_can_be_evicted() {
+    let backing = Arc::new(FaultyBacking::new(100));
+    backing.fail_writes.store(true, Relaxed);
+    let device = device(4000, 1000, 1, &backing);
+    let tries = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&tries);
+    backing.before_write(move || {
+        counted.fetch_add(1, Relaxed);
+    });
+    let mut page = 0;
+    while device.stats().mem_used_total < 950 * PAGE {
+        write(&device, page, page).expect("room");
+        page += 1;
+    }
+    tries.store(0, Relaxed);
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(tries.load(Relaxed) < 50, "{} tries", tries.load(Relaxed));
 }

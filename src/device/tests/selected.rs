@@ -371,3 +371,37 @@ fn everything_at_once() {
     let stats = device.stats();
     assert_eq!((stats.mem_used_total, stats.backing_bytes_live), (0, 0));
 }
+
+/// A selection that names a page twice meets it again, changed, while its first contents are being
+/// written: those must not take the place of the new ones.
+#[test]
+fn a_page_that_is_chosen_twice_keeps_what_was_written_between() {
+    const PAGES: u64 = 600;
+    let backing = Arc::new(FaultyBacking::new(100));
+    let device = Arc::new(device(PAGES, 8 * PAGES, 1, &backing));
+    let fill = |device: &Device, version: u64| {
+        for page in 0..PAGES {
+            let data = noise(page + version * PAGES);
+            device.write(page * PAGE, &data).expect("room");
+        }
+    };
+    fill(&device, 0);
+    let (weak, first): (Weak<Device>, _) = (Arc::downgrade(&device), AtomicBool::new(true));
+    backing.before_write(move || {
+        if first.swap(false, Relaxed)
+            && let Some(device) = weak.upgrade()
+        {
+            fill(&device, 1);
+            // Time for the search to come by again.
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    });
+    let all = format!("page_indexes=0-{}", PAGES - 1);
+    write_back(&device, &format!("{all} {all} {all}")).expect("written");
+    for page in 0..PAGES {
+        let mut found = [0; PAGE_SIZE];
+        device.read(page * PAGE, &mut found).expect("readable");
+        assert!(found == noise(page + PAGES), "page {page} is of old");
+    }
+    device.check();
+}
