@@ -1,4 +1,5 @@
-//! A real kernel's NBD client: a guest under QEMU attaches, makes ext4, fills, checks and trims it.
+//! A real kernel on a disk of ours: a guest under QEMU makes ext4, fills, checks and trims it. It gets
+//! the disk through its own NBD driver, or from QEMU as a virtio disk.
 
 use std::fs;
 use std::net::TcpListener;
@@ -62,6 +63,23 @@ fn a_guests_kernel_keeps_a_file_system_on_it_over_tls() {
     keeps_ext4(&scratch, 16 * MIB, &args, &|| {
         let guest = guest(&scratch, &["--disk", &archive], "ext4.sh");
         run_guest(guest, &["ATTACH=tls", &host_port(port), EXPORT]);
+    });
+}
+
+#[test]
+fn a_guest_keeps_a_file_system_on_its_virtio_disk() {
+    if skip_without_guests() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let archive = scratch.arg("files.tar");
+    RealFiles::choose(&scratch, 64 * MIB).archive(Path::new(&archive));
+    let socket = scratch.arg("nbd");
+    let address = format!("unix:{socket}");
+    let uri = format!("nbd+unix:///{NAME}?socket={socket}");
+    keeps_ext4(&scratch, 16 * MIB, &["--nbd", &address], &|| {
+        let guest = guest(&scratch, &["--disk", &archive, "--nbd", &uri], "ext4.sh");
+        run_guest(guest, &["ATTACH=virtio"]);
     });
 }
 

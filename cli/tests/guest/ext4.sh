@@ -59,6 +59,9 @@ case $ATTACH in
         # shellcheck disable=SC2046 # several words
         attach $(secure client)
         ;;
+    virtio)
+        device=/dev/vdb
+        ;;
 esac
 
 discards=/sys/block/${device#/dev/}/queue/discard_max_bytes
