@@ -1,14 +1,19 @@
 //! A real kernel on a disk of ours: a guest under QEMU makes ext4, fills, checks and trims it. It gets
 //! the disk through its own NBD driver, or from QEMU as a virtio disk.
 
-use std::fs;
+use std::fs::{self, File};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use crate::certificates::Certificates;
-use crate::rig::{MIB, MemoryWatch, RealFiles, Scratch, Server, run, skipped, stat};
+use crate::rig::{
+    Background, MIB, MemoryWatch, RealFiles, Scratch, Server, run, skipped, stat, wait_until,
+};
 
+/// How long a guest may take.
+const GUEST_TIME: Duration = Duration::from_secs(580);
 const NAME: &str = "guest";
 const EXPORT: &str = "EXPORT=guest";
 
@@ -117,6 +122,47 @@ fn keeps_ext4(scratch: &Scratch, limit: u64, args: &[&str], guest: &dyn Fn()) {
 }
 
 #[test]
+fn a_guest_gets_over_a_restart_of_its_server() {
+    if skip_without_guests() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let port = free_port();
+    let address = format!("tcp:127.0.0.1:{port}");
+    let start = || Server::start(&scratch, NAME, &["--size", "64M", "--nbd", &address]);
+    let mut server = start();
+    let bell = TcpListener::bind(("127.0.0.1", 0)).expect("a port on the loopback");
+    bell.set_nonblocking(true).expect("a mode");
+    let bell_port = bell.local_addr().expect("it is bound").port();
+
+    let said = File::create(scratch.path().join("guest")).expect("a file");
+    let mut command = guest(&scratch, &[], "nbd-restart.sh");
+    command
+        .args([&host_port(port), EXPORT, &format!("BELL_PORT={bell_port}")])
+        .stdout(said.try_clone().expect("another handle"))
+        .stderr(said);
+    let mut guest = Background::start(&mut command);
+    let mut rung = None;
+    wait_until(GUEST_TIME, || {
+        rung = bell.accept().ok();
+        rung.is_some() || !guest.is_running()
+    });
+    if let Some(caller) = rung {
+        let status = server.terminate();
+        assert!(status.success(), "{status}\n{}", server.log());
+        server = start();
+        assert_eq!(stat(&scratch, NAME).get("orig_data_size"), 0);
+        drop(caller);
+    }
+    let status = guest.wait(GUEST_TIME);
+    let said = fs::read_to_string(scratch.path().join("guest")).expect("a file");
+    assert!(status.is_some_and(|status| status.success()), "{said}");
+    println!("{said}");
+    assert!(stat(&scratch, NAME).get("orig_data_size") > MIB);
+    drop(server);
+}
+
+#[test]
 fn attached_through_the_kernels_nbd_driver() {
     if skip_without_guests() {
         return;
@@ -169,7 +215,7 @@ fn guest(scratch: &Scratch, options: &[&str], script: &str) -> Command {
         .arg(machine)
         .arg(tests.join(script))
         .env("TMPDIR", scratch.path())
-        .env("GUEST_TIMEOUT", "580");
+        .env("GUEST_TIMEOUT", GUEST_TIME.as_secs().to_string());
     command
 }
 
