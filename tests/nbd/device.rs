@@ -62,6 +62,11 @@ impl MemoryDevice {
         }
     }
 
+    /// How many requests wait.
+    pub(crate) fn waiting(&self) -> usize {
+        self.gate.lock().waiting
+    }
+
     /// Whether a request for `range` would not pass the gate now.
     fn is_shut(&self, range: &Range<u64>) -> bool {
         self.gate.lock().bars(range)

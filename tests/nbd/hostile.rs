@@ -2,8 +2,10 @@
 //! another client is served.
 
 use std::io::{Cursor, Read, Write};
+use std::net::Shutdown;
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Instant;
 
 use uzram::nbd::{Export, Fault, serve_stream};
 
@@ -144,10 +146,7 @@ fn half_a_write_and_gone() {
     // A write that fits the buffer takes effect whole or not at all.
     let mut client = fixture.simple();
     client.request(WRITE, 0, 32 << 20, 128 << 10, &pattern(2, 100_000));
-    client
-        .stream
-        .shutdown(std::net::Shutdown::Write)
-        .expect("open");
+    client.stream.shutdown(Shutdown::Write).expect("open");
     client.assert_closed();
     assert_eq!(fixture.device.bytes(32 << 20..(32 << 20) + 4096), [0; 4096]);
 }
@@ -357,6 +356,36 @@ fn hanging_up_at_every_byte_of_a_conversation() {
         heard_before = heard.len();
     }
     assert_eq!(heard_before, whole.len());
+}
+
+#[test]
+fn hanging_up_at_every_byte_on_a_socket() {
+    let said = conversation();
+    let fixture = serve();
+    for cut in 0..=said.len() {
+        // One that still listens hears what a stream of the same bytes hears.
+        let mut listener = fixture.connect().stream;
+        listener
+            .write_all(&said[..cut])
+            .expect("it fits the socket");
+        listener.shutdown(Shutdown::Write).expect("connected");
+        let mut heard = Vec::new();
+        listener.read_to_end(&mut heard).expect("a clean end");
+        let (_, expected) = play(&export(), &said[..cut]);
+        assert!(heard == expected, "{cut}: {} bytes", heard.len());
+
+        // One that is gone leaves its answers unread.
+        let mut gone = fixture.connect().stream;
+        gone.write_all(&said[..cut]).expect("it fits the socket");
+        drop(gone);
+        if cut % 64 == 0 {
+            fixture.assert_serves();
+        }
+    }
+    fixture.assert_serves();
+    let begun = Instant::now();
+    fixture.server.shutdown(HANG);
+    assert!(begun.elapsed() < HANG / 2, "somebody is still served");
 }
 
 #[test]

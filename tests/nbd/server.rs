@@ -1,5 +1,6 @@
 //! Starting, limits and stopping.
 
+use std::collections::HashSet;
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 use nbd::client::{NbdClient, handshake};
 use rustix::io::Errno;
 use uzram::nbd::{Address, Server, ServerConfig};
-use uzram::{Device, DeviceConfig};
+use uzram::{Device, DeviceConfig, PageState};
 
 use crate::client::*;
 use crate::device::MemoryDevice;
@@ -182,6 +183,86 @@ fn shutdown_does_not_wait_for_clients_that_go_on_or_do_not_read() {
     stubborn.join().expect("the writer was cut off");
     // A reset is as good an end as any.
     drop(reader.join().expect("the reader was cut off"));
+}
+
+#[test]
+fn shutdown_waits_for_no_payload_that_was_not_sent() {
+    // Those that fit the buffer, and one that is executed piece by piece.
+    for (length, sent) in [(4096, 1000), (128 << 10, 100_000), (8 << 20, 3_000_000)] {
+        let fixture = serve();
+        let mut client = fixture.simple();
+        let whole = client.request(WRITE, 0, 0, 4, b"done");
+        client.request(WRITE, 0, 1 << 20, length, &pattern(2, sent));
+        let begun = Instant::now();
+        fixture.server.shutdown(HANG);
+        assert!(begun.elapsed() < SOON, "{length}: {:?}", begun.elapsed());
+        let reply = client.receive(16);
+        assert_eq!(reply[4..8], [0; 4]);
+        assert_eq!(reply[8..], whole.to_be_bytes());
+        client.assert_closed();
+        assert_eq!(fixture.device.bytes(0..4), b"done");
+        let (start, end) = (1 << 20, (1 << 20) + length as usize);
+        let unsent = &fixture.device.bytes(start..end)[sent..];
+        assert!(unsent.iter().all(|byte| *byte == 0), "{length}");
+        if length <= 128 << 10 {
+            assert_eq!(fixture.device.state(256), PageState::Empty);
+        }
+    }
+}
+
+#[test]
+fn shutdown_waits_for_what_is_under_way() {
+    let fixture = serve();
+    let device = &fixture.device;
+    device.write_pattern(0, 4096);
+    device.shut(0..1);
+    let mut client = fixture.simple();
+    let mut missing: HashSet<u64> = (0..64)
+        .map(|_| client.request(READ, 0, 0, 4096, &[]))
+        .collect();
+    device.await_waiting(1);
+    std::thread::scope(|scope| {
+        let stopped = scope.spawn(|| fixture.server.shutdown(HANG));
+        let deadline = Instant::now() + SOON;
+        while fixture.socket.exists() {
+            assert!(Instant::now() < deadline, "it still takes clients");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        std::thread::sleep(Duration::from_millis(100));
+        assert!(!stopped.is_finished(), "requests are left");
+        device.shut(0..0);
+        let expected = device.bytes(0..4096);
+        for _ in 0..64 {
+            assert_eq!(client.receive(8)[4..], [0; 4]);
+            assert!(missing.remove(&client.be64()), "answered before");
+            assert!(client.receive(4096) == expected);
+        }
+        client.assert_closed();
+    });
+    assert!(missing.is_empty());
+}
+
+#[test]
+fn shutdown_does_not_wait_forever_for_the_device() {
+    let fixture = serve();
+    let device = &fixture.device;
+    device.shut(0..1);
+    let mut client = fixture.simple();
+    for _ in 0..64 {
+        client.request(READ, 0, 0, 4096, &[]);
+    }
+    device.await_waiting(1);
+    let begun = Instant::now();
+    fixture.server.shutdown(Duration::from_millis(100));
+    assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
+    client.assert_closed();
+    // What waited ends in peace when the device comes to.
+    device.shut(0..0);
+    let deadline = Instant::now() + SOON;
+    while device.waiting() > 0 {
+        assert!(Instant::now() < deadline, "{} wait", device.waiting());
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 #[test]

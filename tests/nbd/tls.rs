@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -60,6 +60,16 @@ impl TlsFixture {
 /// Asks for TLS and shakes hands.
 fn upgrade(mut client: Client<UnixStream>, dir: &Path) -> io::Result<Secure> {
     assert_eq!(client.verdict(STARTTLS, &[]), REP_ACK);
+    let mut connection = connection(dir);
+    let mut stream = client.stream;
+    while connection.is_handshaking() {
+        connection.complete_io(&mut stream)?;
+    }
+    Ok(Client::new(StreamOwned::new(connection, stream)))
+}
+
+/// A client's side of TLS with the certificates of `dir`.
+fn connection(dir: &Path) -> ClientConnection {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_file_iter(dir.join("ca-cert.pem")).expect("a file") {
         roots.add(certificate.expect("PEM")).expect("a root");
@@ -78,12 +88,7 @@ fn upgrade(mut client: Client<UnixStream>, dir: &Path) -> io::Result<Secure> {
         builder.with_no_client_auth()
     };
     let name = "localhost".try_into().expect("a name");
-    let mut connection = ClientConnection::new(Arc::new(config), name).expect("a client");
-    let mut stream = client.stream;
-    while connection.is_handshaking() {
-        connection.complete_io(&mut stream)?;
-    }
-    Ok(Client::new(StreamOwned::new(connection, stream)))
+    ClientConnection::new(Arc::new(config), name).expect("a client")
 }
 
 #[test]
@@ -283,6 +288,39 @@ fn shutdown_answers_tls_clients_too() {
         assert_eq!(client.receive(16)[4..8], [0; 4]);
     }
     client.assert_closed();
+}
+
+#[test]
+fn shutdown_waits_for_no_tls_handshake() {
+    let certificates = Certificates::new();
+    let mut hello = Vec::new();
+    connection(&certificates.anonymous())
+        .write_tls(&mut hello)
+        .expect("a first message");
+    for said in [0, 1, 5, hello.len() / 2, hello.len()] {
+        let served = serve_tls(|_| {});
+        let mut client = served.fixture.connect();
+        client.greet(3);
+        assert_eq!(client.verdict(STARTTLS, &[]), REP_ACK);
+        client.send(&hello[..said]);
+        if said == hello.len() {
+            assert_eq!(
+                client.receive(1),
+                [22],
+                "the server's part of the handshake"
+            );
+        }
+        let begun = Instant::now();
+        served.fixture.server.shutdown(HANG);
+        assert!(begun.elapsed() < HANG / 2, "{said}: {:?}", begun.elapsed());
+        // It may yet hear the rest of the handshake, or an alert, but no more than that.
+        let mut rest = Vec::new();
+        match client.stream.read_to_end(&mut rest) {
+            Ok(_) => assert!(rest.len() < 1 << 14, "{said}: {} bytes", rest.len()),
+            Err(error) => assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "{said}"),
+        }
+        assert!(!served.fixture.socket.exists());
+    }
 }
 
 #[test]

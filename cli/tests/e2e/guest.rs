@@ -1,13 +1,21 @@
-//! A real kernel's NBD client: a guest under QEMU attaches, makes ext4, fills, checks and trims it.
+//! A real kernel on a disk of ours: a guest under QEMU makes ext4, fills, checks and trims it. It gets
+//! the disk through its own NBD driver, or from QEMU as a virtio disk.
 
-use std::fs;
+use std::fs::{self, File};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
-use crate::rig::{MIB, MemoryWatch, RealFiles, Scratch, Server, run, skipped, stat};
+use crate::certificates::Certificates;
+use crate::rig::{
+    Background, MIB, MemoryWatch, RealFiles, Scratch, Server, run, skipped, stat, wait_until,
+};
 
-const LIMIT: u64 = 48 * MIB;
+/// How long a guest may take.
+const GUEST_TIME: Duration = Duration::from_secs(580);
+const NAME: &str = "guest";
+const EXPORT: &str = "EXPORT=guest";
 
 #[test]
 fn a_guests_kernel_keeps_a_file_system_on_it() {
@@ -15,32 +23,91 @@ fn a_guests_kernel_keeps_a_file_system_on_it() {
         return;
     }
     let scratch = Scratch::new();
-    let archive = scratch.path().join("files.tar");
-    RealFiles::choose(&scratch, 160 * MIB).archive(&archive);
-    let (spill, port) = (scratch.arg("spill"), free_port());
-    let server = Server::start(
-        &scratch,
-        "guest",
-        &[
-            "--size",
-            "1G",
-            "--mem-limit",
-            "48M",
-            "--backing",
-            &spill,
-            "--nbd",
-            &format!("tcp:127.0.0.1:{port}"),
-        ],
-    );
+    let archive = scratch.arg("files.tar");
+    RealFiles::choose(&scratch, 160 * MIB).archive(Path::new(&archive));
+    let port = free_port();
+    let address = format!("tcp:127.0.0.1:{port}");
+    keeps_ext4(&scratch, 48 * MIB, &["--nbd", &address], &|| {
+        let guest = guest(&scratch, &["--disk", &archive], "ext4.sh");
+        run_guest(guest, &["ATTACH=nbd", &host_port(port), EXPORT]);
+    });
+}
 
-    let watch = MemoryWatch::start(&scratch, server.name());
-    let variables = [format!("HOST_PORT={port}"), "EXPORT=guest".to_owned()];
-    run_in_guest(&scratch, &archive, "nbd-ext4.sh", &variables);
+#[test]
+fn a_guests_kernel_keeps_a_file_system_on_it_over_tls() {
+    if skip_without_guests() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let archive = scratch.arg("files.tar");
+    RealFiles::choose(&scratch, 64 * MIB).archive(Path::new(&archive));
+    let certificates = Certificates::new();
+    let client = certificates.client();
+    run(Command::new("tar")
+        .args(["-rf", &archive, "-C"])
+        .arg(client.parent().expect("not the root"))
+        .args(
+            [
+                client.clone(),
+                certificates.anonymous(),
+                certificates.stranger(),
+            ]
+            .map(|dir| dir.file_name().expect("a name").to_owned()),
+        ));
+    let server = certificates.server();
+    let port = free_port();
+    let address = format!("tcp:127.0.0.1:{port}");
+    let args = [
+        "--nbd",
+        &address,
+        "--tls=require",
+        "--tls-verify-peer",
+        "--tls-certificates",
+        server.to_str().expect("UTF-8"),
+    ];
+    keeps_ext4(&scratch, 16 * MIB, &args, &|| {
+        let guest = guest(&scratch, &["--disk", &archive], "ext4.sh");
+        run_guest(guest, &["ATTACH=tls", &host_port(port), EXPORT]);
+    });
+}
+
+#[test]
+fn a_guest_keeps_a_file_system_on_its_virtio_disk() {
+    if skip_without_guests() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let archive = scratch.arg("files.tar");
+    RealFiles::choose(&scratch, 64 * MIB).archive(Path::new(&archive));
+    let socket = scratch.arg("nbd");
+    let address = format!("unix:{socket}");
+    let uri = format!("nbd+unix:///{NAME}?socket={socket}");
+    keeps_ext4(&scratch, 16 * MIB, &["--nbd", &address], &|| {
+        let guest = guest(&scratch, &["--disk", &archive, "--nbd", &uri], "ext4.sh");
+        run_guest(guest, &["ATTACH=virtio"]);
+    });
+}
+
+/// Serves a disk with `args` while `guest` fills and empties it: it spills, stays within `limit`,
+/// and has nothing left.
+fn keeps_ext4(scratch: &Scratch, limit: u64, args: &[&str], guest: &dyn Fn()) {
+    let (spill, limit_arg) = (scratch.arg("spill"), limit.to_string());
+    let common = [
+        "--size",
+        "1G",
+        "--mem-limit",
+        &limit_arg,
+        "--backing",
+        &spill,
+    ];
+    let server = Server::start(scratch, NAME, &[&common, args].concat());
+    let watch = MemoryWatch::start(scratch, server.name());
+    guest();
     let samples = watch.finish();
 
     let most = samples.into_iter().max().unwrap_or(0);
-    assert!(most <= LIMIT, "mem_used_total reached {most}");
-    let now = stat(&scratch, server.name());
+    assert!(most <= limit, "mem_used_total reached {most}");
+    let now = stat(scratch, server.name());
     assert!(now.get("bd_writes") > 0, "nothing was spilled");
     assert!(now.get("bd_reads") > 0, "nothing was read back");
     for key in [
@@ -52,6 +119,47 @@ fn a_guests_kernel_keeps_a_file_system_on_it() {
     ] {
         assert_eq!(now.get(key), 0, "{key} after the guest discarded it all");
     }
+}
+
+#[test]
+fn a_guest_gets_over_a_restart_of_its_server() {
+    if skip_without_guests() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let port = free_port();
+    let address = format!("tcp:127.0.0.1:{port}");
+    let start = || Server::start(&scratch, NAME, &["--size", "64M", "--nbd", &address]);
+    let mut server = start();
+    let bell = TcpListener::bind(("127.0.0.1", 0)).expect("a port on the loopback");
+    bell.set_nonblocking(true).expect("a mode");
+    let bell_port = bell.local_addr().expect("it is bound").port();
+
+    let said = File::create(scratch.path().join("guest")).expect("a file");
+    let mut command = guest(&scratch, &[], "nbd-restart.sh");
+    command
+        .args([&host_port(port), EXPORT, &format!("BELL_PORT={bell_port}")])
+        .stdout(said.try_clone().expect("another handle"))
+        .stderr(said);
+    let mut guest = Background::start(&mut command);
+    let mut rung = None;
+    wait_until(GUEST_TIME, || {
+        rung = bell.accept().ok();
+        rung.is_some() || !guest.is_running()
+    });
+    if let Some(caller) = rung {
+        let status = server.terminate();
+        assert!(status.success(), "{status}\n{}", server.log());
+        server = start();
+        assert_eq!(stat(&scratch, NAME).get("orig_data_size"), 0);
+        drop(caller);
+    }
+    let status = guest.wait(GUEST_TIME);
+    let said = fs::read_to_string(scratch.path().join("guest")).expect("a file");
+    assert!(status.is_some_and(|status| status.success()), "{said}");
+    println!("{said}");
+    assert!(stat(&scratch, NAME).get("orig_data_size") > MIB);
+    drop(server);
 }
 
 #[test]
@@ -70,14 +178,12 @@ fn attached_through_the_kernels_nbd_driver() {
         fs::create_dir_all(copy.parent().expect("an absolute path")).expect("a directory");
         fs::copy(library, copy).expect("a copy of a library");
     }
-    let archive = scratch.path().join("program.tar");
+    let archive = scratch.arg("program.tar");
     run(Command::new("tar")
         .arg("-C")
         .arg(&root)
-        .arg("-cf")
-        .arg(&archive)
-        .arg("."));
-    run_in_guest(&scratch, &archive, "nbd-attach.sh", &[]);
+        .args(["-cf", &archive, "."]));
+    run_guest(guest(&scratch, &["--disk", &archive], "nbd-attach.sh"), &[]);
 }
 
 /// The libraries `program` is linked to, as ldd names them.
@@ -97,20 +203,29 @@ fn skip_without_guests() -> bool {
     cannot
 }
 
-/// Runs a script of `tests/guest` in a guest with `disk` as its `/dev/vda`; it must succeed.
-fn run_in_guest(scratch: &Scratch, disk: &Path, script: &str, variables: &[String]) {
+/// A guest that runs a script of `tests/guest`; `options` are run.sh's, and what is added to the
+/// command is in the script's environment.
+fn guest(scratch: &Scratch, options: &[&str], script: &str) -> Command {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest");
     // Beside cargo's own directories, where ./scripts/test.sh has put QEMU and the kernel already.
     let machine = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("guest");
-    let output = run(Command::new(tests.join("run.sh"))
-        .arg("--disk")
-        .arg(disk)
+    let mut command = Command::new(tests.join("run.sh"));
+    command
+        .args(options)
         .arg(machine)
         .arg(tests.join(script))
-        .args(variables)
         .env("TMPDIR", scratch.path())
-        .env("GUEST_TIMEOUT", "580"));
-    println!("{output}");
+        .env("GUEST_TIMEOUT", GUEST_TIME.as_secs().to_string());
+    command
+}
+
+/// Runs it to its end; its script must succeed.
+fn run_guest(mut guest: Command, variables: &[&str]) {
+    println!("{}", run(guest.args(variables)));
+}
+
+fn host_port(port: u16) -> String {
+    format!("HOST_PORT={port}")
 }
 
 /// A TCP port that nobody listens on at this moment.

@@ -2,9 +2,10 @@
 # Runs a shell script in a guest under QEMU, with Debian's kernel, and returns its exit status; its
 # output comes out on stdout. The host's loopback is 10.0.2.2 in the guest.
 #
-# usage: run.sh [--disk FILE] DIR SCRIPT [KEY=VALUE...]
+# usage: run.sh [--disk FILE] [--nbd URI] DIR SCRIPT [KEY=VALUE...]
 #   DIR          where fetch.sh put (or now puts) the kernel and QEMU
 #   --disk FILE  a read-only disk in the guest, /dev/vda
+#   --nbd URI    QEMU connects to this export and makes it the guest's next disk, /dev/vdb
 #   KEY=VALUE    in the script's environment
 # GUEST_TIMEOUT (seconds, default 600) bounds the whole run; status 124 if it was not enough,
 # 125 if the guest went down without saying how the script ended.
@@ -18,12 +19,16 @@ die() {
     exit 125
 }
 
-disk=
-if [[ ${1-} == --disk ]]; then
-    disk=$2
+drives=()
+while [[ ${1-} == --* && $# -ge 2 ]]; do
+    case $1 in
+        --disk) drives+=(-drive "file=$2,format=raw,if=virtio,readonly=on") ;;
+        --nbd) drives+=(-drive "file=$2,format=raw,if=virtio,discard=unmap") ;;
+        *) die "$1 is no option" ;;
+    esac
     shift 2
-fi
-[[ $# -ge 2 ]] || die "usage: run.sh [--disk FILE] DIR SCRIPT [KEY=VALUE...]"
+done
+[[ $# -ge 2 ]] || die "usage: run.sh [--disk FILE] [--nbd URI] DIR SCRIPT [KEY=VALUE...]"
 script=$2
 "$here/fetch.sh" "$1"
 dir=$(cd "$1" && pwd)
@@ -120,10 +125,8 @@ qemu+=(
     -append "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off"
     -netdev "user,id=net" -device "virtio-net-pci,netdev=net,romfile="
     -serial stdio -serial "file:$work/status"
+    "${drives[@]}"
 )
-if [[ -n $disk ]]; then
-    qemu+=(-drive "file=$disk,format=raw,if=virtio,readonly=on")
-fi
 
 : >"$work/status"
 timeout --foreground --kill-after=5 "${GUEST_TIMEOUT:-600}" "${qemu[@]}" </dev/null > >(tr -d '\r') &
