@@ -1,18 +1,20 @@
-//! How well the device spills: speed of a fill, bytes written, and which pages are missed.
+//! How well the device spills: speed of a fill, bytes written, reads, and which pages are missed.
 //!
-//! `cargo bench --bench writeback [-- fill|churn|misses]`
+//! `cargo bench --bench writeback [-- fill|churn|reads|misses]`
 //!
 //! Each line of the output is JSON: a case, its unit, and the figure of each contender.
 
 mod corpus;
+mod spilled;
 
 use std::collections::HashMap;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::Path;
 use std::time::Instant;
 
 use corpus::pages_under;
+use spilled::{Aligned, direct};
 use uzram::{BackingConfig, BlockDevice, Device, DeviceConfig, PAGE_SIZE, Page, Stats};
 
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -32,6 +34,9 @@ fn main() {
     }
     if runs("churn") {
         churn(dir.path());
+    }
+    if runs("reads") {
+        spilled::reads(dir.path());
     }
     if runs("misses") {
         misses(dir.path());
@@ -80,10 +85,11 @@ fn seconds(work: impl FnOnce()) -> f64 {
     start.elapsed().as_secs_f64()
 }
 
-fn write_all(device: &Device, pages: &[Page]) {
+/// Writes pages from the page `first` on.
+fn write_all(device: &Device, first: u64, pages: &[Page]) {
     for (at, chunk) in pages.chunks(256).enumerate() {
         device
-            .write(at as u64 * 256 * PAGE, chunk.as_flattened())
+            .write((first + at as u64 * 256) * PAGE, chunk.as_flattened())
             .expect("room");
     }
 }
@@ -105,24 +111,17 @@ fn mib(bytes: u64) -> f64 {
 }
 
 /// A sequential fill to four times the limit, beside one without a limit and beside writing the
-/// compressed bytes to a file, with and without waiting for the disk.
+/// compressed bytes to a file: through the page cache, with and without waiting for the disk, and
+/// past it.
 fn fill(dir: &Path) {
     let pages = real_pages(131_072);
     let size = (pages.len() * PAGE_SIZE) as u64;
     let free = device(dir, pages.len() as u64, None);
-    write_all(&free, &pages);
-    let unlimited = seconds(|| write_all(&free, &pages));
+    write_all(&free, 0, &pages);
+    let unlimited = seconds(|| write_all(&free, 0, &pages));
     let stats = free.stats();
     drop(free);
-    let compressed = vec![0x5a; 1 << 20];
-    let mut file = File::create(dir.join("plain")).expect("a file");
-    let start = Instant::now();
-    for _ in 0..stats.compr_data_size >> 20 {
-        file.write_all(&compressed).expect("space");
-    }
-    let cached = start.elapsed().as_secs_f64();
-    file.sync_data().expect("a disk");
-    let synced = start.elapsed().as_secs_f64();
+    let plain = PlainWrites::measure(&dir.join("plain"), stats.compr_data_size);
     let limit = stats.mem_used_total / 4;
     let resident = stats_of_process();
     let limited = device(dir, pages.len() as u64, Some(limit));
@@ -140,8 +139,9 @@ fn fill(dir: &Path) {
         &[
             ("uzram", mib(size) / spilling),
             ("no limit", mib(size) / unlimited),
-            ("file, page cache", mib(size) / cached),
-            ("file, fdatasync", mib(size) / synced),
+            ("file, page cache", mib(size) / plain.cached),
+            ("file, fdatasync", mib(size) / plain.synced),
+            ("file, direct", mib(size) / plain.direct),
         ],
     );
     watch.report("fill");
@@ -155,6 +155,45 @@ fn fill(dir: &Path) {
             ("evicted", mib(evicted)),
         ],
     );
+}
+
+/// Seconds that a file takes to be written in order, a MiB at a time.
+struct PlainWrites {
+    /// Until the page cache has it.
+    cached: f64,
+    /// Until the disk has it.
+    synced: f64,
+    /// Past the page cache, until the disk has it.
+    direct: f64,
+}
+
+impl PlainWrites {
+    fn measure(path: &Path, bytes: u64) -> Self {
+        let data = Box::new(Aligned([0x5a; 1 << 20]));
+        let write = |mut file: &File| {
+            for _ in 0..bytes >> 20 {
+                file.write_all(&data.0).expect("space");
+            }
+        };
+        let file = File::create(path).expect("a file");
+        let start = Instant::now();
+        write(&file);
+        let cached = start.elapsed().as_secs_f64();
+        file.sync_data().expect("a disk");
+        let synced = start.elapsed().as_secs_f64();
+        std::fs::remove_file(path).expect("a file");
+        let file = direct(OpenOptions::new().write(true).create_new(true), path);
+        let direct = seconds(|| {
+            write(&file);
+            file.sync_data().expect("a disk");
+        });
+        std::fs::remove_file(path).expect("a file");
+        Self {
+            cached,
+            synced,
+            direct,
+        }
+    }
 }
 
 fn stats_of_process() -> u64 {
@@ -207,7 +246,7 @@ fn churn(dir: &Path) {
     let count = pages.len() as u64;
     let (limit, resident) = (count * PAGE / 8, stats_of_process());
     let device = device(dir, count, Some(limit));
-    write_all(&device, &pages);
+    write_all(&device, 0, &pages);
     let (before, mut random) = (device.stats(), Random(1));
     let mean = |stats: &Stats| stats.backing_bytes_live as f64 / stats.written_back_pages as f64;
     let mut watch = Watch::new(limit, count * PAGE, resident);
