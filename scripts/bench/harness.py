@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
@@ -185,6 +186,25 @@ def running(command: list[str], ready: Callable[[], bool], **options) -> Iterato
             process.wait(10)
         except subprocess.TimeoutExpired:
             process.kill()
+
+
+@contextlib.contextmanager
+def serving(uzram: Path, directory: Path, *arguments: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """A device `bench` served over NBD: its URI, and the environment to speak to its server in."""
+    where = directory / "nbd.sock"
+    environment = {"UZRAM_RUNDIR": str(directory / "run"), "PATH": "/usr/sbin:/usr/bin:/bin"}
+    command = [str(uzram), "--quiet", "serve", "bench", *arguments, f"--nbd=unix:{where}"]
+
+    def ready() -> bool:
+        try:
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.connect(str(where))
+            return True
+        except OSError:
+            return False
+
+    with running(command, ready, env=environment, stderr=subprocess.DEVNULL):
+        yield f"nbd+unix:///?socket={where}", environment
 
 
 def run(command: list[str], **options) -> str:

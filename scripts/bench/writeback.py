@@ -1,12 +1,11 @@
-"""Writeback: speed of a fill, bytes written, memory, misses, and reads of what is spilled."""
+"""Writeback: speed of a fill, bytes written, memory, misses, reads of what is spilled, and zram."""
 
 import json
 import os
-import socket
-import subprocess
 from pathlib import Path
 
 import harness
+import zram_guest
 from harness import OURS, Case, Result
 
 # Ratios of ours to a peer's: those to reach, and those not to exceed.
@@ -33,6 +32,8 @@ def main() -> None:
             harness.report(f"writeback {results[0].case.name}", results, options.out)
     with harness.scratch("/var/tmp") as directory:
         reads(options, directory)
+    with harness.scratch("/var/tmp") as directory:
+        zram_guest.compare(options, directory)
     print(f"\nraw figures and charts: {options.out}")
 
 
@@ -65,21 +66,9 @@ def bound(fill: Result) -> None:
 
 def reads(options, directory: Path) -> None:
     """4 KiB random reads of a device that is nearly all spilled, and direct ones of its spill."""
-    where, spill = directory / "nbd.sock", directory / "spill"
-    command = [str(options.uzram), "--quiet", "serve", "bench", "--size=1G", "--mem-limit=32M"]
-    command += [f"--backing={spill}", f"--nbd=unix:{where}"]
-    environment = {"UZRAM_RUNDIR": str(directory / "run"), "PATH": "/usr/sbin:/usr/bin:/bin"}
-
-    def ready() -> bool:
-        try:
-            with socket.socket(socket.AF_UNIX) as probe:
-                probe.connect(str(where))
-            return True
-        except OSError:
-            return False
-
-    uri = f"nbd+unix:///?socket={where}"
-    with harness.running(command, ready, env=environment, stderr=subprocess.DEVNULL):
+    spill = directory / "spill"
+    arguments = ["--size=1G", "--mem-limit=32M", f"--backing={spill}"]
+    with harness.serving(options.uzram, directory, *arguments) as (uri, _):
         harness.fio(uri, "write", "1m", 4, 1, 0, "1G")
         cases = [reading(uri, spill, jobs, depth, options) for jobs, depth in ((1, 1), (1, 8), (4, 8))]
         group = "writeback reads of spilled pages"

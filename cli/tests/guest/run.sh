@@ -2,10 +2,11 @@
 # Runs a shell script in a guest under QEMU, with Debian's kernel, and returns its exit status; its
 # output comes out on stdout. The host's loopback is 10.0.2.2 in the guest.
 #
-# usage: run.sh [--disk FILE] DIR SCRIPT [KEY=VALUE...]
-#   DIR          where fetch.sh put (or now puts) the kernel and QEMU
-#   --disk FILE  a read-only disk in the guest, /dev/vda
-#   KEY=VALUE    in the script's environment
+# usage: run.sh [--disk FILE] [--writable FILE] DIR SCRIPT [KEY=VALUE...]
+#   DIR              where fetch.sh put (or now puts) the kernel and QEMU
+#   --disk FILE      a read-only disk in the guest, /dev/vda
+#   --writable FILE  a disk that the guest can write to, after that one
+#   KEY=VALUE        in the script's environment
 # GUEST_TIMEOUT (seconds, default 600) bounds the whole run; status 124 if it was not enough,
 # 125 if the guest went down without saying how the script ended.
 set -euo pipefail
@@ -19,11 +20,16 @@ die() {
 }
 
 disk=
-if [[ ${1-} == --disk ]]; then
-    disk=$2
+writable=
+while [[ ${1-} == --* && $# -ge 2 ]]; do
+    case $1 in
+        --disk) disk=$2 ;;
+        --writable) writable=$2 ;;
+        *) break ;;
+    esac
     shift 2
-fi
-[[ $# -ge 2 ]] || die "usage: run.sh [--disk FILE] DIR SCRIPT [KEY=VALUE...]"
+done
+[[ $# -ge 2 && $1 != --* ]] || die "usage: run.sh [--disk FILE] [--writable FILE] DIR SCRIPT [KEY=VALUE...]"
 script=$2
 "$here/fetch.sh" "$1"
 dir=$(cd "$1" && pwd)
@@ -31,7 +37,7 @@ shift 2
 
 # Busybox's shell runs its own applets first: name here only what busybox does not have.
 programs=(nbd-client mkfs.ext4 e2fsck)
-modules=(virtio_pci virtio_net virtio_blk nbd zram ext4)
+modules=(virtio_pci virtio_net virtio_blk nbd zram lz4 ext4)
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/uzram-guest.XXXXXX")
 qemu_pid=
@@ -123,6 +129,9 @@ qemu+=(
 )
 if [[ -n $disk ]]; then
     qemu+=(-drive "file=$disk,format=raw,if=virtio,readonly=on")
+fi
+if [[ -n $writable ]]; then
+    qemu+=(-drive "file=$writable,format=raw,if=virtio,cache=unsafe")
 fi
 
 : >"$work/status"
