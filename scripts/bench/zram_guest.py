@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,14 +13,19 @@ from harness import OURS, Case, Result
 KERNEL = "kernel zram"
 SIZE = 64 << 20
 PAGE = 4096
+# What the guest is made of.
+TOOLS = ["busybox", "cpio", "nbd-client", "mkfs.ext4", "e2fsck"]
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def compare(options, directory: Path) -> None:
     """Fills a device, marks all of it as idle, writes that back; once, for nothing varies."""
     guest = options.uzram.parent.parent / "guest"
+    missing = [tool for tool in TOOLS if shutil.which(tool) is None]
     if not (guest / "kernel").is_dir():
-        print(f"\nSKIPPED: writeback of the {KERNEL}: no guest in {guest}; ./scripts/test.sh gets it")
+        missing.append(str(guest))
+    if missing:
+        print(f"\nSKIPPED: writeback of the {KERNEL}: missing {', '.join(missing)}; ./scripts/test.sh gets it")
         return
     data = directory / "data"
     programs(data)
@@ -53,11 +60,13 @@ def kernel(guest: Path, data: Path, disk: Path) -> tuple[int, int]:
     script = Path(__file__).with_name("zram-guest.sh")
     runner = ROOT / "cli/tests/guest/run.sh"
     output = harness.run(
-        ["bash", str(runner), "--disk", str(data), "--writable", str(disk), str(guest), str(script)]
+        ["bash", str(runner), "--disk", str(data), "--writable", str(disk), str(guest), str(script)],
+        # Before `run` gives up: who is killed leaves QEMU behind.
+        env={**os.environ, "GUEST_TIMEOUT": "300"},
     )
     lines = [line.split() for line in output.splitlines() if line.startswith("zram: ")]
     told = {words[1]: words[2:] for words in lines}
-    print(f"\n{KERNEL}: {told['algorithm'][0]}, mm_stat {' '.join(told['mm_stat'])}, bd_stat {' '.join(told['bd_stat'])}")
+    print(f"\n{KERNEL}: " + ", ".join(" ".join([name, *words]) for name, words in told.items()))
     same_filled, (in_use, _, pages) = int(told["mm_stat"][5]), map(int, told["bd_stat"])
     complete(KERNEL, pages + same_filled)
     return int(told["sectors"][0]) * 512, in_use * PAGE
