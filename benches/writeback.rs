@@ -169,7 +169,11 @@ struct PlainWrites {
 
 impl PlainWrites {
     fn measure(path: &Path, bytes: u64) -> Self {
-        let data = Box::new(Aligned([0x5a; 1 << 20]));
+        // Nothing that the disk could compress.
+        let (mut data, mut random) = (Box::new(Aligned([0; 1 << 20])), Random(5));
+        for chunk in data.0.as_chunks_mut::<8>().0 {
+            *chunk = random.next().to_le_bytes();
+        }
         let write = |mut file: &File| {
             for _ in 0..bytes >> 20 {
                 file.write_all(&data.0).expect("space");

@@ -58,9 +58,10 @@ def engine(group: str, rounds: int) -> list[list[Result]]:
 
 
 def bound(fill: Result) -> None:
-    """Adds the lower, in each round, of the speed without a limit and that of the synced file."""
-    rounds = zip(fill.figures["no limit"], fill.figures["file, fdatasync"])
-    fill.figures["lower of both"] = [min(pair) for pair in rounds]
+    """Adds the lower, in each round, of the speed without a limit and that of the disk: the better
+    of the file's that waits for it and the file's past the page cache."""
+    rounds = zip(fill.figures["no limit"], fill.figures["file, fdatasync"], fill.figures[PLAIN])
+    fill.figures["lower of both"] = [min(free, max(disk)) for free, *disk in rounds]
     fill.case.targets["lower of both"] = 0.7
 
 
