@@ -1,18 +1,20 @@
-//! How well the device spills: speed of a fill, bytes written, and which pages are missed.
+//! How well the device spills: speed of a fill, bytes written, reads, and which pages are missed.
 //!
-//! `cargo bench --bench writeback [-- fill|churn|misses]`
+//! `cargo bench --bench writeback [-- fill|churn|reads|misses]`
 //!
 //! Each line of the output is JSON: a case, its unit, and the figure of each contender.
 
 mod corpus;
+mod misses;
+mod spilled;
 
-use std::collections::HashMap;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::Path;
 use std::time::Instant;
 
 use corpus::pages_under;
+use spilled::{Aligned, direct};
 use uzram::{BackingConfig, BlockDevice, Device, DeviceConfig, PAGE_SIZE, Page, Stats};
 
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -33,8 +35,11 @@ fn main() {
     if runs("churn") {
         churn(dir.path());
     }
+    if runs("reads") {
+        spilled::reads(dir.path());
+    }
     if runs("misses") {
-        misses(dir.path());
+        misses::misses(dir.path());
     }
 }
 
@@ -80,10 +85,11 @@ fn seconds(work: impl FnOnce()) -> f64 {
     start.elapsed().as_secs_f64()
 }
 
-fn write_all(device: &Device, pages: &[Page]) {
+/// Writes pages from the page `first` on.
+fn write_all(device: &Device, first: u64, pages: &[Page]) {
     for (at, chunk) in pages.chunks(256).enumerate() {
         device
-            .write(at as u64 * 256 * PAGE, chunk.as_flattened())
+            .write((first + at as u64 * 256) * PAGE, chunk.as_flattened())
             .expect("room");
     }
 }
@@ -105,24 +111,17 @@ fn mib(bytes: u64) -> f64 {
 }
 
 /// A sequential fill to four times the limit, beside one without a limit and beside writing the
-/// compressed bytes to a file, with and without waiting for the disk.
+/// compressed bytes to a file: through the page cache, with and without waiting for the disk, and
+/// past it.
 fn fill(dir: &Path) {
     let pages = real_pages(131_072);
     let size = (pages.len() * PAGE_SIZE) as u64;
     let free = device(dir, pages.len() as u64, None);
-    write_all(&free, &pages);
-    let unlimited = seconds(|| write_all(&free, &pages));
+    write_all(&free, 0, &pages);
+    let unlimited = seconds(|| write_all(&free, 0, &pages));
     let stats = free.stats();
     drop(free);
-    let compressed = vec![0x5a; 1 << 20];
-    let mut file = File::create(dir.join("plain")).expect("a file");
-    let start = Instant::now();
-    for _ in 0..stats.compr_data_size >> 20 {
-        file.write_all(&compressed).expect("space");
-    }
-    let cached = start.elapsed().as_secs_f64();
-    file.sync_data().expect("a disk");
-    let synced = start.elapsed().as_secs_f64();
+    let plain = PlainWrites::measure(&dir.join("plain"), stats.compr_data_size);
     let limit = stats.mem_used_total / 4;
     let resident = stats_of_process();
     let limited = device(dir, pages.len() as u64, Some(limit));
@@ -140,8 +139,9 @@ fn fill(dir: &Path) {
         &[
             ("uzram", mib(size) / spilling),
             ("no limit", mib(size) / unlimited),
-            ("file, page cache", mib(size) / cached),
-            ("file, fdatasync", mib(size) / synced),
+            ("file, page cache", mib(size) / plain.cached),
+            ("file, fdatasync", mib(size) / plain.synced),
+            ("file, direct", mib(size) / plain.direct),
         ],
     );
     watch.report("fill");
@@ -155,6 +155,49 @@ fn fill(dir: &Path) {
             ("evicted", mib(evicted)),
         ],
     );
+}
+
+/// Seconds that a file takes to be written in order, a MiB at a time.
+struct PlainWrites {
+    /// Until the page cache has it.
+    cached: f64,
+    /// Until the disk has it.
+    synced: f64,
+    /// Past the page cache, until the disk has it.
+    direct: f64,
+}
+
+impl PlainWrites {
+    fn measure(path: &Path, bytes: u64) -> Self {
+        // Nothing that the disk could compress.
+        let (mut data, mut random) = (Box::new(Aligned([0; 1 << 20])), Random(5));
+        for chunk in data.0.as_chunks_mut::<8>().0 {
+            *chunk = random.next().to_le_bytes();
+        }
+        let write = |mut file: &File| {
+            for _ in 0..bytes >> 20 {
+                file.write_all(&data.0).expect("space");
+            }
+        };
+        let file = File::create(path).expect("a file");
+        let start = Instant::now();
+        write(&file);
+        let cached = start.elapsed().as_secs_f64();
+        file.sync_data().expect("a disk");
+        let synced = start.elapsed().as_secs_f64();
+        std::fs::remove_file(path).expect("a file");
+        let file = direct(OpenOptions::new().write(true).create_new(true), path);
+        let direct = seconds(|| {
+            write(&file);
+            file.sync_data().expect("a disk");
+        });
+        std::fs::remove_file(path).expect("a file");
+        Self {
+            cached,
+            synced,
+            direct,
+        }
+    }
 }
 
 fn stats_of_process() -> u64 {
@@ -207,7 +250,7 @@ fn churn(dir: &Path) {
     let count = pages.len() as u64;
     let (limit, resident) = (count * PAGE / 8, stats_of_process());
     let device = device(dir, count, Some(limit));
-    write_all(&device, &pages);
+    write_all(&device, 0, &pages);
     let (before, mut random) = (device.stats(), Random(1));
     let mean = |stats: &Stats| stats.backing_bytes_live as f64 / stats.written_back_pages as f64;
     let mut watch = Watch::new(limit, count * PAGE, resident);
@@ -242,133 +285,4 @@ fn churn(dir: &Path) {
         &[("uzram", mib(worst.0)), ("used", mib(worst.1))],
     );
     watch.report("overwrites");
-}
-
-/// Misses of 1,200,000 accesses (a fifth writes) to 200,000 pages, a quarter in memory, beside an exact LRU of as many pages as are in memory.
-fn misses(dir: &Path) {
-    for (name, skew, scan) in [
-        ("zipf 0.8", 0.8, false),
-        ("zipf 0.99", 0.99, false),
-        ("zipf 1.2", 1.2, false),
-        ("zipf 0.99 + scan", 0.99, true),
-    ] {
-        let trace = Trace::new(200_000, skew, scan);
-        let (ours, resident) = replay(dir, &trace);
-        let lru = exact_lru(&trace, resident);
-        line(
-            &format!("misses, {name}"),
-            "per 10,000 reads",
-            &[("uzram", ours * 10_000.0), ("exact LRU", lru * 10_000.0)],
-        );
-    }
-}
-
-struct Trace {
-    pages: u64,
-    /// Page, and whether it is written.
-    accesses: Vec<(u64, bool)>,
-}
-
-/// Accesses before misses are counted.
-const WARM_UP: usize = 400_000;
-
-impl Trace {
-    fn new(pages: u64, skew: f64, scan: bool) -> Self {
-        let mut random = Random(7);
-        let mut cumulative = Vec::with_capacity(pages as usize);
-        let mut sum = 0.0;
-        for rank in 1..=pages {
-            sum += (rank as f64).powf(-skew);
-            cumulative.push(sum);
-        }
-        let mut order: Vec<u64> = (0..pages).collect();
-        for i in (1..order.len()).rev() {
-            order.swap(i, random.below(i as u64 + 1) as usize);
-        }
-        let mut scanned = 0;
-        let accesses = (0..WARM_UP + 1_200_000)
-            .map(|i| {
-                if scan && i % 4 == 0 {
-                    scanned = (scanned + 1) % pages;
-                    return (scanned, false);
-                }
-                let point = random.unit() * sum;
-                let rank = cumulative.partition_point(|&c| c < point);
-                (order[rank.min(order.len() - 1)], random.below(5) == 0)
-            })
-            .collect();
-        Self { pages, accesses }
-    }
-}
-
-/// Plays a trace on a device with memory for a quarter of its pages; returns the share of misses
-/// and the mean number of pages in memory. A miss is a read that goes to the backing; a miss of
-/// the LRU is a read of a page that is not in it.
-fn replay(dir: &Path, trace: &Trace) -> (f64, usize) {
-    // All pages compress alike, so that memory is a number of pages.
-    let page = |tag: u64| -> Page {
-        let mut random = Random(tag);
-        let mut page = [0; PAGE_SIZE];
-        for chunk in page.chunks_exact_mut(16) {
-            chunk[..4].copy_from_slice(&random.next().to_le_bytes()[..4]);
-        }
-        page
-    };
-    let probe = device(dir, trace.pages, None);
-    for at in 0..10_000 {
-        probe.write(at * PAGE, &page(at)).expect("room");
-    }
-    let limit = probe.stats().mem_used_total / 10_000 * trace.pages / 4;
-    drop(probe);
-    let device = device(dir, trace.pages, Some(limit));
-    for at in 0..trace.pages {
-        device.write(at * PAGE, &page(at)).expect("room");
-    }
-    let (mut start, mut reads, mut resident, mut samples) = (0, 0u64, 0, 0);
-    let mut buf = [0; PAGE_SIZE];
-    for (i, &(at, write)) in trace.accesses.iter().enumerate() {
-        if i == WARM_UP {
-            start = device.stats().bd_reads;
-        }
-        if write {
-            device.write(at * PAGE, &page(at + i as u64)).expect("room");
-        } else {
-            device.read(at * PAGE, &mut buf).expect("readable");
-            reads += u64::from(i >= WARM_UP);
-        }
-        if i % 10_000 == 0 {
-            resident += device.stats().resident_pages;
-            samples += 1;
-        }
-    }
-    let missed = device.stats().bd_reads - start;
-    (missed as f64 / reads as f64, (resident / samples) as usize)
-}
-
-/// The share of reads that an exact LRU of `capacity` pages misses, reads and writes both being
-/// uses.
-fn exact_lru(trace: &Trace, capacity: usize) -> f64 {
-    // Time of last use by page, and page by time: the oldest is the first.
-    let mut used_at: HashMap<u64, usize> = HashMap::new();
-    let mut by_time = std::collections::BTreeMap::new();
-    let (mut reads, mut missed) = (0u64, 0u64);
-    let fill = (0..trace.pages).map(|page| (page, true));
-    let all = fill.chain(trace.accesses.iter().copied());
-    for (time, (page, write)) in all.enumerate() {
-        let before = used_at.insert(page, time);
-        if time >= trace.pages as usize + WARM_UP && !write {
-            reads += 1;
-            missed += u64::from(before.is_none());
-        }
-        if let Some(before) = before {
-            by_time.remove(&before);
-        }
-        by_time.insert(time, page);
-        if by_time.len() > capacity
-            && let Some((_, oldest)) = by_time.pop_first()
-        {
-            used_at.remove(&oldest);
-        }
-    }
-    missed as f64 / reads as f64
 }

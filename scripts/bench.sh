@@ -4,7 +4,8 @@
 #
 # usage: bench.sh WHAT [--out DIR] [--rounds N] [--quick]
 #   WHAT   nbd        the NBD server against `nbdkit memory`
-#          writeback  a device past its limit against one without, plain files and an exact LRU
+#          writeback  a device past its limit against one without, plain files, LRUs, and the kernel's
+#                     zram in the guest of the tests, if that is there
 #   --out  where raw figures (JSON) and charts (SVG) go, by default target/bench/WHAT
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
@@ -20,7 +21,7 @@ what=$1
 shift
 case $what in
     nbd) tools=(fio nbdkit nbdcopy openssl) ;;
-    writeback) tools=(fio) ;;
+    writeback) tools=(fio nbdcopy) ;;
     *) usage ;;
 esac
 

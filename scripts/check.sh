@@ -15,7 +15,7 @@ cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
 RUSTDOCFLAGS="-D warnings" cargo doc --quiet --locked --workspace --no-deps
 
 if command -v shellcheck >/dev/null; then
-    shellcheck -x scripts/*.sh .ci/run cli/tests/guest/{init,*.sh}
+    shellcheck -x scripts/*.sh scripts/bench/*.sh .ci/run cli/tests/guest/{init,*.sh}
 else
     echo "shellcheck is not installed: the scripts were not checked" >&2
 fi

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
@@ -88,10 +89,11 @@ def report(group: str, results: list[Result], out: Path) -> None:
     contenders = list(results[0].figures)
     peers = [name for name in contenders if name != OURS]
     print(f"\n{group}")
-    print(f"  {'':<30}" + "".join(f"{name:>18}" for name in contenders))
+    first = max(30, *(len(f"{r.case.name}, {r.case.unit}") + 2 for r in results))
+    print(f"  {'':<{first}}" + "".join(f"{name:>18}" for name in contenders))
     for result in results:
         row = "".join(f"{result.median(name):>18,.0f}" for name in contenders)
-        print(f"  {result.case.name + ', ' + result.case.unit:<30}{row}")
+        print(f"  {result.case.name + ', ' + result.case.unit:<{first}}{row}")
         for peer in peers:
             print(f"    {ratio_line(result, peer)}")
     raw = {
@@ -132,13 +134,14 @@ def machine() -> dict[str, object]:
 def chart(title: str, results: list[Result]) -> str:
     """Bars of the medians, one panel a case, each on its own scale."""
     bar, gap, left, width = 18, 34, 190, 420
-    colours = ["#2563eb", "#9ca3af", "#d1d5db", "#e5e7eb"]
+    ours, peers = "#2563eb", ["#9ca3af", "#d1d5db", "#e5e7eb"]
     parts, y = [], 40
     for result in results:
         parts.append(text(10, y, f"{result.case.name}, {result.case.unit}", weight="bold"))
         medians = {name: result.median(name) for name in result.figures}
         longest = max(medians.values())
-        for colour, (name, value) in zip(colours, medians.items()):
+        for number, (name, value) in enumerate(medians.items()):
+            colour = ours if name == OURS else peers[min(number - 1, len(peers) - 1)]
             y += bar + 4
             length = max(1, round(width * value / longest))
             parts.append(text(left - 8, y, name, anchor="end"))
@@ -185,6 +188,25 @@ def running(command: list[str], ready: Callable[[], bool], **options) -> Iterato
             process.wait(10)
         except subprocess.TimeoutExpired:
             process.kill()
+
+
+@contextlib.contextmanager
+def serving(uzram: Path, directory: Path, *arguments: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """A device `bench` served over NBD: its URI, and the environment to speak to its server in."""
+    where = directory / "nbd.sock"
+    environment = {"UZRAM_RUNDIR": str(directory / "run"), "PATH": "/usr/sbin:/usr/bin:/bin"}
+    command = [str(uzram), "--quiet", "serve", "bench", *arguments, f"--nbd=unix:{where}"]
+
+    def ready() -> bool:
+        try:
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.connect(str(where))
+            return True
+        except OSError:
+            return False
+
+    with running(command, ready, env=environment, stderr=subprocess.DEVNULL):
+        yield f"nbd+unix:///?socket={where}", environment
 
 
 def run(command: list[str], **options) -> str:

@@ -2,11 +2,12 @@
 # Runs a shell script in a guest under QEMU, with Debian's kernel, and returns its exit status; its
 # output comes out on stdout. The host's loopback is 10.0.2.2 in the guest.
 #
-# usage: run.sh [--disk FILE] [--nbd URI] DIR SCRIPT [KEY=VALUE...]
-#   DIR          where fetch.sh put (or now puts) the kernel and QEMU
-#   --disk FILE  a read-only disk in the guest, /dev/vda
-#   --nbd URI    QEMU connects to this export and makes it the guest's next disk, /dev/vdb
-#   KEY=VALUE    in the script's environment
+# usage: run.sh [--disk FILE] [--writable FILE] [--nbd URI] DIR SCRIPT [KEY=VALUE...]
+#   DIR              where fetch.sh put (or now puts) the kernel and QEMU
+#   --disk FILE      a read-only disk in the guest; disks are /dev/vda and on, in the order given
+#   --writable FILE  a disk that the guest can write to
+#   --nbd URI        a disk that is this export, to which QEMU connects
+#   KEY=VALUE        in the script's environment
 # GUEST_TIMEOUT (seconds, default 600) bounds the whole run; status 124 if it was not enough,
 # 125 if the guest went down without saying how the script ended.
 set -euo pipefail
@@ -23,12 +24,13 @@ drives=()
 while [[ ${1-} == --* && $# -ge 2 ]]; do
     case $1 in
         --disk) drives+=(-drive "file=$2,format=raw,if=virtio,readonly=on") ;;
+        --writable) drives+=(-drive "file=$2,format=raw,if=virtio,cache=unsafe") ;;
         --nbd) drives+=(-drive "file=$2,format=raw,if=virtio,discard=unmap") ;;
         *) die "$1 is no option" ;;
     esac
     shift 2
 done
-[[ $# -ge 2 ]] || die "usage: run.sh [--disk FILE] [--nbd URI] DIR SCRIPT [KEY=VALUE...]"
+[[ $# -ge 2 ]] || die "usage: run.sh [--disk FILE] [--writable FILE] [--nbd URI] DIR SCRIPT [KEY=VALUE...]"
 script=$2
 "$here/fetch.sh" "$1"
 dir=$(cd "$1" && pwd)
@@ -36,7 +38,7 @@ shift 2
 
 # Busybox's shell runs its own applets first: name here only what busybox does not have.
 programs=(nbd-client mkfs.ext4 e2fsck)
-modules=(virtio_pci virtio_net virtio_blk nbd zram ext4)
+modules=(virtio_pci virtio_net virtio_blk nbd zram lz4 ext4)
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/uzram-guest.XXXXXX")
 qemu_pid=
