@@ -1,7 +1,7 @@
 //! Writing chosen pages back: which, how many, and what happens to them meanwhile.
 
 use std::sync::Weak;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 
 use rustix::io::Errno;
 
@@ -376,7 +376,8 @@ fn everything_at_once() {
 /// written: those must not take the place of the new ones.
 #[test]
 fn a_page_that_is_chosen_twice_keeps_what_was_written_between() {
-    const PAGES: u64 = 600;
+    // As many batches as may be under way.
+    const PAGES: u64 = 900;
     let backing = Arc::new(FaultyBacking::new(100));
     let device = Arc::new(device(PAGES, 8 * PAGES, 1, &backing));
     let fill = |device: &Device, version: u64| {
@@ -386,15 +387,24 @@ fn a_page_that_is_chosen_twice_keeps_what_was_written_between() {
         }
     };
     fill(&device, 0);
-    let (weak, first): (Weak<Device>, _) = (Arc::downgrade(&device), AtomicBool::new(true));
-    backing.before_write(move || {
-        if first.swap(false, Relaxed)
-            && let Some(device) = weak.upgrade()
-        {
-            fill(&device, 1);
-            // Time for the search to come by again.
+    let weak: Weak<Device> = Arc::downgrade(&device);
+    let (calls, filled) = (AtomicU32::new(0), AtomicBool::new(false));
+    backing.before_write(move || match calls.fetch_add(1, Relaxed) {
+        0 => {
+            if let Some(device) = weak.upgrade() {
+                fill(&device, 1);
+            }
+            filled.store(true, Relaxed);
+            // Others land, and the search comes by the pages of this one again.
             std::thread::sleep(Duration::from_millis(200));
         }
+        1..=3 => {
+            while !filled.load(Relaxed) {
+                std::thread::yield_now();
+            }
+        }
+        // What is found then lands after this.
+        _ => std::thread::sleep(Duration::from_millis(400)),
     });
     let all = format!("page_indexes=0-{}", PAGES - 1);
     write_back(&device, &format!("{all} {all} {all}")).expect("written");
