@@ -33,6 +33,7 @@ fn a_server_under_nbd_load_stops() {
     let mut load = Background::start(
         tool("fio")
             .args(["--name=load", "--ioengine=nbd", "--rw=randrw", "--bs=64k"])
+            .arg("--thread")
             .args(["--iodepth=16", "--time_based", "--runtime=120", "--size=1G"])
             .args(["--buffer_compress_percentage=40", "--refill_buffers"])
             .arg(format!("--uri=nbd+unix:///load?socket={socket}"))
@@ -63,7 +64,7 @@ fn a_server_under_a_busy_file_system_stops() {
     let mut load = Background::start(
         tool("fio")
             .args(["--name=load", "--rw=randrw", "--bs=64k", "--numjobs=2"])
-            .args(["--ioengine=psync", "--direct=1", "--size=256M"])
+            .args(["--ioengine=psync", "--direct=1", "--size=256M", "--thread"])
             .args(["--time_based", "--runtime=120"])
             .args(["--buffer_compress_percentage=40", "--refill_buffers"])
             .arg(format!("--directory={}", mount.dir().display()))
