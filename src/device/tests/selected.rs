@@ -133,7 +133,7 @@ fn what_changes_while_it_is_written_is_not_undone() {
         write(&device, page, page).expect("room");
     }
     let (weak, armed): (Weak<Device>, _) = (Arc::downgrade(&device), AtomicBool::new(true));
-    let places = Arc::new(std::sync::atomic::AtomicU32::new(0));
+    let places = Arc::new(AtomicU32::new(0));
     let same_places = Arc::clone(&places);
     backing.before_write(move || {
         let (true, Some(device)) = (armed.swap(false, Relaxed), weak.upgrade()) else {
