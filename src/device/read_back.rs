@@ -70,11 +70,17 @@ impl PageCopy {
     }
 }
 
+/// A page and the record that its slot named.
+pub(super) type SpilledPage = (PageIndex, Spilled);
+
+/// A place, the pages whose records are in it, and those behind.
+type Group<'a> = (Place, &'a [SpilledPage], &'a [SpilledPage]);
+
 /// Most bytes between two records that are read over rather than read around.
-pub(super) const MAX_GAP: u32 = 16 << 10;
+const MAX_GAP: u32 = 16 << 10;
 
 /// Most bytes of a read for several pages.
-pub(super) const MAX_READ: u32 = 128 << 10;
+const MAX_READ: u32 = 128 << 10;
 
 /// Pages of a request that gains from what others in order read ahead. Those of a larger one are
 /// read together.
@@ -183,23 +189,30 @@ impl Core {
         error
     }
 
+    /// Of pages in the order of their records, those at the start whose records are near enough to
+    /// be read in one go: the place of these, the pages, and the rest.
+    pub(super) fn first_group<'a>(&self, spilled: &'a [SpilledPage]) -> Option<Group<'a>> {
+        let (_, first) = spilled.first()?;
+        let mut place = first.place(&self.format);
+        let joined = spilled
+            .iter()
+            .take_while(|(_, next)| place.join(&next.place(&self.format), MAX_GAP, MAX_READ));
+        let (group, others) = spilled.split_at(joined.count());
+        Some((place, group, others))
+    }
+
     /// Reads spilled pages of a request, whose first page is `first`, into its `pages`: those whose
     /// records are near each other in one go.
     pub(super) fn read_back_all(
         &self,
         first: PageIndex,
-        spilled: &mut [(PageIndex, Spilled)],
+        spilled: &mut [SpilledPage],
         pages: &mut [Page],
     ) -> Result<()> {
         let small = spilled.len() <= SMALL;
         spilled.sort_unstable_by_key(|(_, spilled)| spilled.record.0);
         let mut rest = &*spilled;
-        while let [(_, nearest), ..] = rest {
-            let mut place = nearest.place(&self.format);
-            let joined = rest
-                .iter()
-                .take_while(|(_, next)| place.join(&next.place(&self.format), MAX_GAP, MAX_READ));
-            let (group, others) = rest.split_at(joined.count());
+        while let Some((place, group, others)) = self.first_group(rest) {
             if group.len() > 1
                 && let Some(backing) = self.stores.of(place.segment)
             {

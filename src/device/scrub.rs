@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::core::Core;
 use super::read_ahead::Place;
-use super::read_back::{MAX_GAP, MAX_READ, Spilled};
+use super::read_back::SpilledPage;
 use crate::shard::{SLOTS_PER_BLOCK, SlotIndex};
 use crate::spill::{BLOCK, BlockBuf, MAX_RECORD_LEN};
 use crate::units::PageIndex;
@@ -56,7 +56,7 @@ impl Core {
     }
 
     /// Lists the spilled pages of the run that starts at page `first`; returns the page after it.
-    fn spilled_in_run(&self, first: u64, end: u64, spilled: &mut Vec<(PageIndex, Spilled)>) -> u64 {
+    fn spilled_in_run(&self, first: u64, end: u64, spilled: &mut Vec<SpilledPage>) -> u64 {
         let run = self.layout.run(PageIndex(first as u32), end);
         let shard = self.shard(run.shard);
         spilled.extend((0..run.pages).filter_map(|i| {
@@ -67,16 +67,11 @@ impl Core {
     }
 
     /// Reads pages in the order of their records, those that are near each other in one go.
-    fn verify_all(&self, spilled: &mut [(PageIndex, Spilled)]) -> Scrubbed {
+    fn verify_all(&self, spilled: &mut [SpilledPage]) -> Scrubbed {
         spilled.sort_unstable_by_key(|(_, spilled)| spilled.record.0);
         let (mut found, mut bytes) = (Scrubbed::default(), BlockBuf::default());
         let mut rest = &*spilled;
-        while let [(_, nearest), ..] = rest {
-            let mut place = nearest.place(&self.format);
-            let joined = rest
-                .iter()
-                .take_while(|(_, next)| place.join(&next.place(&self.format), MAX_GAP, MAX_READ));
-            let (group, others) = rest.split_at(joined.count());
+        while let Some((place, group, others)) = self.first_group(rest) {
             self.verify_group(group, &place, &mut bytes, &mut found);
             rest = others;
         }
@@ -88,7 +83,7 @@ impl Core {
     /// Reads pages whose records are all in one place.
     fn verify_group(
         &self,
-        group: &[(PageIndex, Spilled)],
+        group: &[SpilledPage],
         place: &Place,
         bytes: &mut BlockBuf,
         found: &mut Scrubbed,
