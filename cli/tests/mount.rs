@@ -278,10 +278,12 @@ fn sigterm_to_the_server_of_a_busy_file_system() {
     };
     let _alone = alone();
     disk.mount(&["--size=512M"]);
+    // A directory that goes with the mount: what the writer starts later fails.
+    let within_mount = disk.world.dir("mnt/busy");
     let script = format!(
-        "while cp -r {0} {1}/$$.$((n+=1)); do :; done",
+        "while cp -r {0} {1}/$((n+=1)); do :; done",
         text(&disk.files),
-        text(&disk.mnt)
+        text(&within_mount)
     );
     let mut writer = Command::new("sh")
         .args(["-c", &script])
