@@ -9,12 +9,13 @@
 //!
 //! Only the session touches its stream: a worker never sends, so a client that does not read
 //! stops its own connection and no worker. A job owns its buffer; there are [`BUFFERS`] of them
-//! for all connections and [`MOST_UNDER_WAY`] for one. Where none is left, the session does the
-//! work itself.
+//! for all connections and [`MOST_UNDER_WAY`] for one. A job is made only when a worker is free to
+//! begin it, so that none waits behind those of another connection, which may wait for long.
+//! Where there is no buffer or no worker, the session does the work itself.
 //!
 //! Replies leave in the order in which requests finish, each after its request has taken effect,
-//! so a FLUSH covers every write that was answered before it came. The only lock is on the list
-//! of free buffers.
+//! so a FLUSH covers every write that was answered before it came. The only lock is on what is
+//! free.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -23,10 +24,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
-use crossbeam::channel::{Receiver, Sender, unbounded};
+use crossbeam::channel::{Receiver, SendError, Sender, unbounded};
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, eventfd};
-use rustix::io::Errno;
 
 use crate::block_device::BlockDevice;
 use crate::error::{Error, Result};
@@ -73,9 +73,25 @@ pub(super) struct Finished {
 
 /// The threads, and the buffers.
 pub(super) struct Workers {
+    device: Arc<dyn BlockDevice>,
     jobs: Sender<Option<Job>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
-    free: Mutex<Vec<Replies>>,
+    free: Mutex<Free>,
+}
+
+/// What another job takes.
+struct Free {
+    buffers: Vec<Replies>,
+    /// Workers with nothing to do.
+    workers: usize,
+}
+
+impl Free {
+    fn take_worker(&mut self) -> bool {
+        let left = self.workers.checked_sub(1);
+        self.workers = left.unwrap_or(0);
+        left.is_some()
+    }
 }
 
 impl Workers {
@@ -85,22 +101,22 @@ impl Workers {
     /// [`Error::Io`] if there cannot be so many threads.
     pub(super) fn start(device: &Arc<dyn BlockDevice>) -> Result<Arc<Self>> {
         let cores = thread::available_parallelism().map_or(1, usize::from);
+        let count = cores * WORKERS_PER_CORE;
         let (jobs, receiver) = unbounded::<Option<Job>>();
         let workers = Arc::new(Self {
+            device: Arc::clone(device),
             jobs,
             threads: Mutex::default(),
-            free: Mutex::new((0..BUFFERS).map(|_| Replies::for_one_piece()).collect()),
+            free: Mutex::new(Free {
+                buffers: (0..BUFFERS).map(|_| Replies::for_one_piece()).collect(),
+                workers: count,
+            }),
         });
-        for number in 0..cores * WORKERS_PER_CORE {
-            let (device, receiver) = (Arc::clone(device), receiver.clone());
+        for number in 0..count {
+            let (own, receiver) = (Arc::clone(&workers), receiver.clone());
             let thread = thread::Builder::new()
                 .name(format!("nbd-work-{number}"))
-                .spawn(move || {
-                    let mut runs = Runs::default();
-                    while let Ok(Some(job)) = receiver.recv() {
-                        job.run(&*device, &mut runs);
-                    }
-                });
+                .spawn(move || own.work(&receiver));
             match thread {
                 Ok(thread) => workers.threads.lock().push(thread),
                 Err(error) => {
@@ -110,6 +126,28 @@ impl Workers {
             }
         }
         Ok(workers)
+    }
+
+    fn work(&self, jobs: &Receiver<Option<Job>>) {
+        let mut runs = Runs::default();
+        while let Ok(Some(job)) = jobs.recv() {
+            // Free before anybody is told, who may have another job.
+            job.run(&*self.device, &mut runs, || self.free.lock().workers += 1);
+        }
+    }
+
+    /// Gives a job to a worker that is free, or else does it.
+    fn take_on(&self, job: Job) {
+        let unsent = if self.free.lock().take_worker() {
+            let sent = self.jobs.send(Some(job));
+            // They end after the last connection, so none should come back.
+            sent.err().and_then(SendError::into_inner)
+        } else {
+            Some(job)
+        };
+        if let Some(job) = unsent {
+            job.run(&*self.device, &mut Runs::default(), || {});
+        }
     }
 
     /// Ends the threads, once they have done what they were given.
@@ -128,7 +166,8 @@ impl Workers {
 }
 
 impl Job {
-    fn run(self, device: &dyn BlockDevice, runs: &mut Runs) {
+    /// Does it, calls `done` and tells its session.
+    fn run(self, device: &dyn BlockDevice, runs: &mut Runs, done: impl FnOnce()) {
         let Self {
             work,
             mut buffer,
@@ -150,6 +189,7 @@ impl Job {
             let panicked = io::Error::other("the code that executes it panicked");
             Err((0, Error::io("execute the request", panicked)))
         });
+        done();
         // A session collects all its jobs before it ends, so somebody is there to be told.
         drop(finished.send(Finished {
             ticket,
@@ -208,17 +248,21 @@ impl Lane {
         self.under_way == 0
     }
 
-    /// A buffer for another job, if this connection may have one.
+    /// A buffer for another job, if this connection may have one and somebody is free to do it.
     pub(super) fn buffer(&self) -> Option<Replies> {
         if self.under_way == MOST_UNDER_WAY {
             return None;
         }
-        self.workers.free.lock().pop()
+        let mut free = self.workers.free.lock();
+        if free.workers == 0 {
+            return None;
+        }
+        free.buffers.pop()
     }
 
     pub(super) fn give_back(&self, mut buffer: Replies) {
         buffer.clear();
-        self.workers.free.lock().push(buffer);
+        self.workers.free.lock().buffers.push(buffer);
     }
 
     /// Begins a request of several parts.
@@ -235,6 +279,8 @@ impl Lane {
         self.next_ticket
     }
 
+    /// Gives a job to a worker. If by now none is free, it is done here and now: a client that is
+    /// slow to send a payload keeps a buffer, but no worker.
     pub(super) fn hand_out(&mut self, ticket: u64, work: Work, buffer: Replies) {
         let job = Job {
             work,
@@ -247,19 +293,7 @@ impl Lane {
             ticket.parts += 1;
         }
         self.under_way += 1;
-        if let Err(unsent) = self.workers.jobs.send(Some(job))
-            && let Some(job) = unsent.into_inner()
-        {
-            // The threads end after the last connection, so this does not happen; it would be
-            // answered.
-            let gone = Error::io("reach the workers", Errno::SHUTDOWN);
-            let finished = Finished {
-                ticket: job.ticket,
-                buffer: job.buffer,
-                result: Err((0, gone)),
-            };
-            drop(self.finish.send(finished));
-        }
+        self.workers.take_on(job);
     }
 
     /// Notes what became of a part; the first failure is the request's.

@@ -1,6 +1,8 @@
 //! Requests that wait hold up none behind them, and what is answered has happened.
 
+use std::net::Shutdown;
 use std::sync::atomic::Ordering;
+use std::thread;
 
 use uzram::PageState;
 
@@ -127,6 +129,55 @@ fn another_connection_is_served_while_one_has_all_it_may_have_under_way() {
     other.request(READ, 0, 40 * MIB, 512, &[]);
     assert_eq!(other.assemble(40 * MIB, 512), [0; 512]);
     device.shut(0..0);
+}
+
+#[test]
+fn large_requests_pass_while_others_keep_every_worker_waiting() {
+    let fixture = serve();
+    let device = &fixture.device;
+    device.write_pattern(40 << 20, 1 << 20);
+    device.shut(0..32 * MIB);
+    let cores = thread::available_parallelism().unwrap().get();
+    let mut stuck = Vec::new();
+    // Each may have as many requests under way as two cores have workers.
+    for _ in 0..cores.div_ceil(2) {
+        let mut client = fixture.simple();
+        for page in 0..16 {
+            client.request(WRITE, 0, page * 4096, 4096, &[1; 4096]);
+        }
+        stuck.push(client);
+    }
+    device.await_waiting(4 * cores);
+    let mut other = fixture.structured();
+    other.request(READ, 0, 40 * MIB, 1 << 20, &[]);
+    let expected = device.bytes(40 << 20..41 << 20);
+    assert!(other.assemble(40 * MIB, 1 << 20) == expected);
+    device.shut(0..0);
+}
+
+#[test]
+fn a_write_left_half_sent_gives_back_what_it_had() {
+    let fixture = serve();
+    let device = &fixture.device;
+    let data = pattern(7, 1 << 20);
+    // More than there are buffers or workers.
+    let cores = thread::available_parallelism().unwrap().get();
+    for _ in 0..40.max(5 * cores) {
+        let mut client = fixture.simple();
+        client.request(WRITE, 0, 0, 1 << 20, &data[..100_000]);
+        client.stream.shutdown(Shutdown::Write).expect("open");
+        client.assert_closed();
+    }
+    // Only a worker lets the request behind a large one that waits pass.
+    let mut client = fixture.simple();
+    device.shut(MIB..MIB + 1);
+    let slow = client.request(WRITE, 0, MIB, 256 << 10, &data[..256 << 10]);
+    device.await_waiting(1);
+    let quick = client.request(READ, 0, 0, 512, &[]);
+    assert_eq!(any_reply(&mut client), (quick, 0));
+    client.receive(512);
+    device.shut(0..0);
+    assert_eq!(any_reply(&mut client), (slow, 0));
 }
 
 #[test]
