@@ -3,8 +3,8 @@
 //! ```text
 //!  listen ── server ──┬─ socket ── negotiation ── transmission ──┬─ input      requests
 //!           accepts   │  a thread for each connection            ├─ validate   once
-//!        connections ─┘                                          ├─ read, block_status
-//!       places, limits                                           ├─ lane       workers
+//!        connections ─┘     └─ patience                          ├─ read, block_status
+//!       places, limits           how to wait                      ├─ lane       workers
 //!                                                                └─ reply      replies
 //! ```
 //!
@@ -27,6 +27,7 @@ mod input;
 mod lane;
 mod listen;
 mod negotiation;
+mod patience;
 mod read;
 mod reply;
 mod server;

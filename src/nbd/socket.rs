@@ -4,6 +4,7 @@
 //! After the stop exactly those bytes are still read that had already arrived, so what a client
 //! was told nothing about yet is answered and what it goes on sending is not. No locks.
 
+use std::cell::RefCell;
 use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -13,6 +14,8 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, ioctl_fionread};
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, recv, sendmsg, shutdown};
+
+use super::patience::Patience;
 
 /// What a connection talks over.
 pub(super) trait Stream: Read + Write {
@@ -55,6 +58,7 @@ pub(super) struct Socket {
     deadline: Option<Instant>,
     /// Bytes that may still be read, once the server is stopping.
     leftover: Option<u64>,
+    patience: Patience,
 }
 
 impl Socket {
@@ -64,6 +68,7 @@ impl Socket {
             stopping,
             deadline: None,
             leftover: None,
+            patience: Patience::new(),
         }
     }
 
@@ -98,6 +103,23 @@ impl Socket {
             None => *self.leftover.insert(ioctl_fionread(&self.fd)?),
         };
         Ok(usize::try_from(leftover).map_or(wanted, |leftover| leftover.min(wanted)))
+    }
+
+    /// Receives once; without a deadline, waits for it.
+    fn receive(&mut self, buf: &mut [u8]) -> Result<(usize, usize), Errno> {
+        let fd = &*self.fd;
+        if self.deadline.is_some() {
+            return recv(fd, buf, RecvFlags::DONTWAIT);
+        }
+        let buf = RefCell::new(buf);
+        let receive = |flags| recv(fd, &mut **buf.borrow_mut(), flags);
+        self.patience.wait(
+            || match receive(RecvFlags::DONTWAIT) {
+                Err(Errno::AGAIN) => None,
+                received => Some(received),
+            },
+            || receive(RecvFlags::empty()),
+        )
     }
 
     /// Waits for `events`, if there is a deadline to wait for as well.
@@ -142,13 +164,9 @@ impl Read for Socket {
         if allowed == 0 {
             return Ok(0);
         }
-        let flags = match self.deadline {
-            Some(_) => RecvFlags::DONTWAIT,
-            None => RecvFlags::empty(),
-        };
         loop {
             self.wait(PollFlags::IN)?;
-            match recv(&self.fd, &mut buf[..allowed], flags) {
+            match self.receive(&mut buf[..allowed]) {
                 Ok((count, _)) => {
                     if let Some(leftover) = &mut self.leftover {
                         *leftover = leftover.saturating_sub(count as u64);
