@@ -13,6 +13,7 @@ use crate::block_device::BlockDevice;
 use crate::config::{Algorithm, BackingConfig, DeviceConfig};
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::recompression::Recompression;
 use crate::selection::Selection;
 use crate::size::parse_size;
 use crate::stats::Stats;
@@ -28,8 +29,14 @@ pub enum Attribute {
     MemLimit,
     /// Store 0 to start the maximum again from what is used now.
     MemUsedMax,
-    /// The algorithms, the one in use in brackets. A store is EBUSY, as in zram.
+    /// The algorithms, the one in use in brackets. What is stored compresses new pages from here
+    /// on; in zram it is fixed while the device is in use.
     CompAlgorithm,
+    /// The algorithms for recompression, in zram's form: `#1:`, the one in use in brackets. Stored
+    /// as `algo=NAME priority=1`; there is only the one priority.
+    RecompAlgorithm,
+    /// Store what a [`Recompression`] is read from to recompress those pages.
+    Recompress,
     /// The backing's path, or `none`. A path stored spills there from here on, `none` to nothing:
     /// what the earlier backing holds is moved first, to the new one or to memory. In zram it is
     /// fixed while the device is in use.
@@ -66,11 +73,13 @@ pub enum Attribute {
 
 impl Attribute {
     /// Every attribute, in the order a listing shows them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::Disksize,
         Self::MemLimit,
         Self::MemUsedMax,
         Self::CompAlgorithm,
+        Self::RecompAlgorithm,
+        Self::Recompress,
         Self::BackingDev,
         Self::BackingSize,
         Self::MmStat,
@@ -93,6 +102,8 @@ impl Attribute {
             Self::MemLimit => "mem_limit",
             Self::MemUsedMax => "mem_used_max",
             Self::CompAlgorithm => "comp_algorithm",
+            Self::RecompAlgorithm => "recomp_algorithm",
+            Self::Recompress => "recompress",
             Self::BackingDev => "backing_dev",
             Self::BackingSize => "backing_size",
             Self::MmStat => "mm_stat",
@@ -120,13 +131,19 @@ impl Attribute {
             Self::Disksize
             | Self::MemLimit
             | Self::CompAlgorithm
+            | Self::RecompAlgorithm
             | Self::BackingDev
             | Self::BackingSize
             | Self::WritebackLimit
             | Self::WritebackLimitEnable
             | Self::WritebackDailyLimit => 0o644,
             Self::MmStat | Self::BdStat | Self::IoStat | Self::Initstate => 0o444,
-            Self::MemUsedMax | Self::Compact | Self::Idle | Self::Writeback | Self::Reset => 0o200,
+            Self::MemUsedMax
+            | Self::Recompress
+            | Self::Compact
+            | Self::Idle
+            | Self::Writeback
+            | Self::Reset => 0o200,
         }
     }
 
@@ -142,7 +159,7 @@ impl Attribute {
 
     /// Whether it could be stored only before the device was set up: now a store is EBUSY.
     pub const fn is_fixed(self) -> bool {
-        matches!(self, Self::Disksize | Self::CompAlgorithm)
+        matches!(self, Self::Disksize)
     }
 
     /// What a read of the attribute gives, with its newline.
@@ -153,7 +170,11 @@ impl Attribute {
         match self {
             Self::Disksize => Ok(format!("{}\n", device.size())),
             Self::MemLimit => Ok(format!("{}\n", device.mem_limit().unwrap_or(0))),
-            Self::CompAlgorithm => Ok(algorithms(device.algorithm())),
+            Self::CompAlgorithm => Ok(format!("{}\n", algorithms(Some(device.algorithm())))),
+            Self::RecompAlgorithm => Ok(format!(
+                "#1: {}\n",
+                algorithms(device.recompression_algorithm())
+            )),
             Self::BackingDev => Ok(match device.backing_path() {
                 Some(path) => format!("{}\n", path.display()),
                 None => "none\n".to_owned(),
@@ -170,9 +191,12 @@ impl Attribute {
             Self::WritebackDailyLimit => {
                 Ok(format!("{}\n", device.writeback_daily_limit().unwrap_or(0)))
             }
-            Self::MemUsedMax | Self::Compact | Self::Idle | Self::Writeback | Self::Reset => {
-                Err(self.refuse(Errno::ACCESS, "can only be written"))
-            }
+            Self::MemUsedMax
+            | Self::Recompress
+            | Self::Compact
+            | Self::Idle
+            | Self::Writeback
+            | Self::Reset => Err(self.refuse(Errno::ACCESS, "can only be written")),
         }
     }
 
@@ -189,8 +213,16 @@ impl Attribute {
                 Err(self.fixed())
             }
             Self::CompAlgorithm => {
-                value.parse::<Algorithm>()?;
-                Err(self.fixed())
+                device.set_algorithm(self.algorithm(value)?);
+                Ok(())
+            }
+            Self::RecompAlgorithm => {
+                device.set_recompression_algorithm(self.recompression(value)?);
+                Ok(())
+            }
+            Self::Recompress => {
+                device.recompress(&Recompression::parse(value)?)?;
+                Ok(())
             }
             Self::BackingDev => match value {
                 "" => Err(self.invalid(value, "give a path, or none")),
@@ -263,6 +295,24 @@ impl Attribute {
         parse_size(value).map_err(|error| self.invalid(value, &error.to_string()))
     }
 
+    fn algorithm(self, value: &str) -> Result<Algorithm> {
+        let algorithm = value.parse();
+        algorithm.map_err(|_| self.invalid(value, "use lz4, zstd or zstd:LEVEL"))
+    }
+
+    /// Reads `algo=NAME`, with or without `priority=1`.
+    fn recompression(self, value: &str) -> Result<Algorithm> {
+        let mut algorithm = None;
+        for parameter in value.split_ascii_whitespace() {
+            match parameter.split_once('=') {
+                Some(("algo", name)) => algorithm = Some(self.algorithm(name)?),
+                Some(("priority", "1")) => {}
+                _ => return Err(self.invalid(value, "use algo=NAME, and no priority but 1")),
+            }
+        }
+        algorithm.ok_or_else(|| self.invalid(value, "use algo=NAME"))
+    }
+
     fn number(self, value: &str) -> Result<u64> {
         let number = value.parse();
         number.map_err(|_| self.invalid(value, "use a number"))
@@ -300,10 +350,11 @@ pub(crate) fn parse_idle(value: &str) -> Result<Option<Duration>> {
     }
 }
 
-fn algorithms(used: Algorithm) -> String {
+fn algorithms(used: Option<Algorithm>) -> String {
     match used {
-        Algorithm::Lz4 => "[lz4] zstd\n".to_owned(),
-        Algorithm::Zstd { .. } => format!("lz4 [{used}]\n"),
+        None => "lz4 zstd".to_owned(),
+        Some(Algorithm::Lz4) => "[lz4] zstd".to_owned(),
+        Some(used @ Algorithm::Zstd { .. }) => format!("lz4 [{used}]"),
     }
 }
 
@@ -447,7 +498,40 @@ mod tests {
         );
         assert_eq!(errno(Attribute::Disksize, "2M"), Some(Errno::BUSY));
         assert_eq!(errno(Attribute::Disksize, "x"), Some(Errno::INVAL));
-        assert_eq!(errno(Attribute::CompAlgorithm, "zstd\n"), Some(Errno::BUSY));
+        assert_eq!(
+            errno(Attribute::Recompress, ""),
+            Some(Errno::INVAL),
+            "no algorithm"
+        );
+        for (attribute, value, shown) in [
+            (Attribute::CompAlgorithm, "zstd:9\n", "lz4 [zstd:9]\n"),
+            (Attribute::CompAlgorithm, "lz4", "[lz4] zstd\n"),
+            (Attribute::RecompAlgorithm, "algo=lz4", "#1: [lz4] zstd\n"),
+            (
+                Attribute::RecompAlgorithm,
+                "algo=zstd priority=1\n",
+                "#1: lz4 [zstd]\n",
+            ),
+        ] {
+            assert_eq!(errno(attribute, value), None, "{value}");
+            assert_eq!(attribute.show(&device).expect("readable"), shown);
+        }
+        for bad in [
+            "",
+            "zstd",
+            "algo=",
+            "algo=lzma",
+            "algo=zstd priority=2",
+            "algo=lz4 level=1",
+        ] {
+            let refused = errno(Attribute::RecompAlgorithm, bad);
+            assert_eq!(refused, Some(Errno::INVAL), "{bad}");
+        }
+        assert_eq!(
+            errno(Attribute::Recompress, "type=idle threshold=99\n"),
+            None
+        );
+        assert_eq!(errno(Attribute::Recompress, "idle"), Some(Errno::INVAL));
         assert_eq!(errno(Attribute::CompAlgorithm, "lzma"), Some(Errno::INVAL));
         for bad in ["", "/dev/null", "/"] {
             let refused = errno(Attribute::BackingDev, bad);
@@ -494,6 +578,7 @@ mod tests {
         let (plain, device) = (device(), Device::new(&config).expect("a device"));
         let show = |a: Attribute, d: &Device| a.show(d).expect("readable");
         assert_eq!(show(Attribute::CompAlgorithm, &plain), "[lz4] zstd\n");
+        assert_eq!(show(Attribute::RecompAlgorithm, &plain), "#1: lz4 zstd\n");
         assert_eq!(show(Attribute::CompAlgorithm, &device), "lz4 [zstd:3]\n");
         assert_eq!(show(Attribute::BackingDev, &plain), "none\n");
         assert_eq!(

@@ -4,6 +4,7 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::units::{MAX_DEVICE_BYTES, PAGE_SIZE};
@@ -132,6 +133,9 @@ impl BackingConfig {
     }
 }
 
+/// Least of [`DeviceConfig::recompress_after`].
+const RECOMPRESS_SOONEST: Duration = Duration::from_secs(1);
+
 /// A device to make.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceConfig {
@@ -143,6 +147,11 @@ pub struct DeviceConfig {
     pub backing: Option<BackingConfig>,
     /// Compression of new pages.
     pub algorithm: Algorithm,
+    /// A stronger one for pages that are recompressed, if any are.
+    pub recompress: Option<Algorithm>,
+    /// How long pages must not have been accessed to be recompressed without being asked, at least
+    /// a second; they never are if `None`.
+    pub recompress_after: Option<Duration>,
     /// The allocator.
     pub pool: PoolKind,
     /// Most bytes to write to the backing in any twenty-four hours, at least
@@ -175,6 +184,8 @@ impl DeviceConfig {
             mem_limit: None,
             backing: None,
             algorithm: Algorithm::Lz4,
+            recompress: None,
+            recompress_after: None,
             pool: PoolKind::Zsmalloc,
             writeback_daily_limit: None,
             shards: None,
@@ -192,6 +203,15 @@ impl DeviceConfig {
         }
         if let Some(limit) = self.writeback_daily_limit {
             check_daily_limit(limit)?;
+        }
+        if self
+            .recompress_after
+            .is_some_and(|after| after < RECOMPRESS_SOONEST)
+        {
+            return Err(Error::InvalidConfig {
+                option: "--after",
+                reason: "pages are recompressed after a second at the soonest".to_owned(),
+            });
         }
         self.shards
             .map_or(Ok(()), |shards| check_shards(shards, self.size))

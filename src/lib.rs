@@ -66,6 +66,7 @@ mod memory;
 pub mod mounts;
 pub mod nbd;
 mod pool;
+mod recompression;
 mod selection;
 mod shard;
 mod size;
@@ -83,6 +84,7 @@ pub use config::{Algorithm, BackingConfig, BackingKeep, DeviceConfig, PoolKind, 
 pub use device::{Device, Scrubbed};
 pub use error::{Error, Result};
 pub use pool::ClassStats;
+pub use recompression::Recompression;
 pub use selection::Selection;
 pub use size::{ParseSizeError, parse_size};
 pub use spill::wipe_spill;

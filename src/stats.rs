@@ -26,6 +26,8 @@ pub struct Stats {
     pub huge_pages: u64,
     /// Pages ever stored raw.
     pub huge_pages_since: u64,
+    /// Pages that recompression has made smaller, ever.
+    pub recompressed_pages: u64,
     /// Pages compressed in the pool.
     pub resident_pages: u64,
     /// Pages in the backing.

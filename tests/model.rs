@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use proptest::prelude::*;
 use uzram::{
     Algorithm, BackingConfig, BlockDevice, Device, DeviceConfig, Extent, PAGE_SIZE, PageState,
-    Selection,
+    Recompression, Selection,
 };
 
 const DEVICE_PAGES: u64 = 600;
@@ -84,6 +84,12 @@ enum Step {
         what: &'static str,
         limit: Option<u64>,
     },
+    SetAlgorithm {
+        zstd: bool,
+    },
+    Recompress {
+        what: &'static str,
+    },
     Extents {
         offset: u64,
         len: u64,
@@ -130,6 +136,11 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (0..4usize, prop::option::of(0..200u64)).prop_map(|(what, limit)| {
             let whats = ["type=idle", "huge", "huge_idle page_index=599", "page_indexes=100-399"];
             Step::WriteBack { what: whats[what], limit }
+        }),
+        1 => any::<bool>().prop_map(|zstd| Step::SetAlgorithm { zstd }),
+        2 => (0..3usize).prop_map(|what| {
+            let whats = ["algo=zstd", "type=idle algo=zstd:5", "algo=lz4 threshold=900 max_pages=99"];
+            Step::Recompress { what: whats[what] }
         }),
         1 => range().prop_map(|(offset, len)| Step::Extents { offset, len }),
         1 => Just(Step::Reset),
@@ -195,6 +206,15 @@ impl Harness {
                 self.device
                     .set_mem_limit(Some(frames * page))
                     .expect("a valid limit");
+            }
+            Step::SetAlgorithm { zstd } => self.device.set_algorithm(if zstd {
+                Algorithm::Zstd { level: 1 }
+            } else {
+                Algorithm::Lz4
+            }),
+            Step::Recompress { what } => {
+                let request = Recompression::parse(what).expect("parameters");
+                self.device.recompress(&request).expect("an algorithm");
             }
             Step::Evict { frames } => {
                 let evicted = self.device.evict(frames * page);

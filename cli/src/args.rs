@@ -85,6 +85,10 @@ pub(crate) enum Verb {
     #[command(after_help = examples::WRITEBACK)]
     Writeback(WritebackArgs),
 
+    /// Compress pages in a device's memory again, with an algorithm that makes them smaller.
+    #[command(after_help = examples::RECOMPRESS)]
+    Recompress(RecompressArgs),
+
     /// Forget all data on a device that is not in use.
     #[command(after_help = examples::RESET)]
     Reset(NameArgs),
@@ -132,6 +136,14 @@ pub(crate) struct DeviceArgs {
     /// How pages are compressed: lz4, zstd or zstd:LEVEL.
     #[arg(long, value_name = "NAME", default_value = "lz4", value_parser = parse::algorithm)]
     pub(crate) algorithm: Algorithm,
+
+    /// Compress pages that were not used for a while again, like this: zstd:3, say.
+    #[arg(long, value_name = "NAME", value_parser = parse::algorithm)]
+    pub(crate) recompress: Option<Algorithm>,
+
+    /// How many seconds is a while; 0 to recompress only what is asked for [default: 300].
+    #[arg(long, value_name = "SECONDS", requires = "recompress")]
+    pub(crate) after: Option<u64>,
 
     /// Which allocator keeps them: zsmalloc.
     #[arg(long, value_name = "NAME", default_value = "zsmalloc", value_parser = parse::pool)]
@@ -291,6 +303,16 @@ pub(crate) struct WritebackArgs {
 
     /// Which: type=idle, type=huge, type=huge_idle, page_index=N, page_indexes=LOW-HIGH.
     #[arg(required = true, value_name = "PAGES", value_parser = parse::selection)]
+    pub(crate) which: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RecompressArgs {
+    /// The device's name.
+    pub(crate) name: Name,
+
+    /// Which, and how: type=idle, type=huge, type=huge_idle, threshold=BYTES, max_pages=N, algo=NAME.
+    #[arg(value_name = "PARAMETER", value_parser = parse::recompression)]
     pub(crate) which: Vec<String>,
 }
 

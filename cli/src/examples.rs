@@ -121,6 +121,18 @@ EXAMPLES
   At most 100 MiB worth of pages from now on, evicted ones included:
   uzram set scratch writeback_limit=25600 writeback_limit_enable=1";
 
+pub(crate) const RECOMPRESS: &str = "\
+EXAMPLES
+  What was not used for an hour, with the algorithm that serve's --recompress named:
+  uzram idle scratch 3600
+  uzram recompress scratch type=idle
+
+  All that takes 3000 bytes or more, and is to take less, with another one:
+  uzram recompress scratch threshold=3000 algo=zstd:9
+
+  To have it done without being asked:
+  uzram serve scratch --size=8G --recompress=zstd:3 --after=600";
+
 pub(crate) const RESET: &str = "\
 EXAMPLES
   uzram reset scratch";

@@ -82,6 +82,7 @@ fn run(cli: Cli) -> Result<()> {
         Verb::Scrub(args) => scrub::scrub(&args, &root),
         Verb::Idle(args) => manage::idle(&args, &root),
         Verb::Writeback(args) => manage::writeback(&args, &root),
+        Verb::Recompress(args) => manage::recompress(&args, &root),
         Verb::Reset(args) => manage::reset(&args, &root),
         Verb::WipeSpill(args) => Ok(uzram::wipe_spill(&args.path)?),
         Verb::Stop(args) => manage::stop(&args, &root),

@@ -1,11 +1,11 @@
-//! `uzram set`, `compact`, `idle`, `writeback`, `reset` and `stop`: changing a server that runs.
+//! `uzram set`, `compact`, `idle`, `writeback`, `recompress`, `reset` and `stop`: changing a server that runs.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use uzram::control::Client;
 
-use crate::args::{IdleArgs, NameArgs, SetArgs, StopArgs, WritebackArgs};
+use crate::args::{IdleArgs, NameArgs, RecompressArgs, SetArgs, StopArgs, WritebackArgs};
 use crate::output;
 use crate::parse::Assignment;
 use crate::release;
@@ -14,7 +14,7 @@ use crate::server;
 use crate::stat::PATIENCE;
 use crate::table::{bytes, count};
 
-/// How long what waits for the backing may take.
+/// How long what takes long may take.
 const LONG: Duration = Duration::from_secs(24 * 60 * 60);
 
 fn connect(dir: &RunDir) -> Result<Client> {
@@ -25,7 +25,7 @@ fn connect(dir: &RunDir) -> Result<Client> {
 /// `uzram set`: in the order given; the first failure ends it.
 pub(crate) fn set(args: &SetArgs, root: &RunRoot) -> Result<()> {
     let mut client = connect(&root.dir(&args.name))?;
-    if args.assignments.iter().any(Assignment::moves_data) {
+    if args.assignments.iter().any(Assignment::takes_long) {
         client = client.with_timeout(LONG);
     }
     for (i, assignment) in args.assignments.iter().enumerate() {
@@ -61,6 +61,20 @@ pub(crate) fn writeback(args: &WritebackArgs, root: &RunRoot) -> Result<()> {
     let mut client = connect(&root.dir(&args.name))?.with_timeout(LONG);
     let pages = client.write_back(&args.which.join(" "))?;
     output::line(format_args!("{} pages written back", count(pages)))
+}
+
+/// `uzram recompress`.
+pub(crate) fn recompress(args: &RecompressArgs, root: &RunRoot) -> Result<()> {
+    let mut client = connect(&root.dir(&args.name))?.with_timeout(LONG);
+    let before = client.stat()?.mem_used_total;
+    let pages = client.recompress(&args.which.join(" "))?;
+    let after = client.stat()?.mem_used_total;
+    output::line(format_args!(
+        "{} pages made smaller: memory {}, from {}",
+        count(pages),
+        bytes(after),
+        bytes(before)
+    ))
 }
 
 /// `uzram reset`; the server refuses while its disk is open.

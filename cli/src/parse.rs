@@ -56,6 +56,12 @@ pub(crate) fn selection(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
+/// What `uzram recompress` takes.
+pub(crate) fn recompression(text: &str) -> Result<String, String> {
+    uzram::Recompression::parse(text).map_err(reason)?;
+    Ok(text.to_owned())
+}
+
 /// One `KEY=VALUE` of `uzram set`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Assignment {
@@ -64,9 +70,12 @@ pub(crate) struct Assignment {
 }
 
 impl Assignment {
-    /// Whether it may move much data to or from a backing.
-    pub(crate) fn moves_data(&self) -> bool {
-        matches!(self.attribute, Attribute::BackingDev | Attribute::Writeback)
+    /// Whether it may take long: it moves or recompresses much data.
+    pub(crate) fn takes_long(&self) -> bool {
+        matches!(
+            self.attribute,
+            Attribute::BackingDev | Attribute::Writeback | Attribute::Recompress
+        )
     }
 
     /// The value as the server understands it, which has a working directory of its own.

@@ -4,10 +4,11 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf, absolute};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use uzram::nbd::{Address, ServerConfig, TlsConfig};
-use uzram::{BackingConfig, DeviceConfig, MAX_SOCKET_PATH, mounts};
+use uzram::{Algorithm, BackingConfig, DeviceConfig, MAX_SOCKET_PATH, mounts};
 
 use crate::args::{DeviceArgs, ExportArgs, TlsMode};
 use crate::failure::Usage;
@@ -46,6 +47,8 @@ impl Settings {
             backing,
             writeback_daily_limit: args.writeback_daily_limit.filter(|limit| *limit != 0),
             algorithm: args.algorithm,
+            recompress: args.recompress,
+            recompress_after: recompress_after(args.recompress, args.after),
             pool: args.pool,
             shards: args.shards,
         };
@@ -105,6 +108,11 @@ impl Settings {
             option("writeback-daily-limit", limit.to_string().into());
         }
         option("algorithm", device.algorithm.to_string().into());
+        if let Some(algorithm) = device.recompress {
+            option("recompress", algorithm.to_string().into());
+            let after = device.recompress_after.unwrap_or_default();
+            option("after", after.as_secs().to_string().into());
+        }
         option("pool", parse::pool_text(device.pool).into());
         if let Some(shards) = device.shards {
             option("shards", shards.to_string().into());
@@ -154,6 +162,14 @@ impl Settings {
             spill: None,
         }
     }
+}
+
+/// How long pages must lie until they are recompressed, if they are.
+fn recompress_after(algorithm: Option<Algorithm>, seconds: Option<u64>) -> Option<Duration> {
+    const DEFAULT: u64 = 300;
+    algorithm?;
+    let seconds = seconds.unwrap_or(DEFAULT);
+    (seconds != 0).then(|| Duration::from_secs(seconds))
 }
 
 /// What `--nbd` reads as `address`.
@@ -242,6 +258,8 @@ mod tests {
             "--backing-keep=wipe",
             "--writeback-daily-limit=20G",
             "--algorithm=zstd:3",
+            "--recompress=zstd:19",
+            "--after=60",
             "--shards=4",
             "--nbd=unix:relative.sock",
             "--nbd=tcp:[::1]:10809",

@@ -162,6 +162,18 @@ impl Client {
         Ok(done.pages)
     }
 
+    /// Recompresses pages, those that [`crate::Recompression::parse`] makes of `which`; returns how
+    /// many have become smaller. That takes as long as the algorithm does.
+    ///
+    /// # Errors
+    /// [`Error::Remote`]: EINVAL for what is nothing of the kind, and those of
+    /// [`crate::Device::recompress`].
+    pub fn recompress(&mut self, which: &str) -> Result<u64> {
+        let which = which.to_owned();
+        let done: PagesDone = self.ask(&Request::Recompress { which })?;
+        Ok(done.pages)
+    }
+
     /// Forgets all data.
     ///
     /// # Errors

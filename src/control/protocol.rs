@@ -38,6 +38,11 @@ pub enum Request {
         /// What a [`crate::Selection`] is read from, as in the attribute `writeback`.
         which: String,
     },
+    /// Recompresses pages: answered with a [`PagesDone`].
+    Recompress {
+        /// What a [`crate::Recompression`] is read from, as in the attribute `recompress`.
+        which: String,
+    },
     /// Forgets all data.
     Reset,
     /// Verifies some spilled pages: answered with a [`crate::Scrubbed`], which says where to go on.

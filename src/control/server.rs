@@ -26,6 +26,7 @@ use super::protocol::{Compacted, PagesDone, Reply, Request};
 use crate::attributes::{Attribute, parse_idle};
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::recompression::Recompression;
 use crate::selection::Selection;
 use crate::unix_socket::{self, SocketFile};
 
@@ -214,6 +215,10 @@ fn handle(request: &Request, device: &Device) -> Result<Value> {
         }
         Request::Writeback { which } => {
             let pages = device.write_back(Selection::parse(which, device.pages())?)?;
+            answer(&PagesDone { pages })
+        }
+        Request::Recompress { which } => {
+            let pages = device.recompress(&Recompression::parse(which)?)?;
             answer(&PagesDone { pages })
         }
         Request::Reset => {

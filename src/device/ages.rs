@@ -1,6 +1,6 @@
 //! How long ago pages were last accessed, to the precision that a tag of four bits allows.
 //!
-//! An exponential histogram of at most fifteen generations: the older, the longer. One is open;
+//! An exponential histogram of at most fourteen generations: the older, the longer. One is open;
 //! when it has lasted long enough, and was used, it is closed and another opened. When no tag is
 //! left for that, the two neighbours are made one that then say least wrongly how old their pages
 //! are: a sweep gives the slots of the older the tag of the younger. A generation lasts at least a
@@ -170,7 +170,7 @@ pub(crate) struct Ages {
 impl Ages {
     /// A device's first generation; `waker` wakes its writeback thread.
     pub(super) fn new(waker: Arc<Waker>) -> Self {
-        let first = AgeTag::all().next().expect("there are fifteen");
+        let first = AgeTag::all().next().expect("there are fourteen");
         Self {
             present: Arc::new(Present::new(first, waker)),
             history: Mutex::new(History::new(first)),
@@ -265,8 +265,28 @@ impl Core {
     /// Marks the resident pages as idle that are known not to have been accessed for so long, or
     /// all; returns how many.
     pub(super) fn mark_idle(&self, age: Option<Duration>) -> u64 {
+        self.with_old(age, |old| self.mark_idle_of(old))
+    }
+
+    /// Calls `look` with the generations of pages that are known not to have been accessed for so
+    /// long; with `None` for any age. They mean that only until it returns.
+    pub(super) fn with_old<T>(
+        &self,
+        age: Option<Duration>,
+        look: impl FnOnce(Option<AgeTags>) -> T,
+    ) -> T {
+        let Some(age) = age else {
+            return look(None);
+        };
         let history = self.ages.history.lock();
-        let old = age.map(|age| history.older_than(age, self.time.now()));
+        let looked = look(Some(history.older_than(age, self.time.now())));
+        drop(history);
+        // It may have come to keep the ages meanwhile.
+        self.waker.wake();
+        looked
+    }
+
+    fn mark_idle_of(&self, old: Option<AgeTags>) -> u64 {
         let mut marked = 0;
         for index in self.layout.shards() {
             let (mut at, end) = (0, self.layout.slots(index));
@@ -281,9 +301,6 @@ impl Core {
                 });
             }
         }
-        // Not before: the generations must mean what they meant while slots were looked at.
-        drop(history);
-        self.waker.wake();
         marked
     }
 }

@@ -1,13 +1,15 @@
 //! What the device's callers and its writeback thread share.
 //!
 //! Locks: each shard has one mutex, and no two are held at once. No other lock is taken while one
-//! is held; shards are locked under the lock of [`Ages`], and under no other.
+//! is held; shards are locked under `recompressing`, under that of [`Ages`], which is taken under the
+//! former if at all, and under no other.
 
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
+use crossbeam::atomic::AtomicCell;
 use crossbeam::utils::CachePadded;
 use parking_lot::{Mutex, MutexGuard};
 
@@ -44,6 +46,8 @@ pub(crate) struct RequestCounts {
     pub(crate) bd_reads: CachePadded<AtomicU64>,
     /// Pages written to the backing.
     pub(crate) bd_writes: AtomicU64,
+    /// Pages that recompression has made smaller.
+    pub(crate) recompressed: AtomicU64,
 }
 
 impl RequestCounts {
@@ -55,6 +59,7 @@ impl RequestCounts {
             notify_free,
             bd_reads,
             bd_writes,
+            recompressed,
         } = self;
         for count in [
             failed_reads,
@@ -62,6 +67,7 @@ impl RequestCounts {
             notify_free,
             bd_reads,
             bd_writes,
+            recompressed,
         ] {
             count.store(0, Relaxed);
         }
@@ -103,7 +109,12 @@ impl Watermarks {
 /// The state of a device.
 pub(crate) struct Core {
     pub(crate) layout: Layout,
-    pub(crate) algorithm: Algorithm,
+    /// How new pages are compressed.
+    pub(super) algorithm: AtomicCell<Algorithm>,
+    /// What pages are recompressed with.
+    pub(super) secondary: AtomicCell<Option<Algorithm>>,
+    /// Held by whoever has pages marked as being recompressed.
+    pub(super) recompressing: Mutex<()>,
     pub(crate) budget: Arc<FrameBudget>,
     pub(crate) segments: Arc<SegmentTable>,
     pub(crate) format: RecordFormat,
@@ -169,7 +180,9 @@ impl Core {
         allowance.limit_daily(config.writeback_daily_limit);
         Ok(Self {
             layout,
-            algorithm: config.algorithm,
+            algorithm: AtomicCell::new(config.algorithm),
+            secondary: AtomicCell::new(config.recompress),
+            recompressing: Mutex::default(),
             budget,
             segments,
             format,
@@ -222,7 +235,7 @@ impl Core {
 
     /// Whether a shard leaves freed frames that the writeback thread must be told of: too many,
     /// or any while it does not expect them.
-    fn needs_trim(&self, shard: &Shard) -> bool {
+    pub(super) fn needs_trim(&self, shard: &Shard) -> bool {
         let warm = shard.pool().warm_frames();
         warm > self.warm_frames || warm > 0 && !self.trim_is_due.load(Acquire)
     }
@@ -307,6 +320,22 @@ impl Core {
             self.wake_if_needed(trim);
             at += u64::from(run.pages);
         }
+    }
+
+    /// Empties sparse zspages until none can be freed that way; returns the page frames freed.
+    pub(super) fn compact(&self) -> u64 {
+        let mut freed = 0;
+        for index in self.layout.shards() {
+            // The lock is let go after each zspage.
+            while let Some(frames) = {
+                let mut shard = self.shard(index);
+                shard.compact()
+            } {
+                freed += frames;
+            }
+        }
+        self.waker.wake();
+        freed
     }
 
     /// Gives freed memory back: what is in excess if the device is `busy`, else all of it. Returns

@@ -10,6 +10,7 @@ mod policies;
 mod read;
 mod read_ahead;
 mod read_back;
+mod recompress;
 pub(crate) mod room;
 mod scrub;
 #[cfg(test)]
@@ -27,6 +28,7 @@ use crossbeam::channel::{self, Sender};
 use rustix::io::Errno;
 
 use self::core::Core;
+use self::recompress::Background;
 pub use self::scrub::Scrubbed;
 use crate::block_device::BlockDevice;
 use crate::config::{Algorithm, BackingConfig, BackingKeep, DeviceConfig, check_mem_limit};
@@ -50,6 +52,7 @@ pub struct Device {
     backing_keep: BackingKeep,
     commands: Option<Sender<Command>>,
     writeback: Option<JoinHandle<()>>,
+    recompression: Option<Background>,
 }
 
 impl Device {
@@ -79,7 +82,7 @@ impl Device {
             .name("uzram-writeback".into())
             .spawn(move || writeback.run())
             .map_err(|error| Error::io("start the writeback thread", error))?;
-        let device = Self {
+        let mut device = Self {
             core,
             users: Arc::default(),
             backing_size: AtomicU64::new(0),
@@ -89,10 +92,15 @@ impl Device {
                 .map_or_else(BackingKeep::default, |backing| backing.keep),
             commands: Some(sender),
             writeback: Some(thread),
+            recompression: None,
         };
         if let Some(backing) = backing {
             let size = config.backing.as_ref().and_then(|backing| backing.size);
             device.replace_backing(Some(backing), size)?;
+        }
+        if let Some(age) = config.recompress_after {
+            let core = Arc::clone(&device.core);
+            device.recompression = Some(Background::start(core, age)?);
         }
         Ok(device)
     }
@@ -121,6 +129,7 @@ impl Device {
             backing_bytes_day: self.core.allowance.bytes_in_day(self.core.time.now()),
             bd_reads: requests.bd_reads.load(Relaxed),
             bd_writes: requests.bd_writes.load(Relaxed),
+            recompressed_pages: requests.recompressed.load(Relaxed),
             damaged_records: damage.count(),
             failed_reads: requests.failed_reads.load(Relaxed),
             failed_writes: requests.failed_writes.load(Relaxed),
@@ -193,7 +202,12 @@ impl Device {
 
     /// How new pages are compressed.
     pub fn algorithm(&self) -> Algorithm {
-        self.core.algorithm
+        self.core.algorithm.load()
+    }
+
+    /// Compresses new pages like this from here on; those that are stored stay as they are.
+    pub fn set_algorithm(&self, algorithm: Algorithm) {
+        self.core.algorithm.store(algorithm);
     }
 
     /// The backing's path, if there is one.
@@ -286,18 +300,7 @@ impl Device {
     /// Empties sparse zspages into fuller ones of their class until none can be freed that way;
     /// returns the page frames freed.
     pub fn compact(&self) -> u64 {
-        let mut freed = 0;
-        for index in self.core.layout.shards() {
-            // The lock is let go after each zspage.
-            while let Some(frames) = {
-                let mut shard = self.core.shard(index);
-                shard.compact()
-            } {
-                freed += frames;
-            }
-        }
-        self.core.waker.wake();
-        freed
+        self.core.compact()
     }
 
     /// Evicts the least recently allocated zspages to the backing, of at least `bytes` of memory
@@ -366,6 +369,7 @@ impl Device {
     /// Asserts that the accounting of every part adds up: slots, pools, recency, segments. Slow,
     /// and for tests: no request may be under way.
     pub fn check(&self) {
+        let _none_is_marked = self.core.recompressing.lock();
         let (done, answer) = channel::bounded(1);
         self.command(Command::Check { done });
         answer
@@ -391,6 +395,8 @@ fn pages_with_data(counts: &Counts) -> u64 {
 impl Drop for Device {
     fn drop(&mut self) {
         self.core.room.close();
+        self.core.stop();
+        self.recompression = None;
         self.commands = None;
         self.core.waker.wake();
         if let Some(thread) = self.writeback.take()

@@ -107,7 +107,7 @@ impl Core {
         if let Some(pattern) = codec::same_filled(page) {
             return Prepared::SameFilled(pattern);
         }
-        match codec::compress(self.algorithm, page, out, self.max_compressed_len) {
+        match codec::compress(self.algorithm.load(), page, out, self.max_compressed_len) {
             Some((codec, len)) => Prepared::Compressed { codec, start, len },
             None => Prepared::Raw,
         }

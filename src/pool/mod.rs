@@ -91,6 +91,9 @@ pub(crate) trait Pool: Send {
     /// the raw page, which is faster to read.
     fn max_compressed_len(&self) -> usize;
 
+    /// Bytes that an object of `len` bytes takes in its zspage.
+    fn object_size(&self, len: usize) -> usize;
+
     /// Stores `data`, at most [`Pool::max_compressed_len`] bytes or exactly a page.
     ///
     /// # Errors

@@ -11,17 +11,25 @@ use crossbeam::utils::CachePadded;
 
 use crate::writeback::Waker;
 
-/// A generation's name, 1 to 15.
+/// A generation's name, 1 to 14, or a mark in its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct AgeTag(pub(super) u8);
 
 impl AgeTag {
-    /// The tag of a slot whose page is being written back because it was chosen.
-    pub(super) const NONE: Self = Self(0);
+    /// The mark of a slot whose page is being written back because it was chosen.
+    pub(super) const WRITING_BACK: Self = Self(0);
+
+    /// The mark of a slot whose page is being recompressed.
+    pub(super) const RECOMPRESSING: Self = Self(15);
 
     /// Every generation's.
     pub(crate) fn all() -> impl Iterator<Item = Self> {
-        (1..=15).map(Self)
+        (1..=14).map(Self)
+    }
+
+    /// Whether it is no generation's.
+    pub(super) fn is_mark(self) -> bool {
+        [Self::WRITING_BACK, Self::RECOMPRESSING].contains(&self)
     }
 }
 

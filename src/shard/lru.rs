@@ -60,6 +60,13 @@ impl Lru {
         self.links[zspage.0 as usize].touched = now.max(1);
     }
 
+    /// Adds a zspage at the old end, if it is not in the list.
+    pub(crate) fn join_oldest(&mut self, zspage: ZspageId) {
+        if self.links[zspage.0 as usize].touched == 0 {
+            self.put_back(zspage);
+        }
+    }
+
     /// Puts a zspage that is not in the list back where it was taken from: at the old end.
     pub(crate) fn put_back(&mut self, zspage: ZspageId) {
         let now = self.clock.load(Relaxed);

@@ -24,6 +24,7 @@ pub(crate) use self::lru::Clock;
 use self::lru::Lru;
 use self::recent::ReadBackClock;
 pub(crate) use self::reclaim::{Chances, Evicted};
+pub(crate) use self::selected::Purpose;
 use self::slot::SlotTable;
 pub(crate) use self::slot::{SLOTS_PER_BLOCK, Slot, SlotIndex, SlotState};
 use crate::codec::Codec;
@@ -235,7 +236,7 @@ impl Shard {
         let mut at = 0;
         while let Some(index) = self.slots.next_used(at..self.slots.len()) {
             let slot = self.slots.get(index);
-            assert_ne!(slot.age(), Some(AgeTag::NONE), "{index:?}");
+            assert!(!slot.is_selected(), "{index:?}");
             match slot.state() {
                 SlotState::Empty => unreachable!("next_used passes over empty slots"),
                 SlotState::SameFilled { .. } => counts.same_pages += 1,

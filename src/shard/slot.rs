@@ -23,10 +23,12 @@ pub(crate) struct SlotIndex(pub(crate) u32);
 /// | 0..2   | 0     | 1           | 2                             | 3                     |
 /// | 2      | 0     | 0           | read since it was stored      | [`ReadBackEpoch`]     |
 /// | 3      | 0     | 0           | idle: marked, not read since  | also                  |
-/// | 4..7   | 0     | 0           | codec                         | codec                 |
+/// | 4..6   | 0     | 0           | codec                         | codec                 |
+/// | 6      | 0     | 0           | recompression was tried       | 0                     |
 /// | 7..19  | 0     | 0           | bytes of the object, less one | bytes, less one       |
-/// | 19..23 | 0     | 0           | generation of the last access, | also                 |
-/// |        |       |             | 0 while it is written back    |                       |
+/// | 19..23 | 0     | 0           | generation of the last access | also                  |
+/// |        |       |             | or, while it is chosen, for   |                       |
+/// |        |       |             | what (`selected.rs`)          |                       |
 /// | 23..64 | 0     | pattern     | address of the object         | address of the record |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Slot(u64);
@@ -76,14 +78,17 @@ const STATE_MASK: u64 = 3;
 const ACCESSED: u64 = 1 << 2;
 const IDLE: u64 = 1 << 3;
 const CODEC_SHIFT: u32 = 4;
-const CODEC_MASK: u64 = 7;
+const CODEC_MASK: u64 = 3;
+const TRIED: u64 = 1 << 6;
 const LEN_SHIFT: u32 = 7;
 const LEN_MASK: u64 = 0xfff;
 const AGE_SHIFT: u32 = 19;
 const AGE_MASK: u64 = 15;
 const PLACE_SHIFT: u32 = 23;
 /// What is noted of the use of a page, as opposed to where it is.
-const NOTES: u64 = ACCESSED | IDLE | AGE_MASK << AGE_SHIFT;
+const NOTES: u64 = USE | TRIED;
+/// What is noted of its last access.
+const USE: u64 = ACCESSED | IDLE | AGE_MASK << AGE_SHIFT;
 
 impl Slot {
     pub(crate) const EMPTY: Self = Self(0);
@@ -142,8 +147,7 @@ impl Slot {
 
     /// The slot after a read of its page.
     pub(crate) fn read_in(self, generation: AgeTag) -> Self {
-        let Self(read) = self.written_in(generation);
-        Self(read | ACCESSED)
+        Self(self.0 & !USE | ACCESSED).with_age(generation)
     }
 
     /// The slot of a page that was stored just now.
@@ -174,9 +178,19 @@ impl Slot {
         Self(self.0 & !IDLE)
     }
 
-    /// Whether the page is resident and being written back because it was chosen.
+    /// Whether the page is resident and chosen, to be written back or recompressed.
     pub(crate) fn is_selected(self) -> bool {
-        self.age() == Some(AgeTag::NONE)
+        self.age().is_some_and(AgeTag::is_mark)
+    }
+
+    /// The slot with recompression tried: there is no point in trying it again.
+    pub(crate) fn marked_tried(self) -> Self {
+        Self(self.0 | TRIED)
+    }
+
+    /// Whether the page is resident, and as small as recompression makes it.
+    pub(crate) fn is_tried(self) -> bool {
+        self.0 & STATE_MASK == RESIDENT && self.0 & TRIED != 0
     }
 
     /// Whether the page is resident and was stored raw.

@@ -21,7 +21,7 @@ use crate::device::core::Core;
 use crate::device::layout::ShardIndex;
 use crate::error::{Error, Result};
 use crate::selection::{PageKind, Part, Selection};
-use crate::shard::{Slot, SlotState};
+use crate::shard::{Purpose, Slot, SlotState};
 use crate::spill::{MAX_RECORD_LEN, Target};
 use crate::units::PAGE_SIZE;
 
@@ -132,13 +132,7 @@ fn is_wanted(slot: Slot, kind: PageKind, band: &Range<usize>) -> bool {
     let SlotState::Resident { len, .. } = slot.state() else {
         return false;
     };
-    let of_kind = match kind {
-        PageKind::Any => true,
-        PageKind::Idle => slot.is_idle(),
-        PageKind::Huge => slot.is_huge(),
-        PageKind::HugeIdle => slot.is_huge() && slot.is_idle(),
-    };
-    of_kind && band.contains(&len) && !slot.is_selected()
+    kind.includes(slot) && band.contains(&len) && !slot.is_selected()
 }
 
 /// Bounds of a batch.
@@ -173,7 +167,9 @@ fn pick_some(
                 return (used.0, Some(Stop::Full));
             }
             let page = core.layout.page(index, used);
-            shard.select(used, &mut |selected| batch.push(index, page, selected));
+            shard.select(used, Purpose::WriteBack, &mut |selected| {
+                batch.push(index, page, selected);
+            });
         }
         at = used.0 + 1;
         looked += 1;
@@ -198,7 +194,7 @@ impl Batch {
     /// Leaves chosen pages where they are.
     pub(super) fn unselect(&self, core: &Core) {
         self.visit(core, &mut |shard, entry| {
-            shard.unselect(entry.index, entry.expected);
+            shard.unselect(entry.index, Purpose::WriteBack, entry.expected);
         });
     }
 }

@@ -16,7 +16,7 @@ fn idle_pages(device: &Device, pages: std::ops::Range<u64>) -> Vec<u64> {
 }
 
 /// Has time pass, of which the writeback thread notices the start and the end.
-fn pass(device: &Device, time: Duration) {
+pub(super) fn pass(device: &Device, time: Duration) {
     let start = time.min(Duration::from_secs(1));
     for time in [start, time - start] {
         device.core.time.skip(time);
@@ -27,7 +27,7 @@ fn pass(device: &Device, time: Duration) {
     }
 }
 
-fn no_limit(pages: u64, shards: u32) -> Device {
+pub(super) fn no_limit(pages: u64, shards: u32) -> Device {
     let mut config = DeviceConfig::new(pages * PAGE);
     config.shards = Some(shards);
     Device::new(&config).expect("a device")

@@ -4,6 +4,7 @@ mod faults;
 mod idle;
 mod integrity;
 mod races;
+mod recompress;
 mod replace;
 mod selected;
 mod space;

@@ -16,7 +16,7 @@ fn write_back(device: &Device, what: &str) -> crate::Result<u64> {
 }
 
 /// A page that does not compress.
-fn noise(tag: u64) -> Page {
+pub(super) fn noise(tag: u64) -> Page {
     let mut state = tag | 1 << 62;
     let mut page = [0; PAGE_SIZE];
     for byte in &mut page {

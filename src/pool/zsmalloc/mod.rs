@@ -234,6 +234,10 @@ impl Pool for Zsmalloc {
         GEOMETRY.max_len()
     }
 
+    fn object_size(&self, len: usize) -> usize {
+        GEOMETRY.class(GEOMETRY.class_for(len)).size
+    }
+
     fn store(&mut self, owner: Owner, data: &[u8]) -> Result<Stored, NoRoom> {
         assert!(owner.0 < 1 << 31 && !data.is_empty());
         let zspage = self.zspage_with_room(GEOMETRY.class_for(data.len()))?;

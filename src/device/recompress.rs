@@ -1,0 +1,305 @@
+//! Recompression: objects that have lain a while are compressed again, with an algorithm that
+//! takes longer and makes them smaller (zram's `recompress`).
+//!
+//! Pages are chosen a few at a time: copied and marked under their shard's lock, recompressed
+//! without it, and stored under it again if they are still marked (`shard::selected`). A page takes
+//! its new object only if that lies in a smaller size class; one that gains nothing is noted in its
+//! slot, so that it is not tried again until it is written.
+//!
+//! Whoever asks does the work. `Core::recompressing` makes sure that it is one at a time, step by
+//! step.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use crossbeam::channel::{self, Receiver, RecvTimeoutError, Sender};
+use rustix::io::Errno;
+use rustix::process::setpriority_process;
+
+use super::Device;
+use super::core::Core;
+use super::layout::ShardIndex;
+use crate::codec::{self, Codec, MAX_COMPRESSED_LEN};
+use crate::config::Algorithm;
+use crate::error::{Error, Result};
+use crate::recompression::Recompression;
+use crate::shard::{AgeTags, Purpose, Shard, Slot, SlotIndex, SlotState};
+use crate::units::PAGE_SIZE;
+
+/// Pages of a step: with a strong algorithm some milliseconds' work.
+const STEP: usize = 16;
+
+/// Slots that are looked at in a step, as a lock is held.
+const LOOKED_AT_ONCE: usize = 4096;
+const SEARCHED_AT_ONCE: u32 = 1 << 19;
+
+/// The niceness that leaves a core to whoever else wants it.
+const NICEST: i32 = 19;
+
+/// Memory for a step.
+pub(super) struct Scratch {
+    chosen: Vec<Chosen>,
+    /// Objects as they were.
+    objects: Vec<u8>,
+    /// Objects as they have become.
+    smaller: Vec<u8>,
+}
+
+/// A page of a step.
+struct Chosen {
+    index: SlotIndex,
+    before: Slot,
+    codec: Codec,
+    /// Its object in [`Scratch::objects`].
+    object: Range<usize>,
+    /// What has become of that, in [`Scratch::smaller`].
+    smaller: Option<(Codec, Range<usize>)>,
+}
+
+impl Scratch {
+    pub(super) fn new() -> Self {
+        Self {
+            chosen: Vec::with_capacity(STEP),
+            objects: Vec::with_capacity(STEP * PAGE_SIZE),
+            smaller: vec![0; STEP * MAX_COMPRESSED_LEN],
+        }
+    }
+}
+
+/// What is wanted of a slot's page.
+pub(super) struct Wanted<'a> {
+    pub(super) request: &'a Recompression,
+    /// How long it must not have been accessed.
+    pub(super) age: Option<Duration>,
+}
+
+impl Wanted<'_> {
+    fn includes(&self, slot: Slot, old: Option<AgeTags>) -> bool {
+        let SlotState::Resident { len, .. } = slot.state() else {
+            return false;
+        };
+        let is_old = || {
+            slot.age()
+                .is_some_and(|age| old.is_none_or(|old| old.contains(age)))
+        };
+        self.request.kind.includes(slot)
+            && len >= self.request.threshold
+            && !slot.is_tried()
+            && !slot.is_selected()
+            && is_old()
+    }
+}
+
+impl Core {
+    /// Recompresses pages until none is left or the device stops; returns how many have become
+    /// smaller.
+    fn recompress(&self, wanted: &Wanted<'_>, algorithm: Algorithm) -> Result<u64> {
+        let mut scratch = Scratch::new();
+        let mut left = wanted.request.max_pages;
+        let mut smaller = 0;
+        for index in self.layout.shards() {
+            let slots = self.layout.slots(index);
+            let mut at = 0;
+            while at < slots && left > 0 {
+                if self.is_stopping() {
+                    return Err(stopping());
+                }
+                let most = STEP.min(usize::try_from(left).unwrap_or(STEP));
+                let one_at_a_time = self.recompressing.lock();
+                at = self.choose(wanted, index, at..slots, most, &mut scratch);
+                scratch.recompress(wanted.request.threshold, algorithm, self.max_compressed_len);
+                smaller += self.settle_recompressed(index, &scratch);
+                left -= scratch.chosen.len() as u64;
+                drop(one_at_a_time);
+            }
+        }
+        if smaller > 0 {
+            self.compact();
+        }
+        Ok(smaller)
+    }
+
+    /// Chooses pages from the start of a range of slots on; returns where to go on.
+    pub(super) fn choose(
+        &self,
+        wanted: &Wanted<'_>,
+        index: ShardIndex,
+        slots: Range<u32>,
+        most: usize,
+        scratch: &mut Scratch,
+    ) -> u32 {
+        scratch.chosen.clear();
+        scratch.objects.clear();
+        let end = slots.end.min(slots.start.saturating_add(SEARCHED_AT_ONCE));
+        let choose = |old| {
+            let mut shard = self.shard(index);
+            let mut at = slots.start;
+            for _ in 0..LOOKED_AT_ONCE {
+                let Some(used) = shard.next_used(at..end) else {
+                    return end;
+                };
+                if wanted.includes(shard.slot(used), old) {
+                    if scratch.chosen.len() == most {
+                        return used.0;
+                    }
+                    scratch.take(&mut shard, used);
+                }
+                at = used.0 + 1;
+            }
+            at
+        };
+        self.with_old(wanted.age, choose)
+    }
+
+    /// Stores what has become smaller; returns how many pages have.
+    pub(super) fn settle_recompressed(&self, index: ShardIndex, scratch: &Scratch) -> u64 {
+        if scratch.chosen.is_empty() {
+            return 0;
+        }
+        let mut smaller = 0;
+        let mut shard = self.shard(index);
+        for chosen in &scratch.chosen {
+            let object = chosen.smaller.clone();
+            let object = object.map(|(codec, bytes)| (codec, &scratch.smaller[bytes]));
+            // Without room the page stays as it is.
+            let stored = shard.settle_recompressed(chosen.index, chosen.before, object);
+            smaller += u64::from(stored == Ok(true));
+        }
+        let trim = self.needs_trim(&shard);
+        drop(shard);
+        self.wake_if_needed(trim);
+        self.requests.recompressed.fetch_add(smaller, Relaxed);
+        smaller
+    }
+}
+
+impl Scratch {
+    fn take(&mut self, shard: &mut Shard, index: SlotIndex) {
+        shard.select(index, Purpose::Recompress, &mut |object| {
+            let start = self.objects.len();
+            self.objects.extend_from_slice(object.data);
+            self.chosen.push(Chosen {
+                index,
+                before: object.slot,
+                codec: object.codec,
+                object: start..self.objects.len(),
+                smaller: None,
+            });
+        });
+    }
+
+    pub(super) fn recompress(&mut self, threshold: usize, algorithm: Algorithm, max_len: usize) {
+        let mut start = 0;
+        for chosen in &mut self.chosen {
+            let object = &self.objects[chosen.object.clone()];
+            let mut page = [0; PAGE_SIZE];
+            // What cannot be read now is left for a read to complain of.
+            if codec::decompress(chosen.codec, object, &mut page).is_err() {
+                continue;
+            }
+            let out = &mut self.smaller[start..];
+            let made = codec::compress(algorithm, &page, out, max_len);
+            let fits = |len| threshold == 0 || len < threshold;
+            if let Some((codec, len)) = made.filter(|&(_, len)| fits(len)) {
+                chosen.smaller = Some((codec, start..start + len));
+                start += len;
+            }
+        }
+    }
+}
+
+impl Device {
+    /// What pages are recompressed with, if anything is set.
+    pub fn recompression_algorithm(&self) -> Option<Algorithm> {
+        self.core.secondary.load()
+    }
+
+    /// Sets what pages are recompressed with from here on.
+    pub fn set_recompression_algorithm(&self, algorithm: Algorithm) {
+        self.core.secondary.store(Some(algorithm));
+    }
+
+    /// Recompresses chosen pages, those of them that are in memory, and packs what is left of
+    /// their zspages; returns how many pages have become smaller. A page that is read, written or
+    /// discarded meanwhile stays as it is, and so does one that would not lie in a smaller size
+    /// class; that is not tried again until it is written. The device is in use meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] if there is no algorithm to recompress with; [`Error::Refused`]
+    /// (EINTR) once the device is stopping.
+    pub fn recompress(&self, request: &Recompression) -> Result<u64> {
+        let algorithm = request.algorithm.or_else(|| self.recompression_algorithm());
+        let algorithm = algorithm.ok_or_else(|| Error::InvalidConfig {
+            option: "recompress",
+            reason: "there is no algorithm for it: set recomp_algorithm first".to_owned(),
+        })?;
+        let wanted = Wanted { request, age: None };
+        self.core.recompress(&wanted, algorithm)
+    }
+}
+
+/// The thread that recompresses pages which were not accessed for long.
+pub(super) struct Background {
+    /// Dropped, it ends the thread.
+    running: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Background {
+    /// Recompresses pages that were not accessed for `age`, in time that nobody else wants.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if there cannot be another thread.
+    pub(super) fn start(core: Arc<Core>, age: Duration) -> Result<Self> {
+        let (running, ended) = channel::bounded(0);
+        let thread = thread::Builder::new()
+            .name("uzram-recompress".into())
+            .spawn(move || recompress_old(&core, age, &ended))
+            .map_err(|error| Error::io("start the recompression thread", error))?;
+        Ok(Self {
+            running: Some(running),
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Background {
+    /// The device has been told to stop.
+    fn drop(&mut self) {
+        self.running = None;
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the recompression thread panicked");
+        }
+    }
+}
+
+fn recompress_old(core: &Core, age: Duration, ended: &Receiver<()>) {
+    // On Linux this is the thread's own.
+    if let Err(error) = setpriority_process(None, NICEST) {
+        tracing::warn!("recompression competes with other work: {error}");
+    }
+    let period = (age / 8).clamp(Duration::from_secs(1), Duration::from_secs(60));
+    let wanted = Wanted {
+        request: &Recompression::ALL,
+        age: Some(age),
+    };
+    while ended.recv_timeout(period) == Err(RecvTimeoutError::Timeout) {
+        if let Some(algorithm) = core.secondary.load() {
+            // Only the device's end interrupts it.
+            drop(core.recompress(&wanted, algorithm));
+        }
+    }
+}
+
+fn stopping() -> Error {
+    Error::Refused {
+        what: "recompress",
+        reason: "the device is stopping".to_owned(),
+        errno: Errno::INTR,
+    }
+}
