@@ -1,4 +1,8 @@
-//! Real pages for the benchmarks: those of this machine's own files.
+//! Real pages for the benchmarks: those of this machine's own files, and of a process.
+
+mod heap;
+
+pub(crate) use heap::heap_pages;
 
 use std::path::{Path, PathBuf};
 
