@@ -68,6 +68,19 @@ impl Lru {
         self.links[zspage.0 as usize].touched = touched.max(1);
     }
 
+    /// Puts a zspage that is not in the list in the place of one that is.
+    pub(crate) fn replace(&mut self, old: ZspageId, new: ZspageId) {
+        let Links {
+            older,
+            newer,
+            touched,
+        } = self.links[old.0 as usize];
+        debug_assert_ne!(touched, 0);
+        self.remove(old);
+        self.insert(new, older, newer);
+        self.links[new.0 as usize].touched = touched;
+    }
+
     /// Takes a zspage out, if it is in the list.
     pub(crate) fn remove(&mut self, zspage: ZspageId) {
         let Links {
@@ -145,7 +158,11 @@ mod tests {
         assert_eq!(lru.check(), [4, 1].map(ZspageId));
         lru.put_back(oldest);
         assert_eq!(lru.check(), [3, 4, 1].map(ZspageId));
-        for id in [1, 3, 4] {
+        lru.replace(ZspageId(4), ZspageId(7));
+        assert_eq!(lru.check(), [3, 7, 1].map(ZspageId));
+        lru.replace(oldest, ZspageId(4));
+        assert_eq!(lru.check(), [4, 7, 1].map(ZspageId));
+        for id in [1, 7, 4] {
             lru.remove(ZspageId(id));
         }
         assert_eq!((lru.check().len(), lru.oldest()), (0, None));

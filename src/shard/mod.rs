@@ -203,8 +203,8 @@ impl Shard {
         }
     }
 
-    /// Frees one zspage by moving its objects to others; returns its frames, or `None` if that is
-    /// not possible.
+    /// Frees one zspage by moving its objects to others; returns the frames that are free by that,
+    /// or `None` if it is not possible.
     pub(crate) fn compact(&mut self) -> Option<u64> {
         let Self { slots, pool, .. } = self;
         let done = pool.compact(&mut |owner, from, to| {
@@ -217,7 +217,10 @@ impl Shard {
             let moved = Slot::resident(to, len, codec);
             slots.replace(index, moved.with_notes_of(slot));
         })?;
-        self.lru.remove(done.zspage);
+        match done.into {
+            Some(into) => self.lru.replace(done.zspage, into),
+            None => self.lru.remove(done.zspage),
+        }
         self.counts.pages_compacted += done.frames;
         Some(done.frames)
     }
