@@ -7,12 +7,14 @@
 //! kernel's is left out where `/dev/zram0` is not there or not free; stderr says so.
 
 mod corpus;
+mod heap;
 mod zram;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use corpus::{heap_pages, pages_under};
+use corpus::pages_under;
+use heap::heap_pages;
 use uzram::{BlockDevice, Device, DeviceConfig, PAGE_SIZE, Page, Stats};
 use zram::Zram;
 

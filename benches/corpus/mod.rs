@@ -1,8 +1,4 @@
-//! Real pages for the benchmarks: those of this machine's own files, and of a process.
-
-mod heap;
-
-pub(crate) use heap::heap_pages;
+//! Real pages for the benchmarks: those of this machine's own files.
 
 use std::path::{Path, PathBuf};
 

@@ -44,12 +44,12 @@ pub(crate) struct Stored {
 }
 
 /// What a step of compaction did.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Compacted {
     /// The zspage that was emptied and freed.
     pub(crate) zspage: ZspageId,
-    /// The zspage that was made for its objects, if other ones had no room for all.
-    pub(crate) into: Option<ZspageId>,
+    /// Those that its objects moved to. The last one is new, if others had no room for all.
+    pub(crate) into: Vec<ZspageId>,
     /// Page frames that this freed; none, if other zspages grew by as many.
     pub(crate) frames: u64,
 }

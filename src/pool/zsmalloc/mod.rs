@@ -256,14 +256,17 @@ impl Zsmalloc {
         let mut objects = Vec::with_capacity(usize::from(self.zspages.get(from).in_use));
         self.objects(from, &mut |object, owner| objects.push((object, owner)));
         let mut left = objects.into_iter().peekable();
+        let mut into = Vec::new();
         while left.peek().is_some()
             && let Some(to) = self.zspage_with_room(index)
             && let Some((object, owner)) = left.next()
         {
             self.move_object(from, object, owner, to, moved);
             self.restand(to);
+            if into.last() != Some(&to) {
+                into.push(to);
+            }
         }
-        let mut into = None;
         if left.peek().is_some() {
             let zspage = self.zspages.get(from);
             let frames = GEOMETRY.class(index).frames_of(zspage.in_use);
@@ -279,7 +282,7 @@ impl Zsmalloc {
                 self.move_object(from, object, owner, to, moved);
             }
             self.restand(to);
-            into = Some(to);
+            into.push(to);
         }
         self.free_zspage(from);
         Some(Compacted {

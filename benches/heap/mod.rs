@@ -1,4 +1,4 @@
-//! The memory of a live process.
+//! Real pages for the benchmarks: the memory of a live process.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
