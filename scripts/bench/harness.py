@@ -79,6 +79,22 @@ def measure(group: str, cases: list[Case], contenders: list[str], rounds: int) -
     return results
 
 
+def cargo_bench(bench: str, group: str, rounds: int) -> list[Result]:
+    """The cases of a program in `benches/`, each with contenders of its own: lines of JSON."""
+    found: dict[str, Result] = {}
+    for number in range(rounds):
+        progress(f"{group}, round {number + 1} of {rounds}")
+        output = run(["cargo", "bench", "--locked", "--quiet", "--bench", bench, "--", group], stderr=None)
+        for line in filter(lambda text: text.startswith("{"), output.splitlines()):
+            seen = json.loads(line)
+            case = Case(seen["case"], seen["unit"], lambda _: 0.0)
+            result = found.setdefault(case.name, Result(case, {peer: [] for peer in seen["figures"]}))
+            for peer, figure in seen["figures"].items():
+                result.figures[peer].append(figure)
+    progress("")
+    return list(found.values())
+
+
 def progress(text: str) -> None:
     if sys.stderr.isatty():
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
@@ -92,7 +108,7 @@ def report(group: str, results: list[Result], out: Path) -> None:
     first = max(30, *(len(f"{r.case.name}, {r.case.unit}") + 2 for r in results))
     print(f"  {'':<{first}}" + "".join(f"{name:>18}" for name in contenders))
     for result in results:
-        row = "".join(f"{result.median(name):>18,.0f}" for name in contenders)
+        row = "".join(f"{number(result.median(name)):>18}" for name in contenders)
         print(f"  {result.case.name + ', ' + result.case.unit:<{first}}{row}")
         for peer in peers:
             print(f"    {ratio_line(result, peer)}")
@@ -112,7 +128,8 @@ def report(group: str, results: list[Result], out: Path) -> None:
 def ratio_line(result: Result, peer: str) -> str:
     ratios = result.ratios(peer)
     median = statistics.median(ratios)
-    line = f"{OURS} / {peer}: {median:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+    digits = 2 if result.median(peer) >= 10 else 3
+    line = f"{OURS} / {peer}: {median:.{digits}f} ({ratios[0]:.{digits}f} to {ratios[-1]:.{digits}f})"
     limit = result.case.limits.get(peer)
     if limit is not None:
         return f"{line}, at most {limit:.2f}: {'met' if median <= limit else 'MISSED'}"
@@ -120,6 +137,10 @@ def ratio_line(result: Result, peer: str) -> str:
     if target is None:
         return line
     return f"{line}, target {target:.2f}: {'met' if median >= target else 'MISSED'}"
+
+
+def number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.3f}"
 
 
 def machine() -> dict[str, object]:
@@ -148,7 +169,7 @@ def chart(title: str, results: list[Result]) -> str:
             parts.append(
                 f'<rect x="{left}" y="{y - bar + 4}" width="{length}" height="{bar}" fill="{colour}"/>'
             )
-            parts.append(text(left + length + 6, y, f"{value:,.0f}"))
+            parts.append(text(left + length + 6, y, number(value)))
         y += gap
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 100}" height="{y}" '
@@ -211,9 +232,10 @@ def serving(uzram: Path, directory: Path, *arguments: str) -> Iterator[tuple[str
 
 def run(command: list[str], **options) -> str:
     """What a program prints; ends the benchmark if it fails."""
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, **options)
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "timeout": 600, **options}
+    done = subprocess.run(command, text=True, **options)
     if done.returncode != 0:
-        raise SystemExit(f"{' '.join(command)}: status {done.returncode}\n{done.stderr}")
+        raise SystemExit(f"{' '.join(command)}: status {done.returncode}\n{done.stderr or ''}")
     return done.stdout
 
 

@@ -38,23 +38,15 @@ def main() -> None:
 
 
 def engine(group: str, rounds: int) -> list[list[Result]]:
-    """The cases of `benches/writeback.rs`, each with contenders of its own."""
-    found: dict[str, Result] = {}
-    for number in range(rounds):
-        harness.progress(f"{group}, round {number + 1} of {rounds}")
-        output = harness.run(["cargo", "bench", "--locked", "--quiet", "--bench", "writeback", "--", group])
-        for line in filter(lambda text: text.startswith("{"), output.splitlines()):
-            seen = json.loads(line)
-            name = seen["case"]
-            limits = {"exact LRU": 1.0} if group == "misses" else LIMITS.get(name, {})
-            case = Case(name, seen["unit"], lambda _: 0.0, TARGETS.get(name, {}), limits)
-            result = found.setdefault(name, Result(case, {peer: [] for peer in seen["figures"]}))
-            for peer, figure in seen["figures"].items():
-                result.figures[peer].append(figure)
-    harness.progress("")
-    if group == "fill":
-        bound(found["fill to 4x the limit"])
-    return [[result] for result in found.values()]
+    """The cases of `benches/writeback.rs`, with what they are to reach."""
+    results = harness.cargo_bench("writeback", group, rounds)
+    for result in results:
+        name = result.case.name
+        result.case.targets = dict(TARGETS.get(name, {}))
+        result.case.limits = {"exact LRU": 1.0} if group == "misses" else LIMITS.get(name, {})
+        if name == "fill to 4x the limit":
+            bound(result)
+    return [[result] for result in results]
 
 
 def bound(fill: Result) -> None:

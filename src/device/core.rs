@@ -210,6 +210,10 @@ impl Core {
         damage::note(&self.damage, &self.log_limit, page, record, sequence);
     }
 
+    pub(crate) fn shard_count(&self) -> u64 {
+        self.shards.len() as u64
+    }
+
     /// Locks a shard.
     pub(crate) fn shard(&self, index: ShardIndex) -> MutexGuard<'_, Shard> {
         self.shards[index.0 as usize].lock()
@@ -233,11 +237,11 @@ impl Core {
         self.stopping.load(Relaxed)
     }
 
-    /// Whether a shard leaves freed frames that the writeback thread must be told of: too many,
-    /// or any while it does not expect them.
-    pub(super) fn needs_trim(&self, shard: &Shard) -> bool {
+    /// Whether a shard is left in a state that the writeback thread must be told of: sparse, or
+    /// with freed frames that are too many or that the thread does not expect.
+    pub(super) fn needs_care(&self, shard: &Shard) -> bool {
         let warm = shard.pool().warm_frames();
-        warm > self.warm_frames || warm > 0 && !self.trim_is_due.load(Acquire)
+        warm > self.warm_frames || warm > 0 && !self.trim_is_due.load(Acquire) || shard.is_churned()
     }
 
     /// Between what bounds memory is to be kept now.
@@ -271,9 +275,9 @@ impl Core {
         loop {
             let mut shard = self.shard(index);
             let stored = store(&mut shard);
-            let trim = self.needs_trim(&shard);
+            let care = self.needs_care(&shard);
             drop(shard);
-            self.wake_if_needed(trim);
+            self.wake_if_needed(care);
             match stored {
                 Ok(()) => return Ok(()),
                 Err(NoRoom::NoMemory) if refusals == MAX_REFUSALS => {
@@ -296,9 +300,9 @@ impl Core {
             while at < slots.end {
                 let mut shard = self.shard(index);
                 let (next, count) = clear_some(&mut shard, at..slots.end);
-                let trim = self.needs_trim(&shard);
+                let care = self.needs_care(&shard);
                 drop(shard);
-                self.wake_if_needed(trim);
+                self.wake_if_needed(care);
                 at = next;
                 cleared += count;
             }
@@ -315,9 +319,9 @@ impl Core {
             for i in 0..run.pages {
                 shard.store_same_filled(SlotIndex(run.slot.0 + i), 0);
             }
-            let trim = self.needs_trim(&shard);
+            let care = self.needs_care(&shard);
             drop(shard);
-            self.wake_if_needed(trim);
+            self.wake_if_needed(care);
             at += u64::from(run.pages);
         }
     }

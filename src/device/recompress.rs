@@ -168,9 +168,9 @@ impl Core {
             let stored = shard.settle_recompressed(chosen.index, chosen.before, object);
             smaller += u64::from(stored == Ok(true));
         }
-        let trim = self.needs_trim(&shard);
+        let care = self.needs_care(&shard);
         drop(shard);
-        self.wake_if_needed(trim);
+        self.wake_if_needed(care);
         self.requests.recompressed.fetch_add(smaller, Relaxed);
         smaller
     }

@@ -85,12 +85,16 @@ impl Arena {
         })
     }
 
-    /// Takes a run, its contents undefined; `None` if the kernel has no memory or addresses left.
-    pub(crate) fn take(&mut self, len: ChainLen) -> Option<FrameIndex> {
-        if let Some(run) = self.warm[len.index()].pop() {
-            self.warm_frames -= len.frames();
-            return Some(run);
-        }
+    /// Takes a run whose memory we still hold, its contents undefined, if there is one.
+    pub(crate) fn take_held(&mut self, len: ChainLen) -> Option<FrameIndex> {
+        let run = self.warm[len.index()].pop()?;
+        self.warm_frames -= len.frames();
+        Some(run)
+    }
+
+    /// Takes a run that has no memory yet: each of its frames gets some when it is first written.
+    /// `None` if the kernel has no memory or addresses left.
+    pub(crate) fn take_untouched(&mut self, len: ChainLen) -> Option<FrameIndex> {
         self.cold[len.index()].pop().or_else(|| self.carve(len))
     }
 
@@ -111,7 +115,7 @@ impl Arena {
         Some(run)
     }
 
-    /// Takes back a run that [`Arena::take`] gave.
+    /// Takes back a run that was taken.
     pub(crate) fn give_back(&mut self, run: FrameIndex, len: ChainLen) {
         self.warm[len.index()].push(run);
         self.warm_frames += len.frames();
@@ -250,7 +254,7 @@ mod tests {
     fn runs_are_disjoint_and_reused() {
         let mut arena = Arena::new(1000).expect("addresses");
         let lens = [3, 8, 1, 5, 3].map(ChainLen::new);
-        let runs = lens.map(|len| arena.take(len).expect("a run"));
+        let runs = lens.map(|len| arena.take_untouched(len).expect("a run"));
         for (i, (run, len)) in runs.iter().zip(lens).enumerate() {
             let start = run.0 as usize * PAGE_SIZE;
             arena
@@ -268,7 +272,8 @@ mod tests {
         }
         arena.check_accounting(20);
         arena.give_back(runs[0], lens[0]);
-        assert_eq!(arena.take(lens[4]), Some(runs[0]));
+        assert_eq!(arena.take_held(lens[4]), Some(runs[0]));
+        assert_eq!(arena.take_held(lens[4]), None);
         arena.check_accounting(20);
     }
 
@@ -276,7 +281,7 @@ mod tests {
     fn released_runs_read_as_zero_and_come_back() {
         let mut arena = Arena::new(100).expect("addresses");
         let len = ChainLen::new(4);
-        let runs = [(); 3].map(|()| arena.take(len).expect("a run"));
+        let runs = [(); 3].map(|()| arena.take_untouched(len).expect("a run"));
         arena.bytes_mut(0..3 * len.bytes()).fill(0xaa);
         for run in runs {
             arena.give_back(run, len);
@@ -289,13 +294,15 @@ mod tests {
         assert_eq!(arena.bytes(0..1), [0]);
         let kept = 2 * len.bytes();
         assert_eq!(arena.bytes(kept..kept + 1), [0xaa]);
+        let untouched = arena.take_untouched(len).expect("a run");
+        assert!(untouched.0 as usize * PAGE_SIZE < kept);
     }
 
     #[test]
     fn ends_with_the_address_space() {
         let mut arena = Arena::new(16).expect("addresses");
-        let runs = std::iter::from_fn(|| arena.take(ChainLen::new(8))).count();
+        let runs = std::iter::from_fn(|| arena.take_untouched(ChainLen::new(8))).count();
         assert_eq!(runs, 2);
-        assert!(arena.take(ChainLen::new(1)).is_none());
+        assert!(arena.take_untouched(ChainLen::new(1)).is_none());
     }
 }

@@ -44,13 +44,18 @@ pub(crate) struct Stored {
 }
 
 /// What a step of compaction did.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Compacted {
     /// The zspage that was emptied and freed.
     pub(crate) zspage: ZspageId,
-    /// Its page frames.
+    /// Those that its objects moved to. The last one is new, if others had no room for all.
+    pub(crate) into: Vec<ZspageId>,
+    /// Page frames that this freed; none, if other zspages grew by as many.
     pub(crate) frames: u64,
 }
+
+/// Told of each object that compaction moves: its owner, the old and the new address.
+pub(crate) type Moved<'a> = &'a mut dyn FnMut(Owner, ObjectAddress, ObjectAddress);
 
 /// Why an object cannot be stored now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,7 +111,7 @@ pub(crate) trait Pool: Send {
     /// Frees an object; returns its zspage if that is freed with it.
     fn free(&mut self, object: ObjectAddress) -> Option<ZspageId>;
 
-    /// Takes a zspage out of allocation and compaction; returns the number of its page frames.
+    /// Takes a zspage out of allocation and compaction; returns the number of page frames it holds.
     fn isolate(&mut self, zspage: ZspageId) -> u64;
 
     /// Ends isolation; returns whether the zspage was empty and is freed.
@@ -115,15 +120,15 @@ pub(crate) trait Pool: Send {
     /// Visits the objects of a zspage.
     fn objects(&self, zspage: ZspageId, visit: &mut dyn FnMut(ObjectAddress, Owner));
 
-    /// Empties one sparse zspage into fuller ones and frees it, telling `moved` the owner, the old
-    /// and the new address of each object. `None` if no zspage can be freed that way.
-    fn compact(
-        &mut self,
-        moved: &mut dyn FnMut(Owner, ObjectAddress, ObjectAddress),
-    ) -> Option<Compacted>;
+    /// Empties one sparse zspage into others and frees it, where most frames can be freed that
+    /// way. `None` if none can.
+    fn compact(&mut self, moved: Moved<'_>) -> Option<Compacted>;
 
-    /// Page frames in zspages.
+    /// Page frames that zspages hold.
     fn frames_in_use(&self) -> u64;
+
+    /// Those of them that compaction could free.
+    fn frames_freeable(&self) -> u64;
 
     /// Freed frames whose memory is still held.
     fn warm_frames(&self) -> usize;

@@ -75,6 +75,21 @@ impl Lru {
         self.links[zspage.0 as usize].touched = touched.max(1);
     }
 
+    /// Gives a zspage the place of `from`, whose objects it takes, if it was touched earlier or is
+    /// not in the list.
+    pub(crate) fn inherit(&mut self, zspage: ZspageId, from: ZspageId) {
+        let touched = self.links[from.0 as usize].touched;
+        let own = self.links[zspage.0 as usize].touched;
+        debug_assert!(touched != 0 && zspage != from);
+        // The clock wraps.
+        if own != 0 && own.wrapping_sub(touched) as i32 >= 0 {
+            return;
+        }
+        self.remove(zspage);
+        self.insert(zspage, self.links[from.0 as usize].older, from.0);
+        self.links[zspage.0 as usize].touched = touched;
+    }
+
     /// Takes a zspage out, if it is in the list.
     pub(crate) fn remove(&mut self, zspage: ZspageId) {
         let Links {
@@ -156,5 +171,31 @@ mod tests {
             lru.remove(ZspageId(id));
         }
         assert_eq!((lru.check().len(), lru.oldest()), (0, None));
+    }
+
+    #[test]
+    fn what_takes_objects_is_as_new_as_they_were() {
+        let mut lru = Lru::new(10, Clock::default()).expect("addresses");
+        let order = |lru: &Lru| lru.check().iter().map(|id| id.0).collect::<Vec<_>>();
+        for id in [1, 2, 3, 4] {
+            lru.touch(ZspageId(id));
+        }
+        let touched = |lru: &Lru, id: usize| lru.links[id].touched;
+        lru.inherit(ZspageId(1), ZspageId(3));
+        assert_eq!(order(&lru), [2, 1, 3, 4]);
+        assert_eq!(touched(&lru, 1), touched(&lru, 3));
+        lru.inherit(ZspageId(1), ZspageId(3));
+        lru.inherit(ZspageId(4), ZspageId(2));
+        assert_eq!(order(&lru), [2, 1, 3, 4]);
+        lru.inherit(ZspageId(7), ZspageId(4));
+        lru.inherit(ZspageId(8), ZspageId(2));
+        assert_eq!(order(&lru), [8, 2, 1, 3, 7, 4]);
+        // Across the wrap of the clock.
+        lru.links[4].touched = u32::MAX - 1;
+        lru.links[7].touched = 5;
+        lru.inherit(ZspageId(7), ZspageId(4));
+        assert_eq!(touched(&lru, 7), 5);
+        lru.inherit(ZspageId(4), ZspageId(7));
+        assert_eq!((order(&lru), touched(&lru, 4)), (vec![8, 2, 1, 3, 4, 7], 5));
     }
 }

@@ -55,6 +55,8 @@ pub(crate) struct Shard {
     segments: Arc<SegmentTable>,
     present: Arc<Present>,
     counts: Counts,
+    /// Objects freed since [`Shard::forget_churn`].
+    churned: u64,
 }
 
 impl Shard {
@@ -77,6 +79,7 @@ impl Shard {
             segments,
             present,
             counts: Counts::default(),
+            churned: 0,
         })
     }
 
@@ -184,7 +187,22 @@ impl Shard {
         }
     }
 
+    /// Whether so many objects were freed that the pool may have become sparse.
+    pub(crate) fn is_churned(&self) -> bool {
+        /// Few enough for a device of some megabytes, and work for a millisecond.
+        const MIN: u64 = 256;
+        /// One in so many of the objects there are.
+        const SHARE: u64 = 16;
+        self.churned >= (self.counts.resident_pages / SHARE).max(MIN)
+    }
+
+    /// Counts freed objects from here on.
+    pub(crate) fn forget_churn(&mut self) {
+        self.churned = 0;
+    }
+
     fn free(&mut self, object: ObjectAddress) {
+        self.churned += 1;
         if let Some(zspage) = self.pool.free(object) {
             self.lru.remove(zspage);
         }
@@ -204,8 +222,8 @@ impl Shard {
         }
     }
 
-    /// Frees one zspage by moving its objects to others; returns its frames, or `None` if that is
-    /// not possible.
+    /// Frees one zspage by moving its objects to others; returns the frames that are free by that,
+    /// or `None` if it is not possible.
     pub(crate) fn compact(&mut self) -> Option<u64> {
         let Self { slots, pool, .. } = self;
         let done = pool.compact(&mut |owner, from, to| {
@@ -218,6 +236,9 @@ impl Shard {
             let moved = Slot::resident(to, len, codec);
             slots.replace(index, moved.with_notes_of(slot));
         })?;
+        for into in done.into {
+            self.lru.inherit(into, done.zspage);
+        }
         self.lru.remove(done.zspage);
         self.counts.pages_compacted += done.frames;
         Some(done.frames)

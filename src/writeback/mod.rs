@@ -1,4 +1,5 @@
-//! The writeback thread: evicts when memory runs short, cleans segments, gives memory back.
+//! The writeback thread: evicts when memory runs short, cleans segments, packs the pools, gives
+//! memory back.
 //!
 //! It is the only one that isolates zspages and that decides what is written where; helpers do the
 //! writing ([`flights`]). It never needs memory from the pool to make progress: what it evicts goes
@@ -7,6 +8,7 @@
 mod allowance;
 mod batch;
 mod cleaner;
+mod compactor;
 mod evictor;
 mod flights;
 mod replace;
@@ -147,6 +149,7 @@ impl Writeback {
             done = self.core.room.is_closed()
                 || freed_all
                     && self.make_room()
+                    && self.compact_sparse_shards()
                     && self.go_on_selected()
                     && self.clean_sparse_segments()
                     && self.go_on_leaving();
@@ -211,6 +214,8 @@ impl Writeback {
             return true;
         }
         loop {
+            // Cheaper than writing, where it frees as much.
+            self.compact_sparse_shards();
             if !self.make_some_room() {
                 return self.flights.under_way() == 0;
             }

@@ -1,5 +1,6 @@
 //! The device over a backing that misbehaves.
 
+mod compaction;
 mod faults;
 mod idle;
 mod integrity;

@@ -2,35 +2,38 @@
 
 use super::class::{ClassIndex, GEOMETRY};
 use super::zspage::{FULL, FULLNESS_GROUPS, ISOLATED};
-use super::{IN_USE, Zsmalloc, address, frames};
+use super::{IN_USE, Zsmalloc, address};
 use crate::pool::{Pool, ZspageId};
 
 impl Zsmalloc {
     /// Asserts invariants 1 to 3, those of the lists and descriptors, and the arena's.
     pub(super) fn check_accounting(&self) {
         let unused = self.zspages.unused();
-        let mut total_frames = 0;
-        let mut tally = vec![(0u64, 0u64); self.classes.len()];
+        let (mut held_frames, mut run_frames) = (0, 0);
+        let mut tally = vec![(0u64, 0u64, 0u64); self.classes.len()];
         for id in self.zspages.used().filter(|id| !unused.contains(id)) {
             let zspage = self.zspages.get(id);
             let class = GEOMETRY.class(zspage.class());
             self.check_objects(id);
-            for frame in frames(zspage.first_frame(), class.chain) {
-                assert_eq!(self.zspage_of[frame], id.0);
-            }
-            total_frames += class.chain.frames();
-            let (zspages, objects) = &mut tally[usize::from(zspage.class().0)];
+            let (first, held) = (zspage.first_frame().0 as usize, usize::from(zspage.held));
+            assert!(class.frames_of(zspage.carved) <= held && held <= class.chain.frames());
+            let named = &self.zspage_of[first..first + held];
+            assert!(named.iter().all(|&named| named == id.0));
+            held_frames += held as u64;
+            run_frames += class.chain.frames();
+            let (zspages, objects, frames) = &mut tally[usize::from(zspage.class().0)];
             *zspages += 1;
             *objects += u64::from(zspage.in_use);
+            *frames += held as u64;
         }
         let counted: Vec<_> = self
             .classes
             .iter()
-            .map(|c| (c.zspages, c.objects))
+            .map(|c| (c.zspages, c.objects, c.frames))
             .collect();
         assert_eq!(tally, counted);
-        assert_eq!(self.frames, total_frames as u64);
-        self.arena.check_accounting(total_frames);
+        assert_eq!(self.frames, held_frames);
+        self.arena.check_accounting(run_frames);
         self.check_lists();
     }
 

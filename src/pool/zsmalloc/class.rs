@@ -101,6 +101,20 @@ impl Geometry {
 }
 
 impl Class {
+    /// Page frames that the first `objects` objects of a zspage lie in.
+    pub(super) fn frames_of(self, objects: u16) -> usize {
+        (usize::from(objects) * self.size).div_ceil(PAGE_SIZE)
+    }
+
+    /// The fewest page frames that so many objects can lie in.
+    pub(super) fn fewest_frames(self, objects: u64) -> u64 {
+        let (whole, rest) = (
+            objects / u64::from(self.objects),
+            objects % u64::from(self.objects),
+        );
+        whole * self.chain.frames() as u64 + self.frames_of(rest as u16) as u64
+    }
+
     /// Cuts for objects of `size`, chaining as many frames as waste the least share of them.
     fn with_size(size: usize) -> Self {
         let waste = |frames: usize| (frames * PAGE_SIZE) % size;
@@ -137,6 +151,31 @@ mod tests {
             geometry.class(geometry.class_for(PAGE_SIZE)).size,
             PAGE_SIZE
         );
+    }
+
+    #[test]
+    fn a_frame_is_counted_from_its_first_object_on() {
+        let class = Class::with_size(3072);
+        assert_eq!((class.chain.frames(), class.objects), (3, 4));
+        assert_eq!([0, 1, 2, 3, 4].map(|n| class.frames_of(n)), [0, 1, 2, 3, 3]);
+        assert_eq!(
+            [0, 1, 4, 5, 8].map(|n| class.fewest_frames(n)),
+            [0, 1, 3, 4, 6]
+        );
+        for class in GEOMETRY.classes() {
+            // So a zspage is never short of more than one frame for its next object.
+            for n in 0..class.objects {
+                assert!(
+                    class.frames_of(n + 1) <= class.frames_of(n) + 1,
+                    "{class:?}"
+                );
+            }
+            assert_eq!(
+                class.frames_of(class.objects),
+                class.chain.frames(),
+                "{class:?}"
+            );
+        }
     }
 
     #[test]

@@ -5,21 +5,25 @@
 //! keeps the sparse ones sparse for compaction. A zspage's frames have consecutive addresses, so
 //! an object that straddles two of them is still one slice, and an [`ObjectAddress`] leads to its
 //! bytes without looking at any descriptor.
+//!
+//! A zspage of untouched frames grows: it holds only those that its objects lie in so far. Else
+//! each class of each shard would hold half a zspage of nothing.
 
 mod check;
 mod class;
 mod zspage;
 
+use std::cmp::Reverse;
 use std::io;
-use std::ops::Range;
 use std::sync::Arc;
 
 use self::class::{Class, ClassIndex, GEOMETRY, HEADER_LEN};
 use self::zspage::{ISOLATED, Lists, ZspageTable};
 use super::{
-    Compacted, FrameBudget, NoRoom, OBJECT_ALIGN, ObjectAddress, Owner, Pool, Stored, ZspageId,
+    Compacted, FrameBudget, Moved, NoRoom, OBJECT_ALIGN, ObjectAddress, Owner, Pool, Stored,
+    ZspageId,
 };
-use crate::memory::{Arena, ChainLen, FrameIndex, IdleRuns, LazyTable};
+use crate::memory::{Arena, FrameIndex, IdleRuns, LazyTable};
 use crate::units::PAGE_SIZE;
 
 /// Header bit of an object in use (`OBJ_ALLOCATED_TAG`).
@@ -48,22 +52,23 @@ struct ClassUse {
     lists: Lists,
     zspages: u64,
     objects: u64,
+    frames: u64,
 }
 
 impl ClassUse {
-    /// Zspages' worth of free objects (`zs_can_compact`).
-    fn spare_zspages(&self, class: Class) -> u64 {
-        let per_zspage = u64::from(class.objects);
-        (self.zspages * per_zspage - self.objects) / per_zspage
+    /// Frames that its objects do not need.
+    fn freeable_frames(&self, class: Class) -> u64 {
+        self.frames - class.fewest_frames(self.objects)
     }
 }
 
 /// The pool.
 ///
 /// Invariants, proved by [`Pool::check`]:
-/// 1. For each class, `objects` is the sum of its zspages' objects in use, isolated ones included.
-/// 2. `frames` is the sum of the chains of all zspages, and is taken from `budget`.
-/// 3. `zspage_of` names, for each frame in use, the zspage it is in.
+/// 1. For each class, `objects` is the sum of its zspages' objects in use, and `frames` of the
+///    frames they hold, isolated ones included.
+/// 2. `frames` is the sum of the frames of all classes, and is taken from `budget`.
+/// 3. `zspage_of` names, for each frame that is held, the zspage it is in.
 pub(crate) struct Zsmalloc {
     arena: Arena,
     budget: Arc<FrameBudget>,
@@ -89,47 +94,82 @@ impl Zsmalloc {
         })
     }
 
-    /// A zspage of the class with a free object: the fullest, or a new one.
-    fn zspage_with_room(&mut self, class: ClassIndex) -> Result<ZspageId, NoRoom> {
-        let lists = &self.classes[usize::from(class.0)].lists;
-        match lists.fullest() {
-            Some(zspage) => Ok(zspage),
-            None => self.create_zspage(class),
+    /// A zspage of the class with memory for a free object: the fullest.
+    fn zspage_with_room(&mut self, index: ClassIndex) -> Option<ZspageId> {
+        let lists = &self.classes[usize::from(index.0)].lists;
+        let fullest = lists.fullest()?;
+        let class = GEOMETRY.class(index);
+        if !self.zspages.get(fullest).must_grow(class) {
+            return Some(fullest);
         }
+        if self.budget.try_take(1) {
+            self.hold(fullest, 1);
+            return Some(fullest);
+        }
+        self.zspages.fullest_with_memory(lists, class)
     }
 
-    fn create_zspage(&mut self, class: ClassIndex) -> Result<ZspageId, NoRoom> {
-        let chain = GEOMETRY.class(class).chain;
-        if !self.budget.try_take(chain.frames() as u64) {
+    /// A new zspage, in no list, with memory for an object.
+    fn create_zspage(&mut self, index: ClassIndex) -> Result<ZspageId, NoRoom> {
+        let chain = GEOMETRY.class(index).chain;
+        if self.budget.try_take(chain.frames() as u64) {
+            if let Some(first) = self.arena.take_held(chain) {
+                let id = self.add_zspage(index, first);
+                self.hold(id, chain.frames());
+                return Ok(id);
+            }
+            self.budget.give_back(chain.frames() as u64);
+        }
+        self.create_untouched(index, 1)
+    }
+
+    /// A new zspage, in no list, that holds the first `frames` frames of an untouched run.
+    fn create_untouched(&mut self, index: ClassIndex, frames: usize) -> Result<ZspageId, NoRoom> {
+        if !self.budget.try_take(frames as u64) {
             return Err(NoRoom::OverLimit);
         }
-        let Some(first) = self.arena.take(chain) else {
-            self.budget.give_back(chain.frames() as u64);
+        let Some(first) = self.arena.take_untouched(GEOMETRY.class(index).chain) else {
+            self.budget.give_back(frames as u64);
             return Err(NoRoom::NoMemory);
         };
-        let id = self.zspages.create(class, first);
-        self.zspage_of[frames(first, chain)].fill(id.0);
-        self.classes[usize::from(class.0)].zspages += 1;
-        self.frames += chain.frames() as u64;
+        let id = self.add_zspage(index, first);
+        self.hold(id, frames);
         Ok(id)
+    }
+
+    fn add_zspage(&mut self, index: ClassIndex, first: FrameIndex) -> ZspageId {
+        self.classes[usize::from(index.0)].zspages += 1;
+        self.zspages.create(index, first)
+    }
+
+    /// Adds frames, which are taken from the budget, to what a zspage holds.
+    fn hold(&mut self, id: ZspageId, frames: usize) {
+        let zspage = self.zspages.get_mut(id);
+        let start = zspage.first_frame().0 as usize + usize::from(zspage.held);
+        zspage.held += frames as u8;
+        let index = zspage.class();
+        self.zspage_of[start..start + frames].fill(id.0);
+        self.classes[usize::from(index.0)].frames += frames as u64;
+        self.frames += frames as u64;
     }
 
     /// Frees an empty zspage, which may stand in a list.
     fn free_zspage(&mut self, id: ZspageId) {
         let zspage = self.zspages.get(id);
         let (index, first) = (zspage.class(), zspage.first_frame());
-        let chain = GEOMETRY.class(index).chain;
+        let held = u64::from(zspage.held);
         let class = &mut self.classes[usize::from(index.0)];
         self.zspages.detach(&mut class.lists, id);
         self.zspages.remove(id);
         class.zspages -= 1;
-        self.frames -= chain.frames() as u64;
-        self.arena.give_back(first, chain);
-        self.budget.give_back(chain.frames() as u64);
+        class.frames -= held;
+        self.frames -= held;
+        self.arena.give_back(first, GEOMETRY.class(index).chain);
+        self.budget.give_back(held);
     }
 
-    /// Takes a free object of `id`, which has one, and writes its owner; the zspage is left in
-    /// the list it was in.
+    /// Takes a free object of `id`, which has memory for one, and writes its owner; the zspage is
+    /// left in the list it was in.
     fn take_object(&mut self, id: ZspageId, owner: Owner) -> ObjectAddress {
         let zspage = self.zspages.get_mut(id);
         let index = zspage.class();
@@ -175,6 +215,12 @@ impl Zsmalloc {
         self.classes[usize::from(index.0)].objects -= 1;
     }
 
+    /// Frames that the objects of each class do not need.
+    fn freeable(&self) -> impl Iterator<Item = u64> {
+        let classes = GEOMETRY.classes().iter().zip(&self.classes);
+        classes.map(|(class, class_use)| class_use.freeable_frames(*class))
+    }
+
     /// Moves a zspage to the list its usage calls for.
     fn restand(&mut self, id: ZspageId) {
         let index = self.zspages.get(id).class();
@@ -199,29 +245,68 @@ impl Zsmalloc {
             .copy_from_slice(&header.to_ne_bytes());
     }
 
-    /// Moves the objects of `from`, which is in no list, to other zspages of its class; returns
-    /// whether they all found room there.
-    fn empty_zspage(
-        &mut self,
-        from: ZspageId,
-        moved: &mut dyn FnMut(Owner, ObjectAddress, ObjectAddress),
-    ) -> bool {
-        let index = self.zspages.get(from).class();
-        let size = GEOMETRY.class(index).size;
+    /// Empties the emptiest zspage of a class into fuller ones, or into a new one that holds fewer
+    /// frames, and frees it. `None` if that is not possible.
+    fn compact_class(&mut self, index: ClassIndex, moved: Moved<'_>) -> Option<Compacted> {
+        let class_use = &mut self.classes[usize::from(index.0)];
+        let before = class_use.frames;
+        let from = class_use.lists.emptiest()?;
+        // Out of its list, so that its own free objects are not taken for the target's.
+        self.zspages.detach(&mut class_use.lists, from);
         let mut objects = Vec::with_capacity(usize::from(self.zspages.get(from).in_use));
         self.objects(from, &mut |object, owner| objects.push((object, owner)));
-        for (object, owner) in objects {
-            let Some(to) = self.classes[usize::from(index.0)].lists.fullest() else {
-                return false;
-            };
-            let target = self.take_object(to, owner);
+        let mut left = objects.into_iter().peekable();
+        let mut into = Vec::new();
+        while left.peek().is_some()
+            && let Some(to) = self.zspage_with_room(index)
+            && let Some((object, owner)) = left.next()
+        {
+            self.move_object(from, object, owner, to, moved);
             self.restand(to);
-            let (source, len) = (byte(object) + HEADER_LEN, size - HEADER_LEN);
-            self.arena.copy(source, byte(target) + HEADER_LEN, len);
-            self.give_back_object(from, object);
-            moved(owner, object, target);
+            if into.last() != Some(&to) {
+                into.push(to);
+            }
         }
-        true
+        if left.peek().is_some() {
+            let zspage = self.zspages.get(from);
+            let frames = GEOMETRY.class(index).frames_of(zspage.in_use);
+            let saves = frames < usize::from(zspage.held);
+            let Some(to) = saves
+                .then(|| self.create_untouched(index, frames).ok())
+                .flatten()
+            else {
+                self.restand(from);
+                return None;
+            };
+            for (object, owner) in left {
+                self.move_object(from, object, owner, to, moved);
+            }
+            self.restand(to);
+            into.push(to);
+        }
+        self.free_zspage(from);
+        Some(Compacted {
+            zspage: from,
+            into,
+            frames: before - self.classes[usize::from(index.0)].frames,
+        })
+    }
+
+    /// Moves an object to a zspage with memory for it; neither zspage changes lists.
+    fn move_object(
+        &mut self,
+        from: ZspageId,
+        object: ObjectAddress,
+        owner: Owner,
+        to: ZspageId,
+        moved: Moved<'_>,
+    ) {
+        let len = GEOMETRY.class(self.zspages.get(from).class()).size - HEADER_LEN;
+        let target = self.take_object(to, owner);
+        self.arena
+            .copy(byte(object) + HEADER_LEN, byte(target) + HEADER_LEN, len);
+        self.give_back_object(from, object);
+        moved(owner, object, target);
     }
 }
 
@@ -240,7 +325,11 @@ impl Pool for Zsmalloc {
 
     fn store(&mut self, owner: Owner, data: &[u8]) -> Result<Stored, NoRoom> {
         assert!(owner.0 < 1 << 31 && !data.is_empty());
-        let zspage = self.zspage_with_room(GEOMETRY.class_for(data.len()))?;
+        let index = GEOMETRY.class_for(data.len());
+        let zspage = match self.zspage_with_room(index) {
+            Some(zspage) => zspage,
+            None => self.create_zspage(index)?,
+        };
         let object = self.take_object(zspage, owner);
         self.restand(zspage);
         let at = byte(object)
@@ -277,7 +366,7 @@ impl Pool for Zsmalloc {
         let index = self.zspages.get(zspage).class();
         self.zspages
             .isolate(&mut self.classes[usize::from(index.0)].lists, zspage);
-        GEOMETRY.class(index).chain.frames() as u64
+        u64::from(self.zspages.get(zspage).held)
     }
 
     fn put_back(&mut self, zspage: ZspageId) -> bool {
@@ -311,35 +400,25 @@ impl Pool for Zsmalloc {
         }
     }
 
-    fn compact(
-        &mut self,
-        moved: &mut dyn FnMut(Owner, ObjectAddress, ObjectAddress),
-    ) -> Option<Compacted> {
-        for (index, class) in (0..).map(ClassIndex).zip(GEOMETRY.classes()) {
-            let class_use = &mut self.classes[usize::from(index.0)];
-            if class_use.spare_zspages(*class) == 0 {
-                continue;
-            }
-            let Some(from) = class_use.lists.emptiest() else {
-                continue;
-            };
-            // Out of its list, so that its own free objects are not taken for the target's.
-            self.zspages.detach(&mut class_use.lists, from);
-            if self.empty_zspage(from, moved) {
-                self.free_zspage(from);
-                return Some(Compacted {
-                    zspage: from,
-                    frames: class.chain.frames() as u64,
-                });
-            }
-            // The spare room is in zspages that are being evicted.
-            self.restand(from);
-        }
-        None
+    fn compact(&mut self, moved: Moved<'_>) -> Option<Compacted> {
+        let mut freeable: Vec<_> = self
+            .freeable()
+            .zip((0..).map(ClassIndex))
+            .filter(|&(frames, _)| frames > 0)
+            .collect();
+        // A class may have all its spare room in zspages that are being evicted.
+        freeable.sort_unstable_by_key(|&(frames, _)| Reverse(frames));
+        freeable
+            .into_iter()
+            .find_map(|(_, index)| self.compact_class(index, moved))
     }
 
     fn frames_in_use(&self) -> u64 {
         self.frames
+    }
+
+    fn frames_freeable(&self) -> u64 {
+        self.freeable().sum()
     }
 
     fn warm_frames(&self) -> usize {
@@ -361,9 +440,9 @@ impl Pool for Zsmalloc {
                 size: class.size as u64,
                 objects: class_use.zspages * u64::from(class.objects),
                 objects_used: class_use.objects,
-                frames: class_use.zspages * chain,
+                frames: class_use.frames,
                 frames_per_zspage: chain,
-                frames_freeable: class_use.spare_zspages(*class) * chain,
+                frames_freeable: class_use.freeable_frames(*class),
             }
         };
         GEOMETRY
@@ -393,10 +472,4 @@ fn address(first: FrameIndex, class: Class, nth: u16) -> ObjectAddress {
 /// Which object of its zspage it is.
 fn nth(first: FrameIndex, class: Class, object: ObjectAddress) -> u16 {
     ((byte(object) - first.0 as usize * PAGE_SIZE) / class.size) as u16
-}
-
-/// The frames of a run.
-fn frames(first: FrameIndex, chain: ChainLen) -> Range<usize> {
-    let first = first.0 as usize;
-    first..first + chain.frames()
 }

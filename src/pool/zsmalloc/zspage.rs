@@ -26,6 +26,7 @@ pub(super) const DETACHED: u8 = FULL + 2;
 /// 1. Objects `0..carved` have been used; of these, `carved - in_use` are free and form a list
 ///    from `free_head` through their headers.
 /// 2. `standing` names the one list it is in, if any: the fullness group of `in_use`.
+/// 3. Its first `held` frames have memory, or may have some, and objects `0..carved` lie in them.
 #[derive(FromZeros)]
 pub(super) struct Zspage {
     prev: u32,
@@ -38,6 +39,7 @@ pub(super) struct Zspage {
     pub(super) in_use: u16,
     class: u8,
     standing: u8,
+    pub(super) held: u8,
 }
 
 impl Zspage {
@@ -51,6 +53,11 @@ impl Zspage {
 
     pub(super) fn standing(&self) -> u8 {
         self.standing
+    }
+
+    /// Whether its next object lies where it has no memory yet.
+    pub(super) fn must_grow(&self, class: Class) -> bool {
+        self.in_use == self.carved && class.frames_of(self.carved + 1) > usize::from(self.held)
     }
 
     /// Where it belongs by its usage.
@@ -128,6 +135,7 @@ impl ZspageTable {
             in_use: 0,
             class: class.0,
             standing: DETACHED,
+            held: 0,
         };
         ZspageId(id)
     }
@@ -188,6 +196,15 @@ impl ZspageTable {
         debug_assert_ne!(self.get(id).standing, ISOLATED);
         self.detach(lists, id);
         self.get_mut(id).standing = ISOLATED;
+    }
+
+    /// The fullest zspage with free objects of which one lies where there is memory.
+    pub(super) fn fullest_with_memory(&self, lists: &Lists, class: Class) -> Option<ZspageId> {
+        // Those passed over are few: a zspage is made only when no other has room.
+        (0..FULLNESS_GROUPS)
+            .rev()
+            .flat_map(|group| self.in_list(lists, group))
+            .find(|&id| !self.get(id).must_grow(class))
     }
 
     /// The zspages in a list, first to last, with a check of its links.
