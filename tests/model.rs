@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use proptest::prelude::*;
 use uzram::{
     Algorithm, BackingConfig, BlockDevice, Device, DeviceConfig, Extent, PAGE_SIZE, PageState,
-    Recompression, Selection,
+    PoolKind, Recompression, Selection,
 };
 
 const DEVICE_PAGES: u64 = 600;
@@ -328,11 +328,12 @@ impl Harness {
     }
 }
 
-fn run(steps: &[Step], shards: u32, algorithm: Algorithm, with_backing: bool) {
+fn run(steps: &[Step], pool: PoolKind, shards: u32, algorithm: Algorithm, with_backing: bool) {
     let dir = tempfile::tempdir().expect("a directory");
     let mut config = DeviceConfig::new(DEVICE_BYTES);
     config.shards = Some(shards);
     config.algorithm = algorithm;
+    config.pool = pool;
     config.mem_limit = Some(128 * PAGE_SIZE as u64);
     if with_backing {
         config.backing = Some(BackingConfig {
@@ -369,26 +370,34 @@ fn run(steps: &[Step], shards: u32, algorithm: Algorithm, with_backing: bool) {
     );
 }
 
+fn pool() -> impl Strategy<Value = PoolKind> {
+    prop_oneof![
+        3 => Just(PoolKind::Zsmalloc),
+        1 => Just(PoolKind::Zbud),
+        1 => Just(PoolKind::Z3fold),
+    ]
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
 
     #[test]
-    fn one_shard_without_backing(steps in prop::collection::vec(step(), 1..60)) {
-        run(&steps, 1, Algorithm::Lz4, false);
+    fn one_shard_without_backing(pool in pool(), steps in prop::collection::vec(step(), 1..60)) {
+        run(&steps, pool, 1, Algorithm::Lz4, false);
     }
 
     #[test]
-    fn four_shards_without_backing(steps in prop::collection::vec(step(), 1..60)) {
-        run(&steps, 4, Algorithm::Zstd { level: 1 }, false);
+    fn four_shards_without_backing(pool in pool(), steps in prop::collection::vec(step(), 1..60)) {
+        run(&steps, pool, 4, Algorithm::Zstd { level: 1 }, false);
     }
 
     #[test]
-    fn one_shard_with_backing(steps in prop::collection::vec(step(), 1..60)) {
-        run(&steps, 1, Algorithm::Zstd { level: 1 }, true);
+    fn one_shard_with_backing(pool in pool(), steps in prop::collection::vec(step(), 1..60)) {
+        run(&steps, pool, 1, Algorithm::Zstd { level: 1 }, true);
     }
 
     #[test]
-    fn four_shards_with_backing(steps in prop::collection::vec(step(), 1..60)) {
-        run(&steps, 4, Algorithm::Lz4, true);
+    fn four_shards_with_backing(pool in pool(), steps in prop::collection::vec(step(), 1..60)) {
+        run(&steps, pool, 4, Algorithm::Lz4, true);
     }
 }

@@ -145,7 +145,7 @@ pub(crate) struct DeviceArgs {
     #[arg(long, value_name = "SECONDS", requires = "recompress")]
     pub(crate) after: Option<u64>,
 
-    /// Which allocator keeps them: zsmalloc.
+    /// Which allocator keeps them: zsmalloc, the densest, zbud or z3fold.
     #[arg(long, value_name = "NAME", default_value = "zsmalloc", value_parser = parse::pool)]
     pub(crate) pool: PoolKind,
 

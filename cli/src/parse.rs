@@ -18,22 +18,9 @@ pub(crate) fn keep(text: &str) -> Result<BackingKeep, String> {
     text.parse().map_err(reason)
 }
 
-/// `zsmalloc`.
+/// `zsmalloc`, `zbud` or `z3fold`.
 pub(crate) fn pool(text: &str) -> Result<PoolKind, String> {
-    match text {
-        "zsmalloc" => Ok(PoolKind::Zsmalloc),
-        "zbud" | "z3fold" => Err(format!(
-            "this version has no {text}: use zsmalloc, the densest"
-        )),
-        _ => Err("use zsmalloc".to_owned()),
-    }
-}
-
-/// What [`pool`] reads.
-pub(crate) fn pool_text(pool: PoolKind) -> &'static str {
-    match pool {
-        PoolKind::Zsmalloc => "zsmalloc",
-    }
+    text.parse().map_err(reason)
 }
 
 /// `unix:PATH` or `tcp:HOST:PORT`.

@@ -13,7 +13,6 @@ use uzram::{Algorithm, BackingConfig, DeviceConfig, MAX_SOCKET_PATH, mounts};
 use crate::args::{DeviceArgs, ExportArgs, TlsMode};
 use crate::failure::Usage;
 use crate::name::Name;
-use crate::parse;
 use crate::rundir::{Record, RunRoot};
 
 /// A server to run. Every path is absolute.
@@ -113,7 +112,7 @@ impl Settings {
             let after = device.recompress_after.unwrap_or_default();
             option("after", after.as_secs().to_string().into());
         }
-        option("pool", parse::pool_text(device.pool).into());
+        option("pool", device.pool.to_string().into());
         if let Some(shards) = device.shards {
             option("shards", shards.to_string().into());
         }

@@ -52,7 +52,7 @@ fn nonsense_exits_2_with_one_line() {
         (&["serve", "a", "--size=1M", "--backing="], "--backing"),
         (&["serve", "a", "--size=1M", "--algorithm=lzo"], "lz4"),
         (&["serve", "a", "--size=1M", "--algorithm=zstd:99"], "22"),
-        (&["serve", "a", "--size=1M", "--pool=zbud"], "zsmalloc"),
+        (&["serve", "a", "--size=1M", "--pool=slab"], "zsmalloc"),
         (&["serve", "a", "--size=1M", "--shards=0"], "--shards"),
         (&["serve", "a", "--size=1M", "--nbd=/tmp/x"], "unix:"),
         (&["serve", "a", "--size=1M", "--nbd=tcp:host"], "--nbd"),

@@ -199,6 +199,11 @@ impl Arena {
         );
     }
 
+    /// Frames at the start of the arena that were ever taken.
+    pub(crate) fn frames_ever_taken(&self) -> usize {
+        self.fresh
+    }
+
     /// Asserts the accounting, given how many frames the pool has in use:
     /// `fresh = in use + warm + cold`. No run may be out for release.
     pub(crate) fn check_accounting(&self, in_use: usize) {

@@ -21,9 +21,9 @@ struct Harness {
 }
 
 impl Harness {
-    fn new(limit: u64) -> Self {
+    fn new(kind: PoolKind, limit: u64) -> Self {
         let budget = Arc::new(FrameBudget::new(limit));
-        let pool = super::new(PoolKind::Zsmalloc, ADDRESS_FRAMES, Arc::clone(&budget));
+        let pool = super::new(kind, ADDRESS_FRAMES, Arc::clone(&budget));
         Self {
             pool: pool.expect("addresses"),
             budget,
@@ -114,75 +114,84 @@ impl Harness {
 
 #[test]
 fn keeps_objects_of_every_length() {
-    let mut harness = Harness::new(FrameBudget::UNLIMITED);
-    let max = harness.pool.max_compressed_len();
-    for len in (1..=max).chain([PAGE_SIZE; 3]) {
-        harness.store(len).expect("no limit");
+    for kind in PoolKind::ALL {
+        let mut harness = Harness::new(kind, FrameBudget::UNLIMITED);
+        let max = harness.pool.max_compressed_len();
+        for len in (1..=max).chain([PAGE_SIZE; 3]) {
+            harness.store(len).expect("no limit");
+        }
+        harness.check();
+        harness.drain();
     }
-    harness.check();
-    harness.drain();
 }
 
 #[test]
 fn visits_the_owners_of_a_zspage() {
-    let mut harness = Harness::new(FrameBudget::UNLIMITED);
-    let stored = [(); 20].map(|()| harness.store(1000).expect("no limit"));
-    let zspage = stored[0].zspage;
-    let mut expected: Vec<_> = (0..20)
-        .zip(stored)
-        .filter(|(_, s)| s.zspage == zspage)
-        .collect();
-    let (gone, _) = expected.remove(0);
-    harness.free(Owner(gone));
-    let mut visited = Vec::new();
-    harness
-        .pool
-        .objects(zspage, &mut |object, owner| visited.push((owner.0, object)));
-    assert_eq!(
-        visited,
-        expected
-            .iter()
-            .map(|(n, s)| (*n, s.object))
-            .collect::<Vec<_>>()
-    );
-    harness.drain();
+    for kind in PoolKind::ALL {
+        let mut harness = Harness::new(kind, FrameBudget::UNLIMITED);
+        let stored = [(); 20].map(|()| harness.store(1000).expect("no limit"));
+        let zspage = stored[0].zspage;
+        let mut expected: Vec<_> = (0..20)
+            .zip(stored)
+            .filter(|(_, s)| s.zspage == zspage)
+            .collect();
+        let (gone, _) = expected.remove(0);
+        harness.free(Owner(gone));
+        let mut visited = Vec::new();
+        harness
+            .pool
+            .objects(zspage, &mut |object, owner| visited.push((owner.0, object)));
+        visited.sort_unstable();
+        assert_eq!(
+            visited,
+            expected
+                .iter()
+                .map(|(n, s)| (*n, s.object))
+                .collect::<Vec<_>>()
+        );
+        harness.drain();
+    }
 }
 
 #[test]
 fn an_isolated_zspage_is_left_alone_until_put_back() {
-    let mut harness = Harness::new(FrameBudget::UNLIMITED);
-    let first = harness.store(100).expect("no limit");
-    let huge = harness.store(PAGE_SIZE).expect("no limit");
-    harness.isolate(first.zspage);
-    harness.isolate(huge.zspage);
-    assert_ne!(harness.store(100).expect("no limit").zspage, first.zspage);
-    assert_eq!(harness.compact(), 0);
-    harness.free(Owner(0));
-    harness.free(Owner(1));
-    harness.check();
-    assert!(harness.pool.frames_in_use() > 1);
-    harness.isolated.clear();
-    assert!(harness.pool.put_back(first.zspage) && harness.pool.put_back(huge.zspage));
-    harness.drain();
+    for kind in PoolKind::ALL {
+        let mut harness = Harness::new(kind, FrameBudget::UNLIMITED);
+        let first = harness.store(100).expect("no limit");
+        let huge = harness.store(PAGE_SIZE).expect("no limit");
+        harness.isolate(first.zspage);
+        harness.isolate(huge.zspage);
+        assert_ne!(harness.store(100).expect("no limit").zspage, first.zspage);
+        assert_eq!(harness.compact(), 0);
+        harness.free(Owner(0));
+        harness.free(Owner(1));
+        harness.check();
+        assert!(harness.pool.frames_in_use() > 1);
+        harness.isolated.clear();
+        assert!(harness.pool.put_back(first.zspage) && harness.pool.put_back(huge.zspage));
+        harness.drain();
+    }
 }
 
 #[test]
 fn stays_within_the_budget() {
-    let mut harness = Harness::new(64);
-    while harness.store(1500).is_some() {}
-    assert!(harness.budget.used() <= 64);
-    harness.check();
-    let used = harness.objects.len();
-    harness.free(Owner(0));
-    assert!(harness.store(1500).is_some() && harness.store(1500).is_none());
-    assert_eq!(harness.objects.len(), used);
-    harness.drain();
+    for kind in PoolKind::ALL {
+        let mut harness = Harness::new(kind, 64);
+        while harness.store(1500).is_some() {}
+        assert!(harness.budget.used() <= 64);
+        harness.check();
+        let used = harness.objects.len();
+        harness.free(Owner(0));
+        assert!(harness.store(1500).is_some() && harness.store(1500).is_none());
+        assert_eq!(harness.objects.len(), used);
+        harness.drain();
+    }
 }
 
 /// A zspage is cut out of up to eight frames, and there are some for every length.
 #[test]
 fn frames_are_held_only_where_there_are_objects() {
-    let mut harness = Harness::new(FrameBudget::UNLIMITED);
+    let mut harness = Harness::new(PoolKind::Zsmalloc, FrameBudget::UNLIMITED);
     let (mut bytes, mut lens) = (0, 0);
     for len in (40..3000).step_by(100) {
         for _ in 0..10 {
@@ -204,7 +213,7 @@ fn frames_are_held_only_where_there_are_objects() {
 #[test]
 fn the_last_frame_of_the_budget_is_of_use() {
     for limit in 1..20 {
-        let mut harness = Harness::new(limit);
+        let mut harness = Harness::new(PoolKind::Zsmalloc, limit);
         while harness.store(1500).is_some() {}
         let objects = harness.objects.len();
         assert!(
@@ -228,7 +237,7 @@ fn the_last_frame_of_the_budget_is_of_use() {
 #[test]
 fn compaction_packs_one_zspage_as_well_as_many() {
     for objects in [3, 30, 100] {
-        let mut harness = Harness::new(FrameBudget::UNLIMITED);
+        let mut harness = Harness::new(PoolKind::Zsmalloc, FrameBudget::UNLIMITED);
         for _ in 0..objects {
             harness.store(1000).expect("no limit");
         }
@@ -251,40 +260,46 @@ fn compaction_packs_one_zspage_as_well_as_many() {
 
 #[test]
 fn compaction_frees_what_churn_left_sparse() {
-    let mut harness = Harness::new(FrameBudget::UNLIMITED);
-    for n in 0..3000 {
-        harness.store(40 + n * 13 % 3500).expect("no limit");
+    for kind in PoolKind::ALL {
+        let mut harness = Harness::new(kind, FrameBudget::UNLIMITED);
+        for n in 0..3000 {
+            harness.store(40 + n * 13 % 3500).expect("no limit");
+        }
+        for owner in (0..3000).filter(|n| n % 4 != 0) {
+            harness.free(Owner(owner));
+        }
+        let before = harness.pool.frames_in_use();
+        let freeable = harness.pool.frames_freeable();
+        let freed = harness.compact();
+        harness.check();
+        // What is freeable where three share a frame is an estimate.
+        assert!(freed == freeable || kind == PoolKind::Z3fold && freed > freeable);
+        assert_eq!(harness.pool.frames_freeable(), 0);
+        assert!(freed * 5 > before * 2, "{freed} of {before} frames");
+        harness.drain();
     }
-    for owner in (0..3000).filter(|n| n % 4 != 0) {
-        harness.free(Owner(owner));
-    }
-    let before = harness.pool.frames_in_use();
-    let freeable = harness.pool.frames_freeable();
-    let freed = harness.compact();
-    harness.check();
-    assert_eq!((freed, harness.pool.frames_freeable()), (freeable, 0));
-    assert!(freed * 2 > before, "{freed} of {before} frames");
-    harness.drain();
 }
 
 #[test]
 fn idle_frames_are_released_and_reused() {
-    let mut harness = Harness::new(FrameBudget::UNLIMITED);
-    for _ in 0..100 {
-        harness.store(PAGE_SIZE).expect("no limit");
+    for kind in PoolKind::ALL {
+        let mut harness = Harness::new(kind, FrameBudget::UNLIMITED);
+        for _ in 0..100 {
+            harness.store(PAGE_SIZE).expect("no limit");
+        }
+        for owner in 0..100 {
+            harness.free(Owner(owner));
+        }
+        assert_eq!(harness.pool.warm_frames(), 100);
+        let mut idle = harness.pool.take_idle(10);
+        idle.release().expect("madvise");
+        harness.pool.accept_idle(idle);
+        assert_eq!(harness.pool.warm_frames(), 10);
+        for _ in 0..100 {
+            harness.store(PAGE_SIZE).expect("no limit");
+        }
+        harness.drain();
     }
-    for owner in 0..100 {
-        harness.free(Owner(owner));
-    }
-    assert_eq!(harness.pool.warm_frames(), 100);
-    let mut idle = harness.pool.take_idle(10);
-    idle.release().expect("madvise");
-    harness.pool.accept_idle(idle);
-    assert_eq!(harness.pool.warm_frames(), 10);
-    for _ in 0..100 {
-        harness.store(PAGE_SIZE).expect("no limit");
-    }
-    harness.drain();
 }
 
 #[derive(Clone, Debug)]
@@ -310,8 +325,11 @@ fn step() -> impl Strategy<Value = Step> {
 
 proptest! {
     #[test]
-    fn random_steps_agree_with_the_model(steps in prop::collection::vec(step(), 1..400)) {
-        let mut harness = Harness::new(300);
+    fn random_steps_agree_with_the_model(
+        kind in prop::sample::select(&PoolKind::ALL[..]),
+        steps in prop::collection::vec(step(), 1..400),
+    ) {
+        let mut harness = Harness::new(kind, 300);
         let mut zspages: HashMap<Owner, ZspageId> = HashMap::new();
         for step in steps {
             match step {

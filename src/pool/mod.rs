@@ -4,11 +4,13 @@
 //! whole. It knows nothing of compression, of slots or of recency; the shard that owns it does.
 //! It locks nothing: a shard's lock covers its pool.
 
+mod buddies;
 mod budget;
 #[cfg(test)]
 mod conformance;
 mod zsmalloc;
 
+use self::buddies::Buddies;
 use self::zsmalloc::Zsmalloc;
 pub(crate) use budget::FrameBudget;
 pub use zsmalloc::ClassStats;
@@ -23,8 +25,7 @@ use crate::memory::IdleRuns;
 /// (`ZS_SIZE_CLASS_DELTA`).
 pub(crate) const OBJECT_ALIGN: usize = 16;
 
-/// Where an object lies in its pool's arena, in units of [`OBJECT_ALIGN`]. It changes only when
-/// compaction moves the object, and fits in 41 bits.
+/// How a pool finds an object: 41 bits. It changes only when compaction moves the object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct ObjectAddress(pub(crate) u64);
 
@@ -77,6 +78,8 @@ pub(crate) fn new(
 ) -> io::Result<Box<dyn Pool>> {
     match kind {
         PoolKind::Zsmalloc => Ok(Box::new(Zsmalloc::new(address_frames, budget)?)),
+        PoolKind::Zbud => Ok(Box::new(Buddies::zbud(address_frames, budget)?)),
+        PoolKind::Z3fold => Ok(Box::new(Buddies::z3fold(address_frames, budget)?)),
     }
 }
 
