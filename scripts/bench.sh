@@ -5,6 +5,7 @@
 # usage: bench.sh WHAT [--out DIR] [--rounds N] [--quick]
 #   WHAT   nbd        the NBD server against `nbdkit memory`
 #          density    memory taken for what is stored, against the kernel's zram, if /dev/zram0 is free
+#          pools      zsmalloc, zbud and z3fold beside one another
 #          writeback  a device past its limit against one without, plain files, LRUs, and the kernel's
 #                     zram in the guest of the tests, if that is there
 #   --out  where raw figures (JSON) and charts (SVG) go, by default target/bench/WHAT
@@ -23,6 +24,7 @@ shift
 case $what in
     density) tools=() ;;
     nbd) tools=(fio nbdkit nbdcopy openssl) ;;
+    pools) tools=() ;;
     writeback) tools=(fio nbdcopy) ;;
     *) usage ;;
 esac
