@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use uzram::{BackingConfig, BlockDevice, Device, DeviceConfig, PAGE_SIZE, Page};
+use uzram::{BackingConfig, BlockDevice, Device, DeviceConfig, PAGE_SIZE, Page, Recompression};
 
 const PAGE: u64 = PAGE_SIZE as u64;
 const PAGES: u64 = 48 * 1024;
@@ -249,6 +249,9 @@ impl Soak {
                     .set_mem_limit(Some(limit))
                     .expect("a limit that is allowed");
                 self.counts.limits.fetch_add(1, SeqCst);
+            } else if random.below(8) == 0 {
+                let all = Recompression::parse("algo=zstd max_pages=5000").expect("parameters");
+                self.device.recompress(&all).expect("an algorithm");
             } else if let Err(error) = self.device.evict((1 + random.below(64)) * 64 * 1024) {
                 assert!(self.faults.excuse(began), "no fault, yet {error}");
             } else {
