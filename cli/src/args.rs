@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use uzram::nbd::Address;
 use uzram::{Algorithm, Attribute, BackingKeep, PoolKind};
 
@@ -65,6 +66,10 @@ pub(crate) enum Verb {
     #[command(after_help = examples::STAT)]
     Stat(StatArgs),
 
+    /// Print the statistics of all devices for Prometheus.
+    #[command(after_help = examples::METRICS)]
+    Metrics,
+
     /// Change a device's attributes while it is in use.
     #[command(after_help = examples::SET)]
     Set(SetArgs),
@@ -96,6 +101,14 @@ pub(crate) enum Verb {
     /// Overwrite the file of a spill that nothing uses any more: how a server does it at its end.
     #[command(hide = true, after_help = examples::WIPE_SPILL)]
     WipeSpill(WipeArgs),
+
+    /// Print a script that has a shell complete uzram's command lines.
+    #[command(after_help = examples::COMPLETIONS)]
+    Completions(CompletionsArgs),
+
+    /// Write man pages, of uzram and of each of its verbs.
+    #[command(after_help = examples::MAN)]
+    Man(ManArgs),
 
     /// Stop a device's server; its data is gone.
     #[command(after_help = examples::STOP)]
@@ -278,6 +291,18 @@ impl AttachArgs {
 pub(crate) struct NameArgs {
     /// The device's name.
     pub(crate) name: Name,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsArgs {
+    /// Which shell.
+    pub(crate) shell: Shell,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ManArgs {
+    /// Where to.
+    pub(crate) dir: PathBuf,
 }
 
 #[derive(Debug, Args)]

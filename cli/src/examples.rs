@@ -137,6 +137,20 @@ pub(crate) const RESET: &str = "\
 EXAMPLES
   uzram reset scratch";
 
+pub(crate) const METRICS: &str = "\
+EXAMPLES
+  For node_exporter's textfile collector, each minute from cron:
+  uzram metrics > /var/lib/node_exporter/uzram.prom.new &&
+      mv /var/lib/node_exporter/uzram.prom.new /var/lib/node_exporter/uzram.prom";
+
+pub(crate) const COMPLETIONS: &str = "\
+EXAMPLES
+  uzram completions bash > /etc/bash_completion.d/uzram";
+
+pub(crate) const MAN: &str = "\
+EXAMPLES
+  uzram man /usr/local/share/man/man1";
+
 pub(crate) const STOP: &str = "\
 EXAMPLES
   uzram stop scratch

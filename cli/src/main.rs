@@ -15,10 +15,12 @@ mod attachments;
 mod examples;
 mod failure;
 mod filesystem;
+mod generate;
 mod leftovers;
 mod list;
 mod loopdev;
 mod manage;
+mod metrics;
 mod mount;
 mod name;
 mod nbddev;
@@ -77,6 +79,7 @@ fn run(cli: Cli) -> Result<()> {
         Verb::Detach(args) => attach::detach(&args, &root),
         Verb::List(args) => list::list(&args, &root),
         Verb::Stat(args) => stat::stat(&args, &root),
+        Verb::Metrics => metrics::metrics(&root),
         Verb::Set(args) => manage::set(&args, &root),
         Verb::Compact(args) => manage::compact(&args, &root),
         Verb::Scrub(args) => scrub::scrub(&args, &root),
@@ -85,6 +88,8 @@ fn run(cli: Cli) -> Result<()> {
         Verb::Recompress(args) => manage::recompress(&args, &root),
         Verb::Reset(args) => manage::reset(&args, &root),
         Verb::WipeSpill(args) => Ok(uzram::wipe_spill(&args.path)?),
+        Verb::Completions(args) => generate::completions(&args),
+        Verb::Man(args) => generate::man(&args),
         Verb::Stop(args) => manage::stop(&args, &root),
     }
 }

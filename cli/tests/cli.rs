@@ -7,6 +7,8 @@ mod ends;
 mod export;
 #[path = "cli/keep.rs"]
 mod keep;
+#[path = "cli/recompress.rs"]
+mod recompress;
 #[path = "cli/scrub.rs"]
 mod scrub;
 
@@ -546,13 +548,38 @@ fn systemd_is_told() {
 fn help_teaches_and_survives_a_closed_pipe() {
     let world = World::new();
     let verbs = [
-        "serve", "mount", "umount", "attach", "detach", "list", "stat", "set", "compact", "scrub",
-        "reset", "stop",
+        "serve",
+        "mount",
+        "umount",
+        "attach",
+        "detach",
+        "list",
+        "stat",
+        "metrics",
+        "set",
+        "compact",
+        "scrub",
+        "idle",
+        "writeback",
+        "recompress",
+        "reset",
+        "completions",
+        "man",
+        "stop",
     ];
     for verb in verbs {
         assert!(world.ok(&[verb, "--help"]).contains("EXAMPLES"), "{verb}");
     }
     assert!(world.ok(&["--version"]).starts_with("uzram "));
+    assert!(world.ok(&["completions", "bash"]).contains("recompress"));
+    let pages = world.dir("man");
+    world.ok(&["man", pages.to_str().unwrap()]);
+    for verb in verbs {
+        let page = fs::read_to_string(pages.join(format!("uzram-{verb}.1"))).unwrap();
+        assert!(page.contains("EXAMPLES"), "{verb}");
+    }
+    let line = world.refused(1, &["man", "/dev/full"]);
+    assert!(line.contains("/dev/full"), "{line}");
     let full = Path::new("/dev/full");
     for args in [&["--help"][..], &["list"], &["list", "--json"]] {
         let mut child = world.command(args).spawn().unwrap();
