@@ -14,6 +14,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
 use nbd::client::{NbdClient, handshake};
@@ -232,7 +233,7 @@ fn contend<D: Disk + Send>(device: &Device, mut connect: impl FnMut() -> D) {
         let disturber = scope.spawn(move || disturb(device, stop));
         while began.elapsed() < DURATION
             && !disturber.is_finished()
-            && !clients.iter().any(|client| client.is_finished())
+            && !clients.iter().any(ScopedJoinHandle::is_finished)
         {
             std::thread::sleep(Duration::from_millis(10));
         }
