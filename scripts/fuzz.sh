@@ -1,7 +1,11 @@
 #!/usr/bin/env bash
-# Fuzzes the NBD server with libFuzzer and the address sanitizer, from the corpus in fixtures/fuzz.
+# Fuzzes a part with libFuzzer and the address sanitizer, from the corpus in fixtures/fuzz.
 #
-# usage: fuzz.sh TARGET SECONDS      TARGET is negotiation or transmission
+# usage: fuzz.sh TARGET SECONDS
+#   TARGET   negotiation, transmission   what an NBD client sends
+#            control                     what comes over the control socket
+#            device                      operations on a device, with every allocator
+#            spill                       a spill file that somebody changes
 #
 # What it finds goes to target/fuzz/TARGET. The stable compiler is told to accept the sanitizer's
 # flags; cargo-fuzz is not needed.
@@ -9,7 +13,7 @@ set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-[[ $# -eq 2 && -d fixtures/fuzz/$1 ]] || die "usage: fuzz.sh negotiation|transmission SECONDS"
+[[ $# -eq 2 && -d fixtures/fuzz/$1 ]] || die "usage: fuzz.sh negotiation|transmission|control|device|spill SECONDS"
 name=$1 seconds=$2
 need_rust
 need_packages g++

@@ -20,9 +20,9 @@ fi
 
 # Only a run of everything: the fuzzers are built with instruments of their own.
 if [[ $# -eq 0 && $(uname -m) == x86_64 ]]; then
-    for fuzzed in negotiation transmission; do
-        echo "Fuzzing $fuzzed for 20 s"
-        scripts/fuzz.sh "$fuzzed" 20 >"$target/fuzz-$fuzzed.log" 2>&1 || {
+    for fuzzed in negotiation transmission control device spill; do
+        echo "Fuzzing $fuzzed for 15 s"
+        scripts/fuzz.sh "$fuzzed" 15 >"$target/fuzz-$fuzzed.log" 2>&1 || {
             tail -n 40 "$target/fuzz-$fuzzed.log" >&2
             die "fuzzing $fuzzed found something"
         }
