@@ -5,6 +5,7 @@
 # usage: bench.sh WHAT [--out DIR] [--rounds N] [--quick]
 #   WHAT   nbd        the NBD server against `nbdkit memory`
 #          density    memory taken for what is stored, against the kernel's zram, if /dev/zram0 is free
+#          scale      one lock for the whole pool against shards, and large devices
 #          writeback  a device past its limit against one without, plain files, LRUs, and the kernel's
 #                     zram in the guest of the tests, if that is there
 #   --out  where raw figures (JSON) and charts (SVG) go, by default target/bench/WHAT
@@ -21,7 +22,7 @@ usage() {
 what=$1
 shift
 case $what in
-    density) tools=() ;;
+    density | scale) tools=() ;;
     nbd) tools=(fio nbdkit nbdcopy openssl) ;;
     writeback) tools=(fio nbdcopy) ;;
     *) usage ;;
