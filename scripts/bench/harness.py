@@ -108,7 +108,7 @@ def report(group: str, results: list[Result], out: Path) -> None:
     first = max(30, *(len(f"{r.case.name}, {r.case.unit}") + 2 for r in results))
     print(f"  {'':<{first}}" + "".join(f"{name:>18}" for name in contenders))
     for result in results:
-        row = "".join(f"{number(result.median(name)):>18}" for name in contenders)
+        row = "".join(f"{shown(result.median(name)):>18}" for name in contenders)
         print(f"  {result.case.name + ', ' + result.case.unit:<{first}}{row}")
         for peer in peers:
             print(f"    {ratio_line(result, peer)}")
@@ -139,7 +139,7 @@ def ratio_line(result: Result, peer: str) -> str:
     return f"{line}, target {target:.2f}: {'met' if median >= target else 'MISSED'}"
 
 
-def number(value: float) -> str:
+def shown(value: float) -> str:
     return f"{value:,.0f}" if value >= 10 else f"{value:.3f}"
 
 
@@ -169,7 +169,7 @@ def chart(title: str, results: list[Result]) -> str:
             parts.append(
                 f'<rect x="{left}" y="{y - bar + 4}" width="{length}" height="{bar}" fill="{colour}"/>'
             )
-            parts.append(text(left + length + 6, y, number(value)))
+            parts.append(text(left + length + 6, y, shown(value)))
         y += gap
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 100}" height="{y}" '

@@ -210,10 +210,6 @@ impl Core {
         damage::note(&self.damage, &self.log_limit, page, record, sequence);
     }
 
-    pub(crate) fn shard_count(&self) -> u64 {
-        self.shards.len() as u64
-    }
-
     /// Locks a shard.
     pub(crate) fn shard(&self, index: ShardIndex) -> MutexGuard<'_, Shard> {
         self.shards[index.0 as usize].lock()

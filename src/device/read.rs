@@ -10,6 +10,9 @@ use crate::error::{Error, Result};
 use crate::shard::{Shard, SlotIndex, SlotState};
 use crate::units::{PAGE_SHIFT, PAGE_SIZE, Page, PageIndex};
 
+/// How many pages ahead objects are prefetched.
+const AHEAD: u32 = 1;
+
 /// Pages of a request that are looked at before those that are spilled are read back.
 const MAX_GROUP: usize = 256;
 
@@ -102,6 +105,9 @@ impl Core {
         let mut shard = self.shard(run.shard);
         for i in 0..run.pages {
             let slot = SlotIndex(run.slot.0 + i);
+            if i + AHEAD < run.pages {
+                shard.prefetch(SlotIndex(run.slot.0 + i + AHEAD));
+            }
             let found = self.find(&mut shard, slot, start, &mut scratch.bytes[start..]);
             if let Found::Copied { len, .. } = found {
                 start += len;

@@ -111,6 +111,9 @@ pub(crate) trait Pool: Send {
     /// The first `len` bytes of an object.
     fn bytes(&self, object: ObjectAddress, len: usize) -> &[u8];
 
+    /// Says that the object's first `len` bytes are going to be looked at soon; a hint.
+    fn prefetch(&self, object: ObjectAddress, len: usize);
+
     /// Frees an object; returns its zspage if that is freed with it.
     fn free(&mut self, object: ObjectAddress) -> Option<ZspageId>;
 

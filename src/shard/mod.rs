@@ -87,6 +87,13 @@ impl Shard {
         self.slots.get(index)
     }
 
+    /// Says that a slot's object, if it has one, is going to be looked at soon.
+    pub(crate) fn prefetch(&self, index: SlotIndex) {
+        if let SlotState::Resident { object, len, .. } = self.slots.get(index).state() {
+            self.pool.prefetch(object, len);
+        }
+    }
+
     pub(crate) fn counts(&self) -> Counts {
         self.counts
     }

@@ -17,8 +17,8 @@ const BEGIN: u64 = 16;
 /// And ends when it is no more than this.
 const END: u64 = 32;
 
-/// Frames that could be freed, over all shards, below which no compaction begins: 1 MiB.
-const MIN_FRAMES: u64 = 256;
+/// Frames that a shard may waste besides, 256 KiB: one here and there in each size class.
+const SLACK: u64 = 64;
 
 impl Writeback {
     /// Compacts the shards that have become sparse; returns false if it was interrupted.
@@ -30,8 +30,7 @@ impl Writeback {
                 return true;
             }
             let (held, freeable) = (shard.pool().frames_in_use(), shard.pool().frames_freeable());
-            let begins = freeable * BEGIN > held && freeable * core.shard_count() >= MIN_FRAMES;
-            if !begins {
+            if freeable.saturating_sub(SLACK) * BEGIN <= held {
                 shard.forget_churn();
                 return true;
             }
@@ -45,7 +44,7 @@ impl Writeback {
         while !self.should_yield() {
             let mut shard = core.shard(index);
             let (held, freeable) = (shard.pool().frames_in_use(), shard.pool().frames_freeable());
-            if freeable * END <= held || shard.compact().is_none() {
+            if freeable.saturating_sub(SLACK) * END <= held || shard.compact().is_none() {
                 shard.forget_churn();
                 return true;
             }

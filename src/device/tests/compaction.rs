@@ -34,7 +34,8 @@ fn what_discards_leave_sparse_is_packed() {
         }
         eventually("packed", || {
             let used = device.stats().mem_used_total;
-            used < before.mem_used_total * 3 / 10 && freeable(&device) * 16 <= used
+            let slack = u64::from(shards) * 64 * PAGE;
+            used < before.mem_used_total / 2 && freeable(&device) <= slack + used / 32
         });
         assert!(device.stats().pages_compacted > 0);
         for page in (0..8192).step_by(4) {
@@ -58,15 +59,19 @@ fn what_would_free_little_is_left_alone() {
     assert_eq!(device.stats().pages_compacted, 0);
 }
 
-/// Shards that together hold less than a megabyte in excess are not worth the work.
+/// A quarter of a megabyte is not worth the work.
 #[test]
 fn a_small_device_is_left_alone() {
-    let device = device(600, 600, 1, &Arc::new(FaultyBacking::new(4)));
-    for page in 0..600 {
+    let device = device(200, 200, 1, &Arc::new(FaultyBacking::new(4)));
+    for page in 0..200 {
         write(&device, page, page).expect("room");
     }
-    for page in (0..600).filter(|page| page % 3 != 0) {
+    for page in (0..200).filter(|page| page % 3 != 0) {
         device.discard(page * PAGE, PAGE).expect("no room needed");
+    }
+    // The thread looks after so many.
+    for tag in 0..256 {
+        write(&device, 0, tag).expect("room");
     }
     device.check();
     device.check();

@@ -332,12 +332,7 @@ impl Pool for Zsmalloc {
         };
         let object = self.take_object(zspage, owner);
         self.restand(zspage);
-        let at = byte(object)
-            + if data.len() == PAGE_SIZE {
-                0
-            } else {
-                HEADER_LEN
-            };
+        let at = self::data(object, data.len());
         self.arena
             .bytes_mut(at..at + data.len())
             .copy_from_slice(data);
@@ -345,9 +340,13 @@ impl Pool for Zsmalloc {
     }
 
     fn bytes(&self, object: ObjectAddress, len: usize) -> &[u8] {
-        // Only raw pages are as long as a page, and only they have no header.
-        let at = byte(object) + if len == PAGE_SIZE { 0 } else { HEADER_LEN };
+        let at = data(object, len);
         self.arena.bytes(at..at + len)
+    }
+
+    fn prefetch(&self, object: ObjectAddress, len: usize) {
+        let at = data(object, len);
+        self.arena.prefetch(at..at + len);
     }
 
     fn free(&mut self, object: ObjectAddress) -> Option<ZspageId> {
@@ -461,6 +460,12 @@ impl Pool for Zsmalloc {
 /// The first byte of an object in the arena.
 fn byte(object: ObjectAddress) -> usize {
     object.0 as usize * OBJECT_ALIGN
+}
+
+/// The first byte of the data of an object of `len` bytes.
+fn data(object: ObjectAddress, len: usize) -> usize {
+    // Only raw pages are as long as a page, and only they have no header.
+    byte(object) + if len == PAGE_SIZE { 0 } else { HEADER_LEN }
 }
 
 /// Where the `nth` object of a zspage lies.
