@@ -3,10 +3,17 @@
 # the ratios.
 #
 # usage: bench.sh WHAT [--out DIR] [--rounds N] [--quick]
-#   WHAT   nbd        the NBD server against `nbdkit memory`
+#   WHAT   engine     the library against its codec alone, on one thread and two, small and large
+#          fuse       the block device of `uzram attach` against the kernel's zram, and against a FUSE
+#                     handler that does nothing (root)
+#          fsmark     fs_mark on `uzram mount` against the kernel's zram, ext4 and btrfs (root)
+#          build      a software build on the same (root)
+#          nbd        the NBD server against `nbdkit memory`
 #          density    memory taken for what is stored, against the kernel's zram, if /dev/zram0 is free
 #          writeback  a device past its limit against one without, plain files, LRUs, and the kernel's
 #                     zram in the guest of the tests, if that is there
+#   --rounds  how often each is run, by default 3
+#   --quick   one short round, to see that it works
 #   --out  where raw figures (JSON) and charts (SVG) go, by default target/bench/WHAT
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
@@ -21,6 +28,10 @@ usage() {
 what=$1
 shift
 case $what in
+    engine) tools=() ;;
+    fuse) tools=(fio losetup mount) ;;
+    fsmark) tools=(fs_mark losetup mkfs.btrfs mkfs.ext4 mount) ;;
+    build) tools=(losetup mkfs.btrfs mkfs.ext4 mount) ;;
     density) tools=() ;;
     nbd) tools=(fio nbdkit nbdcopy openssl) ;;
     writeback) tools=(fio nbdcopy) ;;
