@@ -114,11 +114,12 @@ def floor(directory: Path, size: int) -> Iterator[Path]:
                 yield device
         finally:
             # It ends, and unmounts, when its input does.
-            process.stdin.close()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(PATIENCE)
-            process.kill()
-            subprocess.run(["umount", "--lazy", str(fuse)], capture_output=True)
+            with harness.cleaning_up():
+                process.stdin.close()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(PATIENCE)
+                process.kill()
+                subprocess.run(["umount", "--lazy", str(fuse)], capture_output=True)
 
 
 @contextlib.contextmanager
@@ -192,15 +193,16 @@ def checked(command: list[str], **options) -> None:
 def insist(what: str, act: Callable[[], object]) -> None:
     """Tries again while a device is in use, as it is when its user has just been ended."""
     deadline = time.monotonic() + PATIENCE
-    while True:
-        try:
-            act()
-            return
-        except (OSError, subprocess.CalledProcessError) as error:
-            if time.monotonic() > deadline:
-                print(f"{what}: {getattr(error, 'stderr', None) or error}", file=sys.stderr)
+    with harness.cleaning_up():
+        while True:
+            try:
+                act()
                 return
-            time.sleep(0.1)
+            except (OSError, subprocess.CalledProcessError) as error:
+                if time.monotonic() > deadline:
+                    print(f"{what}: {getattr(error, 'stderr', None) or error}", file=sys.stderr)
+                    return
+                time.sleep(0.1)
 
 
 def fio(device: Path, rw: str, bs: str, depth: int, jobs: int, seconds: int, size: int) -> tuple[float, float]:

@@ -24,6 +24,8 @@ from typing import Callable, Iterator
 
 OURS = "uzram"
 
+ENDING = (signal.SIGINT, signal.SIGTERM)
+
 PATIENCE = 1800
 """Seconds that a program may take, a build from nothing among them."""
 
@@ -76,13 +78,23 @@ def unwind_when_told_to_end() -> None:
     """Has the first SIGINT or SIGTERM end the benchmark through its cleanup, which no other cuts short."""
 
     def end(number, _frame) -> None:
-        for each in (signal.SIGINT, signal.SIGTERM):
+        for each in ENDING:
             signal.signal(each, signal.SIG_IGN)
         progress("")
         raise SystemExit(128 + number)
 
-    for each in (signal.SIGINT, signal.SIGTERM):
+    for each in ENDING:
         signal.signal(each, end)
+
+
+@contextlib.contextmanager
+def cleaning_up() -> Iterator[None]:
+    """Has a signal that ends the benchmark wait for the end of this."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def measure(group: str, cases: list[Case], contenders: list[str], rounds: int) -> list[Result]:
@@ -227,7 +239,8 @@ def scratch(parent: str | None = None) -> Iterator[Path]:
     try:
         yield path
     finally:
-        shutil.rmtree(path)
+        with cleaning_up():
+            shutil.rmtree(path)
 
 
 @contextlib.contextmanager
@@ -239,12 +252,13 @@ def running(command: list[str], ready: Callable[[], bool], **options) -> Iterato
         wait_until_ready(command, process, ready)
         yield process
     finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        with cleaning_up():
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 def wait_until_ready(command: list[str], process: subprocess.Popen, ready: Callable[[], bool]) -> None:
