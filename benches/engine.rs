@@ -1,27 +1,58 @@
-//! What the engine adds to the codec: nanoseconds a page for `lz4_flex` alone and for
-//! `Device::write` and `Device::read` over the same real pages, in turns.
+//! What the engine adds to the codec: `lz4_flex` alone beside `Device::write` and `Device::read` over
+//! the same real pages, in turns; with two threads; and over devices of 1 GiB and of 64 GiB.
 //!
-//! `cargo bench --bench engine [-- ROUNDS]`
+//! `cargo bench --bench engine [-- [--json] ROUNDS]`
+//!
+//! It prints nanoseconds a page or, with `--json`, pages a second: a line for each case, with the
+//! figure of each contender.
 
 mod corpus;
+mod heap;
 
 use std::hint::black_box;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::sync::Barrier;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use corpus::pages_under;
+use heap::heap_pages;
 use lz4_flex::block::{CompressTable, compress_into_with_table, decompress_into};
 use uzram::{BlockDevice, Device, DeviceConfig, PAGE_SIZE, Page};
 
 /// Pages of each kind: 128 MiB.
 const PAGES: usize = 32768;
 
+const GIB: u64 = 1 << 30;
+
+/// Seconds to write pages, or to compress them, and to read them, or to decompress them.
+#[derive(Clone, Copy)]
+struct Times {
+    write: f64,
+    read: f64,
+}
+
 fn main() {
+    let json = std::env::args().any(|arg| arg == "--json");
     let rounds = std::env::args()
         .find_map(|arg| arg.parse().ok())
         .unwrap_or(3);
+    let report = if json { json_line } else { text_line };
+    let corpora = corpora();
+    for round in 0..rounds {
+        for (name, pages) in &corpora {
+            compare(name, pages, round, report);
+        }
+        // The codec takes least time over the last, so the slots weigh most.
+        if let Some((_, pages)) = corpora.last() {
+            flat(pages, round, report);
+        }
+    }
+}
+
+fn corpora() -> Vec<(&'static str, Vec<Page>)> {
     let sysroot = PathBuf::from(env!("CARGO")).join("../../lib");
-    let corpora = [
+    vec![
         (
             "machine code",
             pages_of(&[&sysroot, Path::new("/usr/lib")], &["so", "a"]),
@@ -30,26 +61,8 @@ fn main() {
             "source text",
             pages_of(&[Path::new("/usr/include"), Path::new("/usr/share")], TEXT),
         ),
-    ];
-    println!(
-        "{:<14}{:>7} {:>20} {:>20} {:>20}",
-        "", "", "codec ns/page", "device ns/page", "ratio"
-    );
-    for (name, pages) in corpora {
-        let mut write_ratios = Vec::new();
-        let mut read_ratios = Vec::new();
-        for _ in 0..rounds {
-            let (compress, decompress) = codec_alone(&pages);
-            let (write, read) = device(&pages);
-            row(name, "write", compress, write, &mut write_ratios);
-            row(name, "read", decompress, read, &mut read_ratios);
-        }
-        println!(
-            "{name}: median write {:.3}, read {:.3}",
-            median(write_ratios),
-            median(read_ratios)
-        );
-    }
+        ("process heap", heap_pages(PAGES)),
+    ]
 }
 
 const TEXT: &[&str] = &["h", "hpp", "txt", "py", "pl", "pm", "md", "html", "rst"];
@@ -63,76 +76,256 @@ fn pages_of(roots: &[&Path], endings: &[&str]) -> Vec<Page> {
     pages_under(roots, PAGES, wanted)
 }
 
-/// Nanoseconds a page to compress and to decompress.
-fn codec_alone(pages: &[Page]) -> (f64, f64) {
-    let mut table = CompressTable::small();
-    // Not zero, so that the memory is there before the clock starts, as the device's is.
-    let mut packed = vec![1; pages.len() * PAGE_SIZE];
-    let mut lens = Vec::with_capacity(pages.len());
-    let mut at = 0;
-    let start = Instant::now();
-    for page in pages {
-        let mut out = [0; PAGE_SIZE + 512];
-        let len = compress_into_with_table(page, &mut out, &mut table).expect("room");
-        let kept = len.min(PAGE_SIZE);
-        packed[at..at + kept].copy_from_slice(&out[..kept]);
-        lens.push((at, len));
-        at += kept;
+/// The device and the codec alone, on one thread and on two.
+fn compare(name: &str, pages: &[Page], round: usize, report: Report) {
+    let single = in_turns(round, || device(pages, 1), || codec(pages, 1));
+    let double = in_turns(round, || device(pages, 2), || codec(pages, 2));
+    for (what, time) in WHAT {
+        report(
+            &format!("{name}, {what}"),
+            pages.len(),
+            &[("uzram", time(single.0)), ("lz4_flex", time(single.1))],
+        );
+        report(
+            &format!("{name}, {what}, two threads"),
+            pages.len(),
+            &[
+                ("uzram", time(double.0)),
+                ("one thread", time(single.0)),
+                ("lz4_flex", time(double.1)),
+            ],
+        );
     }
-    let compress = per_page(start, pages);
-    let mut page = [0; PAGE_SIZE];
-    let start = Instant::now();
-    for (at, len) in lens {
-        if len <= PAGE_SIZE {
-            decompress_into(&packed[at..at + len], &mut page).expect("what was compressed");
-        }
-        black_box(&page);
-    }
-    (compress, per_page(start, pages))
 }
 
-/// Nanoseconds a page to write to a new device, and to read back.
-fn device(pages: &[Page]) -> (f64, f64) {
-    const REQUEST: usize = 1 << 20;
-    let size = (pages.len() * PAGE_SIZE) as u64;
-    let device = Device::new(&DeviceConfig::new(size)).expect("a device");
-    let bytes = pages.as_flattened();
-    let write = |device: &Device| {
-        for (at, chunk) in bytes.chunks(REQUEST).enumerate() {
-            device
-                .write((at * REQUEST) as u64, chunk)
-                .expect("no limit");
+/// The same pages all over a small device and all over a large one.
+fn flat(pages: &[Page], round: usize, report: Report) {
+    let (large, small) = in_turns(
+        round,
+        || scattered(pages, 64 * GIB),
+        || scattered(pages, GIB),
+    );
+    for (what, time) in WHAT {
+        report(
+            &format!("{what} of random pages, 64 GiB"),
+            pages.len() * SCATTERED,
+            &[("uzram", time(large)), ("of 1 GiB", time(small))],
+        );
+    }
+}
+
+type Report = fn(&str, usize, &[(&str, f64)]);
+
+type Field = fn(Times) -> f64;
+
+const WHAT: [(&str, Field); 2] = [("write", |times| times.write), ("read", |times| times.read)];
+
+/// Neither is always the first.
+fn in_turns<T>(round: usize, ours: impl Fn() -> T, other: impl Fn() -> T) -> (T, T) {
+    if round.is_multiple_of(2) {
+        let ours = ours();
+        (ours, other())
+    } else {
+        let other = other();
+        (ours(), other)
+    }
+}
+
+/// Runs `part` in each of so many threads, over a part of the pages each, and takes the time of
+/// the slowest.
+fn in_parts(
+    pages: &[Page],
+    threads: usize,
+    part: impl Fn(usize, &[Page]) -> Times + Sync,
+) -> Times {
+    let len = pages.len().div_ceil(threads);
+    thread::scope(|scope| {
+        let parts: Vec<_> = pages
+            .chunks(len)
+            .enumerate()
+            .map(|(number, pages)| {
+                let part = &part;
+                scope.spawn(move || part(number * len, pages))
+            })
+            .collect();
+        let times = parts.into_iter().map(|part| part.join().expect("no panic"));
+        times
+            .reduce(|a, b| Times {
+                write: a.write.max(b.write),
+                read: a.read.max(b.read),
+            })
+            .expect("a thread")
+    })
+}
+
+/// `lz4_flex` alone, with room for each page's compressed bytes.
+fn codec(pages: &[Page], threads: usize) -> Times {
+    let barrier = Barrier::new(threads);
+    in_parts(pages, threads, |_, pages| {
+        let mut table = CompressTable::small();
+        // Not zero, so that the memory is there before the clock starts, as the device's is.
+        let mut packed = vec![1; pages.len() * PAGE_SIZE];
+        let mut lens = Vec::with_capacity(pages.len());
+        let mut at = 0;
+        barrier.wait();
+        let clock = Clock::start();
+        for page in pages {
+            let mut out = [0; PAGE_SIZE + 512];
+            let len = compress_into_with_table(page, &mut out, &mut table).expect("room");
+            let kept = len.min(PAGE_SIZE);
+            packed[at..at + kept].copy_from_slice(&out[..kept]);
+            lens.push((at, len));
+            at += kept;
+        }
+        let write = clock.seconds();
+        let mut page = [0; PAGE_SIZE];
+        barrier.wait();
+        let clock = Clock::start();
+        for (at, len) in lens {
+            if len <= PAGE_SIZE {
+                decompress_into(&packed[at..at + len], &mut page).expect("what was compressed");
+            }
+            black_box(&page);
+        }
+        Times {
+            write,
+            read: clock.seconds(),
+        }
+    })
+}
+
+/// A new device that holds the pages, written and read by requests of a megabyte.
+fn device(pages: &[Page], threads: usize) -> Times {
+    const REQUEST: usize = 256;
+    let device = new_device((pages.len() * PAGE_SIZE) as u64);
+    let barrier = Barrier::new(threads);
+    in_parts(pages, threads, |first, pages| {
+        let requests = || {
+            let chunks = pages.chunks(REQUEST).enumerate();
+            chunks.map(move |(at, chunk)| (offset(first + at * REQUEST), chunk.as_flattened()))
+        };
+        let write = || requests().for_each(|(at, data)| device.write(at, data).expect("no limit"));
+        // The first pass takes memory from the kernel; what is measured is the engine.
+        write();
+        barrier.wait();
+        let clock = Clock::start();
+        write();
+        let write = clock.seconds();
+        let mut buf = vec![0; REQUEST * PAGE_SIZE];
+        barrier.wait();
+        let clock = Clock::start();
+        for (at, data) in requests() {
+            device.read(at, &mut buf[..data.len()]).expect("readable");
+        }
+        Times {
+            write,
+            read: clock.seconds(),
+        }
+    })
+}
+
+/// How often each page is on a device that they are scattered over.
+const SCATTERED: usize = 4;
+
+/// A new device of so many bytes, the pages at random places all over it, written and read in
+/// random order, one a request.
+fn scattered(pages: &[Page], bytes: u64) -> Times {
+    let device = new_device(bytes);
+    let count = pages.len() * SCATTERED;
+    let stride = bytes / PAGE_SIZE as u64 / count as u64;
+    let mut random = Random(5);
+    let mut places: Vec<u64> = (0..count as u64)
+        .map(|i| (i * stride + random.below(stride)) * PAGE_SIZE as u64)
+        .collect();
+    for i in (1..count).rev() {
+        places.swap(i, random.below(i as u64 + 1) as usize);
+    }
+    let write = || {
+        for (&at, page) in places.iter().zip(pages.iter().cycle()) {
+            device.write(at, page).expect("no limit");
         }
     };
-    // The first pass takes memory from the kernel; what is measured is the engine.
-    write(&device);
-    let start = Instant::now();
-    write(&device);
-    let write = per_page(start, pages);
-    let mut buf = vec![0; REQUEST];
-    let start = Instant::now();
-    for at in (0..bytes.len()).step_by(REQUEST) {
-        let len = REQUEST.min(bytes.len() - at);
-        device.read(at as u64, &mut buf[..len]).expect("readable");
+    write();
+    let clock = Clock::start();
+    write();
+    let write = clock.seconds();
+    let mut page = [0; PAGE_SIZE];
+    let clock = Clock::start();
+    for &at in &places {
+        device.read(at, &mut page).expect("readable");
     }
-    let read = per_page(start, pages);
-    let stats = device.stats();
-    let density = stats.mem_used_total as f64 / stats.compr_data_size as f64;
-    println!("  mem_used_total / compr_data_size = {density:.4}");
-    (write, read)
+    Times {
+        write,
+        read: clock.seconds(),
+    }
 }
 
-fn per_page(start: Instant, pages: &[Page]) -> f64 {
-    start.elapsed().as_nanos() as f64 / pages.len() as f64
+fn new_device(bytes: u64) -> Device {
+    Device::new(&DeviceConfig::new(bytes)).expect("a device")
 }
 
-fn row(name: &str, what: &str, codec: f64, device: f64, ratios: &mut Vec<f64>) {
-    let ratio = codec / device;
-    ratios.push(ratio);
-    println!("{name:<14}{what:>7} {codec:>20.0} {device:>20.0} {ratio:>20.3}");
+fn offset(page: usize) -> u64 {
+    (page * PAGE_SIZE) as u64
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
+/// Counts the time of this thread, but for that in which it waited for a processor: what else the
+/// machine does is not the engine's. Waiting for a lock is.
+struct Clock {
+    start: Instant,
+    waited: Duration,
+}
+
+impl Clock {
+    fn start() -> Self {
+        let waited = waited_for_a_processor();
+        Self {
+            start: Instant::now(),
+            waited,
+        }
+    }
+
+    fn seconds(&self) -> f64 {
+        let elapsed = self.start.elapsed();
+        let waited = waited_for_a_processor() - self.waited;
+        elapsed.saturating_sub(waited).as_secs_f64()
+    }
+}
+
+/// By the scheduler's statistics; zero for a kernel without them.
+fn waited_for_a_processor() -> Duration {
+    let counted = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let nanoseconds = counted.split_whitespace().nth(1);
+    Duration::from_nanos(nanoseconds.and_then(|n| n.parse().ok()).unwrap_or(0))
+}
+
+/// A generator of pseudo-random numbers (SplitMix64).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % n
+    }
+}
+
+fn json_line(case: &str, pages: usize, seconds: &[(&str, f64)]) {
+    let figures: Vec<String> = seconds
+        .iter()
+        .map(|(contender, seconds)| format!("\"{contender}\": {:.0}", pages as f64 / seconds))
+        .collect();
+    let figures = figures.join(", ");
+    println!("{{\"case\": \"{case}\", \"unit\": \"pages/s\", \"figures\": {{{figures}}}}}");
+}
+
+/// With the speed of the first, of each other's.
+fn text_line(case: &str, pages: usize, seconds: &[(&str, f64)]) {
+    let ours = seconds[0].1;
+    print!("{case:<36}");
+    for &(contender, seconds) in seconds {
+        let each = seconds * 1e9 / pages as f64;
+        print!(" {contender} {each:.0} ns/page ({:.3})", seconds / ours);
+    }
+    println!();
 }

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -23,6 +24,11 @@ from typing import Callable, Iterator
 
 OURS = "uzram"
 
+ENDING = (signal.SIGINT, signal.SIGTERM)
+
+PATIENCE = 1800
+"""Seconds that a program may take, a build from nothing among them."""
+
 
 @dataclass
 class Case:
@@ -30,7 +36,7 @@ class Case:
 
     name: str
     unit: str
-    run: Callable[[str], float]
+    run: Callable[[str], float] | None = None
     targets: dict[str, float] = field(default_factory=dict)
     """For each peer the ratio to reach."""
     limits: dict[str, float] = field(default_factory=dict)
@@ -43,6 +49,7 @@ class Result:
 
     case: Case
     figures: dict[str, list[float]]
+    """A contender may have none."""
 
     def median(self, contender: str) -> float:
         return statistics.median(self.figures[contender])
@@ -63,7 +70,31 @@ def arguments(description: str) -> argparse.Namespace:
         options.rounds = 1
     options.seconds = 1 if options.quick else 4
     options.out.mkdir(parents=True, exist_ok=True)
+    unwind_when_told_to_end()
     return options
+
+
+def unwind_when_told_to_end() -> None:
+    """Has the first SIGINT or SIGTERM end the benchmark through its cleanup, which no other cuts short."""
+
+    def end(number, _frame) -> None:
+        for each in ENDING:
+            signal.signal(each, signal.SIG_IGN)
+        progress("")
+        raise SystemExit(128 + number)
+
+    for each in ENDING:
+        signal.signal(each, end)
+
+
+@contextlib.contextmanager
+def cleaning_up() -> Iterator[None]:
+    """Has a signal that ends the benchmark wait for the end of this."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def measure(group: str, cases: list[Case], contenders: list[str], rounds: int) -> list[Result]:
@@ -71,12 +102,30 @@ def measure(group: str, cases: list[Case], contenders: list[str], rounds: int) -
     results = [Result(case, {name: [] for name in contenders}) for case in cases]
     for number in range(rounds):
         for result in results:
-            first = number % len(contenders)
-            for contender in contenders[first:] + contenders[:first]:
+            for contender in in_turn(contenders, number):
                 progress(f"{group}, round {number + 1} of {rounds}: {result.case.name}, {contender}")
                 result.figures[contender].append(result.case.run(contender))
     progress("")
     return results
+
+
+def measure_together(
+    group: str, cases: list[Case], contenders: list[str], rounds: int, run: Callable[[str], dict[str, float]]
+) -> list[Result]:
+    """As `measure`, of one work that gives figures for several cases; a contender may have none for one."""
+    results = {case.name: Result(case, {}) for case in cases}
+    for number in range(rounds):
+        for contender in in_turn(contenders, number):
+            progress(f"{group}, round {number + 1} of {rounds}: {contender}")
+            for name, figure in run(contender).items():
+                results[name].figures.setdefault(contender, []).append(figure)
+    progress("")
+    return list(results.values())
+
+
+def in_turn(contenders: list[str], number: int) -> list[str]:
+    first = number % len(contenders)
+    return contenders[first:] + contenders[:first]
 
 
 def cargo_bench(bench: str, group: str, rounds: int) -> list[Result]:
@@ -87,7 +136,7 @@ def cargo_bench(bench: str, group: str, rounds: int) -> list[Result]:
         output = run(["cargo", "bench", "--locked", "--quiet", "--bench", bench, "--", group], stderr=None)
         for line in filter(lambda text: text.startswith("{"), output.splitlines()):
             seen = json.loads(line)
-            case = Case(seen["case"], seen["unit"], lambda _: 0.0)
+            case = Case(seen["case"], seen["unit"])
             result = found.setdefault(case.name, Result(case, {peer: [] for peer in seen["figures"]}))
             for peer, figure in seen["figures"].items():
                 result.figures[peer].append(figure)
@@ -102,16 +151,17 @@ def progress(text: str) -> None:
 
 def report(group: str, results: list[Result], out: Path) -> None:
     """Prints a table, and writes the group's raw figures and its chart to `out`."""
-    contenders = list(results[0].figures)
-    peers = [name for name in contenders if name != OURS]
+    contenders = list(dict.fromkeys(name for result in results for name in result.figures))
     print(f"\n{group}")
     first = max(30, *(len(f"{r.case.name}, {r.case.unit}") + 2 for r in results))
     print(f"  {'':<{first}}" + "".join(f"{name:>18}" for name in contenders))
     for result in results:
-        row = "".join(f"{shown(result.median(name)):>18}" for name in contenders)
+        medians = {name: shown(result.median(name)) for name in result.figures}
+        row = "".join(f"{medians.get(name, '-'):>18}" for name in contenders)
         print(f"  {result.case.name + ', ' + result.case.unit:<{first}}{row}")
-        for peer in peers:
+        for peer in filter(lambda name: name != OURS, result.figures):
             print(f"    {ratio_line(result, peer)}")
+    sys.stdout.flush()
     raw = {
         "group": group,
         "machine": machine(),
@@ -160,7 +210,7 @@ def chart(title: str, results: list[Result]) -> str:
     for result in results:
         parts.append(text(10, y, f"{result.case.name}, {result.case.unit}", weight="bold"))
         medians = {name: result.median(name) for name in result.figures}
-        longest = max(medians.values())
+        longest = max(medians.values()) or 1
         for number, (name, value) in enumerate(medians.items()):
             colour = ours if name == OURS else peers[min(number - 1, len(peers) - 1)]
             y += bar + 4
@@ -189,26 +239,34 @@ def scratch(parent: str | None = None) -> Iterator[Path]:
     try:
         yield path
     finally:
-        shutil.rmtree(path)
+        with cleaning_up():
+            shutil.rmtree(path)
 
 
 @contextlib.contextmanager
 def running(command: list[str], ready: Callable[[], bool], **options) -> Iterator[subprocess.Popen]:
-    """A program from when it is ready until it is terminated."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, **options)
+    """A program from when it is ready until it is terminated. A key that interrupts the benchmark does
+    not reach it: it goes when it is its turn."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True, **options)
     try:
-        deadline = time.monotonic() + 30
-        while not ready():
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit(f"{' '.join(command)}: it did not start")
-            time.sleep(0.05)
+        wait_until_ready(command, process, ready)
         yield process
     finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
+        with cleaning_up():
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def wait_until_ready(command: list[str], process: subprocess.Popen, ready: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not ready():
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise SystemExit(f"{' '.join(command)}: it did not start")
+        time.sleep(0.05)
 
 
 @contextlib.contextmanager
@@ -232,21 +290,51 @@ def serving(uzram: Path, directory: Path, *arguments: str) -> Iterator[tuple[str
 
 def run(command: list[str], **options) -> str:
     """What a program prints; ends the benchmark if it fails."""
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "timeout": 600, **options}
-    done = subprocess.run(command, text=True, **options)
-    if done.returncode != 0:
-        raise SystemExit(f"{' '.join(command)}: status {done.returncode}\n{done.stderr or ''}")
-    return done.stdout
+    with start(command, **options) as process:
+        try:
+            output, errors = process.communicate(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            raise SystemExit(f"{' '.join(command)}: not done after {PATIENCE} s") from None
+    if process.returncode != 0:
+        raise SystemExit(f"{' '.join(command)}: status {process.returncode}\n{errors or ''}")
+    return output
+
+
+@contextlib.contextmanager
+def start(command: list[str], **options) -> Iterator[subprocess.Popen]:
+    """A program whose output is read. If the benchmark ends first, so does the program, with all that
+    it has started."""
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    with subprocess.Popen(command, start_new_session=True, text=True, **options) as process:
+        try:
+            yield process
+        except BaseException:
+            end_session(process)
+            raise
+
+
+def end_session(process: subprocess.Popen) -> None:
+    for how, patience in ((signal.SIGTERM, 10), (signal.SIGKILL, None)):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, how)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(patience)
 
 
 def fio(uri: str, rw: str, bs: str, depth: int, jobs: int, seconds: int, size: str) -> tuple[float, float]:
     """Requests and MiB a second of fio's nbd engine, on data that compresses by 60%."""
+    return fio_with(["--ioengine=nbd", f"--uri={uri}"], rw, bs, depth, jobs, seconds, size)
+
+
+def fio_with(
+    where: list[str], rw: str, bs: str, depth: int, jobs: int, seconds: int, size: str
+) -> tuple[float, float]:
+    """Requests and MiB a second; `seconds` is 0 for a single pass."""
     output = run(
         [
             "fio",
             "--name=bench",
-            "--ioengine=nbd",
-            f"--uri={uri}",
+            *where,
             f"--rw={rw}",
             f"--bs={bs}",
             f"--iodepth={depth}",
