@@ -209,6 +209,11 @@ impl Pool for Buddies {
         self.arena.bytes(at..at + len)
     }
 
+    fn prefetch(&self, object: ObjectAddress, len: usize) {
+        let at = self.start_of(object);
+        self.arena.prefetch(at..at + len);
+    }
+
     fn free(&mut self, object: ObjectAddress) -> Option<ZspageId> {
         let (id, buddy) = parts(object);
         self.unlist(id);
