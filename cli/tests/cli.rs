@@ -11,6 +11,8 @@ mod keep;
 mod recompress;
 #[path = "cli/scrub.rs"]
 mod scrub;
+#[path = "cli/unit.rs"]
+mod unit;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
