@@ -22,7 +22,8 @@ use crate::units::PAGE_SIZE;
 /// An attribute of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Attribute {
-    /// Bytes in the device. Fixed while the device lives: a store is EBUSY, as in zram.
+    /// Bytes in the device, stored with K, M, G or T. Larger at any time, smaller if nobody uses it
+    /// and nothing is beyond; in zram it is fixed while the device is in use.
     Disksize,
     /// Most bytes of page frames, stored with K, M, G or T; 0 for no limit. zram's can only be
     /// stored, and is shown by `mm_stat`.
@@ -157,11 +158,6 @@ impl Attribute {
         self.mode() & 0o200 != 0
     }
 
-    /// Whether it could be stored only before the device was set up: now a store is EBUSY.
-    pub const fn is_fixed(self) -> bool {
-        matches!(self, Self::Disksize)
-    }
-
     /// What a read of the attribute gives, with its newline.
     ///
     /// # Errors
@@ -204,14 +200,11 @@ impl Attribute {
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] (EINVAL) for a value that makes no sense; [`Error::Refused`],
-    /// EACCES if the attribute is read-only, EBUSY if it cannot change while the device is in use.
+    /// EACCES if the attribute is read-only, and what the device says.
     pub fn store(self, device: &Device, value: &str) -> Result<()> {
         let value = value.strip_suffix('\n').unwrap_or(value);
         match self {
-            Self::Disksize => {
-                self.size(value)?;
-                Err(self.fixed())
-            }
+            Self::Disksize => device.resize(self.size(value)?),
             Self::CompAlgorithm => {
                 device.set_algorithm(self.algorithm(value)?);
                 Ok(())
@@ -323,10 +316,6 @@ impl Attribute {
             option: self.name(),
             reason: format!("{value:?}: {reason}"),
         }
-    }
-
-    fn fixed(self) -> Error {
-        self.refuse(Errno::BUSY, "cannot change while the device is in use")
     }
 
     fn refuse(self, errno: Errno, reason: &str) -> Error {
@@ -496,7 +485,15 @@ mod tests {
             errno(Attribute::Writeback, "page_index=256"),
             Some(Errno::RANGE)
         );
-        assert_eq!(errno(Attribute::Disksize, "2M"), Some(Errno::BUSY));
+        for (value, expected) in [
+            ("2M", None),
+            ("1M\n", None),
+            ("5M", Some(Errno::FBIG)),
+            ("0", Some(Errno::INVAL)),
+            ("4097", Some(Errno::INVAL)),
+        ] {
+            assert_eq!(errno(Attribute::Disksize, value), expected, "{value}");
+        }
         assert_eq!(errno(Attribute::Disksize, "x"), Some(Errno::INVAL));
         assert_eq!(
             errno(Attribute::Recompress, ""),

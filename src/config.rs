@@ -173,6 +173,9 @@ const RECOMPRESS_SOONEST: Duration = Duration::from_secs(1);
 pub struct DeviceConfig {
     /// Bytes, a multiple of 4096, at most [`MAX_DEVICE_BYTES`].
     pub size: u64,
+    /// Bytes that the device may be grown to, at least `size` and at most [`MAX_DEVICE_BYTES`]. That
+    /// takes addresses, no memory; four times the size, where there are so many, if `None`.
+    pub max_size: Option<u64>,
     /// Most bytes of page frames, at least [`DeviceConfig::MIN_MEM_LIMIT`]; no limit if `None`.
     pub mem_limit: Option<u64>,
     /// Where to spill; at the limit writes fail if `None`.
@@ -209,10 +212,16 @@ impl DeviceConfig {
         size.div_ceil(PAGE_SIZE as u64 * (1 << 31)) as u32
     }
 
+    /// Bytes that the device must be able to grow to.
+    pub(crate) fn least_max_size(&self) -> u64 {
+        self.max_size.unwrap_or(0).max(self.size)
+    }
+
     /// A device of `size` bytes with every other setting at its default.
     pub fn new(size: u64) -> Self {
         Self {
             size,
+            max_size: None,
             mem_limit: None,
             backing: None,
             algorithm: Algorithm::Lz4,
@@ -229,7 +238,10 @@ impl DeviceConfig {
     /// # Errors
     /// [`Error::InvalidConfig`] naming the option.
     pub fn validate(&self) -> Result<()> {
-        check_size(self.size)?;
+        check_size("--size", self.size)?;
+        if let Some(max_size) = self.max_size {
+            check_size("--max-size", max_size.max(self.size))?;
+        }
         if let Some(limit) = self.mem_limit {
             check_mem_limit(limit)?;
         }
@@ -246,7 +258,7 @@ impl DeviceConfig {
             });
         }
         self.shards
-            .map_or(Ok(()), |shards| check_shards(shards, self.size))
+            .map_or(Ok(()), |shards| check_shards(shards, self.least_max_size()))
     }
 }
 
@@ -265,7 +277,11 @@ pub(crate) fn check_daily_limit(limit: u64) -> Result<()> {
     })
 }
 
-fn check_size(size: u64) -> Result<()> {
+/// Checks a size given at start or while in use.
+///
+/// # Errors
+/// [`Error::InvalidConfig`] about `option`.
+pub(crate) fn check_size(option: &'static str, size: u64) -> Result<()> {
     let reason = if size == 0 {
         "a device needs at least 4096 bytes".to_owned()
     } else if !size.is_multiple_of(PAGE_SIZE as u64) {
@@ -275,10 +291,7 @@ fn check_size(size: u64) -> Result<()> {
     } else {
         return Ok(());
     };
-    Err(Error::InvalidConfig {
-        option: "--size",
-        reason,
-    })
+    Err(Error::InvalidConfig { option, reason })
 }
 
 fn check_shards(shards: u32, size: u64) -> Result<()> {

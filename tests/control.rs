@@ -105,7 +105,7 @@ fn what_cannot_be_done_is_said_in_one_line() {
     let mut set = |name: &str, value: &str| remote(&client.set(name, value).expect_err("no"));
     assert_eq!(set("mem_limit", "lots\nand lots"), Errno::INVAL);
     assert_eq!(set("mm_stat", "1"), Errno::ACCESS);
-    assert_eq!(set("disksize", "2M"), Errno::BUSY);
+    assert_eq!(set("disksize", "15T"), Errno::FBIG);
     assert_eq!(set("colour", "red"), Errno::NOENT);
     assert_eq!(set("idle", "some"), Errno::INVAL);
     assert_eq!(set("writeback", "cold"), Errno::INVAL);

@@ -122,6 +122,10 @@ pub(crate) struct DeviceArgs {
     #[arg(long, value_parser = parse::size)]
     pub(crate) size: u64,
 
+    /// What it may be grown to while it is in use: takes addresses, no memory [default: 4 x SIZE].
+    #[arg(long, value_name = "SIZE", value_parser = parse::size)]
+    pub(crate) max_size: Option<u64>,
+
     /// Most memory for its compressed pages, 0 for no limit; the coldest are spilled to --backing.
     #[arg(long, value_name = "SIZE", value_parser = parse::size)]
     pub(crate) mem_limit: Option<u64>,

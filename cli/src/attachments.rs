@@ -170,6 +170,15 @@ impl Attachment {
         }))
     }
 
+    /// Has it be as large as its server's device has become. The kernel's NBD driver learns that
+    /// only when it connects.
+    pub(crate) fn follow_size(&self) -> Result<()> {
+        match self {
+            Self::Loop(device) => loopdev::follow_size(device),
+            Self::Nbd(_) => Ok(()),
+        }
+    }
+
     /// Detaches a device that nothing uses, and waits until it is gone.
     pub(crate) fn detach(&self) -> Result<()> {
         match self {

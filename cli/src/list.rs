@@ -65,7 +65,7 @@ fn entry(dir: &RunDir) -> Result<Option<Entry>> {
     Ok(Some(Entry {
         name: dir.name().to_string(),
         pid,
-        size: record.size,
+        size: stats.map_or(record.size, |stats| stats.disksize),
         nbd: record.nbd,
         fuse: record.fuse,
         devices: attached.iter().map(|d| d.path().to_owned()).collect(),

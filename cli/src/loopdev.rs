@@ -79,6 +79,19 @@ pub(crate) fn attach(disk: &Path) -> Result<LoopDevice> {
     }
 }
 
+/// Has a device be as large as the file behind it has become.
+pub(crate) fn follow_size(device: &LoopDevice) -> Result<()> {
+    let losetup = program::find("losetup", "mount")?;
+    // FUSE asks its server how large the file is only when somebody asks FUSE.
+    let looked = fs::metadata(&device.backing_file)
+        .map(drop)
+        .map_err(Into::into);
+    let args = ["--set-capacity".as_ref(), device.path.as_os_str()];
+    looked
+        .and_then(|()| program::run(&losetup, args).map(drop))
+        .with_context(|| format!("{} stays as large as it was", device.path.display()))
+}
+
 /// Unbinds `device` and waits until it is gone. Fails if something still holds it; the kernel
 /// then unbinds it when the last holder lets go.
 pub(crate) fn detach(device: &LoopDevice) -> Result<()> {

@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use uzram::Attribute;
 use uzram::control::Client;
 
 use crate::args::{IdleArgs, NameArgs, RecompressArgs, SetArgs, StopArgs, WritebackArgs};
+use crate::attachments::{self, Attachment};
 use crate::output;
 use crate::parse::Assignment;
 use crate::release;
@@ -24,7 +26,8 @@ fn connect(dir: &RunDir) -> Result<Client> {
 
 /// `uzram set`: in the order given; the first failure ends it.
 pub(crate) fn set(args: &SetArgs, root: &RunRoot) -> Result<()> {
-    let mut client = connect(&root.dir(&args.name))?;
+    let dir = root.dir(&args.name);
+    let mut client = connect(&dir)?;
     if args.assignments.iter().any(Assignment::takes_long) {
         client = client.with_timeout(LONG);
     }
@@ -36,8 +39,20 @@ pub(crate) fn set(args: &SetArgs, root: &RunRoot) -> Result<()> {
             0 => "nothing was set".to_owned(),
             _ => format!("only the first {i} were set"),
         })?;
+        if assignment.attribute == Attribute::Disksize {
+            follow_size(&dir)?;
+        }
     }
     Ok(())
+}
+
+/// Has the block devices that lead to a server be as large as its device has become.
+fn follow_size(dir: &RunDir) -> Result<()> {
+    let Some(record) = dir.record() else {
+        return Ok(());
+    };
+    let attached = attachments::of(dir, &record)?;
+    attached.iter().try_for_each(Attachment::follow_size)
 }
 
 /// `uzram compact`.

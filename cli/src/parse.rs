@@ -106,7 +106,7 @@ pub(crate) fn readable(text: &str) -> Result<Attribute, String> {
 }
 
 fn settable() -> String {
-    let names = names(|attribute| attribute.is_writable() && !attribute.is_fixed());
+    let names = names(Attribute::is_writable);
     format!("what can be set: {names}")
 }
 

@@ -41,6 +41,7 @@ impl Settings {
         };
         let device = DeviceConfig {
             size: args.size,
+            max_size: args.max_size,
             // As in zram's attribute, 0 is no limit.
             mem_limit: args.mem_limit.filter(|limit| *limit != 0),
             backing,
@@ -93,6 +94,9 @@ impl Settings {
         };
         let device = &self.device;
         option("size", device.size.to_string().into());
+        if let Some(size) = device.max_size {
+            option("max-size", size.to_string().into());
+        }
         if let Some(limit) = device.mem_limit {
             option("mem-limit", limit.to_string().into());
         }
@@ -250,6 +254,7 @@ mod tests {
         let mut first = resolve(&[
             "x",
             "--size=1G",
+            "--max-size=3G",
             "--mem-limit=64M",
             "--backing=/tmp/b",
             "--backing-size=2G",

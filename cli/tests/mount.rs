@@ -247,6 +247,39 @@ fn deleted_files_give_their_memory_back() {
 }
 
 #[test]
+fn a_file_system_grows_while_it_is_mounted() {
+    let Some(disk) = Disk::new("a_file_system_grows_while_it_is_mounted") else {
+        return;
+    };
+    let _alone = alone();
+    // ext4 asks for a right to resources that root in a container may not have.
+    disk.mount(&["--size=512M", "--fs=btrfs"]);
+    disk.fill();
+    let blocks = || tool("findmnt", &["-n", "-b", "-o", "SIZE", text(&disk.mnt)]);
+    let before: u64 = blocks().trim().parse().unwrap();
+    disk.world.ok(&["set", "disk", "disksize=2G"]);
+    assert_eq!(
+        tool("blockdev", &["--getsize64", &disk.device()]),
+        "2147483648\n"
+    );
+    tool("btrfs", &["filesystem", "resize", "max", text(&disk.mnt)]);
+    let after: u64 = blocks().trim().parse().unwrap();
+    assert!(after > before * 3, "{before} {after}");
+    let more = disk.mnt.join("more");
+    tool("cp", &["-r", text(&disk.files), text(&more)]);
+    tool("sync", &["-f", text(&disk.mnt)]);
+    disk.compare();
+    tool("diff", &["-r", text(&disk.files), text(&more)]);
+    let line = disk.world.refused(1, &["set", "disk", "disksize=512M"]);
+    assert!(line.contains("in use"), "{line}");
+    tool("umount", &[text(&disk.mnt)]);
+    tool("btrfs", &["check", "--force", &disk.device()]);
+    tool("mount", &[&disk.device(), text(&disk.mnt)]);
+    disk.world.ok(&["umount", "mnt"]);
+    disk.nothing_is_left();
+}
+
+#[test]
 fn a_busy_file_system_stays_whole() {
     let Some(disk) = Disk::new("a_busy_file_system_stays_whole") else {
         return;

@@ -4,6 +4,7 @@
 //! is held; shards are locked under `recompressing`, under that of [`Ages`], which is taken under the
 //! former if at all, and under no other.
 
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
@@ -24,7 +25,7 @@ use crate::pool::{self, FrameBudget, NoRoom};
 use crate::shard::{Clock, Shard, SlotIndex};
 use crate::spill::{LogCounts, RecordAddress, RecordFormat, SegmentTable, Stores};
 use crate::time::Timepiece;
-use crate::units::{PAGE_SIZE, PageIndex};
+use crate::units::{MAX_DEVICE_BYTES, PAGE_SHIFT, PAGE_SIZE, PageIndex};
 use crate::writeback::{Allowance, Left, Waker};
 
 /// Addresses for page frames over all shards, 32 TiB: what a process of 47 address bits can spare.
@@ -144,10 +145,6 @@ pub(crate) struct Core {
 
 impl Core {
     pub(crate) fn new(config: &DeviceConfig) -> Result<Self> {
-        let layout = Layout::new(
-            config.size,
-            config.shards.unwrap_or_else(|| shards_for(config)),
-        );
         let limit = config
             .mem_limit
             .map_or(FrameBudget::UNLIMITED, |b| b / PAGE_SIZE as u64);
@@ -161,20 +158,29 @@ impl Core {
         let segments = Arc::new(SegmentTable::new(format.clone(), Arc::clone(&waker)));
         let ages = Ages::new(Arc::clone(&waker));
         let clock = Clock::default();
-        let count = layout.shards().count();
-        let shard = |index: ShardIndex| {
-            let slots = layout.slots(index);
-            let addresses = address_frames(slots, count);
-            let (budget, clock) = (Arc::clone(&budget), Arc::clone(&clock));
-            let pool = pool::new(config.pool, addresses, budget)?;
-            Shard::new(slots, pool, clock, Arc::clone(&segments), ages.present())
-                .map(|shard| CachePadded::new(Mutex::new(shard)))
+        let make = |max_size| {
+            let shards = config.shards.unwrap_or_else(|| shards_for(config));
+            let layout = Layout::new(config.size, max_size, shards);
+            let count = layout.shards().count();
+            let shard = |index: ShardIndex| {
+                let slots = layout.most_slots(index);
+                let addresses = address_frames(slots, count);
+                let (budget, clock) = (Arc::clone(&budget), Arc::clone(&clock));
+                let pool = pool::new(config.pool, addresses, budget)?;
+                Shard::new(slots, pool, clock, Arc::clone(&segments), ages.present())
+                    .map(|shard| CachePadded::new(Mutex::new(shard)))
+            };
+            let shards: io::Result<Box<[_]>> = layout.shards().map(shard).collect();
+            shards.map(|shards| (layout, shards))
         };
-        let shards: Box<[_]> = layout
-            .shards()
-            .map(shard)
-            .collect::<Result<_, _>>()
-            .map_err(no_addresses)?;
+        let least = config.least_max_size();
+        let made = match config.max_size {
+            Some(_) => make(least),
+            // Room to grow that nobody asked for is not to be what a device fails by.
+            None => make(room_to_grow(config)).or_else(|_| make(least)),
+        };
+        let (layout, shards) = made.map_err(no_addresses)?;
+        let count = shards.len();
         let max_compressed_len = shards[0].lock().pool().max_compressed_len();
         let allowance = Allowance::default();
         allowance.limit_daily(config.writeback_daily_limit);
@@ -397,6 +403,15 @@ fn clear_some(shard: &mut Shard, slots: Range<u32>) -> (u32, u64) {
     (end, cleared)
 }
 
+/// What a device may be grown to by default, in bytes: four times what it is, as far as its shards
+/// can hold that.
+fn room_to_grow(config: &DeviceConfig) -> u64 {
+    let shards = config.shards.unwrap_or_else(|| shards_for(config));
+    let of_shards = u64::from(shards) << (31 + PAGE_SHIFT);
+    let wanted = config.size.saturating_mul(4).min(of_shards);
+    wanted.clamp(config.size, MAX_DEVICE_BYTES)
+}
+
 /// How many shards a device has by default: one a core, but none so small that the sparse zspages
 /// which every shard has of every size class would matter.
 fn shards_for(config: &DeviceConfig) -> u32 {
@@ -405,7 +420,7 @@ fn shards_for(config: &DeviceConfig) -> u32 {
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
     let bytes = config.mem_limit.unwrap_or(u64::MAX).min(config.size);
     let shards = (bytes / WORTH).clamp(1, cores.min(64)) as u32;
-    shards.max(DeviceConfig::min_shards(config.size))
+    shards.max(DeviceConfig::min_shards(config.least_max_size()))
 }
 
 /// Address space for a shard's page frames: the arena's worst case is eight times what the pool

@@ -1,6 +1,7 @@
 //! Which shard and slot a page has: page `p` belongs to shard `(p / 32) mod N`.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::shard::SlotIndex;
 use crate::units::{PAGE_SHIFT, PageIndex};
@@ -21,26 +22,42 @@ pub(crate) struct Run {
     pub(crate) slot: SlotIndex,
 }
 
-/// The shape of a device.
-#[derive(Clone, Copy, Debug)]
+/// The shape of a device, which may grow up to its capacity: a page's shard and slot do not depend
+/// on how many pages there are.
+#[derive(Debug)]
 pub(crate) struct Layout {
-    pages: u64,
+    pages: AtomicU64,
+    /// Pages that there are slots for.
+    capacity: u64,
     shards: u32,
 }
 
 impl Layout {
-    /// A device of `bytes` in `shards` shards, or as many as its runs of pages, if those are fewer.
-    pub(crate) fn new(bytes: u64, shards: u32) -> Self {
+    /// A device of `bytes` that may grow to `capacity` bytes, in `shards` shards, or as many as its
+    /// runs of pages, if those are fewer.
+    pub(crate) fn new(bytes: u64, capacity: u64, shards: u32) -> Self {
         let pages = bytes >> PAGE_SHIFT;
         let runs = pages.div_ceil(u64::from(RUN_PAGES));
         Self {
-            pages,
+            pages: AtomicU64::new(pages),
+            capacity: capacity >> PAGE_SHIFT,
             shards: u64::from(shards).min(runs) as u32,
         }
     }
 
     pub(crate) fn pages(&self) -> u64 {
-        self.pages
+        self.pages.load(Relaxed)
+    }
+
+    /// Most pages there may be.
+    pub(crate) fn capacity(&self) -> u64 {
+        self.capacity
+    }
+
+    /// Changes how many pages there are, to at most the capacity.
+    pub(super) fn resize(&self, pages: u64) {
+        debug_assert!(pages <= self.capacity);
+        self.pages.store(pages, Relaxed);
     }
 
     pub(crate) fn shards(&self) -> impl Iterator<Item = ShardIndex> + use<> {
@@ -49,7 +66,12 @@ impl Layout {
 
     /// Slots of a shard, one for each of its pages.
     pub(crate) fn slots(&self, shard: ShardIndex) -> u32 {
-        self.slots_before(shard, self.pages)
+        self.slots_before(shard, self.pages())
+    }
+
+    /// Slots of a shard at most.
+    pub(crate) fn most_slots(&self, shard: ShardIndex) -> u32 {
+        self.slots_before(shard, self.capacity)
     }
 
     /// The run that starts with `first` and ends before page `end`.
@@ -101,7 +123,7 @@ mod tests {
     #[test]
     fn every_page_has_a_slot_of_its_own() {
         for (pages, shards) in [(1u64, 4), (31, 1), (32, 2), (33, 2), (1000, 3), (4096, 8)] {
-            let layout = Layout::new(pages << PAGE_SHIFT, shards);
+            let layout = Layout::new(pages << PAGE_SHIFT, pages << PAGE_SHIFT, shards);
             let mut seen = std::collections::HashSet::new();
             let mut at = 0;
             while at < pages {
@@ -121,7 +143,7 @@ mod tests {
 
     #[test]
     fn a_range_of_pages_is_a_range_of_slots_in_each_shard() {
-        let layout = Layout::new(1000 << PAGE_SHIFT, 3);
+        let layout = &Layout::new(1000 << PAGE_SHIFT, 1000 << PAGE_SHIFT, 3);
         for range in [0..1000, 5..7, 31..33, 90..200, 64..96, 999..1000, 400..400] {
             let mut pages: Vec<u64> = layout
                 .shards()
@@ -138,7 +160,7 @@ mod tests {
     #[test]
     fn the_largest_device_fits() {
         assert_eq!(DeviceConfig::min_shards(16 << 40), 2);
-        let layout = Layout::new(16 << 40, 2);
+        let layout = Layout::new(16 << 40, 16 << 40, 2);
         assert_eq!(layout.slots(ShardIndex(1)), 1 << 31);
         let last = PageIndex(u32::MAX);
         let run = layout.run(last, 1 << 32);

@@ -11,6 +11,7 @@ mod read;
 mod read_ahead;
 mod read_back;
 mod recompress;
+mod resize;
 pub(crate) mod room;
 mod scrub;
 #[cfg(test)]
@@ -25,6 +26,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam::channel::{self, Sender};
+use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use self::core::Core;
@@ -46,6 +48,8 @@ use crate::writeback::{Command, NewBacking, Writeback};
 pub struct Device {
     core: Arc<Core>,
     users: Arc<Users>,
+    /// Held while the device changes its size.
+    resizing: Mutex<()>,
     /// Most bytes of the backing that may be used; 0 for all it has.
     backing_size: AtomicU64,
     /// What becomes of the first backing, and of those that take its place.
@@ -85,6 +89,7 @@ impl Device {
         let mut device = Self {
             core,
             users: Arc::default(),
+            resizing: Mutex::default(),
             backing_size: AtomicU64::new(0),
             backing_keep: config
                 .backing

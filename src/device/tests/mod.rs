@@ -7,6 +7,7 @@ mod integrity;
 mod races;
 mod recompress;
 mod replace;
+mod resize;
 mod selected;
 mod space;
 

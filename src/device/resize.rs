@@ -1,0 +1,68 @@
+//! How many pages a device has, while it is in use.
+
+use rustix::io::Errno;
+
+use super::Device;
+use crate::BlockDevice;
+use crate::config::check_size;
+use crate::error::{Error, Result};
+use crate::units::{PAGE_SHIFT, PAGE_SIZE};
+
+impl Device {
+    /// Bytes that the device may be grown to.
+    pub fn max_size(&self) -> u64 {
+        self.core.layout.capacity() << PAGE_SHIFT
+    }
+
+    /// Makes the device larger, at any time, or smaller, while nobody uses it and if nothing is
+    /// beyond the new end. Who uses it learns of more when he asks again: what he was told stays
+    /// true.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] for what is no size of a device; [`Error::Refused`], EFBIG beyond
+    /// [`Device::max_size`], EBUSY for a smaller size while the device is in use or there is data
+    /// beyond it.
+    pub fn resize(&self, bytes: u64) -> Result<()> {
+        check_size("disksize", bytes)?;
+        let refuse = |errno, reason: String| {
+            Err(Error::Refused {
+                what: "disksize",
+                reason,
+                errno,
+            })
+        };
+        let most = self.max_size();
+        if bytes > most {
+            let reason = format!("it can grow to {most} bytes: --max-size says how far");
+            return refuse(Errno::FBIG, reason);
+        }
+        let _one_at_a_time = self.resizing.lock();
+        if bytes >= self.size() {
+            self.core.layout.resize(bytes >> PAGE_SHIFT);
+            return Ok(());
+        }
+        match self.users.while_none(|| self.shrink(bytes)) {
+            Some(true) => Ok(()),
+            Some(false) => refuse(Errno::BUSY, "there is data beyond that".to_owned()),
+            None => refuse(
+                Errno::BUSY,
+                "the device is in use; unmount, detach or disconnect it first".to_owned(),
+            ),
+        }
+    }
+
+    /// Returns false, and leaves all as it is, if there is data beyond.
+    fn shrink(&self, bytes: u64) -> bool {
+        let layout = &self.core.layout;
+        let pages = bytes / PAGE_SIZE as u64;
+        let beyond = pages..layout.pages();
+        let is_empty = layout.shards().all(|index| {
+            let slots = layout.slots_of(index, beyond.clone());
+            self.core.shard(index).next_used(slots).is_none()
+        });
+        if is_empty {
+            layout.resize(pages);
+        }
+        is_empty
+    }
+}
