@@ -101,7 +101,7 @@ fn attributes_read_and_write_as_in_sysfs() {
     assert!(echo("0", "mem_used_max"));
     assert!(!echo("1", "mem_used_max"));
     assert!(!echo("lots", "mem_limit"));
-    assert!(!echo("2M", "disksize"));
+    assert!(!echo("15T", "disksize"));
 
     assert!(!echo("1", "reset"), "disk is open");
     drop(disk);
