@@ -58,6 +58,11 @@ pub trait BlockDevice: Send + Sync {
     /// [`Error::Io`] if the promise cannot be kept.
     fn flush(&self) -> Result<()>;
 
+    /// Whether [`BlockDevice::flush`] does anything. Where it does not, nobody need ask for it.
+    fn has_flush(&self) -> bool {
+        true
+    }
+
     /// Makes `range` quick to read, as far as there is room for that; a device that is always
     /// quick has nothing to do.
     ///

@@ -457,6 +457,10 @@ impl BlockDevice for Device {
         Ok(())
     }
 
+    fn has_flush(&self) -> bool {
+        false
+    }
+
     fn prefetch(&self, range: Range<u64>) -> Result<()> {
         self.core.prefetch(range.clone()).inspect_err(|error| {
             let Range { start, end } = range;

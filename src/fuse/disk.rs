@@ -101,7 +101,12 @@ impl Disk {
         Ok(len as u32)
     }
 
+    /// Where a flush does nothing it is not implemented: the kernel then asks for no more of them,
+    /// and lets them succeed by itself.
     pub(super) fn flush(&self) -> Result<(), Errno> {
+        if !self.device.has_flush() {
+            return Err(Errno::ENOSYS);
+        }
         self.device.flush().map_err(|error| errno(&error))
     }
 

@@ -1,11 +1,16 @@
 //! `disk`: data, its end, holes, and a file system on a loop device.
 
 use std::fs::{self, File};
+use std::ops::{ControlFlow, Range};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
+use uzram::fuse::{Mount, MountOptions};
+use uzram::{BlockDevice, Device, DeviceConfig, Extent, Result};
 
 use crate::rig::{Loop, MIB, Mounted, PAGE, Random, Served, can_mount, errno, run};
 
@@ -71,6 +76,72 @@ fn disk_holds_what_is_written() {
             scope.spawn(move || follow_model(&file, start, 8 * MIB, align, index as u64));
         }
     });
+}
+
+/// A device whose flushes mean something, and are counted.
+struct Flushed {
+    device: Device,
+    flushes: AtomicU64,
+}
+
+impl BlockDevice for Flushed {
+    fn size(&self) -> u64 {
+        self.device.size()
+    }
+
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.device.read(offset, buf)
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
+        self.device.write(offset, data)
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> Result<()> {
+        self.device.discard(offset, len)
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64) -> Result<()> {
+        self.device.write_zeroes(offset, len)
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.flushes.fetch_add(1, SeqCst);
+        Ok(())
+    }
+
+    fn extents(&self, range: Range<u64>, visit: &mut dyn FnMut(Extent) -> ControlFlow<()>) {
+        self.device.extents(range, visit);
+    }
+}
+
+#[test]
+fn a_flush_reaches_the_device_where_it_does_anything() {
+    if !can_mount("a_flush_reaches_the_device_where_it_does_anything") {
+        return;
+    }
+    let served = Served::start(MIB);
+    let disk = served.open_disk(OFlags::empty());
+    for _ in 0..3 {
+        disk.sync_all().expect("there is nothing to do");
+    }
+    let device = Arc::new(Flushed {
+        device: Device::new(&DeviceConfig::new(MIB)).expect("a device"),
+        flushes: AtomicU64::new(0),
+    });
+    let dir = tempfile::tempdir().expect("a directory");
+    let options = MountOptions::default();
+    let mount = Mount::start_bare(Arc::clone(&device) as _, dir.path(), options).expect("mounts");
+    let disk = File::options()
+        .write(true)
+        .open(mount.disk_path())
+        .expect("opens");
+    for _ in 0..3 {
+        disk.sync_all().expect("flushed");
+    }
+    assert_eq!(device.flushes.load(SeqCst), 3);
+    drop(disk);
+    mount.unmount().expect("unmounts");
 }
 
 #[test]
