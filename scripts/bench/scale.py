@@ -72,13 +72,19 @@ def profile(data: Path, work: str) -> list[list[str]]:
     """The stacks of samples in time, innermost frame first, inlined functions included."""
     # A page on the stack is in the way of what is behind it.
     stacks = ["--call-graph", "dwarf,20480", "--freq", "1000"]
-    bench = ["cargo", "bench", "--locked", "--quiet", "--bench", "scale", "--", f"hold-{work}"]
-    harness.run(["perf", "record", "--quiet", f"--output={data}", *stacks, *bench])
+    harness.run(["perf", "record", "--quiet", f"--output={data}", *stacks, program(), f"hold-{work}"])
     script = harness.run(["perf", "script", f"--input={data}", "--fields=comm,ip,sym", "--inline"])
     return [
         [line.strip().partition(" ")[2] for line in sample.splitlines()[1:]]
         for sample in script.split("\n\n")
     ]
+
+
+def program() -> str:
+    """The path of `benches/scale.rs`, built."""
+    build = ["cargo", "bench", "--locked", "--quiet", "--bench", "scale", "--no-run", "--message-format=json"]
+    messages = map(json.loads, harness.run(build).splitlines())
+    return next(m["executable"] for m in messages if m.get("executable") and m["target"]["name"] == "scale")
 
 
 main()
