@@ -174,6 +174,22 @@ fn an_isolated_zspage_is_left_alone_until_put_back() {
 }
 
 #[test]
+fn compaction_ends_where_the_spare_room_is_isolated() {
+    let mut harness = Harness::new(FrameBudget::UNLIMITED);
+    let stored = [(); 60].map(|()| harness.store(1000).expect("no limit"));
+    let first = stored[0].zspage;
+    harness.isolate(first);
+    // All but one of its objects, and one of the last zspage's.
+    for owner in (1..59).filter(|&n| n == 58 || stored[n as usize].zspage == first) {
+        harness.free(Owner(owner));
+    }
+    assert!(harness.pool.frames_freeable() > 0);
+    assert!(harness.compact() <= 1);
+    harness.check();
+    harness.drain();
+}
+
+#[test]
 fn stays_within_the_budget() {
     for kind in PoolKind::ALL {
         let mut harness = Harness::new(kind, 64);

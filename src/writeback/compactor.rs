@@ -4,47 +4,76 @@
 //! look pays. The look tells how many page frames could be freed; if their share is too large,
 //! zspages are emptied, one with each hold of the lock, those of the class first in which most can
 //! be freed. That share is what the pool may waste; the smaller it is, the more often objects are
-//! moved that would soon have been overwritten.
+//! moved that would soon have been overwritten. So it is smaller once the device is left alone.
 
 use super::Writeback;
 use crate::device::core::Core;
 use crate::device::layout::ShardIndex;
 use crate::device::room::RoundEnd;
 
-/// Compaction begins when this share of a shard's frames could be freed, one in so many.
-const BEGIN: u64 = 16;
+/// What a shard may waste: frames that could be freed.
+struct Waste {
+    /// Compaction begins when there are more, beside `slack`, than one in so many of all frames.
+    begin: u64,
+    /// And ends when there are no more than that.
+    end: u64,
+    /// Frames that are not worth the work: one here and there in each size class.
+    slack: u64,
+}
 
-/// And ends when it is no more than this.
-const END: u64 = 32;
+const BUSY: Waste = Waste {
+    begin: 20,
+    end: 32,
+    slack: 32,
+};
 
-/// Frames that a shard may waste besides, 256 KiB: one here and there in each size class.
-const SLACK: u64 = 64;
+const QUIET: Waste = Waste {
+    begin: 64,
+    end: 128,
+    slack: 0,
+};
+
+impl Waste {
+    /// Whether more than one in `share` of a shard's frames could be freed.
+    fn exceeds(&self, share: u64, held: u64, freeable: u64) -> bool {
+        freeable.saturating_sub(self.slack) * share > held
+    }
+}
 
 impl Writeback {
-    /// Compacts the shards that have become sparse; returns false if it was interrupted.
-    pub(super) fn compact_sparse_shards(&self) -> bool {
+    /// Compacts the shards that have become sparse: those that tell so while the device is busy,
+    /// all once it is quiet after that. Returns false if it was interrupted.
+    pub(super) fn compact_sparse_shards(&mut self, busy: bool) -> bool {
         let core = &*self.core;
-        core.layout.shards().all(|index| {
+        if !busy && !self.churned {
+            return true;
+        }
+        let mut churned = false;
+        let done = core.layout.shards().all(|index| {
             let mut shard = core.shard(index);
-            if !shard.is_churned() {
+            if busy && !shard.is_churned() {
                 return true;
             }
+            churned = true;
+            let waste = if busy { &BUSY } else { &QUIET };
             let (held, freeable) = (shard.pool().frames_in_use(), shard.pool().frames_freeable());
-            if freeable.saturating_sub(SLACK) * BEGIN <= held {
+            if !waste.exceeds(waste.begin, held, freeable) {
                 shard.forget_churn();
                 return true;
             }
             drop(shard);
-            self.compact_shard(core, index)
-        })
+            self.compact_shard(core, index, waste)
+        });
+        self.churned = if busy { self.churned || churned } else { !done };
+        done
     }
 
-    /// Compacts a shard until little of it could be freed; returns false if it was interrupted.
-    fn compact_shard(&self, core: &Core, index: ShardIndex) -> bool {
+    /// Compacts a shard until it wastes little; returns false if that was interrupted.
+    fn compact_shard(&self, core: &Core, index: ShardIndex, waste: &Waste) -> bool {
         while !self.should_yield() {
             let mut shard = core.shard(index);
             let (held, freeable) = (shard.pool().frames_in_use(), shard.pool().frames_freeable());
-            if freeable.saturating_sub(SLACK) * END <= held || shard.compact().is_none() {
+            if !waste.exceeds(waste.end, held, freeable) || shard.compact().is_none() {
                 shard.forget_churn();
                 return true;
             }

