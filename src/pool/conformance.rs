@@ -175,7 +175,7 @@ fn an_isolated_zspage_is_left_alone_until_put_back() {
 
 #[test]
 fn compaction_ends_where_the_spare_room_is_isolated() {
-    let mut harness = Harness::new(FrameBudget::UNLIMITED);
+    let mut harness = Harness::new(PoolKind::Zsmalloc, FrameBudget::UNLIMITED);
     let stored = [(); 60].map(|()| harness.store(1000).expect("no limit"));
     let first = stored[0].zspage;
     harness.isolate(first);
