@@ -8,7 +8,7 @@ use crate::config::Algorithm;
 use crate::device::layout::ShardIndex;
 use crate::device::recompress::{Scratch, Wanted};
 use crate::device::tests::idle::{no_limit, pass, slot};
-use crate::device::tests::selected::noise;
+use crate::device::tests::selected::{expect_mixed, write_mixed};
 use crate::error::Error;
 use crate::recompression::Recompression;
 use crate::shard::SlotState;
@@ -30,28 +30,9 @@ fn recompress(device: &Device, what: &str) -> u64 {
 /// 300 pages in two shards, of which every tenth is noise.
 fn filled() -> Device {
     let device = no_limit(400, 2);
-    for page in 0..300 {
-        if page % 10 == 0 {
-            device.write(page * PAGE, &noise(page)).expect("room");
-        } else {
-            write(&device, page, page).expect("room");
-        }
-    }
+    write_mixed(&device, 300);
     device.set_recompression_algorithm(ZSTD);
     device
-}
-
-fn expect_all(device: &Device) {
-    for page in 0..300 {
-        if page % 10 == 0 {
-            let mut found = [0; PAGE_SIZE];
-            device.read(page * PAGE, &mut found).expect("readable");
-            assert!(found == noise(page), "page {page}");
-        } else {
-            expect(device, page, page);
-        }
-    }
-    device.check();
 }
 
 #[test]
@@ -77,7 +58,7 @@ fn what_gains_is_stored_anew_and_what_does_not_is_not_tried_again() {
         assert!(slot(&device, page).is_tried());
     }
     assert_eq!(recompress(&device, "algo=zstd:19"), 0);
-    expect_all(&device);
+    expect_mixed(&device, 300);
     assert!(slot(&device, 5).is_tried(), "a read changes nothing of it");
     write(&device, 5, 5).expect("room");
     assert!(!slot(&device, 5).is_tried());
@@ -98,7 +79,7 @@ fn only_pages_that_are_chosen_are_recompressed() {
     assert_eq!(recompress(&device, "type=idle"), 270 - 20 - 1);
     assert_eq!(codec(&device, 7), Some(Codec::Lz4));
     assert!(slot(&device, 8).is_idle(), "a mark stays");
-    expect_all(&device);
+    expect_mixed(&device, 300);
 }
 
 #[test]

@@ -16,7 +16,7 @@ fn write_back(device: &Device, what: &str) -> crate::Result<u64> {
 }
 
 /// A page that does not compress.
-pub(super) fn noise(tag: u64) -> Page {
+fn noise(tag: u64) -> Page {
     let mut state = tag | 1 << 62;
     let mut page = [0; PAGE_SIZE];
     for byte in &mut page {
@@ -39,21 +39,28 @@ fn spilled(device: &Device) -> Vec<u64> {
 /// 400 pages in two shards: every tenth is huge, and 390 to 399 are same-filled.
 fn filled(backing: &Arc<FaultyBacking>) -> Arc<Device> {
     let device = Arc::new(device(500, 4000, 2, backing));
-    for page in 0..390 {
-        if page % 10 == 0 {
-            device.write(page * PAGE, &noise(page)).expect("room");
-        } else {
-            write(&device, page, page).expect("room");
-        }
-    }
+    write_mixed(&device, 390);
     device
         .write(390 * PAGE, &[5; 10 * PAGE_SIZE])
         .expect("no room needed");
     device
 }
 
-fn expect_all(device: &Device) {
-    for page in 0..390 {
+/// Writes pages, of which every tenth is noise.
+pub(super) fn write_mixed(device: &Device, pages: u64) {
+    for page in 0..pages {
+        if page % 10 == 0 {
+            device.write(page * PAGE, &noise(page)).expect("room");
+        } else {
+            write(device, page, page).expect("room");
+        }
+    }
+}
+
+/// Shows that those pages are there.
+#[track_caller]
+pub(super) fn expect_mixed(device: &Device, pages: u64) {
+    for page in 0..pages {
         if page % 10 == 0 {
             let mut found = [0; PAGE_SIZE];
             device.read(page * PAGE, &mut found).expect("readable");
@@ -102,7 +109,7 @@ fn what_is_chosen_is_written_back_and_nothing_else() {
     assert_eq!(device.stats().huge_pages, 0);
     assert_eq!(write_back(&device, "huge").expect("written"), 0);
     device.check();
-    expect_all(&device);
+    expect_mixed(&device, 390);
 }
 
 #[test]
@@ -204,7 +211,7 @@ fn a_backing_that_fails_leaves_pages_as_they_were() {
     device.check();
     backing.fail_writes.store(false, Relaxed);
     assert_eq!(write_back(&device, "idle").expect("written"), 390);
-    expect_all(&device);
+    expect_mixed(&device, 390);
 }
 
 #[test]
@@ -259,7 +266,7 @@ fn the_limit_is_kept_to_the_page_and_spent_on_the_largest() {
     device.set_writeback_limit(345);
     let pages = write_back(&device, "page_indexes=0-399").expect("just enough");
     assert_eq!((pages, device.writeback_limit()), (345, 0));
-    expect_all(&device);
+    expect_mixed(&device, 390);
 }
 
 #[test]
