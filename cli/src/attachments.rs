@@ -90,7 +90,10 @@ pub(crate) struct Owner {
 pub(crate) fn is_dead(fuse_dir: &Path) -> bool {
     // Cached attributes outlive the server, so only statfs tells.
     let answer = rustix::fs::statfs(fuse_dir);
-    matches!(answer, Err(Errno::NOTCONN | Errno::CONNABORTED))
+    matches!(
+        answer,
+        Err(Errno::NOTCONN | Errno::CONNABORTED | Errno::CANCELED)
+    )
 }
 
 /// The server to which the block device `device` leads.

@@ -1,10 +1,15 @@
 //! `mount`, `umount`, `attach` and `detach` with the kernel's own file systems and loop devices.
 
 mod common;
+#[path = "../../tests/fuse/offered.rs"]
+mod offered;
 #[path = "mount/takedown.rs"]
 mod takedown;
+#[path = "mount/uring.rs"]
+mod uring;
 
 use std::cell::RefCell;
+use std::env;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -70,6 +75,9 @@ impl Disk {
             "{said}"
         );
         *self.used.borrow_mut() = self.device();
+        if env::var_os(offered::OVER_IO_URING).is_some() {
+            assert!(uring::is_served(self.pid()));
+        }
     }
 
     fn fill(&self) {
@@ -413,7 +421,7 @@ fn an_interrupt_undoes_everything() {
     // What a terminal's Ctrl-C does to the tool, too.
     let script = format!("touch {}; sleep 1; kill -INT $$", started.display());
     let bin = fake_tool(&disk.world, "mkfs.ext4", &script);
-    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+    let path = format!("{}:{}", bin.display(), env::var("PATH").unwrap());
     let args = ["mount", "--size=64M", "mnt"];
     let child = disk.world.command(&args).env("PATH", path).spawn().unwrap();
     while !started.exists() {

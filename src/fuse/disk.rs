@@ -73,19 +73,40 @@ impl Disk {
         self.size().saturating_sub(offset).min(len)
     }
 
-    pub(super) fn read(&self, offset: u64, size: u32, reply: ReplyData) {
+    /// Reads into the beginning of `room` what there is of `size` bytes at `offset`; returns how
+    /// much that is.
+    pub(super) fn read(&self, offset: u64, size: u32, room: &mut [u8]) -> Result<usize, Errno> {
         // At most a u32's worth.
-        let len = self.clip(offset, size.into()) as usize;
+        let len = (self.clip(offset, size.into()) as usize).min(room.len());
+        self.device
+            .read(offset, &mut room[..len])
+            .map_err(|error| errno(&error))?;
+        Ok(len)
+    }
+
+    /// Answers with what there is of `size` bytes at `offset`.
+    pub(super) fn reply_read(&self, offset: u64, size: u32, reply: ReplyData) {
         READ_BUFFER.with_borrow_mut(|buffer| {
-            if buffer.len() < len {
-                buffer.resize(len, 0);
+            if buffer.len() < size as usize {
+                buffer.resize(size as usize, 0);
             }
-            let data = &mut buffer[..len];
-            match self.device.read(offset, data) {
-                Ok(()) => reply.data(data),
-                Err(error) => reply.error(errno(&error)),
+            match self.read(offset, size, buffer) {
+                Ok(len) => reply.data(&buffer[..len]),
+                Err(errno) => reply.error(errno),
             }
         });
+    }
+
+    /// Whether reading would wait for something slower than memory, as it looks.
+    pub(super) fn read_would_wait(&self, offset: u64, size: u32) -> bool {
+        let len = self.clip(offset, size.into());
+        self.device.read_would_wait(offset..offset + len)
+    }
+
+    /// The same of writing.
+    pub(super) fn write_would_wait(&self, offset: u64, size: u32) -> bool {
+        let len = self.clip(offset, size.into());
+        self.device.write_would_wait(offset..offset + len)
     }
 
     /// Returns the bytes written, fewer than asked for at the end.

@@ -18,15 +18,12 @@ use fuser::{
 };
 
 use super::disk::Disk;
-use super::errno;
 use super::node::{Node, Owner};
 use super::snapshots::Snapshots;
+use super::{MAX_REQUEST_BYTES, errno, uring};
 use crate::attributes::Attribute;
 use crate::device::Device;
 use crate::units::PAGE_SIZE;
-
-/// The largest read or write, bytes: what the kernel allows without a raised sysctl.
-const MAX_REQUEST_BYTES: u32 = 1 << 20;
 
 /// Asynchronous requests that the kernel sends before it makes its callers wait.
 const MAX_BACKGROUND: u16 = 256;
@@ -37,26 +34,34 @@ const FOREVER: Duration = Duration::from_secs(24 * 60 * 60);
 /// `st_blocks` of `disk` changes with every write.
 const NEVER: Duration = Duration::ZERO;
 
+/// Clones answer alike, for the same files.
+#[derive(Clone)]
 pub(super) struct Frontend {
-    disk: Disk,
+    disk: Arc<Disk>,
     /// Whose attributes are shown; none for a bare block device.
     device: Option<Arc<Device>>,
-    snapshots: Snapshots,
+    snapshots: Arc<Snapshots>,
     owner: Owner,
+    rings: uring::Offer,
 }
 
 impl Frontend {
-    pub(super) fn new(disk: Disk, device: Option<Arc<Device>>) -> Self {
+    pub(super) fn new(disk: Disk, device: Option<Arc<Device>>, rings: uring::Offer) -> Self {
         Self {
-            disk,
+            disk: Arc::new(disk),
             device,
-            snapshots: Snapshots::default(),
+            snapshots: Arc::default(),
             owner: Owner {
                 uid: rustix::process::geteuid().as_raw(),
                 gid: rustix::process::getegid().as_raw(),
                 since: SystemTime::now(),
             },
+            rings,
         }
+    }
+
+    pub(super) fn disk(&self) -> Arc<Disk> {
+        Arc::clone(&self.disk)
     }
 
     /// The node of `ino`; attributes exist only with a device that has them.
@@ -134,7 +139,11 @@ macro_rules! refuse {
 impl Filesystem for Frontend {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
         let wanted = InitFlags::FUSE_ASYNC_DIO | InitFlags::FUSE_PARALLEL_DIROPS;
-        let there = wanted & config.capabilities();
+        let mut there = wanted & config.capabilities();
+        let rings = InitFlags::FUSE_OVER_IO_URING;
+        if config.capabilities().contains(rings) && self.rings.accept() {
+            there |= rings;
+        }
         // Each of these says no only to what the kernel or fuser cannot do, and then has a default.
         let _ = config.add_capabilities(there);
         let _ = config.set_max_write(MAX_REQUEST_BYTES);
@@ -265,7 +274,7 @@ impl Filesystem for Frontend {
                 Err(errno) => reply.error(errno),
             };
         }
-        self.disk.read(offset, size, reply);
+        self.disk.reply_read(offset, size, reply);
     }
 
     fn write(

@@ -7,6 +7,8 @@
 //! cat DIR/mm_stat ──────┘                        (one queue each)
 //! ```
 //!
+//! Where the kernel offers it, most requests take a shorter way: see `uring`.
+//!
 //! Invariants:
 //! 1. A request is checked once, in `filesystem`, and answered exactly once.
 //! 2. Nothing here opens a file under its own mount once it serves: the writeback of this very
@@ -21,7 +23,9 @@ mod filesystem;
 mod mountpoint;
 mod node;
 mod snapshots;
+mod uring;
 
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
@@ -38,12 +42,16 @@ use crate::error::{Error, Result};
 use disk::Disk;
 use filesystem::Frontend;
 pub use mountpoint::detach_stale;
+use uring::Transport;
 
 /// The name of the device's file in the directory.
 pub const DISK_FILE: &str = "disk";
 
 /// What stands as the source of the mount in `/proc/self/mountinfo`.
 const SOURCE: &str = "uzram";
+
+/// The largest read or write, bytes: what the kernel allows without a raised sysctl.
+const MAX_REQUEST_BYTES: u32 = 1 << 20;
 
 /// How long an unmount waits for open files to be closed before it cuts them off.
 const CLOSE_GRACE: Duration = Duration::from_millis(500);
@@ -63,6 +71,7 @@ pub struct MountOptions {
 pub struct Mount {
     dir: PathBuf,
     unmounter: SessionUnmounter,
+    over_io_uring: bool,
     /// Says how the serving threads ended; taken once the mount is gone.
     ended: Option<Receiver<std::io::Result<()>>>,
 }
@@ -98,22 +107,33 @@ impl Mount {
     ) -> Result<Self> {
         let dir = mountpoint::prepare(dir)?;
         mountpoint::check_dev_fuse()?;
-        let frontend = Frontend::new(Disk::new(disk), attributes);
+        let rings = uring::Offer::default();
+        let frontend = Frontend::new(Disk::new(disk), attributes, rings.clone());
         let cannot_mount = |error| Error::io(format!("mount on {}", dir.display()), error);
-        let mut session = Session::new(frontend, &dir, &session_config(options))
+        let config = session_config(options);
+        let mut session = Session::new(frontend.clone(), &dir, &config)
             .map_err(|error| cannot_mount(one_line(&error)))?;
+        let workers = threads(options);
+        let transport = Transport::start(&rings, session.as_fd(), &dir, frontend, config, workers)
+            .map_err(&cannot_mount)?;
+        let over_io_uring = transport.is_some();
         let unmounter = session.unmount_callable();
         let (end, ended) = mpsc::channel();
         thread::Builder::new()
             .name("uzram-fuse".to_owned())
             .spawn(move || {
+                let served = session.run();
+                if let Some(transport) = transport {
+                    transport.join();
+                }
                 // Nobody listens once the mount has been given up on.
-                let _ = end.send(session.run());
+                let _ = end.send(served);
             })
             .map_err(&cannot_mount)?;
         let mount = Self {
             dir,
             unmounter,
+            over_io_uring,
             ended: Some(ended),
         };
         mount.wait_until_served()?;
@@ -135,6 +155,12 @@ impl Mount {
     /// The device's file.
     pub fn disk_path(&self) -> PathBuf {
         self.dir.join(DISK_FILE)
+    }
+
+    /// Whether rings were agreed on with the kernel, as they are where it offers them and this
+    /// process may make them. What it lets go through `/dev/fuse` all the same is its affair.
+    pub fn is_over_io_uring(&self) -> bool {
+        self.over_io_uring
     }
 
     /// Takes the mount away: at once if nothing is open, else after half a second, cutting off
@@ -200,6 +226,10 @@ fn default_threads() -> usize {
     (2 * cores).clamp(4, 16)
 }
 
+fn threads(options: MountOptions) -> usize {
+    options.threads.unwrap_or_else(default_threads).max(2)
+}
+
 fn session_config(options: MountOptions) -> Config {
     let mut config = Config::default();
     config.mount_options = vec![
@@ -209,7 +239,7 @@ fn session_config(options: MountOptions) -> Config {
         MountOption::NoExec,
         MountOption::NoAtime,
     ];
-    config.n_threads = Some(options.threads.unwrap_or_else(default_threads).max(2));
+    config.n_threads = Some(threads(options));
     config.clone_fd = true;
     config
 }

@@ -122,7 +122,8 @@ fn detach(dir: &Path) -> Result<()> {
 fn is_dead(error: &io::Error) -> bool {
     matches!(
         Errno::from_io_error(error),
-        Some(Errno::NOTCONN | Errno::CONNABORTED)
+        // The last is what rings answer while the kernel clears them away.
+        Some(Errno::NOTCONN | Errno::CONNABORTED | Errno::CANCELED)
     )
 }
 

@@ -12,7 +12,7 @@ use rustix::mm::{self, Advice, MapFlags, MprotectFlags, ProtFlags};
 ///
 /// Invariant: `base..base + len` is one anonymous private mapping that nothing else unmaps.
 #[derive(Debug)]
-pub(super) struct Mapping {
+pub(crate) struct Mapping {
     base: NonNull<u8>,
     len: usize,
 }
@@ -26,13 +26,13 @@ unsafe impl Sync for Mapping {}
 impl Mapping {
     /// Reserves `len` bytes of addresses, inaccessible until opened with [`Mapping::open`]. Until
     /// then they are not charged, even where the kernel does not overcommit.
-    pub(super) fn reserve(len: usize) -> io::Result<Self> {
+    pub(crate) fn reserve(len: usize) -> io::Result<Self> {
         Self::map(len, ProtFlags::empty())
     }
 
     /// Maps `len` bytes that read as zeroes; memory is spent as pages are first written. Where the
     /// kernel does not overcommit all of it is charged at once.
-    pub(super) fn zeroed(len: usize) -> io::Result<Self> {
+    pub(crate) fn zeroed(len: usize) -> io::Result<Self> {
         Self::map(len, ProtFlags::READ | ProtFlags::WRITE)
     }
 
@@ -50,12 +50,12 @@ impl Mapping {
     }
 
     /// First byte of the mapping.
-    pub(super) fn base(&self) -> NonNull<u8> {
+    pub(crate) fn base(&self) -> NonNull<u8> {
         self.base
     }
 
     /// Makes the whole pages of `bytes` readable and writable.
-    pub(super) fn open(&self, bytes: Range<usize>) -> io::Result<()> {
+    pub(crate) fn open(&self, bytes: Range<usize>) -> io::Result<()> {
         let start = self.check(&bytes);
         let flags = MprotectFlags::READ | MprotectFlags::WRITE;
         // SAFETY: the range lies in our mapping, and widening its protection invalidates nothing.
@@ -64,7 +64,7 @@ impl Mapping {
 
     /// Gives the memory behind the whole pages of `bytes` back; they read as zeroes from then on.
     /// The caller sees to it that nobody refers to bytes in the range.
-    pub(super) fn release(&self, bytes: Range<usize>) -> io::Result<()> {
+    pub(crate) fn release(&self, bytes: Range<usize>) -> io::Result<()> {
         let start = self.check(&bytes);
         // SAFETY: the range lies in our mapping; any bytes are valid `u8`s, before and after.
         Ok(unsafe { mm::madvise(start, bytes.len(), Advice::LinuxDontNeed) }?)

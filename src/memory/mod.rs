@@ -1,8 +1,9 @@
 //! Memory taken from the kernel by address range rather than from the heap: the pool's page
 //! frames, tables that cost nothing until they are written, and the page that a key is in.
 //!
-//! All `unsafe` code of the library is in this module. Nothing here takes a mutex; whoever owns an
-//! [`Arena`] or a [`LazyTable`] guards it.
+//! All `unsafe` code of the library is in this module, and in the ring of the FUSE frontend, whose
+//! memory the kernel writes to. Nothing here takes a mutex; whoever owns an [`Arena`]
+//! or a [`LazyTable`] guards it.
 
 mod arena;
 mod locked;
@@ -11,4 +12,5 @@ mod table;
 
 pub(crate) use arena::{Arena, ChainLen, FrameIndex, IdleRuns};
 pub(crate) use locked::Locked;
+pub(crate) use mapping::Mapping;
 pub(crate) use table::LazyTable;

@@ -5,4 +5,6 @@ mod attributes;
 mod disk;
 mod log;
 mod mounts;
+mod offered;
 mod rig;
+mod uring;

@@ -14,6 +14,8 @@ use tempfile::TempDir;
 use uzram::fuse::{Mount, MountOptions, detach_stale};
 use uzram::{Attribute, Device, DeviceConfig};
 
+use crate::offered::OVER_IO_URING;
+
 /// Far longer than anything here takes, far shorter than a hang.
 pub(crate) const HANG: Duration = Duration::from_secs(20);
 
@@ -45,6 +47,9 @@ impl Served {
         let dir = tempfile::tempdir().expect("a directory");
         let options = MountOptions::default();
         let mount = Mount::start(device.clone(), dir.path(), options).expect("mounts");
+        if std::env::var_os(OVER_IO_URING).is_some() {
+            assert!(mount.is_over_io_uring());
+        }
         Self { mount, device, dir }
     }
 
@@ -175,6 +180,9 @@ fn serve_for_another_test() {
     };
     let device = Arc::new(Device::new(&DeviceConfig::new(16 * MIB)).expect("a device"));
     let mount = Mount::start(device, Path::new(&dir), MountOptions::default()).expect("mounts");
+    if std::env::var_os(OVER_IO_URING).is_some() {
+        assert!(mount.is_over_io_uring());
+    }
     println!("served");
     // Until the other test kills this process or goes away.
     let _ = io::stdin().read(&mut [0]);

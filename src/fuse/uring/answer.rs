@@ -1,0 +1,67 @@
+//! Requests on `disk` that are answered here, in the slot that they came in.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use fuser::Errno;
+use zerocopy::IntoBytes;
+
+use super::ring::{KEPT_BYTES, Slot};
+use super::wire::{AllocateIn, TransferIn, WriteOut, opcode};
+use crate::fuse::disk::Disk;
+use crate::fuse::node::Node;
+
+/// Whether the thread of a ring may answer the request itself: it is soon done.
+pub(super) fn is_quick(disk: &Disk, slot: &Slot) -> bool {
+    let request = slot.request();
+    if request.nodeid != Node::Disk.ino().0 {
+        return false;
+    }
+    let TransferIn { offset, size, .. } = slot.body();
+    let is_small = size as usize <= KEPT_BYTES;
+    match request.opcode {
+        opcode::READ => is_small && !disk.read_would_wait(offset, size),
+        opcode::WRITE => is_small && !disk.write_would_wait(offset, size),
+        _ => false,
+    }
+}
+
+/// Answers the request if it is one on the data of `disk`; says whether it was.
+pub(super) fn answer(disk: &Disk, slot: &mut Slot) -> bool {
+    let request = slot.request();
+    let answer = match request.opcode {
+        _ if request.nodeid != Node::Disk.ino().0 => return false,
+        opcode::READ => read,
+        opcode::WRITE => write,
+        opcode::FSYNC => flush,
+        opcode::FALLOCATE => allocate,
+        _ => return false,
+    };
+    // A thread that is gone would leave its requests without an answer.
+    let answered = catch_unwind(AssertUnwindSafe(|| answer(disk, slot)));
+    slot.answer(answered.unwrap_or(Err(Errno::EIO)));
+    true
+}
+
+fn read(disk: &Disk, slot: &mut Slot) -> Result<usize, Errno> {
+    let TransferIn { offset, size, .. } = slot.body();
+    disk.read(offset, size, slot.payload_mut())
+}
+
+fn write(disk: &Disk, slot: &mut Slot) -> Result<usize, Errno> {
+    let TransferIn { offset, .. } = slot.body();
+    let size = disk.write(offset, slot.received())?;
+    let out = WriteOut { size, padding: 0 };
+    slot.payload_mut()[..size_of::<WriteOut>()].copy_from_slice(out.as_bytes());
+    Ok(size_of::<WriteOut>())
+}
+
+fn flush(disk: &Disk, _: &mut Slot) -> Result<usize, Errno> {
+    disk.flush().map(|()| 0)
+}
+
+fn allocate(disk: &Disk, slot: &mut Slot) -> Result<usize, Errno> {
+    let AllocateIn {
+        offset, len, mode, ..
+    } = slot.body();
+    disk.allocate(offset, len, mode.cast_signed()).map(|()| 0)
+}

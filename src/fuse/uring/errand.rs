@@ -1,0 +1,102 @@
+//! Requests that the thread of a ring leaves to other threads: those that are large, so that they
+//! use several cores; those that may wait, for the backing or for memory; and those that only
+//! fuser can answer. A slot that was answered goes back to its ring's thread, which alone may
+//! commit it.
+//!
+//! One lock a ring, on the list of slots that are on their way back.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use crossbeam::channel::{Receiver, Sender, unbounded};
+use parking_lot::Mutex;
+use rustix::event::{EventfdFlags, eventfd};
+
+use super::answer::answer;
+use super::bridge::Bridge;
+use super::ring::Slot;
+use crate::fuse::disk::Disk;
+
+/// A request to answer, and where its slot is to go then.
+pub(super) struct Errand {
+    pub(super) slot: Slot,
+    pub(super) back: Arc<WayBack>,
+}
+
+impl Errand {
+    /// Sends the slot back, answered.
+    pub(super) fn finish(self) {
+        self.back.put(self.slot);
+    }
+}
+
+/// The way back to a ring.
+pub(super) struct WayBack {
+    slots: Mutex<Vec<Slot>>,
+    wake: OwnedFd,
+}
+
+impl WayBack {
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(Self {
+            slots: Mutex::default(),
+            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+        })
+    }
+
+    /// Readable while there are slots to [take](WayBack::take).
+    pub(super) fn wake(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
+    }
+
+    fn put(&self, slot: Slot) {
+        let mut slots = self.slots.lock();
+        slots.push(slot);
+        // Later ones are taken with the first.
+        if slots.len() == 1 {
+            // It fails only if 2^64 - 1 wake-ups are pending.
+            let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+        }
+    }
+
+    pub(super) fn take(&self) -> Vec<Slot> {
+        let mut slots = self.slots.lock();
+        // Nothing to read is fine.
+        let _ = rustix::io::read(&self.wake, &mut [0; 8]);
+        std::mem::take(&mut slots)
+    }
+}
+
+/// Starts `count` threads that do errands until nobody can send any.
+pub(super) fn start_workers(
+    count: usize,
+    disk: &Arc<Disk>,
+    bridge: &Arc<Bridge>,
+) -> io::Result<(Sender<Errand>, Vec<JoinHandle<()>>)> {
+    let (sender, errands) = unbounded();
+    let spawn = |index| {
+        let (errands, disk, bridge) = (
+            Receiver::clone(&errands),
+            Arc::clone(disk),
+            Arc::clone(bridge),
+        );
+        let name = format!("uzram-errand-{index}");
+        thread::Builder::new()
+            .name(name)
+            .spawn(move || work(&errands, &disk, &bridge))
+    };
+    let threads = (0..count).map(spawn).collect::<io::Result<_>>()?;
+    Ok((sender, threads))
+}
+
+fn work(errands: &Receiver<Errand>, disk: &Disk, bridge: &Bridge) {
+    for mut errand in errands {
+        if answer(disk, &mut errand.slot) {
+            errand.finish();
+        } else {
+            bridge.carry(errand);
+        }
+    }
+}
