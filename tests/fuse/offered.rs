@@ -24,11 +24,11 @@ impl Offered {
         let parameter = fs::File::open(PARAMETER).map_err(missing)?;
         flock(&parameter, FlockOperation::LockExclusive).map_err(|error| missing(error.into()))?;
         let before = fs::read_to_string(PARAMETER).map_err(missing)?;
-        fs::write(PARAMETER, "Y").map_err(missing)?;
         let disabled = fs::read_to_string("/proc/sys/kernel/io_uring_disabled");
         if disabled.is_ok_and(|disabled| disabled.trim() == "2") {
             return Err("io_uring is disabled by sysctl".to_owned());
         }
+        fs::write(PARAMETER, "Y").map_err(missing)?;
         Ok(Self {
             before,
             _parameter: parameter,
