@@ -18,7 +18,8 @@ from typing import Callable, Iterator
 import harness
 from harness import OURS
 
-ZRAM, FLOOR = "kernel zram", "no-op FUSE"
+ZRAM, FLOOR, RINGS = "kernel zram", "no-op FUSE", "uzram, io_uring"
+OFFER = Path("/sys/module/fuse/parameters/enable_uring")
 CONTROL = Path("/sys/class/zram-control")
 PATIENCE = 10
 """Seconds for which a device may still be in use after its last user."""
@@ -87,17 +88,38 @@ def zram(size: int) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def ours(uzram: Path, directory: Path, size: int) -> Iterator[Path]:
+def ours(uzram: Path, directory: Path, size: int, name: str = "bench") -> Iterator[Path]:
     """The loop device that `uzram attach` makes."""
-    fuse = directory / "ours"
+    fuse = directory / name
     fuse.mkdir()
-    command = [str(uzram), "--quiet", "serve", "bench", f"--size={size}", f"--fuse={fuse}"]
+    command = [str(uzram), "--quiet", "serve", name, f"--size={size}", f"--fuse={fuse}"]
     environment = environment_in(directory)
     with harness.running(command, (fuse / "disk").exists, env=environment):
         try:
-            yield Path(harness.run([str(uzram), "attach", "bench"], env=environment).strip())
+            yield Path(harness.run([str(uzram), "attach", name], env=environment).strip())
         finally:
-            verb(uzram, environment, "detach", "bench")
+            verb(uzram, environment, "detach", name)
+
+
+def with_rings(others: list[str]) -> list[str]:
+    """The contenders, and ours over io_uring if the kernel can do that; if not, says so."""
+    if OFFER.exists():
+        return [*others, RINGS]
+    print(f"left out: {RINGS}: this kernel's FUSE has no {OFFER.name}", flush=True)
+    return others
+
+
+@contextlib.contextmanager
+def ours_over_rings(uzram: Path, directory: Path, size: int) -> Iterator[Path]:
+    """The same, with requests over io_uring, which has to be on offer when it is mounted."""
+    before = OFFER.read_text()
+    with contextlib.ExitStack() as stack:
+        try:
+            OFFER.write_text("Y")
+            device = stack.enter_context(ours(uzram, directory, size, "rings"))
+        finally:
+            OFFER.write_text(before)
+        yield device
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """The loop device of `uzram attach` against kernel zram, and against a FUSE handler that does nothing.
 
-What the last one is above ours is the engine's; what kernel zram is above it, the transport's.
+Ours is also measured over io_uring, where the kernel has that. What the handler is above ours is
+the engine's; what kernel zram is above the handler, the transport's.
 """
 
 import contextlib
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import devices
 import harness
-from devices import FLOOR, ZRAM
+from devices import FLOOR, RINGS, ZRAM
 from harness import OURS, Case
 
 SIZE = 1 << 30
@@ -17,10 +18,11 @@ SIZE = 1 << 30
 def main() -> None:
     options = harness.arguments(__doc__.splitlines()[0])
     devices.require()
-    contenders = devices.with_zram([OURS, FLOOR])
+    contenders = devices.with_zram(devices.with_rings([OURS, FLOOR]))
     with harness.scratch() as directory, contextlib.ExitStack() as stack:
         makers = {
             OURS: lambda: devices.ours(options.uzram, directory, SIZE),
+            RINGS: lambda: devices.ours_over_rings(options.uzram, directory, SIZE),
             FLOOR: lambda: devices.floor(directory, SIZE),
             ZRAM: lambda: devices.zram(SIZE),
         }
