@@ -122,7 +122,7 @@ pub(crate) struct DeviceArgs {
     #[arg(long, value_parser = parse::size)]
     pub(crate) size: u64,
 
-    /// What it may be grown to while it is in use: takes addresses, no memory [default: 4 x SIZE].
+    /// What it may be grown to while it is in use: costs addresses only [default: 4 x SIZE].
     #[arg(long, value_name = "SIZE", value_parser = parse::size)]
     pub(crate) max_size: Option<u64>,
 

@@ -75,18 +75,16 @@ static METRICS: &[Metric] = &metrics! {
 pub(crate) fn metrics(root: &RunRoot) -> Result<()> {
     let mut devices = Vec::new();
     for dir in root.dirs()? {
-        if dir.owner()?.is_none() {
+        if dir.record().is_none() {
+            // It is being made or removed at this moment.
             continue;
         }
         let asked = Client::connect(&dir.control_socket(), PATIENCE);
         let stats = asked.and_then(|mut client| client.stat());
-        match stats {
-            Ok(stats) => devices.push((dir.name().to_string(), Some(stats))),
-            Err(error) => {
-                tracing::warn!("{} does not answer: {error}", dir.name());
-                devices.push((dir.name().to_string(), None));
-            }
-        }
+        let stats = stats.inspect_err(|error| {
+            tracing::warn!("{} does not answer: {error}", dir.name());
+        });
+        devices.push((dir.name().to_string(), stats.ok()));
     }
     output::text(&exposition(&devices))
 }

@@ -328,15 +328,18 @@ impl Core {
         }
     }
 
-    /// Empties sparse zspages until none can be freed that way; returns the page frames freed.
+    /// Empties sparse zspages until none can be freed that way or the device stops; returns the page
+    /// frames freed.
     pub(super) fn compact(&self) -> u64 {
         let mut freed = 0;
         for index in self.layout.shards() {
             // The lock is let go after each zspage.
-            while let Some(frames) = {
-                let mut shard = self.shard(index);
-                shard.compact()
-            } {
+            while !self.is_stopping()
+                && let Some(frames) = {
+                    let mut shard = self.shard(index);
+                    shard.compact()
+                }
+            {
                 freed += frames;
             }
         }

@@ -33,14 +33,14 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    /// A device of `bytes` that may grow to `capacity` bytes, in `shards` shards, or as many as its
-    /// runs of pages, if those are fewer.
+    /// A device of `bytes` that may grow to `capacity` bytes, in `shards` shards, or as many as there
+    /// may be runs of pages, if those are fewer.
     pub(crate) fn new(bytes: u64, capacity: u64, shards: u32) -> Self {
-        let pages = bytes >> PAGE_SHIFT;
-        let runs = pages.div_ceil(u64::from(RUN_PAGES));
+        let capacity = capacity >> PAGE_SHIFT;
+        let runs = capacity.div_ceil(u64::from(RUN_PAGES));
         Self {
-            pages: AtomicU64::new(pages),
-            capacity: capacity >> PAGE_SHIFT,
+            pages: AtomicU64::new(bytes >> PAGE_SHIFT),
+            capacity,
             shards: u64::from(shards).min(runs) as u32,
         }
     }

@@ -45,7 +45,7 @@ pub(super) struct Scratch {
     /// Objects as they were.
     objects: Vec<u8>,
     /// Objects as they have become.
-    smaller: Vec<u8>,
+    made: Vec<u8>,
 }
 
 /// A page of a step.
@@ -55,8 +55,26 @@ struct Chosen {
     codec: Codec,
     /// Its object in [`Scratch::objects`].
     object: Range<usize>,
-    /// What has become of that, in [`Scratch::smaller`].
-    smaller: Option<(Codec, Range<usize>)>,
+    outcome: Outcome,
+}
+
+/// What has become of an object.
+enum Outcome {
+    /// It cannot be read, which a read will complain of, or would not be below the threshold.
+    LeftAlone,
+    /// Compressed, it is no shorter than a page.
+    NoGain,
+    /// In [`Scratch::made`].
+    Made(Codec, Range<usize>),
+}
+
+/// What a step has come to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Settled {
+    /// Pages that have become smaller.
+    pub(super) smaller: u64,
+    /// Whether there was no memory for some, which stay as they were.
+    pub(super) refused: bool,
 }
 
 impl Scratch {
@@ -64,7 +82,7 @@ impl Scratch {
         Self {
             chosen: Vec::with_capacity(STEP),
             objects: Vec::with_capacity(STEP * PAGE_SIZE),
-            smaller: vec![0; STEP * MAX_COMPRESSED_LEN],
+            made: vec![0; STEP * MAX_COMPRESSED_LEN],
         }
     }
 }
@@ -87,7 +105,7 @@ impl Wanted<'_> {
         };
         self.request.kind.includes(slot)
             && len >= self.request.threshold
-            && !slot.is_tried()
+            && (!slot.is_tried() || self.request.algorithm.is_some())
             && !slot.is_selected()
             && is_old()
     }
@@ -96,10 +114,14 @@ impl Wanted<'_> {
 impl Core {
     /// Recompresses pages until none is left or the device stops; returns how many have become
     /// smaller.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] (EINTR) if the device stops; [`Error::NoSpace`] if there is no backing
+    /// and no memory to make anything smaller in, not after compaction either.
     fn recompress(&self, wanted: &Wanted<'_>, algorithm: Algorithm) -> Result<u64> {
         let mut scratch = Scratch::new();
         let mut left = wanted.request.max_pages;
-        let mut smaller = 0;
+        let (mut smaller, mut compacted) = (0, false);
         for index in self.layout.shards() {
             let slots = self.layout.slots(index);
             let mut at = 0;
@@ -109,15 +131,24 @@ impl Core {
                 }
                 let most = STEP.min(usize::try_from(left).unwrap_or(STEP));
                 let one_at_a_time = self.recompressing.lock();
-                at = self.choose(wanted, index, at..slots, most, &mut scratch);
+                let next = self.choose(wanted, index, at..slots, most, &mut scratch);
                 scratch.recompress(wanted.request.threshold, algorithm, self.max_compressed_len);
-                smaller += self.settle_recompressed(index, &scratch);
-                left -= scratch.chosen.len() as u64;
+                let settled = self.settle_recompressed(index, &scratch);
                 drop(one_at_a_time);
+                smaller += settled.smaller;
+                // Where pages are evicted there is room again soon; those refused stay as they are.
+                if settled.refused && !self.stores.spills() {
+                    if compacted {
+                        return Err(Error::NoSpace("there is no memory to recompress in"));
+                    }
+                    // They are chosen again.
+                    self.compact();
+                    compacted = true;
+                    continue;
+                }
+                left -= scratch.chosen.len() as u64;
+                at = next;
             }
-        }
-        if smaller > 0 {
-            self.compact();
         }
         Ok(smaller)
     }
@@ -154,25 +185,35 @@ impl Core {
         self.with_old(wanted.age, choose)
     }
 
-    /// Stores what has become smaller; returns how many pages have.
-    pub(super) fn settle_recompressed(&self, index: ShardIndex, scratch: &Scratch) -> u64 {
+    /// Stores what has become smaller.
+    pub(super) fn settle_recompressed(&self, index: ShardIndex, scratch: &Scratch) -> Settled {
+        let mut settled = Settled::default();
         if scratch.chosen.is_empty() {
-            return 0;
+            return settled;
         }
-        let mut smaller = 0;
         let mut shard = self.shard(index);
         for chosen in &scratch.chosen {
-            let object = chosen.smaller.clone();
-            let object = object.map(|(codec, bytes)| (codec, &scratch.smaller[bytes]));
-            // Without room the page stays as it is.
-            let stored = shard.settle_recompressed(chosen.index, chosen.before, object);
-            smaller += u64::from(stored == Ok(true));
+            let result = match &chosen.outcome {
+                Outcome::LeftAlone => {
+                    shard.unselect(chosen.index, Purpose::Recompress, chosen.before);
+                    Ok(false)
+                }
+                Outcome::NoGain => shard.settle_recompressed(chosen.index, chosen.before, None),
+                Outcome::Made(codec, bytes) => {
+                    let object = Some((*codec, &scratch.made[bytes.clone()]));
+                    shard.settle_recompressed(chosen.index, chosen.before, object)
+                }
+            };
+            settled.smaller += u64::from(result == Ok(true));
+            settled.refused |= result.is_err();
         }
         let care = self.needs_care(&shard);
         drop(shard);
         self.wake_if_needed(care);
-        self.requests.recompressed.fetch_add(smaller, Relaxed);
-        smaller
+        self.requests
+            .recompressed
+            .fetch_add(settled.smaller, Relaxed);
+        settled
     }
 }
 
@@ -186,7 +227,7 @@ impl Scratch {
                 before: object.slot,
                 codec: object.codec,
                 object: start..self.objects.len(),
-                smaller: None,
+                outcome: Outcome::LeftAlone,
             });
         });
     }
@@ -196,17 +237,19 @@ impl Scratch {
         for chosen in &mut self.chosen {
             let object = &self.objects[chosen.object.clone()];
             let mut page = [0; PAGE_SIZE];
-            // What cannot be read now is left for a read to complain of.
             if codec::decompress(chosen.codec, object, &mut page).is_err() {
                 continue;
             }
-            let out = &mut self.smaller[start..];
-            let made = codec::compress(algorithm, &page, out, max_len);
-            let fits = |len| threshold == 0 || len < threshold;
-            if let Some((codec, len)) = made.filter(|&(_, len)| fits(len)) {
-                chosen.smaller = Some((codec, start..start + len));
-                start += len;
-            }
+            let out = &mut self.made[start..];
+            chosen.outcome = match codec::compress(algorithm, &page, out, max_len) {
+                None => Outcome::NoGain,
+                Some((_, len)) if threshold != 0 && len >= threshold => Outcome::LeftAlone,
+                Some((codec, len)) => {
+                    let bytes = start..start + len;
+                    start = bytes.end;
+                    Outcome::Made(codec, bytes)
+                }
+            };
         }
     }
 }
@@ -225,11 +268,13 @@ impl Device {
     /// Recompresses chosen pages, those of them that are in memory, and packs what is left of
     /// their zspages; returns how many pages have become smaller. A page that is read, written or
     /// discarded meanwhile stays as it is, and so does one that would not lie in a smaller size
-    /// class; that is not tried again until it is written. The device is in use meanwhile.
+    /// class. What was tried is not tried again until it is written, unless the request names an
+    /// algorithm. The device is in use meanwhile.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] if there is no algorithm to recompress with; [`Error::Refused`]
-    /// (EINTR) once the device is stopping.
+    /// (EINTR) once the device is stopping; [`Error::NoSpace`] if there is no backing,
+    /// and no memory to recompress in.
     pub fn recompress(&self, request: &Recompression) -> Result<u64> {
         let algorithm = request.algorithm.or_else(|| self.recompression_algorithm());
         let algorithm = algorithm.ok_or_else(|| Error::InvalidConfig {
@@ -237,7 +282,11 @@ impl Device {
             reason: "there is no algorithm for it: set recomp_algorithm first".to_owned(),
         })?;
         let wanted = Wanted { request, age: None };
-        self.core.recompress(&wanted, algorithm)
+        let smaller = self.core.recompress(&wanted, algorithm)?;
+        if smaller > 0 {
+            self.compact();
+        }
+        Ok(smaller)
     }
 }
 
@@ -290,7 +339,7 @@ fn recompress_old(core: &Core, age: Duration, ended: &Receiver<()>) {
     };
     while ended.recv_timeout(period) == Err(RecvTimeoutError::Timeout) {
         if let Some(algorithm) = core.secondary.load() {
-            // Only the device's end interrupts it.
+            // The device's end interrupts it, and a lack of memory, which may be over next time.
             drop(core.recompress(&wanted, algorithm));
         }
     }

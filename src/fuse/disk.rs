@@ -100,13 +100,13 @@ impl Disk {
     /// Whether reading would wait for something slower than memory, as it looks.
     pub(super) fn read_would_wait(&self, offset: u64, size: u32) -> bool {
         let len = self.clip(offset, size.into());
-        self.device.read_would_wait(offset..offset + len)
+        len > 0 && self.device.read_would_wait(offset..offset + len)
     }
 
     /// The same of writing.
     pub(super) fn write_would_wait(&self, offset: u64, size: u32) -> bool {
         let len = self.clip(offset, size.into());
-        self.device.write_would_wait(offset..offset + len)
+        len > 0 && self.device.write_would_wait(offset..offset + len)
     }
 
     /// Returns the bytes written, fewer than asked for at the end.

@@ -89,6 +89,11 @@ impl Arena {
         })
     }
 
+    /// Whether there is a run whose memory we still hold.
+    pub(crate) fn has_held(&self, len: ChainLen) -> bool {
+        !self.warm[len.index()].is_empty()
+    }
+
     /// Takes a run whose memory we still hold, its contents undefined, if there is one.
     pub(crate) fn take_held(&mut self, len: ChainLen) -> Option<FrameIndex> {
         let run = self.warm[len.index()].pop()?;

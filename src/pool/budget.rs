@@ -4,8 +4,6 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crossbeam::utils::CachePadded;
 
-use crate::memory::ChainLen;
-
 /// How many page frames the pools of a device hold together, and may hold.
 ///
 /// Invariant: `used` never grows past `limit`; it is above it only after `limit` was lowered.
@@ -50,9 +48,9 @@ impl FrameBudget {
         debug_assert!(before >= frames);
     }
 
-    /// Whether any zspage would fit.
+    /// Whether another zspage would fit: it begins with one frame.
     pub(crate) fn has_room(&self) -> bool {
-        self.used() + ChainLen::MAX as u64 <= self.limit()
+        self.used() < self.limit()
     }
 
     pub(crate) fn used(&self) -> u64 {

@@ -310,7 +310,7 @@ impl Source for Walk<'_> {
             let record = core.format.open(bytes, &mut scratch, address, sequence);
             let known = record
                 .ok()
-                .filter(|record| u64::from(record.page.0) < core.layout.pages());
+                .filter(|record| u64::from(record.page.0) < core.layout.capacity());
             let Some(record) = known else {
                 tracing::debug!("segment {} is damaged at byte {}", self.segment.0, self.at);
                 self.damaged = true;

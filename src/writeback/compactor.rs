@@ -70,7 +70,7 @@ impl Writeback {
 
     /// Compacts a shard until it wastes little; returns false if that was interrupted.
     fn compact_shard(&self, core: &Core, index: ShardIndex, waste: &Waste) -> bool {
-        while !self.should_yield() {
+        loop {
             let mut shard = core.shard(index);
             let (held, freeable) = (shard.pool().frames_in_use(), shard.pool().frames_freeable());
             if !waste.exceeds(waste.end, held, freeable) || shard.compact().is_none() {
@@ -81,7 +81,9 @@ impl Writeback {
             if core.room.demand() && core.budget.has_room() {
                 core.room.end_round(RoundEnd::Room);
             }
+            if self.should_yield() {
+                return false;
+            }
         }
-        false
     }
 }

@@ -173,6 +173,12 @@ fn disk_has_the_size_and_the_end_of_a_block_device() {
     );
     assert_eq!(back[..4096], data[..4096]);
     assert_eq!(disk.read_at(&mut back, MIB).expect("the end"), 0);
+    // Far beyond, at no page's start.
+    assert_eq!(disk.read_at(&mut back, (1 << 40) + 1).expect("the end"), 0);
+    assert_eq!(
+        errno(disk.write_at(&data, (1 << 40) + 1)),
+        Some(Errno::NOSPC)
+    );
 
     let refused = |mode, offset, len| {
         let error = fallocate(&disk, mode, offset, len).expect_err("refused");

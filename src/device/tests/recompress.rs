@@ -57,7 +57,7 @@ fn what_gains_is_stored_anew_and_what_does_not_is_not_tried_again() {
         assert_eq!(codec(&device, page), Some(expected));
         assert!(slot(&device, page).is_tried());
     }
-    assert_eq!(recompress(&device, "algo=zstd:19"), 0);
+    assert_eq!(recompress(&device, ""), 0);
     expect_mixed(&device, 300);
     assert!(slot(&device, 5).is_tried(), "a read changes nothing of it");
     write(&device, 5, 5).expect("room");
@@ -93,6 +93,44 @@ fn without_an_algorithm_it_is_refused() {
     assert_eq!(error.errno(), rustix::io::Errno::INTR);
 }
 
+#[test]
+fn the_threshold_and_an_algorithm_of_its_own_leave_the_rest_to_be_tried() {
+    let device = filled();
+    assert_eq!(
+        recompress(&device, "threshold=100"),
+        0,
+        "nothing gets so small"
+    );
+    assert!((0..300).all(|page| !slot(&device, page).is_tried() || page % 10 == 0));
+    assert_eq!(recompress(&device, ""), 270);
+    let before = device.stats().compr_data_size;
+    recompress(&device, "algo=zstd:19");
+    assert!(device.stats().compr_data_size < before);
+    expect_mixed(&device, 300);
+}
+
+#[test]
+fn without_memory_to_recompress_in_it_says_so() {
+    let mut config = DeviceConfig::new(400 * PAGE);
+    config.shards = Some(1);
+    config.mem_limit = Some(64 * PAGE);
+    let device = Device::new(&config).expect("a device");
+    device.set_recompression_algorithm(ZSTD);
+    let stored = (0..400)
+        .take_while(|&page| write(&device, page, page).is_ok())
+        .count() as u64;
+    assert!(stored < 400);
+    // There may be a little room after all: then it begins, and makes more.
+    match device.recompress(&Recompression::ALL) {
+        Ok(smaller) => assert!(smaller > 0),
+        Err(error) => assert!(matches!(error, Error::NoSpace(_)), "{error}"),
+    }
+    for page in 0..stored {
+        expect(&device, page, page);
+    }
+    device.check();
+}
+
 /// An object may be freed, and another come to its address, while it is recompressed.
 #[test]
 fn what_changes_meanwhile_is_not_undone() {
@@ -111,7 +149,7 @@ fn what_changes_meanwhile_is_not_undone() {
     let again = &mut Scratch::new();
     device.core.choose(&wanted, shard, 0..16, 16, again);
     assert_eq!(
-        device.core.settle_recompressed(shard, again),
+        device.core.settle_recompressed(shard, again).smaller,
         0,
         "chosen twice"
     );
@@ -130,7 +168,7 @@ fn what_changes_meanwhile_is_not_undone() {
     device.compact();
 
     scratch.recompress(0, ZSTD, device.core.max_compressed_len);
-    assert_eq!(device.core.settle_recompressed(shard, &scratch), 11);
+    assert_eq!(device.core.settle_recompressed(shard, &scratch).smaller, 11);
     for page in 0..16 {
         let expected = match page {
             2 => None,

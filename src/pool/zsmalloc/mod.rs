@@ -112,7 +112,8 @@ impl Zsmalloc {
     /// A new zspage, in no list, with memory for an object.
     fn create_zspage(&mut self, index: ClassIndex) -> Result<ZspageId, NoRoom> {
         let chain = GEOMETRY.class(index).chain;
-        if self.budget.try_take(chain.frames() as u64) {
+        // Only what is there is asked of the budget: others may be after its last frames.
+        if self.arena.has_held(chain) && self.budget.try_take(chain.frames() as u64) {
             if let Some(first) = self.arena.take_held(chain) {
                 let id = self.add_zspage(index, first);
                 self.hold(id, chain.frames());
@@ -288,7 +289,8 @@ impl Zsmalloc {
         Some(Compacted {
             zspage: from,
             into,
-            frames: before - self.classes[usize::from(index.0)].frames,
+            // If the budget was short and then was not, they may even have become more.
+            frames: before.saturating_sub(self.classes[usize::from(index.0)].frames),
         })
     }
 
