@@ -1,7 +1,7 @@
 //! zram in userspace: a compressed RAM block device that spills its coldest memory to a file.
 //!
 //! ```text
-//!  nbd::Server ──┐                           ┌─ Pool: Zsmalloc, over an Arena of page frames
+//!  nbd::Server ──┐                           ┌─ Pool: Zsmalloc or Buddies, over an Arena of page frames
 //!  fuse::Mount ──┼─ BlockDevice ── Shard ×N ─┼─ SlotTable
 //!  (your code) ──┘    Device       one lock  └─ Lru of zspages
 //!                       │          each
@@ -21,6 +21,9 @@
 //! - **Evicted**, when memory is above the high watermark: the writeback thread isolates the zspage
 //!   whose last allocation was longest ago, spares the objects that were accessed since, appends
 //!   the others to a segment of the backing, and points their slots there, unless they changed.
+//! - **Recompressed**, when that is asked for, or when it has not been accessed for long: marked and
+//!   copied under the lock, compressed again with a stronger algorithm without it, and replaced if
+//!   the mark is still there. What churn leaves sparse is packed by the writeback thread.
 //! - **Discarded**, it costs nothing again. A segment whose records are all gone is given back; the
 //!   records of one that is mostly dead are moved together.
 //!
