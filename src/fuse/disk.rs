@@ -122,8 +122,8 @@ impl Disk {
         Ok(len as u32)
     }
 
-    /// Where a flush does nothing it is not implemented: the kernel then asks for no more of them,
-    /// and lets them succeed by itself.
+    /// Flushes the device. One that has nothing to flush answers ENOSYS, by which FUSE servers tell
+    /// the kernel to spare itself the question: it lets every later flush succeed by itself.
     pub(super) fn flush(&self) -> Result<(), Errno> {
         if !self.device.has_flush() {
             return Err(Errno::ENOSYS);

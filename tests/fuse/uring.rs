@@ -1,7 +1,6 @@
 //! Everything here once more, over io_uring.
 
 use std::env;
-use std::io::{self, Write};
 use std::process::Command;
 
 use crate::offered::{OVER_IO_URING, Offered};
@@ -9,19 +8,12 @@ use crate::rig::can_mount;
 
 #[test]
 fn all_the_same_over_io_uring() {
-    // Not once more within itself.
-    if env::var_os(OVER_IO_URING).is_some() || !can_mount("all_the_same_over_io_uring") {
+    const TEST: &str = "all_the_same_over_io_uring";
+    if !can_mount(TEST) {
         return;
     }
-    let offered = match Offered::make() {
-        Ok(offered) => offered,
-        Err(reason) => {
-            let _ = writeln!(
-                io::stderr(),
-                "SKIPPED: all_the_same_over_io_uring: {reason}"
-            );
-            return;
-        }
+    let Some(offered) = Offered::to(TEST) else {
+        return;
     };
     let output = Command::new(env::current_exe().expect("this test"))
         .args(["attributes::", "disk::", "mounts::"])
