@@ -13,7 +13,7 @@ set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-[[ $# -eq 2 && -d fixtures/fuzz/$1 ]] || die "usage: fuzz.sh negotiation|transmission|control|device|spill SECONDS"
+[[ $# -eq 2 && -d fixtures/fuzz/$1 ]] || die "usage: fuzz.sh TARGET SECONDS; the targets: $(cd fixtures/fuzz && echo *)"
 name=$1 seconds=$2
 need_rust
 need_packages g++

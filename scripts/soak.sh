@@ -1,13 +1,26 @@
 #!/usr/bin/env bash
-# Writers, readers, discards, evictions, limits that change and a backing that fails now and then,
-# all at once on one device; every page is verified, and the accounting in the end.
+# The long versions of tests that run short in scripts/test.sh.
 #
-# usage: soak.sh [MINUTES]    30 by default
+# usage: soak.sh WHAT [AMOUNT]
+#   device MINUTES   writers, readers, discards, evictions, limits that change and a backing that fails
+#                    now and then, all at once on one device; every page is verified (30)
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-minutes=${1-30}
-[[ $# -le 1 && $minutes =~ ^[1-9][0-9]*$ ]] || die "usage: soak.sh [MINUTES]"
-need_rust
-UZRAM_SOAK_SECONDS=$((minutes * 60)) exec cargo test --locked --quiet --test soak -- --ignored --nocapture
+usage() {
+    sed -n 's/^# \{0,1\}//; 4,/^set/ { /^set/d; p }' "$0" >&2
+    exit 2
+}
+
+# ignored TEST_BINARY TEST [CARGO_OPTION...]: runs one test that is ignored otherwise.
+ignored() {
+    need_rust
+    cargo test --locked --quiet --test "$1" "${@:3}" -- --ignored --exact --nocapture "$2"
+}
+
+[[ $# -ge 1 && $# -le 2 && ${2-1} =~ ^[1-9][0-9]*$ ]] || usage
+case $1 in
+    device) UZRAM_SOAK_SECONDS=$((${2-30} * 60)) ignored soak as_long_as_asked ;;
+    *) usage ;;
+esac

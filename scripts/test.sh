@@ -20,7 +20,8 @@ fi
 
 # Only a run of everything: the fuzzers are built with instruments of their own.
 if [[ $# -eq 0 && $(uname -m) == x86_64 ]]; then
-    for fuzzed in negotiation transmission control device spill; do
+    for corpus in fixtures/fuzz/*/; do
+        fuzzed=$(basename "$corpus")
         echo "Fuzzing $fuzzed for 15 s"
         scripts/fuzz.sh "$fuzzed" 15 >"$target/fuzz-$fuzzed.log" 2>&1 || {
             tail -n 40 "$target/fuzz-$fuzzed.log" >&2

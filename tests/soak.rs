@@ -6,7 +6,7 @@
 //! from before its request and the `begun` from after it. A version that is 7 modulo 8 is a
 //! discard, and so is version 0: those pages, and no others, read as zeroes.
 //!
-//! `scripts/soak.sh [MINUTES]` runs the long one.
+//! `scripts/soak.sh device [MINUTES]` runs the long one.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
