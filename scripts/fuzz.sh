@@ -5,7 +5,9 @@
 #   TARGET   negotiation, transmission   what an NBD client sends
 #            control                     what comes over the control socket
 #            device                      operations on a device, with every allocator
+#            pool                        steps on an allocator
 #            spill                       a spill file that somebody changes
+#            decompressor                bytes that no compressor wrote
 #
 # What it finds goes to target/fuzz/TARGET. The stable compiler is told to accept the sanitizer's
 # flags; cargo-fuzz is not needed.

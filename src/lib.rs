@@ -65,6 +65,9 @@ pub mod control;
 mod device;
 mod error;
 pub mod fuse;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod memory;
 pub mod mounts;
 pub mod nbd;

@@ -1,116 +1,11 @@
 //! What every pool must do, tested on each.
 
-use std::collections::HashMap;
-use std::sync::Arc;
-
 use proptest::prelude::*;
 
-use super::{FrameBudget, ObjectAddress, Owner, Pool, Stored, ZspageId};
+use super::harness::{Harness, Step};
+use super::{FrameBudget, Owner};
 use crate::config::PoolKind;
 use crate::units::PAGE_SIZE;
-
-const ADDRESS_FRAMES: usize = 1 << 16;
-
-/// A pool beside a model of what it should hold.
-struct Harness {
-    pool: Box<dyn Pool>,
-    budget: Arc<FrameBudget>,
-    objects: HashMap<Owner, (ObjectAddress, Vec<u8>)>,
-    isolated: Vec<ZspageId>,
-    next_owner: u32,
-}
-
-impl Harness {
-    fn new(kind: PoolKind, limit: u64) -> Self {
-        let budget = Arc::new(FrameBudget::new(limit));
-        let pool = super::new(kind, ADDRESS_FRAMES, Arc::clone(&budget));
-        Self {
-            pool: pool.expect("addresses"),
-            budget,
-            objects: HashMap::new(),
-            isolated: Vec::new(),
-            next_owner: 0,
-        }
-    }
-
-    /// Stores an object of `len` bytes, which depend on its owner.
-    fn store(&mut self, len: usize) -> Option<Stored> {
-        let owner = Owner(self.next_owner);
-        let data: Vec<u8> = (0..len)
-            .map(|i| (i as u32 * 31 + owner.0 * 7) as u8)
-            .collect();
-        let stored = self.pool.store(owner, &data).ok()?;
-        assert!(
-            !self.isolated.contains(&stored.zspage),
-            "stored in an isolated zspage"
-        );
-        self.objects.insert(owner, (stored.object, data));
-        self.next_owner += 1;
-        Some(stored)
-    }
-
-    fn any_owner(&self, pick: usize) -> Option<Owner> {
-        let mut owners: Vec<_> = self.objects.keys().copied().collect();
-        owners.sort_unstable();
-        (!owners.is_empty()).then(|| owners[pick % owners.len()])
-    }
-
-    fn free(&mut self, owner: Owner) {
-        let (object, _) = self.objects.remove(&owner).expect("a known owner");
-        if let Some(freed) = self.pool.free(object) {
-            assert!(
-                !self.isolated.contains(&freed),
-                "an isolated zspage was freed"
-            );
-        }
-    }
-
-    fn isolate(&mut self, zspage: ZspageId) {
-        if !self.isolated.contains(&zspage) {
-            self.pool.isolate(zspage);
-            self.isolated.push(zspage);
-        }
-    }
-
-    fn compact(&mut self) -> u64 {
-        let mut frames = 0;
-        let before = self.pool.frames_in_use();
-        while let Some(done) = self.pool.compact(&mut |owner, from, to| {
-            let (at, _) = self.objects.get_mut(&owner).expect("a known owner");
-            assert_eq!(*at, from);
-            *at = to;
-        }) {
-            assert!(
-                !self.isolated.contains(&done.zspage),
-                "an isolated zspage was compacted"
-            );
-            assert!(!done.into.is_empty() && !done.into.contains(&done.zspage));
-            frames += done.frames;
-        }
-        assert_eq!(self.pool.frames_in_use() + frames, before);
-        frames
-    }
-
-    fn check(&self) {
-        self.pool.check();
-        assert_eq!(self.pool.frames_in_use(), self.budget.used());
-        for (owner, (object, data)) in &self.objects {
-            assert_eq!(self.pool.bytes(*object, data.len()), data, "{owner:?}");
-        }
-    }
-
-    /// Puts back what is isolated and frees everything: nothing may be left.
-    fn drain(mut self) {
-        for zspage in std::mem::take(&mut self.isolated) {
-            self.pool.put_back(zspage);
-        }
-        while let Some(owner) = self.any_owner(0) {
-            self.free(owner);
-        }
-        self.check();
-        assert_eq!(self.pool.frames_in_use(), 0);
-    }
-}
 
 #[test]
 fn keeps_objects_of_every_length() {
@@ -318,16 +213,6 @@ fn idle_frames_are_released_and_reused() {
     }
 }
 
-#[derive(Clone, Debug)]
-enum Step {
-    Store(usize),
-    Free(usize),
-    IsolateOf(usize),
-    PutBack,
-    Compact,
-    ReleaseIdle(usize),
-}
-
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         10 => prop_oneof![9 => 1..=3600usize, 1 => Just(PAGE_SIZE)].prop_map(Step::Store),
@@ -346,43 +231,8 @@ proptest! {
         steps in prop::collection::vec(step(), 1..400),
     ) {
         let mut harness = Harness::new(kind, 300);
-        let mut zspages: HashMap<Owner, ZspageId> = HashMap::new();
         for step in steps {
-            match step {
-                Step::Store(len) => {
-                    if let Some(stored) = harness.store(len) {
-                        zspages.insert(Owner(harness.next_owner - 1), stored.zspage);
-                    }
-                }
-                Step::Free(pick) => {
-                    if let Some(owner) = harness.any_owner(pick) {
-                        harness.free(owner);
-                        zspages.remove(&owner);
-                    }
-                }
-                Step::IsolateOf(pick) => {
-                    if let Some(owner) = harness.any_owner(pick)
-                        && let Some(&zspage) = zspages.get(&owner)
-                    {
-                        harness.isolate(zspage);
-                    }
-                }
-                Step::PutBack => {
-                    for zspage in std::mem::take(&mut harness.isolated) {
-                        harness.pool.put_back(zspage);
-                    }
-                }
-                Step::Compact => {
-                    harness.compact();
-                    // Objects changed zspages: these are no longer known by owner.
-                    zspages.clear();
-                }
-                Step::ReleaseIdle(keep) => {
-                    let mut idle = harness.pool.take_idle(keep);
-                    idle.release().expect("madvise");
-                    harness.pool.accept_idle(idle);
-                }
-            }
+            harness.take(step);
             harness.check();
         }
         harness.drain();

@@ -8,6 +8,8 @@ mod buddies;
 mod budget;
 #[cfg(test)]
 mod conformance;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod harness;
 mod zsmalloc;
 
 use self::buddies::Buddies;
