@@ -78,6 +78,7 @@ mod shard;
 mod size;
 mod spill;
 mod stats;
+mod sync;
 mod time;
 mod units;
 mod unix_socket;

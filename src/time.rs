@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use rustix::time::{ClockId, clock_gettime};
+use crate::sync::time::since_boot;
 
 /// Tells how long the machine has been on, while it was suspended included: a page that was not
 /// read before the lid was closed is no younger when it is opened. Tests can have it skip.
@@ -15,8 +15,7 @@ pub(crate) struct Timepiece {
 impl Timepiece {
     /// Since the machine was started.
     pub(crate) fn now(&self) -> Duration {
-        let now = clock_gettime(ClockId::Boottime);
-        let now = Duration::new(now.tv_sec as u64, now.tv_nsec as u32);
+        let now = since_boot();
         #[cfg(test)]
         let now = now + self.skipped();
         now

@@ -10,10 +10,9 @@
 //! One lock, taken when a user comes or goes, never by a request; held for as long as data is
 //! being taken away.
 
+use crate::sync::{Condvar, Mutex};
 use std::sync::Arc;
 use std::time::Duration;
-
-use parking_lot::{Condvar, Mutex};
 
 /// How long users that have gone may take to be known to have.
 const GRACE: Duration = Duration::from_millis(250);

@@ -17,14 +17,13 @@
 //! Locks the history, and while that is held one shard after another.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
-
-use parking_lot::Mutex;
 
 use super::core::Core;
 use super::layout::ShardIndex;
 use crate::shard::{AgeTag, AgeTags, Present, Slot};
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use crate::writeback::Waker;
 
 /// The shortest generation.

@@ -7,12 +7,9 @@
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use crossbeam::atomic::AtomicCell;
 use crossbeam::utils::CachePadded;
-use parking_lot::{Mutex, MutexGuard};
 
 use super::ages::Ages;
 use super::damage::{self, Damage, LogLimit};
@@ -24,6 +21,9 @@ use crate::error::{Error, Result};
 use crate::pool::{self, FrameBudget, NoRoom};
 use crate::shard::{Clock, Shard, SlotIndex};
 use crate::spill::{LogCounts, RecordAddress, RecordFormat, SegmentTable, Stores};
+use crate::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use crate::sync::atomic::{AtomicBool, AtomicU64};
+use crate::sync::{Mutex, MutexGuard};
 use crate::time::Timepiece;
 use crate::units::{MAX_DEVICE_BYTES, PAGE_SHIFT, PAGE_SIZE, PageIndex};
 use crate::writeback::{Allowance, Left, Waker};

@@ -1,12 +1,12 @@
 //! What is known to be damaged in the backing, and how much of it is logged.
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant};
-
-use parking_lot::Mutex;
+use std::time::Duration;
 
 use crate::spill::RecordAddress;
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use crate::sync::time::Instant;
 use crate::units::PageIndex;
 
 /// Damaged records remembered, so that one that is found again is not counted again.

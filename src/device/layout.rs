@@ -1,9 +1,9 @@
 //! Which shard and slot a page has: page `p` belongs to shard `(p / 32) mod N`.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::shard::SlotIndex;
+use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use crate::units::{PAGE_SHIFT, PageIndex};
 
 /// Consecutive pages that share a shard: a request takes a lock once for each run of them.

@@ -21,12 +21,8 @@ mod write;
 use std::ops::{ControlFlow, Range};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crossbeam::channel::{self, Sender};
-use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use self::core::Core;
@@ -39,6 +35,10 @@ use crate::pool::{ClassStats, FrameBudget};
 use crate::shard::Counts;
 use crate::spill::{Backing, FileBacking, RecordFormat, random_sequence};
 use crate::stats::{Stats, rss_bytes};
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use crate::sync::channel::{self, Sender};
+use crate::sync::thread::{self, JoinHandle};
 use crate::units::{Extent, PAGE_SHIFT, PAGE_SIZE, PageIndex};
 use crate::users::{User, Users};
 use crate::writeback::{Command, NewBacking, Writeback};
@@ -82,7 +82,7 @@ impl Device {
         let core = Arc::new(Core::new(config)?);
         let (sender, receiver) = channel::unbounded();
         let writeback = Writeback::new(Arc::clone(&core), receiver, random_sequence()?);
-        let thread = std::thread::Builder::new()
+        let thread = thread::Builder::new()
             .name("uzram-writeback".into())
             .spawn(move || writeback.run())
             .map_err(|error| Error::io("start the writeback thread", error))?;

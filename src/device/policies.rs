@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use crossbeam::channel;
 use rustix::io::Errno;
 
 use super::Device;
@@ -11,6 +10,7 @@ use crate::BlockDevice;
 use crate::config::check_daily_limit;
 use crate::error::{Error, Result};
 use crate::selection::Selection;
+use crate::sync::channel;
 use crate::units::PAGE_SHIFT;
 use crate::writeback::Command;
 

@@ -37,7 +37,7 @@ struct Scratch {
     spilled: Vec<(PageIndex, Spilled)>,
 }
 
-thread_local! {
+crate::sync::thread_local! {
     static SCRATCH: RefCell<Scratch> = const {
         RefCell::new(Scratch { bytes: Vec::new(), pages: Vec::new(), spilled: Vec::new() })
     };
@@ -83,7 +83,8 @@ impl Core {
     }
 
     fn read_group(&self, first: u64, pages: &mut [Page]) -> Result<()> {
-        SCRATCH.with_borrow_mut(|scratch| {
+        SCRATCH.with(|scratch| {
+            let scratch = &mut *scratch.borrow_mut();
             scratch.spilled.clear();
             let end = first + pages.len() as u64;
             let mut at = first;

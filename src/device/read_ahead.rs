@@ -11,9 +11,8 @@ use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
 
-use parking_lot::Mutex;
-
 use crate::spill::{BLOCK, Backing, BlockBuf, RecordAddress, SEGMENT_BYTES, SegmentIndex};
+use crate::sync::Mutex;
 use crate::units::PageIndex;
 
 /// Bytes read beyond what is asked for once pages are read in order.

@@ -6,7 +6,6 @@
 //! still names the same record in the same use of the segment, the record is damaged.
 
 use std::io;
-use std::sync::atomic::Ordering::Relaxed;
 
 use super::core::Core;
 use super::layout::Run;
@@ -16,6 +15,7 @@ use crate::codec::{self, Codec};
 use crate::error::{Error, Result};
 use crate::shard::{Shard, Slot, SlotIndex, SlotState};
 use crate::spill::{MAX_RECORD_LEN, RecordAddress, RecordBuf, RecordFormat, SegmentIndex};
+use crate::sync::atomic::Ordering::Relaxed;
 use crate::units::{PAGE_SIZE, Page, PageIndex};
 
 /// A record to read, as its slot named it.

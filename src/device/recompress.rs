@@ -11,11 +11,8 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use crossbeam::channel::{self, Receiver, RecvTimeoutError, Sender};
 use rustix::io::Errno;
 use rustix::process::setpriority_process;
 
@@ -27,6 +24,9 @@ use crate::config::Algorithm;
 use crate::error::{Error, Result};
 use crate::recompression::Recompression;
 use crate::shard::{AgeTags, Purpose, Shard, Slot, SlotIndex, SlotState};
+use crate::sync::atomic::Ordering::Relaxed;
+use crate::sync::channel::{self, Receiver, RecvTimeoutError, Sender};
+use crate::sync::thread::{self, JoinHandle};
 use crate::units::PAGE_SIZE;
 
 /// Pages of a step: with a strong algorithm some milliseconds' work.

@@ -5,12 +5,12 @@
 //! and tries again or gives up with that reason. Locks one mutex, which nobody holds for long and
 //! nobody takes while there is room.
 
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::{Duration, Instant};
-
-use parking_lot::{Condvar, Mutex};
+use std::time::Duration;
 
 use crate::error::{Error, Result};
+use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use crate::sync::time::Instant;
+use crate::sync::{Condvar, Mutex};
 
 /// How long a writer waits for the end of a round: past that the backing hangs.
 const PATIENCE: Duration = Duration::from_secs(60);

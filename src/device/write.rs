@@ -1,7 +1,6 @@
 //! The write path: compress without a lock, then store a run of pages under one.
 
 use std::cell::RefCell;
-use std::sync::atomic::Ordering::Relaxed;
 
 use super::core::Core;
 use super::layout::{RUN_PAGES, Run};
@@ -10,6 +9,7 @@ use crate::codec::{self, Codec, MAX_COMPRESSED_LEN};
 use crate::error::{Error, Result};
 use crate::pool::NoRoom;
 use crate::shard::{Shard, SlotIndex, SlotState};
+use crate::sync::atomic::Ordering::Relaxed;
 use crate::units::{PAGE_SHIFT, PAGE_SIZE, Page, PageIndex};
 
 /// A page as it is to be stored.
@@ -32,7 +32,7 @@ struct Scratch {
     pages: Vec<Prepared>,
 }
 
-thread_local! {
+crate::sync::thread_local! {
     static SCRATCH: RefCell<Scratch> = const {
         RefCell::new(Scratch { bytes: Vec::new(), pages: Vec::new() })
     };
@@ -67,7 +67,7 @@ impl Core {
         while at < end {
             let run = self.layout.run(PageIndex(at as u32), end);
             let (now, later) = pages.split_at(run.pages as usize);
-            SCRATCH.with_borrow_mut(|scratch| self.write_run(run, now, scratch))?;
+            SCRATCH.with(|scratch| self.write_run(run, now, &mut scratch.borrow_mut()))?;
             pages = later;
             at += u64::from(run.pages);
         }

@@ -1,7 +1,6 @@
 //! The memory limit, shared by the pools of a device.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-
+use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use crossbeam::utils::CachePadded;
 
 /// How many page frames the pools of a device hold together, and may hold.

@@ -5,10 +5,10 @@
 //! `device::ages`. A read costs a look at a byte that rarely changes, and no look at a clock.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
 use crossbeam::utils::CachePadded;
 
+use crate::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use crate::writeback::Waker;
 
 /// A generation's name, 1 to 14, or a mark in its place.

@@ -2,12 +2,12 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use zerocopy::FromZeros;
 
 use crate::memory::LazyTable;
 use crate::pool::ZspageId;
+use crate::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 /// The clock that the lists of a device's shards share, so that their oldest zspages can be
 /// compared. It ticks when a zspage joins a list, which is rare beside allocations.

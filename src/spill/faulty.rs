@@ -3,15 +3,14 @@
 use std::collections::HashMap;
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-
-use parking_lot::{Mutex, RwLock};
 
 use super::backing::Backing;
 use super::blocks::is_aligned;
 use super::segment::SEGMENT_BYTES;
 use super::stores::StoreSegment;
 use crate::error::Result;
+use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use crate::sync::{Mutex, RwLock};
 
 type Hook = Box<dyn Fn() + Send + Sync>;
 

@@ -13,14 +13,15 @@ use std::collections::BTreeSet;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::backing::Backing;
 use super::blocks::{BLOCK, BlockBuf};
 use super::record::{RecordAddress, RecordFormat};
 use super::segment::{SEGMENT_BYTES, SegmentIndex, SegmentTable};
 use super::stores::{STORES, StoreIndex, Stores};
+use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use crate::sync::time::Instant;
 
 /// What a segment starts with: magic, version, sequence number, CRC-32C of these.
 const MAGIC: [u8; 8] = *b"UZRAMSEG";

@@ -1,7 +1,6 @@
 //! The segments of a backing: how much of each is still referred to.
 
 use std::io;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use crossbeam::queue::SegQueue;
@@ -10,6 +9,7 @@ use zerocopy::FromZeros;
 use super::record::{RecordAddress, RecordFormat};
 use super::stores::{STORES, StoreSegment};
 use crate::memory::LazyTable;
+use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::writeback::Waker;
 
 /// Bytes of a segment.

@@ -3,12 +3,11 @@
 //! came, or to memory.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-
-use parking_lot::RwLock;
 
 use super::backing::Backing;
 use super::segment::{SEGMENTS_PER_STORE, SegmentIndex};
+use crate::sync::RwLock;
+use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 /// One of the two places.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

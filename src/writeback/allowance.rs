@@ -13,9 +13,8 @@
 
 use std::time::Duration;
 
-use parking_lot::Mutex;
-
 use crate::spill::{BLOCK, MIN_APPEND};
+use crate::sync::Mutex;
 
 const PAGES_SPENT: &str = "the memory limit is reached and the writeback_limit is spent";
 const DAY_SPENT: &str = "the memory limit is reached and the day's writeback_daily_limit is spent";

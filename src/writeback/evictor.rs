@@ -7,7 +7,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 
 use super::allowance::Taken;
 use super::batch::MAX_BATCH;
@@ -20,6 +19,7 @@ use crate::device::room::RoundEnd;
 use crate::pool::ZspageId;
 use crate::shard::Chances;
 use crate::spill::{BLOCK, Head, LogFull, MIN_APPEND, Target};
+use crate::sync::atomic::Ordering::Relaxed;
 
 /// Objects of one batch that may be spared because they were accessed.
 const CHANCES: Chances = Chances(1024);

@@ -8,11 +8,11 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use crossbeam::channel::{self, Receiver, Sender};
-
 use super::Batch;
 use super::evictor::Cargo;
 use crate::spill::{Backing, RecordFormat, Target};
+use crate::sync::channel::{self, Receiver, Sender};
+use crate::sync::thread;
 
 /// Appends that may be under way at once, each with a thread and a batch.
 const MAX_FLIGHTS: usize = 4;
@@ -62,7 +62,7 @@ impl Flights {
     pub(super) fn prepare(&mut self) -> io::Result<()> {
         while self.threads < MAX_FLIGHTS {
             let (jobs, landed) = (self.jobs.1.clone(), self.landed.0.clone());
-            let thread = std::thread::Builder::new()
+            let thread = thread::Builder::new()
                 .name(format!("uzram-spill-{}", self.threads))
                 .spawn(move || write_all(&jobs, &landed));
             match thread {

@@ -17,9 +17,7 @@ mod selected;
 mod waker;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-use crossbeam::channel::{Receiver, Sender, TryRecvError};
+use std::time::Duration;
 
 pub(crate) use self::allowance::{Allowance, Left};
 use self::batch::Batch;
@@ -32,6 +30,8 @@ use crate::device::core::Core;
 use crate::device::room::RoundEnd;
 use crate::selection::Selection;
 use crate::spill::{Backing, BlockBuf, SegmentLog};
+use crate::sync::channel::{Receiver, Sender, TryRecvError};
+use crate::sync::time::Instant;
 
 /// How long after the last work pools are packed once more, and all freed memory goes back to the
 /// kernel.

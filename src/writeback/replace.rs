@@ -1,10 +1,9 @@
 //! A backing leaves while the device is in use: what is live in it moves to the one that took its
 //! place, or to memory.
 
-use crossbeam::channel::Sender;
-
 use super::{NewBacking, Writeback};
 use crate::spill::BlockBuf;
+use crate::sync::channel::Sender;
 
 /// A backing that is to leave.
 pub(super) struct Leaving {

@@ -11,7 +11,6 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use crossbeam::channel::Sender;
 use rustix::io::Errno;
 
 use super::batch::MAX_BATCH;
@@ -23,6 +22,7 @@ use crate::error::{Error, Result};
 use crate::selection::{PageKind, Part, Selection};
 use crate::shard::{Purpose, Slot, SlotState};
 use crate::spill::{MAX_RECORD_LEN, Target};
+use crate::sync::channel::Sender;
 use crate::units::PAGE_SIZE;
 
 /// Bytes that the lengths of the objects of one pass differ by at most.

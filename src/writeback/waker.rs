@@ -1,9 +1,10 @@
 //! How the writeback thread is woken.
 
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::thread::{self, Thread};
+use crate::sync::time::Instant;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::Thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Wakes one thread, cheaply if it is awake already. Locks nothing.
 ///
@@ -19,7 +20,7 @@ pub(crate) struct Waker {
 impl Waker {
     /// Makes the calling thread the one to wake. A second call changes nothing.
     pub(crate) fn attach(&self) {
-        let _ = self.thread.set(std::thread::current());
+        let _ = self.thread.set(thread::current());
     }
 
     /// Makes the next or present [`Waker::wait`] return.
@@ -40,9 +41,9 @@ impl Waker {
         // A park may end early: for an unpark that an earlier wait did not need, or for nothing.
         while !self.pending.swap(false, Ordering::AcqRel) {
             match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
-                None => std::thread::park(),
+                None => thread::park(),
                 Some(Duration::ZERO) => return false,
-                Some(left) => std::thread::park_timeout(left),
+                Some(left) => thread::park_timeout(left),
             }
         }
         true
@@ -53,6 +54,7 @@ impl Waker {
 mod tests {
     use super::*;
     use std::sync::Arc;
+    use std::thread;
 
     #[test]
     fn a_wake_before_the_wait_is_not_lost_and_not_seen_twice() {
@@ -72,7 +74,7 @@ mod tests {
         let waker = Arc::new(Waker::default());
         let seen = Arc::new(std::sync::atomic::AtomicU32::new(0));
         let flag = Arc::new(AtomicBool::new(false));
-        let thread = std::thread::spawn({
+        let thread = thread::spawn({
             let (waker, seen, flag) = (Arc::clone(&waker), Arc::clone(&seen), Arc::clone(&flag));
             move || {
                 waker.attach();
@@ -95,7 +97,7 @@ mod tests {
                     start.elapsed() < Duration::from_secs(20),
                     "lost in round {round}"
                 );
-                std::thread::yield_now();
+                thread::yield_now();
             }
         }
         thread.join().expect("no panic");

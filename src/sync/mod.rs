@@ -1,0 +1,36 @@
+//! What the engine's threads meet by: mutexes, channels, atomics, the clock, and threads themselves.
+//!
+//! They are parking_lot's, crossbeam's and the standard library's. In unit tests with the feature
+//! `shuttle` they are those of a scheduler that decides by a seed, at each of them, which thread
+//! goes on (`scheduled`), so that a model of a race runs the engine's own code.
+
+#[cfg(all(test, feature = "shuttle"))]
+mod scheduled;
+
+#[cfg(all(test, feature = "shuttle"))]
+pub(crate) use self::scheduled::*;
+
+#[cfg(not(all(test, feature = "shuttle")))]
+mod of_the_system {
+    pub(crate) use std::sync::atomic;
+    pub(crate) use std::{thread, thread_local};
+
+    pub(crate) use crossbeam::channel;
+    pub(crate) use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
+
+    pub(crate) mod time {
+        pub(crate) use std::time::Instant;
+
+        use rustix::time::{ClockId, clock_gettime};
+        use std::time::Duration;
+
+        /// Since the machine was started, while it was suspended included.
+        pub(crate) fn since_boot() -> Duration {
+            let now = clock_gettime(ClockId::Boottime);
+            Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+        }
+    }
+}
+
+#[cfg(not(all(test, feature = "shuttle")))]
+pub(crate) use self::of_the_system::*;

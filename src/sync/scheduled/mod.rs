@@ -1,0 +1,21 @@
+//! The same under shuttle's scheduler. Each operation is a point at which another thread may go on.
+//!
+//! All threads of a model are coroutines of one thread of the system, so what is behind them needs
+//! no locks of its own. Atomics are sequentially consistent whatever they are asked for. Time stands
+//! still but for [`time::advance`].
+
+pub(crate) mod atomic;
+pub(crate) mod channel;
+mod locks;
+pub(crate) mod thread;
+pub(crate) mod time;
+
+pub(crate) use shuttle::thread_local;
+
+pub(crate) use self::locks::{Condvar, Mutex, MutexGuard, RwLock};
+
+/// A point at which another thread may go on.
+fn switch() {
+    // Shuttle's sleep is that, and no hint that this thread has nothing to do.
+    shuttle::thread::sleep(std::time::Duration::ZERO);
+}
