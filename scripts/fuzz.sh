@@ -8,6 +8,7 @@
 #            pool                        steps on an allocator
 #            spill                       a spill file that somebody changes
 #            decompressor                bytes that no compressor wrote
+#            image                       an image that somebody made, to be restored
 #
 # What it finds goes to target/fuzz/TARGET. The stable compiler is told to accept the sanitizer's
 # flags; cargo-fuzz is not needed.

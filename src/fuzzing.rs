@@ -1,7 +1,10 @@
 //! What fuzzers reach that nobody else does: parts that take their input from behind the device.
 
+use crate::block_device::BlockDevice;
 use crate::codec::{Codec, MAX_COMPRESSED_LEN, decompress};
-use crate::config::PoolKind;
+use crate::config::{DeviceConfig, PoolKind};
+use crate::device::Device;
+use crate::image::forge;
 use crate::pool::harness::{Harness, Step};
 use crate::units::PAGE_SIZE;
 
@@ -45,5 +48,36 @@ pub fn decompressor(input: &[u8]) {
         if let Some(codec) = Codec::from_bits(codec) {
             let _ = decompress(codec, data, &mut page);
         }
+    }
+}
+
+/// An image that somebody made: as it is, or, if its first byte is even, with checksums that are
+/// right. One that is believed is a device like any other, and can be saved again.
+pub fn image(input: &[u8]) {
+    const PAGES: u64 = 64;
+    const SIZE: u64 = PAGES * PAGE_SIZE as u64;
+    let Some((&mode, input)) = input.split_first() else {
+        return;
+    };
+    let dir = tempfile::tempdir_in("/dev/shm").expect("a directory");
+    let (path, again) = (dir.path().join("image"), dir.path().join("again"));
+    let image = match mode % 2 {
+        0 => forge(SIZE, input),
+        _ => input.to_vec(),
+    };
+    std::fs::write(&path, image).expect("memory");
+    let device = Device::new(&DeviceConfig::new(SIZE)).expect("a device");
+    if device.restore(&path, &mut |_, _| {}).is_err() {
+        return;
+    }
+    device.check();
+    device.save(&again).expect("memory");
+    let other = Device::new(&DeviceConfig::new(SIZE)).expect("a device");
+    other.restore(&again, &mut |_, _| {}).expect("an image");
+    let (mut page, mut same) = ([0; PAGE_SIZE], [0; PAGE_SIZE]);
+    for at in (0..SIZE).step_by(PAGE_SIZE) {
+        let read = device.read(at, &mut page).is_ok();
+        assert_eq!(read, other.read(at, &mut same).is_ok());
+        assert!(!read || page == same);
     }
 }

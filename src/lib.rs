@@ -24,6 +24,8 @@
 //! - **Recompressed**, when that is asked for, or when it has not been accessed for long: marked and
 //!   copied under the lock, compressed again with a stronger algorithm without it, and replaced if
 //!   the mark is still there. What churn leaves sparse is packed by the writeback thread.
+//! - **Saved**, in an image of the device as it is at one time: by a thread that goes over all pages, or
+//!   by whoever is about to change one that is not saved yet.
 //! - **Discarded**, it costs nothing again. A segment whose records are all gone is given back; the
 //!   records of one that is mostly dead are moved together.
 //!
@@ -68,7 +70,7 @@ pub mod fuse;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;
-mod latency;
+mod image;
 mod memory;
 pub mod mounts;
 pub mod nbd;
@@ -89,9 +91,8 @@ mod writeback;
 pub use attributes::Attribute;
 pub use block_device::{BlockDevice, check_range};
 pub use config::{Algorithm, BackingConfig, BackingKeep, DeviceConfig, PoolKind, check_mem_limit};
-pub use device::{Device, MAX_MAP_CELLS, MapCell, PageMap, Scrubbed};
+pub use device::{Device, SaveProgress, Saved, Scrubbed, saved_size};
 pub use error::{Error, Result};
-pub use latency::{Latency, OperationLatencies};
 pub use pool::ClassStats;
 pub use recompression::Recompression;
 pub use selection::Selection;
@@ -99,5 +100,5 @@ pub use size::{ParseSizeError, parse_size};
 pub use spill::wipe_spill;
 pub use stats::Stats;
 pub use units::{Extent, MAX_DEVICE_BYTES, PAGE_SHIFT, PAGE_SIZE, Page, PageIndex, PageState};
-pub use unix_socket::{MAX_SOCKET_PATH, SocketFile, listen as listen_unix, remove_dead_socket};
+pub use unix_socket::{MAX_SOCKET_PATH, remove_dead_socket};
 pub use users::User;

@@ -9,7 +9,6 @@ use uzram::nbd::Address;
 use uzram::{Algorithm, Attribute, BackingKeep, PoolKind};
 
 use crate::filesystem::FsType;
-use crate::metrics::Sink;
 use crate::name::Name;
 use crate::{examples, parse};
 
@@ -83,6 +82,10 @@ pub(crate) enum Verb {
     #[command(after_help = examples::SCRUB)]
     Scrub(NameArgs),
 
+    /// Write an image of a device to a file, while it is in use.
+    #[command(after_help = examples::SAVE)]
+    Save(SaveArgs),
+
     /// Mark the pages in a device's memory that are not being used as idle.
     #[command(after_help = examples::IDLE)]
     Idle(IdleArgs),
@@ -120,8 +123,12 @@ pub(crate) enum Verb {
 #[derive(Clone, Debug, Args)]
 pub(crate) struct DeviceArgs {
     /// Bytes in the device, with an optional K, M, G or T: a multiple of 4K, at most 16T.
-    #[arg(long, value_parser = parse::size)]
-    pub(crate) size: u64,
+    #[arg(long, value_parser = parse::size, required_unless_present = "restore")]
+    pub(crate) size: Option<u64>,
+
+    /// Fill it from an image that `uzram save` wrote; it is as large as the image's, or --size.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) restore: Option<PathBuf>,
 
     /// What it may be grown to while it is in use: costs addresses only [default: 4 x SIZE].
     #[arg(long, value_name = "SIZE", value_parser = parse::size)]
@@ -174,9 +181,6 @@ pub(crate) struct DeviceArgs {
     #[command(flatten)]
     pub(crate) export: ExportArgs,
 
-    #[command(flatten)]
-    pub(crate) watch: WatchArgs,
-
     /// Mount a directory here in which `disk` is the device, with its attributes beside it.
     #[arg(long, value_name = "DIR")]
     pub(crate) fuse: Option<PathBuf>,
@@ -208,19 +212,6 @@ pub(crate) struct ExportArgs {
     /// Listen without TLS even where other machines can connect.
     #[arg(long)]
     pub(crate) insecure: bool,
-}
-
-/// What is told of the device while it is served.
-#[derive(Clone, Debug, Args)]
-pub(crate) struct WatchArgs {
-    /// Serve metrics for Prometheus at unix:PATH or tcp:HOST:PORT, or write them to file:PATH every
-    /// 15 s; may be given several times.
-    #[arg(long, value_name = "WHERE")]
-    pub(crate) metrics: Vec<Sink>,
-
-    /// Log requests that take so many milliseconds or longer.
-    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..))]
-    pub(crate) slow: Option<u64>,
 }
 
 /// Whether NBD clients use TLS.
@@ -272,6 +263,10 @@ pub(crate) struct MountArgs {
 pub(crate) struct UmountArgs {
     /// Where `uzram mount` mounted it.
     pub(crate) mountpoint: PathBuf,
+
+    /// Save it to a file before its server is stopped.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) save: Option<PathBuf>,
 }
 
 /// What lies between a served device and a block device.
@@ -370,6 +365,23 @@ pub(crate) struct StopArgs {
     /// Even if the device is mounted or attached.
     #[arg(long)]
     pub(crate) force: bool,
+
+    /// Save it to a file first, all of it: nobody may be using it.
+    #[arg(long, value_name = "FILE", conflicts_with = "force")]
+    pub(crate) save: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SaveArgs {
+    /// The device's name.
+    pub(crate) name: Name,
+
+    /// The image; one that is there is replaced once the new one is complete.
+    pub(crate) file: PathBuf,
+
+    /// Print one JSON object, sizes in bytes.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -391,10 +403,6 @@ pub(crate) struct StatArgs {
     /// Print one JSON object, sizes in bytes.
     #[arg(long)]
     pub(crate) json: bool,
-
-    /// How long operations took: the median, the slowest of a hundred...
-    #[arg(long, conflicts_with = "attributes")]
-    pub(crate) latency: bool,
 
     /// Print again every second, until interrupted.
     #[arg(long)]

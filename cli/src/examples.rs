@@ -26,9 +26,6 @@ EXAMPLES
   uzram serve vm --size 4G --nbd tcp:0.0.0.0:10809 --tls-certificates /etc/pki/nbd \\
       --tls require --tls-verify-peer
 
-  With metrics for Prometheus, and a line in the log for requests that take 50 ms or longer:
-  uzram serve vm --size 4G --metrics tcp:127.0.0.1:9810 --slow 50
-
   For its clients:
   nbdinfo nbd://127.0.0.1/vm
   qemu-img convert image.qcow2 -O raw nbd://127.0.0.1/vm
@@ -47,6 +44,7 @@ EXAMPLES
 pub(crate) const UMOUNT: &str = "\
 EXAMPLES
   uzram umount /mnt/scratch
+  uzram umount --save /var/tmp/scratch.image /mnt/scratch
 
   If it says that the mountpoint is busy, this shows who uses it:
   fuser -vm /mnt/scratch";
@@ -75,10 +73,7 @@ EXAMPLES
   uzram stat scratch
   uzram stat scratch --watch
   uzram stat scratch mm_stat bd_stat
-  uzram stat scratch --json
-
-  What operations took, since the server started and then each second:
-  uzram stat scratch --latency --watch";
+  uzram stat scratch --json";
 
 pub(crate) const SET: &str = "\
 EXAMPLES
@@ -102,6 +97,19 @@ EXAMPLES
   uzram scrub scratch
 
 It exits 1 if anything that was spilled cannot be read back, and names the pages.";
+
+pub(crate) const SAVE: &str = "\
+EXAMPLES
+  As it is now, while it is in use; a file system on it is as after a power cut:
+  uzram save scratch /var/tmp/scratch.image
+
+  All of it, when it is done with, and back again:
+  uzram umount --save /var/tmp/scratch.image /mnt/scratch
+  uzram mount --restore /var/tmp/scratch.image --mem-limit 1G /mnt/scratch
+
+  The same without a file system:
+  uzram stop --save vm.image vm
+  uzram serve --restore vm.image vm";
 
 pub(crate) const WIPE_SPILL: &str = "\
 EXAMPLES
@@ -145,11 +153,9 @@ EXAMPLES
 
 pub(crate) const METRICS: &str = "\
 EXAMPLES
-  uzram metrics | grep memory
-
-  A server serves its own for Prometheus, or writes them for node_exporter's textfile collector:
-  uzram serve scratch --size 8G --metrics tcp:127.0.0.1:9810
-  uzram serve scratch --size 8G --metrics file:/var/lib/node_exporter/scratch.prom";
+  For node_exporter's textfile collector, each minute from cron:
+  uzram metrics > /var/lib/node_exporter/uzram.prom.new &&
+      mv /var/lib/node_exporter/uzram.prom.new /var/lib/node_exporter/uzram.prom";
 
 pub(crate) const COMPLETIONS: &str = "\
 EXAMPLES
@@ -164,4 +170,7 @@ EXAMPLES
   uzram stop scratch
 
   Although it is mounted or attached:
-  uzram stop --force scratch";
+  uzram stop --force scratch
+
+  With an image of it, for serve's --restore:
+  uzram stop --save scratch.image scratch";

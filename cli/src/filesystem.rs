@@ -91,13 +91,16 @@ impl Mkfs {
     }
 }
 
-/// Mounts with discard, so that deleted files give their memory back.
-pub(crate) fn mount(device: &Path, fs: FsType, mountpoint: &Path) -> Result<()> {
+/// Mounts with discard, so that deleted files give their memory back: the file system that was
+/// made, or the one that is there.
+pub(crate) fn mount(device: &Path, fs: Option<FsType>, mountpoint: &Path) -> Result<()> {
     let tool = program::find("mount", "mount")?;
-    let args = ["-t", fs.name(), "-o", "discard"].map(OsString::from);
+    let made = fs.map(|fs| ["-t", fs.name()]);
+    let args = made.into_iter().flatten().chain(["-o", "discard"]);
     program::run(
         &tool,
-        args.into_iter().chain([device.into(), mountpoint.into()]),
+        args.map(OsString::from)
+            .chain([device.into(), mountpoint.into()]),
     )?;
     Ok(())
 }

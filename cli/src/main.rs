@@ -27,8 +27,10 @@ mod nbddev;
 mod output;
 mod parse;
 mod program;
+mod progress;
 mod release;
 mod rundir;
+mod save;
 mod scrub;
 mod serve;
 mod server;
@@ -83,6 +85,7 @@ fn run(cli: Cli) -> Result<()> {
         Verb::Set(args) => manage::set(&args, &root),
         Verb::Compact(args) => manage::compact(&args, &root),
         Verb::Scrub(args) => scrub::scrub(&args, &root),
+        Verb::Save(args) => save::save(&args, &root),
         Verb::Idle(args) => manage::idle(&args, &root),
         Verb::Writeback(args) => manage::writeback(&args, &root),
         Verb::Recompress(args) => manage::recompress(&args, &root),

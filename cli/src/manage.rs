@@ -12,12 +12,13 @@ use crate::output;
 use crate::parse::Assignment;
 use crate::release;
 use crate::rundir::{RunDir, RunRoot};
+use crate::save;
 use crate::server;
 use crate::stat::PATIENCE;
 use crate::table::{bytes, count};
 
 /// How long what takes long may take.
-const LONG: Duration = Duration::from_secs(24 * 60 * 60);
+pub(crate) const LONG: Duration = Duration::from_secs(24 * 60 * 60);
 
 fn connect(dir: &RunDir) -> Result<Client> {
     dir.require_owner()?;
@@ -108,6 +109,9 @@ pub(crate) fn stop(args: &StopArgs, root: &RunRoot) -> Result<()> {
     }
     if !args.force && dir.owner()?.is_some() {
         refuse_if_used(&dir)?;
+    }
+    if let Some(file) = &args.save {
+        save::save_last(&dir, file)?;
     }
     server::stop(&dir)
 }

@@ -17,6 +17,7 @@ use crate::name::Name;
 use crate::output;
 use crate::release;
 use crate::rundir::{Record, RunDir, RunRoot};
+use crate::save;
 use crate::server;
 use crate::settings::Settings;
 use crate::table::bytes;
@@ -36,7 +37,9 @@ pub(crate) fn mount(args: MountArgs, root: &RunRoot) -> Result<()> {
     let absolute = mounts::absolute(&args.mountpoint)?;
     let name = args.name.unwrap_or_else(|| Name::for_mountpoint(&absolute));
     let mut device = args.device;
-    args.fs.check_size(device.size)?;
+    if let Some(size) = device.size {
+        args.fs.check_size(size)?;
+    }
     device
         .fuse
         .get_or_insert_with(|| root.dir(&name).fuse_dir());
@@ -61,12 +64,16 @@ pub(crate) fn mount(args: MountArgs, root: &RunRoot) -> Result<()> {
         }
     };
     undo.disarm();
+    let fs = match settings.restore {
+        Some(_) => "as it was saved,",
+        None => args.fs.name(),
+    };
     output::line(format_args!(
         "{} ({}) is mounted on {}, {} on {}; to take it down: uzram umount {}",
         settings.name,
         bytes(settings.device.size),
         mountpoint.display(),
-        args.fs.name(),
+        fs,
         path.display(),
         mountpoint.display(),
     ))
@@ -81,7 +88,10 @@ fn make<'a>(
     interrupt: &Interrupt,
     undo: &mut Undo<'a>,
 ) -> Result<PathBuf> {
-    let mkfs = fs.mkfs()?;
+    let mkfs = match settings.restore {
+        Some(_) => None,
+        None => Some(fs.mkfs()?),
+    };
     let Some(fuse_dir) = &settings.fuse else {
         bail!("a mounted device needs a FUSE directory");
     };
@@ -97,13 +107,16 @@ fn make<'a>(
     let attached = device.clone();
     undo.push(move || loopdev::detach(&attached));
 
-    steps.next(format!("making {} on {}", fs.name(), device.path.display()));
-    interrupt.check()?;
-    mkfs.run(&device.path)?;
+    if let Some(mkfs) = mkfs {
+        steps.next(format!("making {} on {}", fs.name(), device.path.display()));
+        interrupt.check()?;
+        mkfs.run(&device.path)?;
+    }
 
     steps.next(format!("mounting on {}", mountpoint.display()));
     interrupt.check()?;
-    filesystem::mount(&device.path, fs, mountpoint)?;
+    let made = settings.restore.is_none().then_some(fs);
+    filesystem::mount(&device.path, made, mountpoint)?;
     let mounted = mounts::at(mountpoint)?;
     undo.push(move || mounted.as_ref().map_or(Ok(()), release::unmount));
 
@@ -142,7 +155,7 @@ pub(crate) fn umount(args: &UmountArgs, root: &RunRoot) -> Result<()> {
         let Some(owner) = made else {
             bail!("nothing is mounted on {shown}: see uzram list");
         };
-        return take_down(None, &owner);
+        return take_down(None, &owner, args.save.as_deref());
     };
     let source = mount.source.display();
     let Some(owner) = attachments::owner(&mount.source, root)? else {
@@ -153,7 +166,7 @@ pub(crate) fn umount(args: &UmountArgs, root: &RunRoot) -> Result<()> {
         bail!("{shown} is {source}, not a uzram device: use umount(8)");
     };
     match &owner.record.mountpoint {
-        Some(made) if *made == mountpoint => take_down(Some(&mount), &owner),
+        Some(made) if *made == mountpoint => take_down(Some(&mount), &owner, args.save.as_deref()),
         Some(made) => bail!(
             "{shown} is {source}, which uzram mount mounted on {0}: umount {shown}, then uzram \
              umount {0}",
@@ -176,9 +189,13 @@ fn recorded(root: &RunRoot, wanted: impl Fn(&Record) -> bool) -> Result<Option<O
 }
 
 /// From the top down, so that a failure leaves what is below it working.
-fn take_down(mount: Option<&MountEntry>, owner: &Owner) -> Result<()> {
+fn take_down(mount: Option<&MountEntry>, owner: &Owner, save: Option<&Path>) -> Result<()> {
     let Owner { dir, record } = owner;
     if dir.owner()?.is_none() {
+        if let Some(file) = save {
+            let (name, file) = (dir.name(), file.display());
+            bail!("the server of {name} is dead: there is nothing to save to {file}");
+        }
         // The dead keep nothing worth a careful unmount.
         return server::stop(dir);
     }
@@ -197,6 +214,9 @@ fn take_down(mount: Option<&MountEntry>, owner: &Owner) -> Result<()> {
             bail!("{} is {user} first", device.path().display());
         }
         device.detach()?;
+    }
+    if let Some(file) = save {
+        save::save_last(dir, file)?;
     }
     server::stop(dir)
 }

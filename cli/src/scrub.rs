@@ -1,14 +1,11 @@
 //! `uzram scrub`.
 
-use std::io::IsTerminal;
-use std::time::{Duration, Instant};
-
 use anyhow::{Result, bail};
-use indicatif::{ProgressBar, ProgressStyle};
 use uzram::control::Client;
 
 use crate::args::NameArgs;
 use crate::output;
+use crate::progress::Progress;
 use crate::rundir::RunRoot;
 use crate::stat::PATIENCE;
 use crate::table::count;
@@ -16,15 +13,12 @@ use crate::table::count;
 /// Pages of a kind that are named.
 const NAMED: usize = 20;
 
-/// How often it is said how far it is, where there is no bar.
-const EVERY: Duration = Duration::from_secs(2);
-
 /// `uzram scrub`: fails if any page that is spilled cannot be read back.
 pub(crate) fn scrub(args: &NameArgs, root: &RunRoot) -> Result<()> {
     let dir = root.dir(&args.name);
     dir.require_owner()?;
     let mut client = Client::connect(&dir.control_socket(), PATIENCE)?;
-    let mut progress = Progress::new(client.stat()?.written_back_pages);
+    let mut progress = Progress::new(client.stat()?.written_back_pages, "spilled pages checked");
     let mut found = Found::default();
     let mut next = Some(0);
     while let Some(from) = next {
@@ -32,7 +26,7 @@ pub(crate) fn scrub(args: &NameArgs, root: &RunRoot) -> Result<()> {
         found.checked += step.intact + (step.damaged.len() + step.unreadable.len()) as u64;
         found.damaged.add(&step.damaged);
         found.unreadable.add(&step.unreadable);
-        progress.show(found.checked)?;
+        progress.show(found.checked);
         next = step.next;
     }
     progress.end();
@@ -83,48 +77,6 @@ impl Pages {
             text.push_str(&format!(" and {} more", count(others)));
         }
         Some(text)
-    }
-}
-
-/// How far it is: a bar on a terminal, else a line now and then.
-struct Progress {
-    total: u64,
-    bar: Option<ProgressBar>,
-    said: Instant,
-}
-
-impl Progress {
-    fn new(total: u64) -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
-            let style = ProgressStyle::with_template("{bar:40} {percent}% of {len} pages, {eta}");
-            let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
-            ProgressBar::new(total).with_style(style)
-        });
-        Self {
-            total,
-            bar,
-            said: Instant::now(),
-        }
-    }
-
-    /// Pages come and go meanwhile, so what is checked may be more than there were.
-    fn show(&mut self, checked: u64) -> Result<()> {
-        let total = self.total.max(checked);
-        if let Some(bar) = &self.bar {
-            bar.set_length(total);
-            bar.set_position(checked);
-        } else if self.said.elapsed() >= EVERY {
-            self.said = Instant::now();
-            let (checked, total) = (count(checked), count(total));
-            output::line(format_args!("{checked} of {total} spilled pages checked"))?;
-        }
-        Ok(())
-    }
-
-    fn end(self) {
-        if let Some(bar) = self.bar {
-            bar.finish_and_clear();
-        }
     }
 }
 

@@ -19,11 +19,11 @@ use uzram::{BackingKeep, BlockDevice, Device, control, fuse, mounts, nbd};
 
 use crate::attachments::{self, Attachment};
 use crate::leftovers::FileId;
-use crate::metrics::{Exporter, Sink};
+use crate::progress::Progress;
 use crate::rundir::{Lock, Record, RunDir, RunRoot};
 use crate::settings::Settings;
 use crate::stop::Stopper;
-use crate::table::bytes;
+use crate::table::{bytes, count};
 use crate::{release, server, stop};
 
 /// How long clients may take to fetch the answers to what they have already sent.
@@ -87,7 +87,6 @@ struct Server {
     nbd: Option<nbd::Server>,
     fuse: Option<fuse::Mount>,
     control: control::Server,
-    exporter: Exporter,
     record: Record,
 }
 
@@ -114,14 +113,12 @@ impl Server {
             record.fuse_device = mounts::at(mount.dir())?.map(|mount| mount.device);
             lock.write_record(&record)?;
         }
-        let exporter = start_exporter(settings, &device, stopper)?;
         let control = control::Server::start(&lock.dir().control_socket(), Arc::clone(&device))?;
         Ok(Self {
             device,
             nbd,
             fuse,
             control,
-            exporter,
             record,
         })
     }
@@ -133,10 +130,8 @@ impl Server {
             nbd,
             fuse,
             control,
-            exporter,
             record,
         } = self;
-        drop(exporter);
         // Nobody waits for pages to be written back that are forgotten in a moment.
         device.stop();
         let attached = attachments::of(dir, &record).unwrap_or_else(|error| {
@@ -181,11 +176,29 @@ fn start_device(settings: &Settings) -> Result<(Arc<Device>, Option<FileId>)> {
     let path = settings.device.backing.as_ref().map(|b| b.path.as_path());
     let new = path.filter(|path| fs::symlink_metadata(path).is_err());
     let device = Arc::new(Device::new(&settings.device)?);
+    if let Some(image) = &settings.restore {
+        restore(&device, image)?;
+    }
     let keep = device.backing_keep();
     let ours = new.filter(|_| keep != BackingKeep::Keep);
     let wipe = keep == BackingKeep::Wipe;
     let spill = ours.and_then(FileId::of).map(|spill| spill.wiped(wipe));
     Ok((device, spill))
+}
+
+fn restore(device: &Device, image: &Path) -> Result<()> {
+    let mut progress = None;
+    let pages = device.restore(image, &mut |done, of| {
+        progress
+            .get_or_insert_with(|| Progress::new(of, "pages restored"))
+            .show(done);
+    })?;
+    if let Some(progress) = progress {
+        progress.end();
+    }
+    let (pages, image) = (count(pages), image.display());
+    tracing::info!("{pages} pages restored from {image}, all intact");
+    Ok(())
 }
 
 fn start_nbd(
@@ -206,7 +219,7 @@ fn start_nbd(
             Address::Unix(path) => Some(path.clone()),
             Address::Tcp { .. } => None,
         });
-    stopper.note(|traces| traces.sockets.extend(sockets));
+    stopper.note(|traces| traces.sockets = sockets.collect());
     Ok(Some(server))
 }
 
@@ -225,20 +238,6 @@ fn start_fuse(
     let mount = fuse::Mount::start(Arc::clone(device), dir, fuse::MountOptions::default())?;
     stopper.note(|traces| traces.fuse = Some(dir.clone()));
     Ok(Some(mount))
-}
-
-fn start_exporter(
-    settings: &Settings,
-    device: &Arc<Device>,
-    stopper: &Stopper,
-) -> Result<Exporter> {
-    let exporter = Exporter::start(&settings.metrics, &settings.name, device)?;
-    let sockets = settings.metrics.iter().filter_map(|sink| match sink {
-        Sink::Http(Address::Unix(path)) => Some(path.clone()),
-        _ => None,
-    });
-    stopper.note(|traces| traces.sockets.extend(sockets));
-    Ok(exporter)
 }
 
 /// Says that the device is there: on stdout, to systemd, and in the log, which goes to the file

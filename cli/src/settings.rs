@@ -12,7 +12,6 @@ use uzram::{Algorithm, BackingConfig, DeviceConfig, MAX_SOCKET_PATH, mounts};
 
 use crate::args::{DeviceArgs, ExportArgs, TlsMode};
 use crate::failure::Usage;
-use crate::metrics::Sink;
 use crate::name::Name;
 use crate::rundir::{Record, RunRoot};
 
@@ -21,11 +20,11 @@ use crate::rundir::{Record, RunRoot};
 pub(crate) struct Settings {
     pub(crate) name: Name,
     pub(crate) device: DeviceConfig,
+    /// The image that it is filled from.
+    pub(crate) restore: Option<PathBuf>,
     /// How it serves NBD; it has no addresses only if `fuse` is set.
     pub(crate) nbd: ServerConfig,
     pub(crate) fuse: Option<PathBuf>,
-    /// Where its metrics go.
-    pub(crate) metrics: Vec<Sink>,
     /// Where `uzram mount` mounts the file system it makes on it.
     pub(crate) mountpoint: Option<PathBuf>,
 }
@@ -42,8 +41,12 @@ impl Settings {
             }),
             None => None,
         };
+        let restore = match args.restore {
+            Some(path) => Some(absolute_option(&path, "--restore")?),
+            None => None,
+        };
         let device = DeviceConfig {
-            size: args.size,
+            size: size_of(args.size, restore.as_deref())?,
             max_size: args.max_size,
             // As in zram's attribute, 0 is no limit.
             mem_limit: args.mem_limit.filter(|limit| *limit != 0),
@@ -54,15 +57,12 @@ impl Settings {
             recompress_after: recompress_after(args.recompress, args.after),
             pool: args.pool,
             shards: args.shards,
-            slow_request: args.watch.slow.map(Duration::from_millis),
         };
         device.validate()?;
         let fuse = match args.fuse {
             Some(dir) => Some(mounts::absolute(&absolute_option(&dir, "--fuse")?)?),
             None => None,
         };
-        let metrics = args.watch.metrics.into_iter().map(resolve_sink);
-        let metrics = metrics.collect::<Result<_>>()?;
         let mut nbd = resolve_export(&name, args.export)?;
         let dir = root.dir(&name);
         // The control socket's name is the longest in the run directory.
@@ -83,9 +83,9 @@ impl Settings {
         Ok(Self {
             name,
             device,
+            restore,
             nbd,
             fuse,
-            metrics,
             mountpoint: None,
         })
     }
@@ -101,6 +101,9 @@ impl Settings {
         };
         let device = &self.device;
         option("size", device.size.to_string().into());
+        if let Some(path) = &self.restore {
+            option("restore", path.clone().into());
+        }
         if let Some(size) = device.max_size {
             option("max-size", size.to_string().into());
         }
@@ -129,12 +132,6 @@ impl Settings {
         }
         for address in &self.nbd.addresses {
             option("nbd", address_text(address));
-        }
-        for sink in &self.metrics {
-            option("metrics", sink_text(sink));
-        }
-        if let Some(slow) = device.slow_request {
-            option("slow", slow.as_millis().to_string().into());
         }
         if let Some(tls) = &self.nbd.tls {
             option("tls-certificates", tls.certificates.clone().into());
@@ -180,6 +177,18 @@ impl Settings {
     }
 }
 
+/// The size that is asked for, or that of the device in the image.
+fn size_of(asked: Option<u64>, image: Option<&Path>) -> Result<u64> {
+    let saved = image.map(uzram::saved_size).transpose()?;
+    match (asked, saved) {
+        (Some(size), Some(saved)) if size < saved => Err(Usage::error(format!(
+            "--size: the image is of a device of {saved} bytes; this one can only be larger"
+        ))),
+        (Some(size), _) | (None, Some(size)) => Ok(size),
+        (None, None) => Err(Usage::error("--size: a device needs a size, or --restore")),
+    }
+}
+
 /// How long pages must lie until they are recompressed, if they are.
 fn recompress_after(algorithm: Option<Algorithm>, seconds: Option<u64>) -> Option<Duration> {
     const DEFAULT: u64 = 300;
@@ -200,30 +209,8 @@ fn address_text(address: &Address) -> OsString {
     }
 }
 
-/// What `--metrics` reads as `sink`.
-fn sink_text(sink: &Sink) -> OsString {
-    match sink {
-        Sink::Http(address) => address_text(address),
-        Sink::File(path) => {
-            let mut text = OsString::from("file:");
-            text.push(path);
-            text
-        }
-    }
-}
-
-fn resolve_sink(sink: Sink) -> Result<Sink> {
-    Ok(match sink {
-        Sink::Http(address) => Sink::Http(resolve_address(address, "--metrics")?),
-        Sink::File(path) => Sink::File(absolute_option(&path, "--metrics")?),
-    })
-}
-
 fn resolve_export(name: &Name, args: ExportArgs) -> Result<ServerConfig> {
-    let addresses = args
-        .nbd
-        .into_iter()
-        .map(|address| resolve_address(address, "--nbd"));
+    let addresses = args.nbd.into_iter().map(resolve_address);
     let addresses = addresses.collect::<Result<_>>()?;
     let mut config = ServerConfig::new(name.as_str(), addresses);
     config.read_only = args.read_only;
@@ -242,14 +229,14 @@ fn resolve_export(name: &Name, args: ExportArgs) -> Result<ServerConfig> {
     Ok(config)
 }
 
-fn resolve_address(address: Address, option: &str) -> Result<Address> {
+fn resolve_address(address: Address) -> Result<Address> {
     let Address::Unix(path) = address else {
         return Ok(address);
     };
-    let path = absolute_option(&path, option)?;
+    let path = absolute_option(&path, "--nbd")?;
     if path.as_os_str().as_bytes().len() > MAX_SOCKET_PATH {
         return Err(Usage::error(format!(
-            "{option}: {} is too long for a Unix socket: use a path of at most {MAX_SOCKET_PATH} bytes",
+            "--nbd: {} is too long for a Unix socket: use a path of at most {MAX_SOCKET_PATH} bytes",
             path.display()
         )));
     }
@@ -257,7 +244,7 @@ fn resolve_address(address: Address, option: &str) -> Result<Address> {
         && !parent.is_dir()
     {
         bail!(
-            "{option}: there is no directory {0}: mkdir {0} first",
+            "--nbd: there is no directory {0}: mkdir {0} first",
             parent.display()
         );
     }
@@ -306,9 +293,6 @@ mod tests {
             "--tls=require",
             "--tls-verify-peer",
             "--insecure",
-            "--metrics=unix:m.sock",
-            "--metrics=file:/var/m.prom",
-            "--slow=20",
             "--read-only",
             "--fuse=/mnt/a b",
         ])

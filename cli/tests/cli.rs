@@ -7,10 +7,10 @@ mod ends;
 mod export;
 #[path = "cli/keep.rs"]
 mod keep;
-#[path = "cli/metrics.rs"]
-mod metrics;
 #[path = "cli/recompress.rs"]
 mod recompress;
+#[path = "cli/save.rs"]
+mod save;
 #[path = "cli/scrub.rs"]
 mod scrub;
 #[path = "cli/unit.rs"]

@@ -288,6 +288,30 @@ fn a_file_system_grows_while_it_is_mounted() {
 }
 
 #[test]
+fn a_file_system_is_saved_and_mounted_again() {
+    let Some(disk) = Disk::new("a_file_system_is_saved_and_mounted_again") else {
+        return;
+    };
+    let _alone = alone();
+    disk.mount(&["--size=512M", "--fs=xfs"]);
+    disk.fill();
+    let line = disk.world.refused(1, &["stop", "disk", "--save=early"]);
+    assert!(line.contains("umount"), "{line}");
+    let said = disk.world.ok(&["umount", "mnt", "--save", "image"]);
+    assert!(said.ends_with(" in image\n"), "{said}");
+    disk.nothing_is_left();
+    disk.mount(&["--restore=image"]);
+    disk.compare();
+    // As it is now, with files on it that are on their way.
+    disk.fill();
+    disk.world.ok(&["save", "disk", "image"]);
+    disk.world.ok(&["umount", "mnt"]);
+    disk.mount(&["--restore=image", "--size=1G"]);
+    disk.world.ok(&["umount", "mnt"]);
+    disk.nothing_is_left();
+}
+
+#[test]
 fn a_busy_file_system_stays_whole() {
     let Some(disk) = Disk::new("a_busy_file_system_stays_whole") else {
         return;

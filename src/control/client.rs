@@ -14,9 +14,8 @@ use serde_json::Value;
 
 use super::line::LineStream;
 use super::protocol::{Compacted, PagesDone, Reply, Request};
-use crate::device::{PageMap, Scrubbed};
+use crate::device::{SaveProgress, Saved, Scrubbed};
 use crate::error::{Error, Result};
-use crate::latency::OperationLatencies;
 use crate::stats::Stats;
 use crate::unix_socket::address;
 
@@ -102,14 +101,6 @@ impl Client {
         self.ask(&Request::Stat)
     }
 
-    /// How long operations took.
-    ///
-    /// # Errors
-    /// Those of [`Client::call`].
-    pub fn latencies(&mut self) -> Result<OperationLatencies> {
-        self.ask(&Request::Latency)
-    }
-
     /// The text of an attribute, with its newline.
     ///
     /// # Errors
@@ -138,18 +129,6 @@ impl Client {
     pub fn compact(&mut self) -> Result<u64> {
         let done: Compacted = self.ask(&Request::Compact)?;
         Ok(done.pages)
-    }
-
-    /// What pages from `first` on hold, in at most `cells` cells.
-    ///
-    /// # Errors
-    /// [`Error::Remote`], EINVAL for more than [`crate::MAX_MAP_CELLS`].
-    pub fn page_map(&mut self, first: u64, pages: u64, cells: u64) -> Result<PageMap> {
-        self.ask(&Request::Map {
-            first,
-            pages,
-            cells,
-        })
     }
 
     /// Verifies some spilled pages, from page `from` on. To verify all, go on from what the answer
@@ -193,6 +172,24 @@ impl Client {
         let which = which.to_owned();
         let done: PagesDone = self.ask(&Request::Recompress { which })?;
         Ok(done.pages)
+    }
+
+    /// Saves the device as it is now to a file, named from the root, and has it stay as it is if
+    /// that is the `last` that is done with it. That takes as long as the file does.
+    ///
+    /// # Errors
+    /// [`Error::Remote`]: those of [`crate::Device::save`] and [`crate::Device::save_last`].
+    pub fn save(&mut self, path: &Path, last: bool) -> Result<Saved> {
+        let path = path.to_owned();
+        self.ask(&Request::Save { path, last })
+    }
+
+    /// How far the device is saved, if it is being saved.
+    ///
+    /// # Errors
+    /// Those of [`Client::call`].
+    pub fn save_progress(&mut self) -> Result<Option<SaveProgress>> {
+        self.ask(&Request::SaveProgress)
     }
 
     /// Forgets all data.

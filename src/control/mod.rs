@@ -8,13 +8,13 @@
 //! {"op":"get","attribute":"mm_stat"}                  {"ok":"       0        0 ...\n"}
 //! {"op":"set","attribute":"mem_limit","value":"64M"}  {"ok":null}
 //! {"op":"set","attribute":"mem_limit","value":"x"}    {"error":"mem_limit: ...","errno":22}
-//! {"op":"latency"}                                    {"ok":{"read":{"count":7,"sum_ns":41300,...}}}
-//! {"op":"map","first":0,"pages":512,"cells":2}        {"ok":{"cells":[[0,201,3,0],[0,0,0,8]],...}}
 //! {"op":"compact"}                                    {"ok":{"pages":12}}
 //! {"op":"idle","which":"all"}                         {"ok":{"pages":345}}
 //! {"op":"writeback","which":"type=idle"}              {"ok":{"pages":345}}
 //! {"op":"reset"}                                      {"ok":null}
 //! {"op":"scrub","from":0}                             {"ok":{"next":512,"intact":257,"damaged":[],...}}
+//! {"op":"save","path":"/var/vm.image","last":false}   {"ok":{"pages":345,"bytes":412345}}
+//! {"op":"save_progress"}                              {"ok":{"pages":100,"of":345}}
 //! ```
 //!
 //! `errno` is the kernel's number: both ends are on one machine. Everything is bounded: lines to

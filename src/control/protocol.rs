@@ -1,6 +1,7 @@
 //! The messages, as both sides see them.
 
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -14,8 +15,6 @@ use crate::error::{Error, Result};
 pub enum Request {
     /// The counters: answered with a [`crate::Stats`].
     Stat,
-    /// How long operations took: answered with a [`crate::OperationLatencies`].
-    Latency,
     /// The text of an attribute, with its newline.
     Get {
         /// Its name.
@@ -45,17 +44,17 @@ pub enum Request {
         /// What a [`crate::Recompression`] is read from, as in the attribute `recompress`.
         which: String,
     },
-    /// What pages hold: answered with a [`crate::PageMap`].
-    Map {
-        /// The first page.
-        first: u64,
-        /// How many.
-        pages: u64,
-        /// In how many cells at most, up to [`crate::MAX_MAP_CELLS`].
-        cells: u64,
-    },
     /// Forgets all data.
     Reset,
+    /// Saves the device as it is now: answered with a [`crate::Saved`], once that is done.
+    Save {
+        /// The file, from the root.
+        path: PathBuf,
+        /// Whether it is to be left as it is from then on, since it is about to be stopped.
+        last: bool,
+    },
+    /// How far that is: answered with a [`crate::SaveProgress`], or null if it is not being saved.
+    SaveProgress,
     /// Verifies some spilled pages: answered with a [`crate::Scrubbed`], which says where to go on.
     Scrub {
         /// The first page to look at.
@@ -145,17 +144,16 @@ mod tests {
                     value: "64M".to_owned(),
                 },
             ),
-            (r#"{"op":"latency"}"#, Request::Latency),
-            (
-                r#"{"op":"map","first":0,"pages":512,"cells":8}"#,
-                Request::Map {
-                    first: 0,
-                    pages: 512,
-                    cells: 8,
-                },
-            ),
             (r#"{"op":"reset"}"#, Request::Reset),
             (r#"{"op":"scrub","from":7}"#, Request::Scrub { from: 7 }),
+            (
+                r#"{"op":"save","path":"/x","last":true}"#,
+                Request::Save {
+                    path: "/x".into(),
+                    last: true,
+                },
+            ),
+            (r#"{"op":"save_progress"}"#, Request::SaveProgress),
             (
                 r#"{"op":"idle","which":"all"}"#,
                 Request::Idle {

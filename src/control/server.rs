@@ -199,17 +199,11 @@ fn serve(lines: &mut LineStream, device: &Device, activity: &Activity) {
 fn handle(request: &Request, device: &Device) -> Result<Value> {
     match request {
         Request::Stat => answer(&device.stats()),
-        Request::Latency => answer(&device.latencies()),
         Request::Get { attribute } => answer(&named(attribute)?.show(device)?),
         Request::Set { attribute, value } => {
             named(attribute)?.store(device, value)?;
             Ok(Value::Null)
         }
-        &Request::Map {
-            first,
-            pages,
-            cells,
-        } => answer(&device.page_map(first..first.saturating_add(pages), cells)?),
         Request::Compact => {
             let pages = device.compact();
             answer(&Compacted { pages })
@@ -231,6 +225,13 @@ fn handle(request: &Request, device: &Device) -> Result<Value> {
             device.reset()?;
             Ok(Value::Null)
         }
+        Request::Save { path, .. } if !path.is_absolute() => {
+            let reason = format!("{}: a path from the root is needed", path.display());
+            Err(refused("save", Errno::INVAL, reason))
+        }
+        Request::Save { path, last: false } => answer(&device.save(path)?),
+        Request::Save { path, last: true } => answer(&device.save_last(path)?),
+        Request::SaveProgress => answer(&device.save_progress()),
     }
 }
 

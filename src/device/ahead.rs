@@ -29,13 +29,13 @@ impl Core {
         false
     }
 
-    /// Whether writing to a range of bytes may take waiting for memory, or for the rest of a page
-    /// at one of its ends.
+    /// Whether writing to a range of bytes may take waiting for memory, for a save, or for the rest
+    /// of a page at one of its ends.
     pub(super) fn write_would_wait(&self, range: Range<u64>) -> bool {
         let page = PAGE_SIZE as u64;
         let pages = range.end.div_ceil(page) - range.start / page;
         let room = self.budget.limit().saturating_sub(self.budget.used());
-        if pages * FRAMES_A_PAGE > room {
+        if pages * FRAMES_A_PAGE > room || self.saves.any() {
             return true;
         }
         let is_part = |at: &u64| !at.is_multiple_of(page);

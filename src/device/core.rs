@@ -1,7 +1,7 @@
 //! What the device's callers and its writeback thread share.
 //!
-//! Locks: each shard has one mutex, and no two are held at once. No other lock is taken while one
-//! is held; shards are locked under `recompressing`, under that of [`Ages`], which is taken under the
+//! Locks: each shard has one mutex, and no two are held at once, except all of them for a moment by
+//! who begins to save the device. No other lock is taken while one is held; shards are locked under `recompressing`, under that of [`Ages`], which is taken under the
 //! former if at all, and under no other.
 
 use std::io;
@@ -16,9 +16,9 @@ use super::damage::{self, Damage, LogLimit};
 use super::layout::{Layout, ShardIndex};
 use super::read_ahead::ReadAhead;
 use super::room::Room;
+use super::save::Saves;
 use crate::config::{Algorithm, DeviceConfig};
 use crate::error::{Error, Result};
-use crate::latency::Latencies;
 use crate::pool::{self, FrameBudget, NoRoom};
 use crate::shard::{Clock, Shard, SlotIndex};
 use crate::spill::{LogCounts, RecordAddress, RecordFormat, SegmentTable, Stores};
@@ -117,6 +117,7 @@ pub(crate) struct Core {
     pub(super) secondary: AtomicCell<Option<Algorithm>>,
     /// Held by whoever has pages marked as being recompressed.
     pub(super) recompressing: Mutex<()>,
+    pub(super) saves: Saves,
     pub(crate) budget: Arc<FrameBudget>,
     pub(crate) segments: Arc<SegmentTable>,
     pub(crate) format: RecordFormat,
@@ -127,7 +128,6 @@ pub(crate) struct Core {
     pub(crate) damage: Damage,
     /// For lines about failures.
     pub(crate) log_limit: LogLimit,
-    pub(crate) latencies: Latencies,
     pub(crate) room: Room,
     pub(crate) allowance: Allowance,
     /// Whether what takes long is to end early.
@@ -191,6 +191,7 @@ impl Core {
             algorithm: AtomicCell::new(config.algorithm),
             secondary: AtomicCell::new(config.recompress),
             recompressing: Mutex::default(),
+            saves: Saves::default(),
             budget,
             segments,
             format,
@@ -200,7 +201,6 @@ impl Core {
             requests: RequestCounts::default(),
             damage: Damage::default(),
             log_limit: LogLimit::default(),
-            latencies: Latencies::new(config.slow_request),
             room: Room::new(),
             allowance,
             stopping: AtomicBool::new(false),
@@ -304,31 +304,37 @@ impl Core {
             let mut at = slots.start;
             while at < slots.end {
                 let mut shard = self.shard(index);
-                let (next, count) = clear_some(&mut shard, at..slots.end);
+                let some = clear_some(&mut shard, at..slots.end);
                 let care = self.needs_care(&shard);
                 drop(shard);
                 self.wake_if_needed(care);
-                at = next;
-                cleared += count;
+                if let Some(slot) = some.unsaved {
+                    self.save_first(index, slot);
+                }
+                at = some.next;
+                cleared += some.cleared;
             }
         }
         cleared
     }
 
     /// Makes `pages` zeroes that are kept as data.
-    pub(crate) fn fill_zero(&self, pages: Range<u64>) {
+    ///
+    /// # Errors
+    /// None: it takes no room.
+    pub(crate) fn fill_zero(&self, pages: Range<u64>) -> Result<()> {
         let mut at = pages.start;
         while at < pages.end {
             let run = self.layout.run(PageIndex(at as u32), pages.end);
-            let mut shard = self.shard(run.shard);
-            for i in 0..run.pages {
-                shard.store_same_filled(SlotIndex(run.slot.0 + i), 0);
-            }
-            let care = self.needs_care(&shard);
-            drop(shard);
-            self.wake_if_needed(care);
+            self.change_run(run, |shard| {
+                for i in 0..run.pages {
+                    shard.store_same_filled(SlotIndex(run.slot.0 + i), 0);
+                }
+                Ok(())
+            })?;
             at += u64::from(run.pages);
         }
+        Ok(())
     }
 
     /// Empties sparse zspages until none can be freed that way or the device stops; returns the page
@@ -390,23 +396,41 @@ impl Core {
     }
 }
 
-/// Empties slots from the start of a range; returns where to go on, and how many held data. What it
-/// does at once is bounded, since a lock is held.
-fn clear_some(shard: &mut Shard, slots: Range<u32>) -> (u32, u64) {
+/// What a step of emptying slots has done.
+struct Cleared {
+    /// Slots that held data.
+    cleared: u64,
+    /// Where to go on.
+    next: u32,
+    /// The slot there, if its run is to be saved first.
+    unsaved: Option<SlotIndex>,
+}
+
+/// Empties slots from the start of a range. What it does at once is bounded, since a lock is held.
+fn clear_some(shard: &mut Shard, slots: Range<u32>) -> Cleared {
     const CLEARED_AT_ONCE: u64 = 512;
     const SEARCHED_AT_ONCE: u32 = 1 << 19;
     let end = slots.end.min(slots.start.saturating_add(SEARCHED_AT_ONCE));
-    let mut cleared = 0;
-    let mut at = slots.start;
-    while let Some(used) = shard.next_used(at..end) {
-        shard.clear(used);
-        cleared += 1;
-        at = used.0 + 1;
-        if cleared == CLEARED_AT_ONCE {
-            return (at, cleared);
+    let mut done = Cleared {
+        cleared: 0,
+        next: slots.start,
+        unsaved: None,
+    };
+    while done.cleared < CLEARED_AT_ONCE {
+        let Some(used) = shard.next_used(done.next..end) else {
+            done.next = end;
+            break;
+        };
+        done.next = used.0;
+        if shard.is_unsaved(used) {
+            done.unsaved = Some(used);
+            break;
         }
+        shard.clear(used);
+        done.cleared += 1;
+        done.next += 1;
     }
-    (end, cleared)
+    done
 }
 
 /// What a device may be grown to by default, in bytes: four times what it is, as far as its shards

@@ -3,17 +3,18 @@
 mod ages;
 mod ahead;
 pub(crate) mod core;
-pub(crate) mod damage;
+mod damage;
 mod extents;
 pub(crate) mod layout;
-mod map;
 mod policies;
 mod read;
 mod read_ahead;
 mod read_back;
 mod recompress;
 mod resize;
+mod restore;
 pub(crate) mod room;
+mod save;
 mod scrub;
 #[cfg(test)]
 mod tests;
@@ -27,19 +28,19 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use self::core::Core;
-pub use self::map::{MAX_MAP_CELLS, MapCell, PageMap};
 use self::recompress::Background;
+pub use self::restore::saved_size;
+pub use self::save::{SaveProgress, Saved};
 pub use self::scrub::Scrubbed;
 use crate::block_device::BlockDevice;
 use crate::config::{Algorithm, BackingConfig, BackingKeep, DeviceConfig, check_mem_limit};
 use crate::error::{Error, Result};
-use crate::latency::{Operation, OperationLatencies};
 use crate::pool::{ClassStats, FrameBudget};
 use crate::shard::Counts;
 use crate::spill::{Backing, FileBacking, RecordFormat, random_sequence};
 use crate::stats::{Stats, rss_bytes};
 use crate::sync::Mutex;
-use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use crate::sync::channel::{self, Sender};
 use crate::sync::thread::{self, JoinHandle};
 use crate::units::{Extent, PAGE_SHIFT, PAGE_SIZE, PageIndex};
@@ -57,6 +58,8 @@ pub struct Device {
     backing_size: AtomicU64,
     /// What becomes of the first backing, and of those that take its place.
     backing_keep: BackingKeep,
+    /// Whether it stays as it is, since it was saved to be stopped.
+    is_final: AtomicBool,
     commands: Option<Sender<Command>>,
     writeback: Option<JoinHandle<()>>,
     recompression: Option<Background>,
@@ -98,6 +101,7 @@ impl Device {
                 .backing
                 .as_ref()
                 .map_or_else(BackingKeep::default, |backing| backing.keep),
+            is_final: AtomicBool::new(false),
             commands: Some(sender),
             writeback: Some(thread),
             recompression: None,
@@ -159,15 +163,14 @@ impl Device {
         stats
     }
 
-    /// How long operations took.
-    pub fn latencies(&self) -> OperationLatencies {
-        self.core.latencies.snapshot()
-    }
-
     /// Bytes in pages that hold data: [`Stats::orig_data_size`] at a fraction of the cost.
     pub fn orig_data_size(&self) -> u64 {
+        self.pages_with_data() << PAGE_SHIFT
+    }
+
+    fn pages_with_data(&self) -> u64 {
         let pages = |index| pages_with_data(&self.core.shard(index).counts());
-        self.core.layout.shards().map(pages).sum::<u64>() << PAGE_SHIFT
+        self.core.layout.shards().map(pages).sum()
     }
 
     /// Usage of the pools by size class, all shards together.
@@ -367,7 +370,6 @@ impl Device {
         }
         self.core.requests.reset();
         self.core.damage.reset();
-        self.core.latencies.reset();
         self.core.budget.reset_max_used();
     }
 
@@ -431,10 +433,7 @@ impl BlockDevice for Device {
     }
 
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        let timed = self.timed(Operation::Read, offset, buf.len() as u64, || {
-            self.core.read(offset, buf)
-        });
-        timed.inspect_err(|error| {
+        self.core.read(offset, buf).inspect_err(|error| {
             self.core.requests.failed_reads.fetch_add(1, Relaxed);
             // A damaged record was logged when it was found.
             if !matches!(error, Error::Damaged { .. })
@@ -446,34 +445,29 @@ impl BlockDevice for Device {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
-        let timed = self.timed(Operation::Write, offset, data.len() as u64, || {
-            self.core.write(offset, data)
-        });
-        timed.inspect_err(|error| {
+        let written = self
+            .check_changeable()
+            .and_then(|()| self.core.write(offset, data));
+        written.inspect_err(|error| {
             tracing::debug!("write of {} bytes at {offset}: {error}", data.len());
             self.core.requests.failed_writes.fetch_add(1, Relaxed);
         })
     }
 
     fn discard(&self, offset: u64, len: u64) -> Result<()> {
-        self.timed(Operation::Discard, offset, len, || {
-            let pages = self.zero_ends(offset, len)?;
-            let freed = self.core.clear(pages);
-            self.core.requests.notify_free.fetch_add(freed, Relaxed);
-            Ok(())
-        })
+        let pages = self.zero_ends(offset, len)?;
+        let freed = self.core.clear(pages);
+        self.core.requests.notify_free.fetch_add(freed, Relaxed);
+        Ok(())
     }
 
     fn write_zeroes(&self, offset: u64, len: u64) -> Result<()> {
-        self.timed(Operation::Write, offset, len, || {
-            let pages = self.zero_ends(offset, len)?;
-            self.core.fill_zero(pages);
-            Ok(())
-        })
+        let pages = self.zero_ends(offset, len)?;
+        self.core.fill_zero(pages)
     }
 
     fn flush(&self) -> Result<()> {
-        self.timed(Operation::Flush, 0, 0, || Ok(()))
+        Ok(())
     }
 
     fn has_flush(&self) -> bool {
@@ -502,20 +496,9 @@ impl BlockDevice for Device {
 }
 
 impl Device {
-    /// Does a request's work, and notes how long it takes.
-    fn timed<T>(
-        &self,
-        operation: Operation,
-        offset: u64,
-        bytes: u64,
-        work: impl FnOnce() -> T,
-    ) -> T {
-        let latencies = &self.core.latencies;
-        latencies.of_request(operation, offset, bytes, work)
-    }
-
     /// Zeroes the part pages at the ends of a range; returns the whole pages between them.
     fn zero_ends(&self, offset: u64, len: u64) -> Result<Range<u64>> {
+        self.check_changeable()?;
         let page = PAGE_SIZE as u64;
         let end = offset + len;
         let whole = offset.next_multiple_of(page)..end / page * page;

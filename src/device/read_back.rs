@@ -13,7 +13,6 @@ use super::read::Found;
 use super::read_ahead::{Place, Source};
 use crate::codec::{self, Codec};
 use crate::error::{Error, Result};
-use crate::latency::Operation;
 use crate::shard::{Shard, Slot, SlotIndex, SlotState};
 use crate::spill::{MAX_RECORD_LEN, RecordAddress, RecordBuf, RecordFormat, SegmentIndex};
 use crate::sync::atomic::Ordering::Relaxed;
@@ -88,13 +87,13 @@ const MAX_READ: u32 = 128 << 10;
 const SMALL: usize = 8;
 
 /// Memory for a record: as it is read, and decrypted.
-struct Buffers {
+pub(super) struct Buffers {
     read: RecordBuf,
     opened: RecordBuf,
 }
 
 impl Buffers {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             read: [0; MAX_RECORD_LEN],
             opened: [0; MAX_RECORD_LEN],
@@ -106,18 +105,6 @@ impl Core {
     /// Reads a spilled page, of a `small` request or not, wherever it has gone meanwhile, and brings
     /// one that was wanted not long ago to memory again.
     pub(super) fn read_back(
-        &self,
-        page: PageIndex,
-        spilled: Spilled,
-        small: bool,
-        out: &mut Page,
-    ) -> Result<()> {
-        self.latencies.of(Operation::ReadBack, || {
-            self.read_back_now(page, spilled, small, out)
-        })
-    }
-
-    fn read_back_now(
         &self,
         page: PageIndex,
         mut spilled: Spilled,
@@ -276,31 +263,35 @@ impl Core {
 
     /// Reads the page of a run of one page, if it is spilled.
     pub(super) fn fetch_if_written_back(&self, run: Run) -> Result<Option<PageCopy>> {
-        let mut found = self.spilled(&self.shard(run.shard), run.slot);
         let mut buffers = Buffers::new();
+        let Some((spilled, object)) = self.fetch_object(run, &mut buffers)? else {
+            return Ok(None);
+        };
+        let mut copy = PageCopy {
+            slot: spilled.slot,
+            sequence: spilled.sequence,
+            page: [0; PAGE_SIZE],
+        };
+        decompress(run.first, spilled.codec, object, &mut copy.page)?;
+        Ok(Some(copy))
+    }
+
+    /// Reads the object of a run of one page, if it is spilled.
+    pub(super) fn fetch_object<'a>(
+        &self,
+        run: Run,
+        buffers: &'a mut Buffers,
+    ) -> Result<Option<(Spilled, &'a [u8])>> {
+        let mut found = self.spilled(&self.shard(run.shard), run.slot);
         while let Some(spilled) = found {
-            let Spilled {
-                slot,
-                sequence,
-                codec,
-                ..
-            } = spilled;
-            match self.read_record(run.first, spilled, false, &mut buffers) {
-                Ok(object) => {
-                    let mut copy = PageCopy {
-                        slot,
-                        sequence,
-                        page: [0; PAGE_SIZE],
-                    };
-                    decompress(run.first, codec, object, &mut copy.page)?;
-                    return Ok(Some(copy));
-                }
-                Err(error) => {
-                    found = self.spilled(&self.shard(run.shard), run.slot);
-                    if found.is_some_and(|now| now.is_same(&spilled)) {
-                        return Err(self.lost(run.first, spilled, error));
-                    }
-                }
+            let Err(error) = self.read_record(run.first, spilled, false, buffers) else {
+                let Buffers { read, opened } = buffers;
+                let object = self.format.data(read, opened, spilled.len);
+                return Ok(Some((spilled, object)));
+            };
+            found = self.spilled(&self.shard(run.shard), run.slot);
+            if found.is_some_and(|now| now.is_same(&spilled)) {
+                return Err(self.lost(run.first, spilled, error));
             }
         }
         Ok(None)

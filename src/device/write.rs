@@ -77,7 +77,7 @@ impl Core {
     fn write_run(&self, run: Run, pages: &[Page], scratch: &mut Scratch) -> Result<()> {
         self.prepare(pages, scratch);
         let mut next = 0;
-        self.store_with_room(run.shard, |shard| {
+        self.change_run(run, |shard| {
             while let Some(prepared) = scratch.pages.get(next) {
                 let slot = SlotIndex(run.slot.0 + next as u32);
                 store(shard, slot, *prepared, &scratch.bytes, &pages[next])?;
@@ -144,7 +144,7 @@ impl Core {
             let read_back = u64::from(fetched.is_some());
             self.requests.bd_reads.fetch_add(read_back, Relaxed);
             let mut outcome = Ok(Change::Stale);
-            self.store_with_room(run.shard, |shard| {
+            self.change_run(run, |shard| {
                 let mut copy = [0; PAGE_SIZE];
                 outcome = self.copy_for_change(shard, run, fetched.as_ref(), &mut copy);
                 if let Ok(Change::Ready) = outcome {

@@ -14,6 +14,7 @@ mod recent;
 mod reclaim;
 mod selected;
 mod slot;
+mod unsaved;
 
 use std::io;
 use std::ops::Range;
@@ -27,6 +28,7 @@ pub(crate) use self::reclaim::{Chances, Evicted};
 pub(crate) use self::selected::Purpose;
 use self::slot::SlotTable;
 pub(crate) use self::slot::{SLOTS_PER_BLOCK, Slot, SlotIndex, SlotState};
+pub(crate) use self::unsaved::{SaveId, Unsaved};
 use crate::codec::Codec;
 use crate::pool::{NoRoom, ObjectAddress, Owner, Pool};
 use crate::spill::SegmentTable;
@@ -57,6 +59,8 @@ pub(crate) struct Shard {
     counts: Counts,
     /// Objects freed since [`Shard::forget_churn`].
     churned: u64,
+    /// What is still to be saved, while the device is.
+    unsaved: Option<Unsaved>,
 }
 
 impl Shard {
@@ -80,6 +84,7 @@ impl Shard {
             present,
             counts: Counts::default(),
             churned: 0,
+            unsaved: None,
         })
     }
 

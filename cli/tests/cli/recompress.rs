@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::common::World;
 
 /// Copies this test's own program, rounded up to a MiB, onto the device; returns its bytes.
-fn fill(world: &World) -> Vec<u8> {
+pub(crate) fn fill(world: &World) -> Vec<u8> {
     let mut data = fs::read(std::env::current_exe().unwrap()).unwrap();
     data.truncate(16 << 20);
     data.resize(data.len().next_multiple_of(1 << 20), 0);
@@ -17,11 +17,11 @@ fn fill(world: &World) -> Vec<u8> {
     data
 }
 
-fn uri(world: &World) -> String {
+pub(crate) fn uri(world: &World) -> String {
     format!("nbd+unix:///vm?socket={}", world.path("s").display())
 }
 
-fn copy(world: &World, from: &str, to: &str) {
+pub(crate) fn copy(world: &World, from: &str, to: &str) {
     let mut nbdcopy = Command::new("nbdcopy");
     let copied = nbdcopy
         .args([from, to])

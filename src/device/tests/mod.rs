@@ -4,11 +4,11 @@ mod compaction;
 mod faults;
 mod idle;
 mod integrity;
-mod map;
 mod races;
 mod recompress;
 mod replace;
 mod resize;
+mod save;
 mod selected;
 mod space;
 

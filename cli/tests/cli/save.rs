@@ -1,0 +1,162 @@
+//! Images from the command line: saved, restored, damaged, and of no room.
+
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::common::World;
+use crate::recompress::{copy, fill, uri};
+
+fn is_on(world: &World, data: &[u8]) {
+    copy(world, &uri(world), "copy");
+    let copied = fs::read(world.path("copy")).unwrap();
+    assert!(copied[..data.len()] == *data);
+    assert!(copied[data.len()..].iter().all(|&byte| byte == 0));
+}
+
+#[test]
+fn what_was_saved_comes_back() {
+    let world = World::new();
+    let spills = ["--mem-limit=2M", "--backing=spill", "--backing-encrypt"];
+    let mut args = vec!["vm", "--size=64M", "--nbd=unix:s"];
+    args.extend(spills);
+    let server = world.serve(&args);
+    let data = fill(&world);
+    let said = world.ok(&["save", "vm", "image", "--json"]);
+    let saved: Value = serde_json::from_str(&said).unwrap();
+    let image = world.path("image");
+    let metadata = fs::metadata(&image).unwrap();
+    assert_eq!(saved["bytes"], metadata.len());
+    assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
+    assert!(saved["pages"].as_u64().unwrap() <= data.len() as u64 / 4096);
+    assert!(metadata.len() < data.len() as u64 * 3 / 4);
+    let said = world.ok(&["stop", "vm", "--save", "image"]);
+    assert!(
+        said.contains(" saved, ") && said.ends_with(" in image\n"),
+        "{said}"
+    );
+    drop(server);
+
+    let args = ["vm", "--restore=image", "--nbd=unix:s"];
+    let server = world.serve(&args);
+    is_on(&world, &data);
+    assert_eq!(world.ok(&["stat", "vm", "disksize"]), "67108864\n");
+    world.ok(&["stop", "vm"]);
+    drop(server);
+
+    let mut args = vec!["vm", "--restore=image", "--size=96M", "--nbd=unix:s"];
+    args.extend(spills);
+    let _server = world.serve(&args);
+    is_on(&world, &data);
+    assert_eq!(world.ok(&["stat", "vm", "disksize"]), "100663296\n");
+}
+
+#[test]
+fn a_device_in_use_is_not_stopped_with_an_image() {
+    let world = World::new();
+    let _server = world.serve(&["vm", "--size=64M", "--nbd=unix:s"]);
+    let client = std::os::unix::net::UnixStream::connect(world.path("s")).unwrap();
+    let mut greeting = [0; 18];
+    std::io::Read::read_exact(&mut &client, &mut greeting).unwrap();
+    // EXPORT_NAME of the default export, without the zeroes after it.
+    let mut hello = 3u32.to_be_bytes().to_vec();
+    hello.extend(b"IHAVEOPT\0\0\0\x01\0\0\0\0");
+    std::io::Write::write_all(&mut &client, &hello).unwrap();
+    let mut export = [0; 10];
+    std::io::Read::read_exact(&mut &client, &mut export).unwrap();
+    let line = world.refused(1, &["stop", "vm", "--save=image"]);
+    assert!(line.contains("in use"), "{line}");
+    assert!(!world.path("image").exists());
+    world.ok(&["save", "vm", "image"]);
+}
+
+#[test]
+fn a_damaged_image_is_refused_with_what_and_where() {
+    let world = World::new();
+    let server = world.serve(&["vm", "--size=64M", "--nbd=unix:s"]);
+    fill(&world);
+    world.ok(&["save", "vm", "image"]);
+    drop(server);
+    let image = File::options()
+        .read(true)
+        .write(true)
+        .open(world.path("image"))
+        .unwrap();
+    let refused = || {
+        let line = world.refused(1, &["serve", "vm", "--restore=image", "--nbd=unix:s"]);
+        assert!(
+            line.contains(world.path("image").to_str().unwrap()),
+            "{line}"
+        );
+        line
+    };
+    let mut byte = [0];
+    image.read_exact_at(&mut byte, 2_000_000).unwrap();
+    image.write_all_at(&[!byte[0]], 2_000_000).unwrap();
+    let line = refused();
+    assert!(line.contains("damaged in segment 1, bytes 10"), "{line}");
+    image.write_all_at(&byte, 2_000_000).unwrap();
+    let len = image.metadata().unwrap().len();
+    image.set_len(len - 1).unwrap();
+    assert!(refused().contains("cut off"));
+    fs::write(world.path("image"), "text").unwrap();
+    assert!(refused().contains("no image"));
+    assert_eq!(world.leftovers(), [""; 0]);
+}
+
+#[test]
+fn sizes_and_files_that_make_no_sense_are_refused() {
+    let world = World::new();
+    let _server = world.serve(&["vm", "--size=64M", "--nbd=unix:s"]);
+    world.ok(&["save", "vm", "image"]);
+    let line = world.refused(2, &["serve", "b", "--restore=image", "--size=32M"]);
+    assert!(line.contains("--size"), "{line}");
+    let line = world.refused(1, &["serve", "b", "--restore=missing"]);
+    assert!(line.contains("missing"), "{line}");
+    world.refused(1, &["save", "vm", "missing/image"]);
+    world.dir("directory");
+    let line = world.refused(2, &["save", "vm", "directory"]);
+    assert!(line.contains("plain file"), "{line}");
+    let line = world.refused(1, &["save", "nobody", "image"]);
+    assert!(line.contains("uzram list"), "{line}");
+}
+
+/// A file system of a megabyte.
+struct Tiny<'a>(&'a World);
+
+impl Drop for Tiny<'_> {
+    fn drop(&mut self) {
+        let at = self.0.path("tiny");
+        let _ = Command::new("umount").arg(at).status();
+    }
+}
+
+#[test]
+fn without_room_the_old_image_stays() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: without_room_the_old_image_stays needs root");
+        return;
+    }
+    let world = World::new();
+    let at = world.dir("tiny");
+    let mounted = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=1M", "tmpfs"])
+        .arg(&at)
+        .status();
+    if !mounted.unwrap().success() {
+        eprintln!("skipped: without_room_the_old_image_stays cannot mount a tmpfs");
+        return;
+    }
+    let _tiny = Tiny(&world);
+    let _server = world.serve(&["vm", "--size=64M", "--nbd=unix:s"]);
+    world.ok(&["save", "vm", "tiny/image"]);
+    let old = fs::read(world.path("tiny/image")).unwrap();
+    let data = fill(&world);
+    let line = world.refused(1, &["save", "vm", "tiny/image"]);
+    assert!(line.contains("No space left"), "{line}");
+    assert!(fs::read(world.path("tiny/image")).unwrap() == old);
+    assert_eq!(fs::read_dir(&at).unwrap().count(), 1);
+    is_on(&world, &data);
+}

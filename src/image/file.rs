@@ -1,0 +1,82 @@
+//! The file that an image is written to: there as a whole, or not at all.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use tempfile::NamedTempFile;
+
+use crate::error::{Error, Result};
+
+/// A file beside the one that it is to become, gone unless it does. A server that is killed
+/// meanwhile leaves it, under a name that starts with `.uzram-save-`.
+pub(crate) struct ImageFile {
+    path: PathBuf,
+    file: NamedTempFile,
+}
+
+impl ImageFile {
+    /// Makes the file that is to become `path`.
+    ///
+    /// # Errors
+    /// [`Error::Unusable`] if something other than a plain file is there; [`Error::Io`].
+    pub(crate) fn create(path: &Path) -> Result<Self> {
+        if fs::metadata(path).is_ok_and(|there| !there.is_file()) {
+            return Err(Error::Unusable {
+                path: path.to_owned(),
+                reason: "it is there and no plain file: an image is one".to_owned(),
+            });
+        }
+        let file = tempfile::Builder::new()
+            .prefix(".uzram-save-")
+            .make_in(directory(path), |new| {
+                OpenOptions::new()
+                    .write(true)
+                    .create_new(true)
+                    .mode(0o600)
+                    .open(new)
+            })
+            .map_err(|error| failed(path, error))?;
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+        })
+    }
+
+    /// Puts the file, once it is on disk, in place of what is there.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; what is there stays.
+    pub(crate) fn commit(self) -> Result<()> {
+        let Self { path, file } = self;
+        let committed = file
+            .as_file()
+            .sync_all()
+            .and_then(|()| file.persist(&path).map_err(|error| error.error))
+            .and_then(|_| File::open(directory(&path))?.sync_all());
+        committed.map_err(|error| failed(&path, error))
+    }
+}
+
+impl Write for ImageFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.as_file().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.as_file().flush()
+    }
+}
+
+fn directory(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// That `path` cannot be written.
+pub(super) fn failed(path: &Path, error: io::Error) -> Error {
+    Error::io(format!("write {}", path.display()), error)
+}
