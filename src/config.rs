@@ -194,6 +194,8 @@ pub struct DeviceConfig {
     pub writeback_daily_limit: Option<u64>,
     /// Slices of the slot table, each with a lock and a pool; chosen from the machine if `None`.
     pub shards: Option<u32>,
+    /// How long a request may take before it is logged; none is if `None`. Has every request timed.
+    pub slow_request: Option<Duration>,
 }
 
 impl DeviceConfig {
@@ -230,6 +232,7 @@ impl DeviceConfig {
             pool: PoolKind::Zsmalloc,
             writeback_daily_limit: None,
             shards: None,
+            slow_request: None,
         }
     }
 

@@ -71,6 +71,7 @@ pub mod fuse;
 #[doc(hidden)]
 pub mod fuzzing;
 mod image;
+mod latency;
 mod memory;
 pub mod mounts;
 pub mod nbd;
@@ -91,8 +92,11 @@ mod writeback;
 pub use attributes::Attribute;
 pub use block_device::{BlockDevice, check_range};
 pub use config::{Algorithm, BackingConfig, BackingKeep, DeviceConfig, PoolKind, check_mem_limit};
-pub use device::{Device, SaveProgress, Saved, Scrubbed, saved_size};
+pub use device::{
+    Device, MAX_MAP_CELLS, MapCell, PageMap, SaveProgress, Saved, Scrubbed, saved_size,
+};
 pub use error::{Error, Result};
+pub use latency::{Latency, OperationLatencies};
 pub use pool::ClassStats;
 pub use recompression::Recompression;
 pub use selection::Selection;
@@ -100,5 +104,5 @@ pub use size::{ParseSizeError, parse_size};
 pub use spill::wipe_spill;
 pub use stats::Stats;
 pub use units::{Extent, MAX_DEVICE_BYTES, PAGE_SHIFT, PAGE_SIZE, Page, PageIndex, PageState};
-pub use unix_socket::{MAX_SOCKET_PATH, remove_dead_socket};
+pub use unix_socket::{MAX_SOCKET_PATH, SocketFile, listen as listen_unix, remove_dead_socket};
 pub use users::User;

@@ -28,7 +28,7 @@ const BACKLOG: i32 = 128;
 
 /// A listening socket's file, removed when dropped; the socket itself should be closed after it.
 #[derive(Debug)]
-pub(crate) struct SocketFile {
+pub struct SocketFile {
     path: PathBuf,
     /// Of our file: another server's at the same path is not ours to remove.
     identity: Option<Identity>,
@@ -50,7 +50,7 @@ impl Drop for SocketFile {
 /// # Errors
 /// [`Error::Unusable`] if something lives there already or the path is too long for a socket;
 /// [`Error::Io`] for what the kernel says.
-pub(crate) fn listen(path: &Path) -> Result<(OwnedFd, SocketFile)> {
+pub fn listen(path: &Path) -> Result<(OwnedFd, SocketFile)> {
     let address = address(path)?;
     let failed = |errno| Error::io(format!("listen on {}", path.display()), errno);
     let _turn = Turn::take(path)?;

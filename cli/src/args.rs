@@ -9,6 +9,7 @@ use uzram::nbd::Address;
 use uzram::{Algorithm, Attribute, BackingKeep, PoolKind};
 
 use crate::filesystem::FsType;
+use crate::metrics::Sink;
 use crate::name::Name;
 use crate::{examples, parse};
 
@@ -181,6 +182,9 @@ pub(crate) struct DeviceArgs {
     #[command(flatten)]
     pub(crate) export: ExportArgs,
 
+    #[command(flatten)]
+    pub(crate) watch: WatchArgs,
+
     /// Mount a directory here in which `disk` is the device, with its attributes beside it.
     #[arg(long, value_name = "DIR")]
     pub(crate) fuse: Option<PathBuf>,
@@ -212,6 +216,19 @@ pub(crate) struct ExportArgs {
     /// Listen without TLS even where other machines can connect.
     #[arg(long)]
     pub(crate) insecure: bool,
+}
+
+/// What is told of the device while it is served.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct WatchArgs {
+    /// Serve metrics for Prometheus at unix:PATH or tcp:HOST:PORT, or write them to file:PATH every
+    /// 15 s; may be given several times.
+    #[arg(long, value_name = "WHERE")]
+    pub(crate) metrics: Vec<Sink>,
+
+    /// Log requests that take so many milliseconds or longer.
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) slow: Option<u64>,
 }
 
 /// Whether NBD clients use TLS.
@@ -403,6 +420,10 @@ pub(crate) struct StatArgs {
     /// Print one JSON object, sizes in bytes.
     #[arg(long)]
     pub(crate) json: bool,
+
+    /// How long operations took: the median, the slowest of a hundred...
+    #[arg(long, conflicts_with = "attributes")]
+    pub(crate) latency: bool,
 
     /// Print again every second, until interrupted.
     #[arg(long)]

@@ -26,6 +26,9 @@ EXAMPLES
   uzram serve vm --size 4G --nbd tcp:0.0.0.0:10809 --tls-certificates /etc/pki/nbd \\
       --tls require --tls-verify-peer
 
+  With metrics for Prometheus, and a line in the log for requests that take 50 ms or longer:
+  uzram serve vm --size 4G --metrics tcp:127.0.0.1:9810 --slow 50
+
   For its clients:
   nbdinfo nbd://127.0.0.1/vm
   qemu-img convert image.qcow2 -O raw nbd://127.0.0.1/vm
@@ -73,7 +76,10 @@ EXAMPLES
   uzram stat scratch
   uzram stat scratch --watch
   uzram stat scratch mm_stat bd_stat
-  uzram stat scratch --json";
+  uzram stat scratch --json
+
+  What operations took, since the server started and then each second:
+  uzram stat scratch --latency --watch";
 
 pub(crate) const SET: &str = "\
 EXAMPLES
@@ -153,9 +159,11 @@ EXAMPLES
 
 pub(crate) const METRICS: &str = "\
 EXAMPLES
-  For node_exporter's textfile collector, each minute from cron:
-  uzram metrics > /var/lib/node_exporter/uzram.prom.new &&
-      mv /var/lib/node_exporter/uzram.prom.new /var/lib/node_exporter/uzram.prom";
+  uzram metrics | grep memory
+
+  A server serves its own for Prometheus, or writes them for node_exporter's textfile collector:
+  uzram serve scratch --size 8G --metrics tcp:127.0.0.1:9810
+  uzram serve scratch --size 8G --metrics file:/var/lib/node_exporter/scratch.prom";
 
 pub(crate) const COMPLETIONS: &str = "\
 EXAMPLES

@@ -19,6 +19,7 @@ use uzram::{BackingKeep, BlockDevice, Device, control, fuse, mounts, nbd};
 
 use crate::attachments::{self, Attachment};
 use crate::leftovers::FileId;
+use crate::metrics::{Exporter, Sink};
 use crate::progress::Progress;
 use crate::rundir::{Lock, Record, RunDir, RunRoot};
 use crate::settings::Settings;
@@ -87,6 +88,7 @@ struct Server {
     nbd: Option<nbd::Server>,
     fuse: Option<fuse::Mount>,
     control: control::Server,
+    exporter: Exporter,
     record: Record,
 }
 
@@ -113,12 +115,14 @@ impl Server {
             record.fuse_device = mounts::at(mount.dir())?.map(|mount| mount.device);
             lock.write_record(&record)?;
         }
+        let exporter = start_exporter(settings, &device, stopper)?;
         let control = control::Server::start(&lock.dir().control_socket(), Arc::clone(&device))?;
         Ok(Self {
             device,
             nbd,
             fuse,
             control,
+            exporter,
             record,
         })
     }
@@ -130,8 +134,10 @@ impl Server {
             nbd,
             fuse,
             control,
+            exporter,
             record,
         } = self;
+        drop(exporter);
         // Nobody waits for pages to be written back that are forgotten in a moment.
         device.stop();
         let attached = attachments::of(dir, &record).unwrap_or_else(|error| {
@@ -219,7 +225,7 @@ fn start_nbd(
             Address::Unix(path) => Some(path.clone()),
             Address::Tcp { .. } => None,
         });
-    stopper.note(|traces| traces.sockets = sockets.collect());
+    stopper.note(|traces| traces.sockets.extend(sockets));
     Ok(Some(server))
 }
 
@@ -238,6 +244,20 @@ fn start_fuse(
     let mount = fuse::Mount::start(Arc::clone(device), dir, fuse::MountOptions::default())?;
     stopper.note(|traces| traces.fuse = Some(dir.clone()));
     Ok(Some(mount))
+}
+
+fn start_exporter(
+    settings: &Settings,
+    device: &Arc<Device>,
+    stopper: &Stopper,
+) -> Result<Exporter> {
+    let exporter = Exporter::start(&settings.metrics, &settings.name, device)?;
+    let sockets = settings.metrics.iter().filter_map(|sink| match sink {
+        Sink::Http(Address::Unix(path)) => Some(path.clone()),
+        _ => None,
+    });
+    stopper.note(|traces| traces.sockets.extend(sockets));
+    Ok(exporter)
 }
 
 /// Says that the device is there: on stdout, to systemd, and in the log, which goes to the file

@@ -12,6 +12,7 @@ use uzram::{Algorithm, BackingConfig, DeviceConfig, MAX_SOCKET_PATH, mounts};
 
 use crate::args::{DeviceArgs, ExportArgs, TlsMode};
 use crate::failure::Usage;
+use crate::metrics::Sink;
 use crate::name::Name;
 use crate::rundir::{Record, RunRoot};
 
@@ -25,6 +26,8 @@ pub(crate) struct Settings {
     /// How it serves NBD; it has no addresses only if `fuse` is set.
     pub(crate) nbd: ServerConfig,
     pub(crate) fuse: Option<PathBuf>,
+    /// Where its metrics go.
+    pub(crate) metrics: Vec<Sink>,
     /// Where `uzram mount` mounts the file system it makes on it.
     pub(crate) mountpoint: Option<PathBuf>,
 }
@@ -57,12 +60,15 @@ impl Settings {
             recompress_after: recompress_after(args.recompress, args.after),
             pool: args.pool,
             shards: args.shards,
+            slow_request: args.watch.slow.map(Duration::from_millis),
         };
         device.validate()?;
         let fuse = match args.fuse {
             Some(dir) => Some(mounts::absolute(&absolute_option(&dir, "--fuse")?)?),
             None => None,
         };
+        let metrics = args.watch.metrics.into_iter().map(resolve_sink);
+        let metrics = metrics.collect::<Result<_>>()?;
         let mut nbd = resolve_export(&name, args.export)?;
         let dir = root.dir(&name);
         // The control socket's name is the longest in the run directory.
@@ -86,6 +92,7 @@ impl Settings {
             restore,
             nbd,
             fuse,
+            metrics,
             mountpoint: None,
         })
     }
@@ -132,6 +139,12 @@ impl Settings {
         }
         for address in &self.nbd.addresses {
             option("nbd", address_text(address));
+        }
+        for sink in &self.metrics {
+            option("metrics", sink_text(sink));
+        }
+        if let Some(slow) = device.slow_request {
+            option("slow", slow.as_millis().to_string().into());
         }
         if let Some(tls) = &self.nbd.tls {
             option("tls-certificates", tls.certificates.clone().into());
@@ -209,8 +222,30 @@ fn address_text(address: &Address) -> OsString {
     }
 }
 
+/// What `--metrics` reads as `sink`.
+fn sink_text(sink: &Sink) -> OsString {
+    match sink {
+        Sink::Http(address) => address_text(address),
+        Sink::File(path) => {
+            let mut text = OsString::from("file:");
+            text.push(path);
+            text
+        }
+    }
+}
+
+fn resolve_sink(sink: Sink) -> Result<Sink> {
+    Ok(match sink {
+        Sink::Http(address) => Sink::Http(resolve_address(address, "--metrics")?),
+        Sink::File(path) => Sink::File(absolute_option(&path, "--metrics")?),
+    })
+}
+
 fn resolve_export(name: &Name, args: ExportArgs) -> Result<ServerConfig> {
-    let addresses = args.nbd.into_iter().map(resolve_address);
+    let addresses = args
+        .nbd
+        .into_iter()
+        .map(|address| resolve_address(address, "--nbd"));
     let addresses = addresses.collect::<Result<_>>()?;
     let mut config = ServerConfig::new(name.as_str(), addresses);
     config.read_only = args.read_only;
@@ -229,14 +264,14 @@ fn resolve_export(name: &Name, args: ExportArgs) -> Result<ServerConfig> {
     Ok(config)
 }
 
-fn resolve_address(address: Address) -> Result<Address> {
+fn resolve_address(address: Address, option: &str) -> Result<Address> {
     let Address::Unix(path) = address else {
         return Ok(address);
     };
-    let path = absolute_option(&path, "--nbd")?;
+    let path = absolute_option(&path, option)?;
     if path.as_os_str().as_bytes().len() > MAX_SOCKET_PATH {
         return Err(Usage::error(format!(
-            "--nbd: {} is too long for a Unix socket: use a path of at most {MAX_SOCKET_PATH} bytes",
+            "{option}: {} is too long for a Unix socket: use a path of at most {MAX_SOCKET_PATH} bytes",
             path.display()
         )));
     }
@@ -244,7 +279,7 @@ fn resolve_address(address: Address) -> Result<Address> {
         && !parent.is_dir()
     {
         bail!(
-            "--nbd: there is no directory {0}: mkdir {0} first",
+            "{option}: there is no directory {0}: mkdir {0} first",
             parent.display()
         );
     }
@@ -293,6 +328,9 @@ mod tests {
             "--tls=require",
             "--tls-verify-peer",
             "--insecure",
+            "--metrics=unix:m.sock",
+            "--metrics=file:/var/m.prom",
+            "--slow=20",
             "--read-only",
             "--fuse=/mnt/a b",
         ])

@@ -5,13 +5,14 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::Result;
+use serde_json::Value;
 use uzram::control::Client;
-use uzram::{PAGE_SIZE, Stats};
+use uzram::{OperationLatencies, PAGE_SIZE, Stats};
 
 use crate::args::StatArgs;
 use crate::output;
 use crate::rundir::RunRoot;
-use crate::table::{Align, bytes, columns, count, ratio};
+use crate::table::{Align, bytes, columns, count, duration, ratio};
 
 /// How long a server may take to answer; it answers at once unless it is stuck.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
@@ -22,18 +23,50 @@ pub(crate) fn stat(args: &StatArgs, root: &RunRoot) -> Result<()> {
     dir.require_owner()?;
     let mut client = Client::connect(&dir.control_socket(), PATIENCE)?;
     let in_place = args.watch && !args.json && std::io::stdout().is_terminal();
+    let mut before = OperationLatencies::default();
     loop {
-        if args.json {
-            output::json(&client.stat()?)?;
-        } else {
-            let clear = if in_place { "\x1b[H\x1b[2J" } else { "" };
-            output::text(&format!("{clear}{}", shown(args, &mut client)?))?;
-        }
+        let text = match (args.json, args.latency) {
+            (true, _) => format!("{}\n", serde_json::to_string(&as_json(&mut client)?)?),
+            (false, true) => {
+                let now = client.latencies()?;
+                let text = latency_table(&now, &before);
+                before = now;
+                text
+            }
+            (false, false) => shown(args, &mut client)?,
+        };
+        let clear = if in_place { "\x1b[H\x1b[2J" } else { "" };
+        output::text(&format!("{clear}{text}"))?;
         if !args.watch {
             return Ok(());
         }
         thread::sleep(Duration::from_secs(1));
     }
+}
+
+/// The statistics as one object, and in it the latencies as another.
+fn as_json(client: &mut Client) -> Result<Value> {
+    let mut stats = serde_json::to_value(client.stat()?)?;
+    stats["latency"] = serde_json::to_value(client.latencies()?)?;
+    Ok(stats)
+}
+
+/// What operations took since `before`.
+fn latency_table(now: &OperationLatencies, before: &OperationLatencies) -> String {
+    const QUANTILES: [f64; 4] = [0.5, 0.9, 0.99, 0.999];
+    let head = ["", "COUNT", "MEAN", "P50", "P90", "P99", "P99.9", "MOST"];
+    let mut rows = vec![head.map(str::to_owned)];
+    for ((name, now), (_, before)) in now.named().into_iter().zip(before.named()) {
+        let latency = now.since(before);
+        let shown = |ns: Option<u64>| ns.map_or_else(|| "-".to_owned(), duration);
+        let [p50, p90, p99, p999] = QUANTILES.map(|quantile| shown(latency.quantile(quantile)));
+        let (mean, most) = (shown(latency.mean_ns()), shown(latency.quantile(1.0)));
+        let name = name.replace('_', " ");
+        rows.push([name, count(latency.count), mean, p50, p90, p99, p999, most]);
+    }
+    let mut aligns = [Align::Right; 8];
+    aligns[0] = Align::Left;
+    columns(aligns, &rows)
 }
 
 /// The attributes asked for, each as its file in the FUSE directory has it; else the table.

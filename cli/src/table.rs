@@ -36,6 +36,24 @@ pub(crate) fn count(count: u64) -> String {
     text
 }
 
+/// `ns` nanoseconds with three significant digits: `1.21 ms`.
+pub(crate) fn duration(ns: u64) -> String {
+    const UNITS: [&str; 4] = ["ns", "us", "ms", "s"];
+    let mut value = ns as f64;
+    let mut unit = 0;
+    // 999.5 would be shown with four digits.
+    while value >= 999.5 && unit + 1 < UNITS.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    let digits = match value {
+        v if v >= 99.95 || unit == 0 => 0,
+        v if v >= 9.995 => 1,
+        _ => 2,
+    };
+    format!("{value:.digits$} {}", UNITS[unit])
+}
+
 /// `whole / part` with two decimals; a dash if there is nothing to divide by.
 pub(crate) fn ratio(whole: u64, part: u64) -> String {
     if part == 0 {
@@ -97,6 +115,21 @@ mod tests {
             (u64::MAX, "16.0 EiB"),
         ] {
             assert_eq!(bytes(count), text);
+        }
+    }
+
+    #[test]
+    fn durations_have_three_digits() {
+        for (ns, text) in [
+            (0, "0 ns"),
+            (999, "999 ns"),
+            (1000, "1.00 us"),
+            (999_600, "1.00 ms"),
+            (12_345_678, "12.3 ms"),
+            (456_000_000, "456 ms"),
+            (99_000_000_000, "99.0 s"),
+        ] {
+            assert_eq!(duration(ns), text);
         }
     }
 

@@ -7,6 +7,8 @@ mod ends;
 mod export;
 #[path = "cli/keep.rs"]
 mod keep;
+#[path = "cli/metrics.rs"]
+mod metrics;
 #[path = "cli/recompress.rs"]
 mod recompress;
 #[path = "cli/save.rs"]

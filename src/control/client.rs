@@ -14,8 +14,9 @@ use serde_json::Value;
 
 use super::line::LineStream;
 use super::protocol::{Compacted, PagesDone, Reply, Request};
-use crate::device::{SaveProgress, Saved, Scrubbed};
+use crate::device::{PageMap, SaveProgress, Saved, Scrubbed};
 use crate::error::{Error, Result};
+use crate::latency::OperationLatencies;
 use crate::stats::Stats;
 use crate::unix_socket::address;
 
@@ -101,6 +102,14 @@ impl Client {
         self.ask(&Request::Stat)
     }
 
+    /// How long operations took.
+    ///
+    /// # Errors
+    /// Those of [`Client::call`].
+    pub fn latencies(&mut self) -> Result<OperationLatencies> {
+        self.ask(&Request::Latency)
+    }
+
     /// The text of an attribute, with its newline.
     ///
     /// # Errors
@@ -129,6 +138,18 @@ impl Client {
     pub fn compact(&mut self) -> Result<u64> {
         let done: Compacted = self.ask(&Request::Compact)?;
         Ok(done.pages)
+    }
+
+    /// What pages from `first` on hold, in at most `cells` cells.
+    ///
+    /// # Errors
+    /// [`Error::Remote`], EINVAL for more than [`crate::MAX_MAP_CELLS`].
+    pub fn page_map(&mut self, first: u64, pages: u64, cells: u64) -> Result<PageMap> {
+        self.ask(&Request::Map {
+            first,
+            pages,
+            cells,
+        })
     }
 
     /// Verifies some spilled pages, from page `from` on. To verify all, go on from what the answer

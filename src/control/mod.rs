@@ -8,6 +8,8 @@
 //! {"op":"get","attribute":"mm_stat"}                  {"ok":"       0        0 ...\n"}
 //! {"op":"set","attribute":"mem_limit","value":"64M"}  {"ok":null}
 //! {"op":"set","attribute":"mem_limit","value":"x"}    {"error":"mem_limit: ...","errno":22}
+//! {"op":"latency"}                                    {"ok":{"read":{"count":7,"sum_ns":41300,...}}}
+//! {"op":"map","first":0,"pages":512,"cells":2}        {"ok":{"cells":[[0,201,3,0],[0,0,0,8]],...}}
 //! {"op":"compact"}                                    {"ok":{"pages":12}}
 //! {"op":"idle","which":"all"}                         {"ok":{"pages":345}}
 //! {"op":"writeback","which":"type=idle"}              {"ok":{"pages":345}}

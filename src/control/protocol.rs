@@ -15,6 +15,8 @@ use crate::error::{Error, Result};
 pub enum Request {
     /// The counters: answered with a [`crate::Stats`].
     Stat,
+    /// How long operations took: answered with a [`crate::OperationLatencies`].
+    Latency,
     /// The text of an attribute, with its newline.
     Get {
         /// Its name.
@@ -43,6 +45,15 @@ pub enum Request {
     Recompress {
         /// What a [`crate::Recompression`] is read from, as in the attribute `recompress`.
         which: String,
+    },
+    /// What pages hold: answered with a [`crate::PageMap`].
+    Map {
+        /// The first page.
+        first: u64,
+        /// How many.
+        pages: u64,
+        /// In how many cells at most, up to [`crate::MAX_MAP_CELLS`].
+        cells: u64,
     },
     /// Forgets all data.
     Reset,
@@ -142,6 +153,15 @@ mod tests {
                 Request::Set {
                     attribute: "mem_limit".to_owned(),
                     value: "64M".to_owned(),
+                },
+            ),
+            (r#"{"op":"latency"}"#, Request::Latency),
+            (
+                r#"{"op":"map","first":0,"pages":512,"cells":8}"#,
+                Request::Map {
+                    first: 0,
+                    pages: 512,
+                    cells: 8,
                 },
             ),
             (r#"{"op":"reset"}"#, Request::Reset),

@@ -199,11 +199,17 @@ fn serve(lines: &mut LineStream, device: &Device, activity: &Activity) {
 fn handle(request: &Request, device: &Device) -> Result<Value> {
     match request {
         Request::Stat => answer(&device.stats()),
+        Request::Latency => answer(&device.latencies()),
         Request::Get { attribute } => answer(&named(attribute)?.show(device)?),
         Request::Set { attribute, value } => {
             named(attribute)?.store(device, value)?;
             Ok(Value::Null)
         }
+        &Request::Map {
+            first,
+            pages,
+            cells,
+        } => answer(&device.page_map(first..first.saturating_add(pages), cells)?),
         Request::Compact => {
             let pages = device.compact();
             answer(&Compacted { pages })

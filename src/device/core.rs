@@ -19,6 +19,7 @@ use super::room::Room;
 use super::save::Saves;
 use crate::config::{Algorithm, DeviceConfig};
 use crate::error::{Error, Result};
+use crate::latency::Latencies;
 use crate::pool::{self, FrameBudget, NoRoom};
 use crate::shard::{Clock, Shard, SlotIndex};
 use crate::spill::{LogCounts, RecordAddress, RecordFormat, SegmentTable, Stores};
@@ -128,6 +129,7 @@ pub(crate) struct Core {
     pub(crate) damage: Damage,
     /// For lines about failures.
     pub(crate) log_limit: LogLimit,
+    pub(crate) latencies: Latencies,
     pub(crate) room: Room,
     pub(crate) allowance: Allowance,
     /// Whether what takes long is to end early.
@@ -201,6 +203,7 @@ impl Core {
             requests: RequestCounts::default(),
             damage: Damage::default(),
             log_limit: LogLimit::default(),
+            latencies: Latencies::new(config.slow_request),
             room: Room::new(),
             allowance,
             stopping: AtomicBool::new(false),

@@ -3,9 +3,10 @@
 mod ages;
 mod ahead;
 pub(crate) mod core;
-mod damage;
+pub(crate) mod damage;
 mod extents;
 pub(crate) mod layout;
+mod map;
 mod policies;
 mod read;
 mod read_ahead;
@@ -28,6 +29,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use self::core::Core;
+pub use self::map::{MAX_MAP_CELLS, MapCell, PageMap};
 use self::recompress::Background;
 pub use self::restore::saved_size;
 pub use self::save::{SaveProgress, Saved};
@@ -35,6 +37,7 @@ pub use self::scrub::Scrubbed;
 use crate::block_device::BlockDevice;
 use crate::config::{Algorithm, BackingConfig, BackingKeep, DeviceConfig, check_mem_limit};
 use crate::error::{Error, Result};
+use crate::latency::{Operation, OperationLatencies};
 use crate::pool::{ClassStats, FrameBudget};
 use crate::shard::Counts;
 use crate::spill::{Backing, FileBacking, RecordFormat, random_sequence};
@@ -161,6 +164,11 @@ impl Device {
             stats.pages_compacted += counts.pages_compacted;
         }
         stats
+    }
+
+    /// How long operations took.
+    pub fn latencies(&self) -> OperationLatencies {
+        self.core.latencies.snapshot()
     }
 
     /// Bytes in pages that hold data: [`Stats::orig_data_size`] at a fraction of the cost.
@@ -370,6 +378,7 @@ impl Device {
         }
         self.core.requests.reset();
         self.core.damage.reset();
+        self.core.latencies.reset();
         self.core.budget.reset_max_used();
     }
 
@@ -433,7 +442,10 @@ impl BlockDevice for Device {
     }
 
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        self.core.read(offset, buf).inspect_err(|error| {
+        let timed = self.timed(Operation::Read, offset, buf.len() as u64, || {
+            self.core.read(offset, buf)
+        });
+        timed.inspect_err(|error| {
             self.core.requests.failed_reads.fetch_add(1, Relaxed);
             // A damaged record was logged when it was found.
             if !matches!(error, Error::Damaged { .. })
@@ -445,29 +457,34 @@ impl BlockDevice for Device {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
-        let written = self
-            .check_changeable()
-            .and_then(|()| self.core.write(offset, data));
-        written.inspect_err(|error| {
+        let timed = self.timed(Operation::Write, offset, data.len() as u64, || {
+            self.check_changeable()?;
+            self.core.write(offset, data)
+        });
+        timed.inspect_err(|error| {
             tracing::debug!("write of {} bytes at {offset}: {error}", data.len());
             self.core.requests.failed_writes.fetch_add(1, Relaxed);
         })
     }
 
     fn discard(&self, offset: u64, len: u64) -> Result<()> {
-        let pages = self.zero_ends(offset, len)?;
-        let freed = self.core.clear(pages);
-        self.core.requests.notify_free.fetch_add(freed, Relaxed);
-        Ok(())
+        self.timed(Operation::Discard, offset, len, || {
+            let pages = self.zero_ends(offset, len)?;
+            let freed = self.core.clear(pages);
+            self.core.requests.notify_free.fetch_add(freed, Relaxed);
+            Ok(())
+        })
     }
 
     fn write_zeroes(&self, offset: u64, len: u64) -> Result<()> {
-        let pages = self.zero_ends(offset, len)?;
-        self.core.fill_zero(pages)
+        self.timed(Operation::Write, offset, len, || {
+            let pages = self.zero_ends(offset, len)?;
+            self.core.fill_zero(pages)
+        })
     }
 
     fn flush(&self) -> Result<()> {
-        Ok(())
+        self.timed(Operation::Flush, 0, 0, || Ok(()))
     }
 
     fn has_flush(&self) -> bool {
@@ -496,6 +513,18 @@ impl BlockDevice for Device {
 }
 
 impl Device {
+    /// Does a request's work, and notes how long it takes.
+    fn timed<T>(
+        &self,
+        operation: Operation,
+        offset: u64,
+        bytes: u64,
+        work: impl FnOnce() -> T,
+    ) -> T {
+        let latencies = &self.core.latencies;
+        latencies.of_request(operation, offset, bytes, work)
+    }
+
     /// Zeroes the part pages at the ends of a range; returns the whole pages between them.
     fn zero_ends(&self, offset: u64, len: u64) -> Result<Range<u64>> {
         self.check_changeable()?;

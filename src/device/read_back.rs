@@ -13,6 +13,7 @@ use super::read::Found;
 use super::read_ahead::{Place, Source};
 use crate::codec::{self, Codec};
 use crate::error::{Error, Result};
+use crate::latency::Operation;
 use crate::shard::{Shard, Slot, SlotIndex, SlotState};
 use crate::spill::{MAX_RECORD_LEN, RecordAddress, RecordBuf, RecordFormat, SegmentIndex};
 use crate::sync::atomic::Ordering::Relaxed;
@@ -105,6 +106,18 @@ impl Core {
     /// Reads a spilled page, of a `small` request or not, wherever it has gone meanwhile, and brings
     /// one that was wanted not long ago to memory again.
     pub(super) fn read_back(
+        &self,
+        page: PageIndex,
+        spilled: Spilled,
+        small: bool,
+        out: &mut Page,
+    ) -> Result<()> {
+        self.latencies.of(Operation::ReadBack, || {
+            self.read_back_now(page, spilled, small, out)
+        })
+    }
+
+    fn read_back_now(
         &self,
         page: PageIndex,
         mut spilled: Spilled,

@@ -7,6 +7,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::allowance::Taken;
 use super::batch::MAX_BATCH;
@@ -16,6 +17,7 @@ use super::{Batch, Writeback};
 use crate::device::core::Core;
 use crate::device::layout::ShardIndex;
 use crate::device::room::RoundEnd;
+use crate::latency::Operation;
 use crate::pool::ZspageId;
 use crate::shard::Chances;
 use crate::spill::{BLOCK, Head, LogFull, MIN_APPEND, Target};
@@ -149,6 +151,7 @@ impl Writeback {
             backing: Arc::clone(&backing),
             batch,
             cargo,
+            started: Instant::now(),
         });
     }
 
@@ -163,6 +166,7 @@ impl Writeback {
             target,
             batch,
             cargo,
+            started,
             ..
         } = flight;
         self.note_health(&written);
@@ -191,6 +195,8 @@ impl Writeback {
             return Some(Err(FAILING));
         }
         if taken.pages > 0 {
+            let latencies = &self.core.latencies;
+            latencies.note(Operation::Eviction, started.elapsed(), 1);
             self.core.requests.bd_writes.fetch_add(taken.pages, Relaxed);
             self.core.room.end_round(RoundEnd::Room);
         }

@@ -7,6 +7,7 @@
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::Batch;
 use super::evictor::Cargo;
@@ -23,6 +24,7 @@ pub(super) struct Flight {
     pub(super) backing: Arc<dyn Backing>,
     pub(super) batch: Batch,
     pub(super) cargo: Cargo,
+    pub(super) started: Instant,
 }
 
 /// An append that has ended.

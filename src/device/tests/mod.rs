@@ -4,6 +4,7 @@ mod compaction;
 mod faults;
 mod idle;
 mod integrity;
+mod map;
 mod races;
 mod recompress;
 mod replace;

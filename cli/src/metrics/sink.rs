@@ -1,0 +1,58 @@
+//! Where a server's metrics go, as the user writes it.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use uzram::nbd::Address;
+
+/// A place for metrics.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Sink {
+    /// Served over HTTP at this address.
+    Http(Address),
+    /// Written to this file from time to time: `file:PATH`.
+    File(PathBuf),
+}
+
+impl FromStr for Sink {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        const FORMS: &str = "use unix:PATH, tcp:HOST:PORT or file:PATH";
+        match text.strip_prefix("file:") {
+            Some("") => Err(format!("file: needs a path; {FORMS}")),
+            Some(path) => Ok(Self::File(path.into())),
+            None if text.starts_with("unix:") || text.starts_with("tcp:") => match text.parse() {
+                Ok(address) => Ok(Self::Http(address)),
+                Err(uzram::Error::InvalidConfig { reason, .. }) => Err(reason),
+                Err(other) => Err(other.to_string()),
+            },
+            None => Err(FORMS.to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for Sink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Http(address) => address.fmt(f),
+            Self::File(path) => write!(f, "file:{}", path.display()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_what_is_shown() {
+        for text in ["unix:/run/m.sock", "tcp:[::1]:9100", "file:/var/m.prom"] {
+            assert_eq!(text.parse::<Sink>().unwrap().to_string(), text);
+        }
+        for bad in ["", "file:", "unix:", "tcp:9100", "/var/m.prom"] {
+            assert!(bad.parse::<Sink>().is_err(), "{bad}");
+        }
+    }
+}

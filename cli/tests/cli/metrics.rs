@@ -1,0 +1,151 @@
+//! What a server tells of itself: metrics over HTTP and as a file, latencies, slow requests.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Instant;
+
+use serde_json::Value;
+
+use crate::common::{HANG, Serve, World};
+use crate::scrub::fill;
+
+fn get(socket: &Path, head: &str) -> String {
+    let mut stream = UnixStream::connect(socket).unwrap();
+    stream.write_all(head.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn metrics_are_served_and_written_to_a_file() {
+    let world = World::new();
+    let mut server = world.serve(&[
+        "vm",
+        "--size=64M",
+        "--mem-limit=16M",
+        "--backing=spill",
+        "--nbd=unix:s",
+        "--metrics=unix:metrics.sock",
+        "--metrics=file:vm.prom",
+    ]);
+    let mode = fs::metadata(world.path("metrics.sock")).unwrap();
+    assert_eq!(
+        std::os::unix::fs::PermissionsExt::mode(&mode.permissions()) & 0o777,
+        0o600
+    );
+    assert!(
+        fs::read_to_string(world.path("vm.prom"))
+            .unwrap()
+            .contains("uzram_up{")
+    );
+    fill(&world);
+    let answer = get(&world.path("metrics.sock"), "GET /metrics HTTP/1.1\r\n\r\n");
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    let figure = |name: &str| -> f64 {
+        let line = answer.lines().find_map(|line| line.strip_prefix(name));
+        let line = line.unwrap_or_else(|| panic!("{name} in\n{answer}"));
+        line.trim().parse().unwrap()
+    };
+    assert!(figure("uzram_backing_written_pages_total{device=\"vm\"}") > 4000.0);
+    for op in ["write", "eviction"] {
+        let labels = format!("{{device=\"vm\",op=\"{op}\"}}");
+        assert!(figure(&format!("uzram_operation_seconds_count{labels}")) > 0.0);
+        assert!(figure(&format!("uzram_operation_seconds_sum{labels}")) > 0.0);
+    }
+    let asked = world.ok(&["metrics"]);
+    assert_eq!(
+        names(&asked),
+        names(answer.split_once("\r\n\r\n").unwrap().1)
+    );
+
+    // One that says nothing must not keep others out for long.
+    let silent = UnixStream::connect(world.path("metrics.sock")).unwrap();
+    let answer = get(&world.path("metrics.sock"), "HEAD / HTTP/1.0\r\n\r\n");
+    assert!(answer.ends_with("\r\n\r\n"), "{answer}");
+    drop(silent);
+
+    let json: Value = serde_json::from_str(&world.ok(&["stat", "vm", "--json"])).unwrap();
+    assert!(
+        json["latency"]["write"]["count"].as_u64() > Some(0),
+        "{json}"
+    );
+    let table = world.ok(&["stat", "vm", "--latency"]);
+    assert!(
+        table.contains("P99.9") && table.contains("read back"),
+        "{table}"
+    );
+
+    crate::signal(server.pid(), "TERM");
+    assert_eq!(server.ended(HANG), Some(0));
+    for gone in ["metrics.sock", "vm.prom", "vm.prom.new"] {
+        assert!(!world.path(gone).exists(), "{gone}");
+    }
+}
+
+/// The names of the metrics in `text`.
+fn names(text: &str) -> BTreeSet<&str> {
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    lines
+        .filter_map(|line| line.split(['{', ' ']).next())
+        .collect()
+}
+
+#[test]
+fn the_dashboard_asks_for_what_there_is_and_for_all_of_it() {
+    let world = World::new();
+    let _server = world.serve(&["vm", "--size=1M"]);
+    let text = world.ok(&["metrics"]);
+    let dashboard = include_str!("../../../fixtures/grafana-dashboard.json");
+    let dashboard: Value = serde_json::from_str(dashboard).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap();
+    let targets = panels
+        .iter()
+        .flat_map(|panel| panel["targets"].as_array().unwrap());
+    let asked: Vec<_> = targets
+        .map(|target| target["expr"].as_str().unwrap())
+        .collect();
+    let asked = asked.join(" ");
+    let word = |c: char| !(c.is_alphanumeric() || c == '_');
+    let asked: BTreeSet<_> = asked
+        .split(word)
+        .filter(|word| word.starts_with("uzram_"))
+        .collect();
+    let mut known = names(&text);
+    assert!(asked.is_subset(&known), "{:?}", asked.difference(&known));
+    // The most there ever was since an attribute was last set is for people.
+    known.remove("uzram_memory_max_bytes");
+    assert_eq!(asked, known);
+}
+
+#[test]
+fn what_is_slow_is_logged() {
+    let world = World::new();
+    let log = world.path("log");
+    // No request of nbdcopy's is compressed like that in less.
+    let mut command = world.command(&[
+        "serve",
+        "vm",
+        "--size=64M",
+        "--nbd=unix:s",
+        "--slow=1",
+        "--algorithm=zstd:19",
+    ]);
+    let _server = Serve::start(command.stderr(fs::File::create(&log).unwrap()));
+    fill(&world);
+    let begun = Instant::now();
+    let said = || fs::read_to_string(&log).unwrap();
+    while !said().contains("slow write: ") {
+        assert!(begun.elapsed() < HANG, "{}", said());
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    world.refused(2, &["serve", "a", "--size=1M", "--slow=0"]);
+    let line = world.refused(2, &["serve", "a", "--size=1M", "--metrics=/x"]);
+    assert!(
+        line.contains("--metrics") && line.contains("file:PATH"),
+        "{line}"
+    );
+}
