@@ -18,7 +18,7 @@ die() {
 # The Debian package that holds a tool.
 package_of() {
     case $1 in
-        blkdiscard | fallocate | findmnt | fstrim | losetup | prlimit) echo util-linux ;;
+        blkdiscard | fallocate | findmnt | fstrim | losetup | prlimit | setpriv) echo util-linux ;;
         btrfs | mkfs.btrfs) echo btrfs-progs ;;
         busybox) echo busybox-static ;;
         cc) echo gcc libc6-dev ;;
@@ -29,6 +29,7 @@ package_of() {
         mount | umount) echo mount ;;
         nbdcopy | nbdfuse | nbdinfo) echo libnbd-bin ;;
         nbdsh) echo python3-libnbd ;;
+        pg_ctlcluster) echo postgresql ;;
         qemu-img | qemu-io) echo qemu-utils ;;
         xz) echo xz-utils ;;
         *) echo "$1" ;;

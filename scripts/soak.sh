@@ -4,6 +4,10 @@
 # usage: soak.sh WHAT [AMOUNT]
 #   device MINUTES   writers, readers, discards, evictions, limits that change and a backing that fails
 #                    now and then, all at once on one device; every page is verified (30)
+#   witnesses MINUTES
+#                    fio, stress-ng, fsx, SQLite and PostgreSQL on ext4, btrfs and xfs, on a device that
+#                    evicts all the time, checking what they wrote (6)
+#   kills ROUNDS     kill -9 of the server at any moment under a busy file system (200)
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -16,11 +20,18 @@ usage() {
 # ignored TEST_BINARY TEST [CARGO_OPTION...]: runs one test that is ignored otherwise.
 ignored() {
     need_rust
-    cargo test --locked --quiet --test "$1" "${@:3}" -- --ignored --exact --nocapture "$2"
+    cargo test --locked --quiet --workspace --test "$1" "${@:3}" -- --ignored --exact --nocapture "$2"
 }
 
 [[ $# -ge 1 && $# -le 2 && ${2-1} =~ ^[1-9][0-9]*$ ]] || usage
 case $1 in
     device) UZRAM_SOAK_SECONDS=$((${2-30} * 60)) ignored soak as_long_as_asked ;;
+    witnesses)
+        need_packages btrfs e2fsck findmnt fio mkfs.xfs mount pg_ctlcluster python3 setpriv stress-ng
+        need_rust
+        cargo install --quiet --locked --root "$target/tools" fsx
+        UZRAM_FSX=$target/tools/bin/fsx UZRAM_SOAK_SECONDS=$((${2-6} * 60)) ignored e2e witnesses::as_long_as_asked
+        ;;
+    kills) UZRAM_SOAK_ROUNDS=${2-200} ignored mount kills::as_many_kills_as_asked ;;
     *) usage ;;
 esac

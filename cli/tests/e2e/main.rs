@@ -13,3 +13,4 @@ mod guest;
 mod nbdcopy;
 mod rig;
 mod sigterm;
+mod witnesses;

@@ -39,7 +39,9 @@ pub(crate) fn tool(name: &str) -> Command {
 
 fn package_of(tool: &str) -> &str {
     match tool {
-        "blkdiscard" | "fallocate" | "findmnt" | "fstrim" | "losetup" | "prlimit" => "util-linux",
+        "blkdiscard" | "fallocate" | "findmnt" | "fstrim" | "losetup" | "prlimit" | "setpriv" => {
+            "util-linux"
+        }
         "btrfs" => "btrfs-progs",
         "e2fsck" | "mkfs.ext4" => "e2fsprogs",
         "fusermount3" => "fuse3",
