@@ -8,6 +8,8 @@
 #                    fio, stress-ng, fsx, SQLite and PostgreSQL on ext4, btrfs and xfs, on a device that
 #                    evicts all the time, checking what they wrote (6)
 #   kills ROUNDS     kill -9 of the server at any moment under a busy file system (200)
+#   power ROUNDS     a server over an image, killed at any moment; the image is held against the record of
+#                    what was acknowledged and flushed (500)
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -32,6 +34,7 @@ case $1 in
         cargo install --quiet --locked --root "$target/tools" fsx
         UZRAM_FSX=$target/tools/bin/fsx UZRAM_SOAK_SECONDS=$((${2-6} * 60)) ignored e2e witnesses::as_long_as_asked
         ;;
+    power) UZRAM_SOAK_ROUNDS=${2-500} ignored origin power_cut::as_often_as_asked ;;
     kills) UZRAM_SOAK_ROUNDS=${2-200} ignored mount kills::as_many_kills_as_asked ;;
     *) usage ;;
 esac

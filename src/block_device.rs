@@ -63,6 +63,12 @@ pub trait BlockDevice: Send + Sync {
         true
     }
 
+    /// Whether clients are to be told that they can flush: not where what is on the device outlives
+    /// it, and a flush does nothing for that.
+    fn offers_flush(&self) -> bool {
+        true
+    }
+
     /// Makes `range` quick to read, as far as there is room for that; a device that is always
     /// quick has nothing to do.
     ///

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::error::{Error, Result};
+use crate::origin::{OriginConfig, OriginUse};
 use crate::units::{MAX_DEVICE_BYTES, PAGE_SIZE};
 
 /// How pages are compressed.
@@ -168,6 +169,9 @@ impl BackingConfig {
 /// Least of [`DeviceConfig::recompress_after`].
 const RECOMPRESS_SOONEST: Duration = Duration::from_secs(1);
 
+/// Why there is no backing beside an image.
+pub(crate) const NO_BACKING: &str = "pages go home to the image; only a snapshot spills";
+
 /// A device to make.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceConfig {
@@ -178,6 +182,9 @@ pub struct DeviceConfig {
     pub max_size: Option<u64>,
     /// Most bytes of page frames, at least [`DeviceConfig::MIN_MEM_LIMIT`]; no limit if `None`.
     pub mem_limit: Option<u64>,
+    /// The image that the device begins as, of `size` bytes; blank if `None`. Unless it is a
+    /// snapshot, what is written goes there and nothing is spilled.
+    pub origin: Option<OriginConfig>,
     /// Where to spill; at the limit writes fail if `None`.
     pub backing: Option<BackingConfig>,
     /// Compression of new pages.
@@ -225,6 +232,7 @@ impl DeviceConfig {
             size,
             max_size: None,
             mem_limit: None,
+            origin: None,
             backing: None,
             algorithm: Algorithm::Lz4,
             recompress: None,
@@ -234,6 +242,16 @@ impl DeviceConfig {
             shards: None,
             slow_request: None,
         }
+    }
+
+    /// A device over an image with every other setting at its default.
+    ///
+    /// # Errors
+    /// Those of [`OriginConfig::size`].
+    pub fn over(origin: OriginConfig) -> Result<Self> {
+        let mut config = Self::new(origin.size()?);
+        config.origin = Some(origin);
+        Ok(config)
     }
 
     /// Checks what can be checked without touching the machine.
@@ -247,6 +265,14 @@ impl DeviceConfig {
         }
         if let Some(limit) = self.mem_limit {
             check_mem_limit(limit)?;
+        }
+        if let (Some(origin), Some(_)) = (&self.origin, &self.backing)
+            && let OriginUse::WriteBack(_) = origin.usage
+        {
+            return Err(Error::InvalidConfig {
+                option: "--backing",
+                reason: NO_BACKING.to_owned(),
+            });
         }
         if let Some(limit) = self.writeback_daily_limit {
             check_daily_limit(limit)?;

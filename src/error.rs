@@ -44,6 +44,15 @@ pub enum Error {
         source: io::Error,
     },
 
+    /// A page cannot be read from the image that is its home.
+    #[error("page {page} cannot be read from the image: {source}")]
+    Absent {
+        /// Index of the page.
+        page: u32,
+        /// The image's answer.
+        source: io::Error,
+    },
+
     /// A spilled page is lost: what the backing has is not what was written there.
     #[error("page {page} is lost: its record in the backing is damaged")]
     Damaged {
@@ -111,7 +120,10 @@ impl Error {
         match self {
             Self::InvalidConfig { .. } | Self::OutOfRange { .. } => Errno::INVAL,
             Self::NoSpace(_) => Errno::NOSPC,
-            Self::Unreadable { .. } | Self::Damaged { .. } | Self::Corrupt { .. } => Errno::IO,
+            Self::Unreadable { .. }
+            | Self::Absent { .. }
+            | Self::Damaged { .. }
+            | Self::Corrupt { .. } => Errno::IO,
             Self::Unusable { .. } => Errno::INVAL,
             Self::Refused { errno, .. } | Self::Remote { errno, .. } => *errno,
             Self::Io { source, .. } => Errno::from_io_error(source).unwrap_or(Errno::IO),

@@ -6,7 +6,8 @@
 //!  (your code) ──┘    Device       one lock  └─ Lru of zspages
 //!                       │          each
 //!                       ├─ codec: compresses and decompresses, never under a lock
-//!                       └─ Writeback, a thread ── SegmentLog ── Backing: a file, a block device
+//!                       ├─ Writeback, a thread ── SegmentLog ── Backing: a file, a block device
+//!                       └─ Origin, if there is one: an Image that pages come from, and go home to
 //!
 //!  control::Server and the files of the FUSE directory ── Attribute ── Device
 //! ```
@@ -24,6 +25,9 @@
 //! - **Recompressed**, when that is asked for, or when it has not been accessed for long: marked and
 //!   copied under the lock, compressed again with a stronger algorithm without it, and replaced if
 //!   the mark is still there. What churn leaves sparse is packed by the writeback thread.
+//! - **Written home**, over an image, by eviction or a flush: copied under the lock, with its dirty
+//!   neighbours, and written without it; if it has not changed by then it is clean, and leaves memory
+//!   or may do so. Its slot is then empty, which means that the image has it (`origin`).
 //! - **Saved**, in an image of the device as it is at one time: by a thread that goes over all pages, or
 //!   by whoever is about to change one that is not saved yet.
 //! - **Discarded**, it costs nothing again. A segment whose records are all gone is given back; the
@@ -36,7 +40,8 @@
 //! - What the pool holds never exceeds the limit. At the limit a write waits for the writeback
 //!   thread; it fails (ENOSPC) only if nothing can be spilled.
 //! - A page that cannot be read back as it was written fails (EIO), and no other does.
-//! - The data lives as long as the process. A flush promises nothing beyond that.
+//! - The data lives as long as the process. A flush promises nothing beyond that, unless there is an
+//!   image that the data goes home to: then all that was acknowledged before it is there, durably.
 //!
 //! # Glossary
 //!
@@ -58,6 +63,10 @@
 //! | writeback | moving objects to the backing |
 //! | segment | 2 MiB of the backing, appended to and freed as a whole |
 //! | record | an object in a segment, with a header and a checksum |
+//! | origin | the image that a device begins as |
+//! | home | the origin, if what is written goes there |
+//! | dirty | not in the image as it is; clean: in it, and in memory |
+//! | absent | in the image only |
 
 mod attributes;
 mod block_device;
@@ -75,6 +84,7 @@ mod latency;
 mod memory;
 pub mod mounts;
 pub mod nbd;
+mod origin;
 mod pool;
 mod recompression;
 mod selection;
@@ -97,6 +107,7 @@ pub use device::{
 };
 pub use error::{Error, Result};
 pub use latency::{Latency, OperationLatencies};
+pub use origin::{OriginConfig, OriginUse, SyncPolicy};
 pub use pool::ClassStats;
 pub use recompression::Recompression;
 pub use selection::Selection;

@@ -44,6 +44,16 @@ pub struct Stats {
     pub bd_reads: u64,
     /// Pages ever written to the backing.
     pub bd_writes: u64,
+    /// Pages in memory that are not in the image as they are.
+    pub dirty_pages: u64,
+    /// Pages ever read from the image.
+    pub origin_reads: u64,
+    /// Pages ever written to the image.
+    pub origin_writes: u64,
+    /// Pages ever discarded in the image.
+    pub origin_discards: u64,
+    /// Times that the image was made durable.
+    pub origin_syncs: u64,
     /// Records found to be damaged, each of which is a page that was lost.
     pub damaged_records: u64,
     /// Requests to read that failed.

@@ -21,6 +21,8 @@ pub struct PageIndex(pub u32);
 pub enum PageState {
     /// Never written, or discarded: reads as zeroes and costs nothing.
     Empty,
+    /// In the image that the device is of, and nowhere else.
+    Absent,
     /// Written with zeroes: costs its slot only.
     Zero,
     /// One 32-bit pattern repeated: costs its slot only.

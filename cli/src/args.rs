@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use uzram::nbd::Address;
-use uzram::{Algorithm, Attribute, BackingKeep, PoolKind};
+use uzram::{Algorithm, Attribute, BackingKeep, PoolKind, SyncPolicy};
 
 use crate::filesystem::FsType;
 use crate::metrics::Sink;
@@ -99,6 +99,10 @@ pub(crate) enum Verb {
     #[command(after_help = examples::RECOMPRESS)]
     Recompress(RecompressArgs),
 
+    /// Have all that was written to a device in its image, durably.
+    #[command(after_help = examples::SYNC)]
+    Sync(NameArgs),
+
     /// Forget all data on a device that is not in use.
     #[command(after_help = examples::RESET)]
     Reset(NameArgs),
@@ -115,7 +119,7 @@ pub(crate) enum Verb {
     #[command(after_help = examples::MAN)]
     Man(ManArgs),
 
-    /// Stop a device's server; its data is gone.
+    /// Stop a device's server; its data is gone, but for what an image has (--origin).
     #[command(after_help = examples::STOP)]
     Stop(StopArgs),
 }
@@ -124,15 +128,29 @@ pub(crate) enum Verb {
 #[derive(Clone, Debug, Args)]
 pub(crate) struct DeviceArgs {
     /// Bytes in the device, with an optional K, M, G or T: a multiple of 4K, at most 16T.
-    #[arg(long, value_parser = parse::size, required_unless_present = "restore")]
+    #[arg(long, value_parser = parse::size, required_unless_present_any = ["restore", "origin"])]
     pub(crate) size: Option<u64>,
 
     /// Fill it from an image that `uzram save` wrote; it is as large as the image's, or --size.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "origin")]
     pub(crate) restore: Option<PathBuf>,
 
+    /// An image that the device begins as, a raw file or a block device; what is written goes there.
+    #[arg(long, value_name = "IMAGE", conflicts_with = "size")]
+    pub(crate) origin: Option<PathBuf>,
+
+    /// Only read the image: what is written is the device's own, and is gone at its end.
+    #[arg(long, requires = "origin")]
+    pub(crate) snapshot: bool,
+
+    /// When the image has all that was written: at each `flush`, `never` but at the end, or every so
+    /// many seconds [default: flush].
+    #[arg(long, value_name = "WHEN", value_parser = parse::sync, requires = "origin")]
+    #[arg(conflicts_with = "snapshot")]
+    pub(crate) sync: Option<SyncPolicy>,
+
     /// What it may be grown to while it is in use: costs addresses only [default: 4 x SIZE].
-    #[arg(long, value_name = "SIZE", value_parser = parse::size)]
+    #[arg(long, value_name = "SIZE", value_parser = parse::size, conflicts_with = "origin")]
     pub(crate) max_size: Option<u64>,
 
     /// Most memory for its compressed pages, 0 for no limit; the coldest are spilled to --backing.
@@ -271,7 +289,7 @@ pub(crate) struct MountArgs {
     #[arg(long)]
     pub(crate) name: Option<Name>,
 
-    /// The file system to make.
+    /// The file system to make, where none is there already.
     #[arg(long, value_enum, default_value_t = FsType::Ext4)]
     pub(crate) fs: FsType,
 }

@@ -33,13 +33,23 @@ EXAMPLES
   nbdinfo nbd://127.0.0.1/vm
   qemu-img convert image.qcow2 -O raw nbd://127.0.0.1/vm
 
-SIGTERM or Ctrl-C stops it within 5 seconds; its data is then gone. RUNDIR is $UZRAM_RUNDIR if
+  Over an image, which has all that was written before the last flush, and all after a stop:
+  uzram serve vm --origin /srv/vm.raw --mem-limit 512M --nbd unix:/tmp/vm.sock
+
+  Over one image that stays as it is, any number of devices:
+  uzram serve a --origin /srv/golden.raw --snapshot --mem-limit 256M --backing /var/tmp/a.spill
+
+SIGTERM or Ctrl-C stops it within 5 seconds; its data is then gone. Over an image it takes as long as
+writing to that takes, or until it is asked again, which gives up what is not there yet. RUNDIR is $UZRAM_RUNDIR if
 set, else /run/uzram for root, else $XDG_RUNTIME_DIR/uzram, else /tmp/uzram-UID.";
 
 pub(crate) const MOUNT: &str = "\
 EXAMPLES
   uzram mount --size 8G /mnt/scratch
   uzram mount --size 8G --mem-limit 1G --backing /var/tmp/scratch.spill --fs btrfs /mnt/scratch
+
+  What is in an image, and changes of it that are gone at the end:
+  uzram mount --origin /srv/golden.raw --snapshot --mem-limit 256M /mnt/scratch
 
   uzram list
   uzram umount /mnt/scratch";
@@ -152,6 +162,10 @@ EXAMPLES
 
   To have it done without being asked:
   uzram serve scratch --size=8G --recompress=zstd:3 --after=600";
+
+pub(crate) const SYNC: &str = "\
+EXAMPLES
+  uzram sync vm";
 
 pub(crate) const RESET: &str = "\
 EXAMPLES

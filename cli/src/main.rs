@@ -89,6 +89,7 @@ fn run(cli: Cli) -> Result<()> {
         Verb::Idle(args) => manage::idle(&args, &root),
         Verb::Writeback(args) => manage::writeback(&args, &root),
         Verb::Recompress(args) => manage::recompress(&args, &root),
+        Verb::Sync(args) => manage::sync(&args, &root),
         Verb::Reset(args) => manage::reset(&args, &root),
         Verb::WipeSpill(args) => Ok(uzram::wipe_spill(&args.path)?),
         Verb::Completions(args) => generate::completions(&args),

@@ -1,4 +1,5 @@
-//! `uzram set`, `compact`, `idle`, `writeback`, `recompress`, `reset` and `stop`: changing a server that runs.
+//! `uzram set`, `compact`, `idle`, `writeback`, `recompress`, `sync`, `reset` and `stop`: changing a server
+//! that runs.
 
 use std::time::Duration;
 
@@ -91,6 +92,12 @@ pub(crate) fn recompress(args: &RecompressArgs, root: &RunRoot) -> Result<()> {
         bytes(after),
         bytes(before)
     ))
+}
+
+/// `uzram sync`.
+pub(crate) fn sync(args: &NameArgs, root: &RunRoot) -> Result<()> {
+    let mut client = connect(&root.dir(&args.name))?.with_timeout(LONG);
+    Ok(client.sync()?)
 }
 
 /// `uzram reset`; the server refuses while its disk is open.

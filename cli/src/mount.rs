@@ -64,9 +64,10 @@ pub(crate) fn mount(args: MountArgs, root: &RunRoot) -> Result<()> {
         }
     };
     undo.disarm();
-    let fs = match settings.restore {
-        Some(_) => "as it was saved,",
-        None => args.fs.name(),
+    let fs = if settings.holds_data() {
+        "as it was,"
+    } else {
+        args.fs.name()
     };
     output::line(format_args!(
         "{} ({}) is mounted on {}, {} on {}; to take it down: uzram umount {}",
@@ -88,10 +89,8 @@ fn make<'a>(
     interrupt: &Interrupt,
     undo: &mut Undo<'a>,
 ) -> Result<PathBuf> {
-    let mkfs = match settings.restore {
-        Some(_) => None,
-        None => Some(fs.mkfs()?),
-    };
+    let made = (!settings.holds_data()).then_some(fs);
+    let mkfs = made.map(FsType::mkfs).transpose()?;
     let Some(fuse_dir) = &settings.fuse else {
         bail!("a mounted device needs a FUSE directory");
     };
@@ -115,7 +114,6 @@ fn make<'a>(
 
     steps.next(format!("mounting on {}", mountpoint.display()));
     interrupt.check()?;
-    let made = settings.restore.is_none().then_some(fs);
     filesystem::mount(&device.path, made, mountpoint)?;
     let mounted = mounts::at(mountpoint)?;
     undo.push(move || mounted.as_ref().map_or(Ok(()), release::unmount));

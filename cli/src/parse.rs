@@ -1,7 +1,7 @@
 //! Values on the command line. An error says what would be right; clap adds which option it is.
 
 use uzram::nbd::Address;
-use uzram::{Algorithm, Attribute, BackingKeep, Error, PoolKind};
+use uzram::{Algorithm, Attribute, BackingKeep, Error, PoolKind, SyncPolicy};
 
 /// Bytes, with an optional K, M, G or T.
 pub(crate) fn size(text: &str) -> Result<u64, String> {
@@ -20,6 +20,11 @@ pub(crate) fn keep(text: &str) -> Result<BackingKeep, String> {
 
 /// `zsmalloc`, `zbud` or `z3fold`.
 pub(crate) fn pool(text: &str) -> Result<PoolKind, String> {
+    text.parse().map_err(reason)
+}
+
+/// `flush`, `never` or a number of seconds.
+pub(crate) fn sync(text: &str) -> Result<SyncPolicy, String> {
     text.parse().map_err(reason)
 }
 

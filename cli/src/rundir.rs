@@ -305,6 +305,10 @@ pub(crate) struct Record {
     pub(crate) mountpoint: Option<PathBuf>,
     /// The backing file, if the server made it and so is to remove it.
     pub(crate) spill: Option<FileId>,
+    /// The image that what is written goes home to.
+    pub(crate) home: Option<PathBuf>,
+    /// Whether the server has been asked to stop.
+    pub(crate) stopping: bool,
 }
 
 fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
@@ -365,6 +369,8 @@ mod tests {
             fuse_device: None,
             mountpoint: None,
             spill: None,
+            home: None,
+            stopping: false,
         };
         lock.write_record(&record).unwrap();
         assert_eq!(dir.record(), Some(record));

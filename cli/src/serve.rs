@@ -21,7 +21,7 @@ use crate::attachments::{self, Attachment};
 use crate::leftovers::FileId;
 use crate::metrics::{Exporter, Sink};
 use crate::progress::Progress;
-use crate::rundir::{Lock, Record, RunDir, RunRoot};
+use crate::rundir::{Lock, Record, RunRoot};
 use crate::settings::Settings;
 use crate::stop::Stopper;
 use crate::table::{bytes, count};
@@ -61,8 +61,8 @@ pub(crate) fn run(settings: &Settings, root: &RunRoot, background: bool) -> Resu
         }
         notify(&[sd_notify::NotifyState::Stopping]);
         tracing::info!("stopping {}", settings.name);
-        let stopped = server.stop(lock.dir());
-        announced.map(|()| stopped)
+        let stopped = server.stop(&lock);
+        announced.and(stopped)
     });
     // Without its record nobody would find the spill again.
     if !matches!(served, Ok(Stopped::SpillStays))
@@ -101,6 +101,7 @@ impl Server {
         let mut record = settings.record();
         lock.write_record(&record)?;
         let (device, spill) = start_device(settings)?;
+        stopper.keep(&device);
         stopper.note(|traces| traces.spill = spill.clone());
         record.spill = spill;
         lock.write_record(&record)?;
@@ -128,16 +129,24 @@ impl Server {
     }
 
     /// The orderly stop. Whatever does not end by itself is left to the watchdog.
-    fn stop(self, dir: &RunDir) -> Stopped {
+    ///
+    /// # Errors
+    /// If what was written home could not be made durable.
+    fn stop(self, lock: &Lock) -> Result<Stopped> {
         let Self {
             device,
             nbd,
             fuse,
             control,
             exporter,
-            record,
+            mut record,
         } = self;
         drop(exporter);
+        record.stopping = true;
+        if let Err(error) = lock.write_record(&record) {
+            tracing::warn!("{error:#}");
+        }
+        let dir = lock.dir();
         // Nobody waits for pages to be written back that are forgotten in a moment.
         device.stop();
         let attached = attachments::of(dir, &record).unwrap_or_else(|error| {
@@ -163,6 +172,7 @@ impl Server {
                 }
             });
         });
+        let written = stop::write_home(&device).context("what was written may be lost");
         if device.backing_keep() == BackingKeep::Wipe && !device.stop_spilling(LAST_WRITES) {
             tracing::warn!("the backing is still being written to: some of that may stay");
         }
@@ -170,9 +180,9 @@ impl Server {
             tracing::warn!("the backing file stays until the next start or detach: {error:#}");
             // It would try the same, and hang in it where a file system is frozen.
             std::mem::forget(device);
-            return Stopped::SpillStays;
+            return Ok(Stopped::SpillStays);
         }
-        Stopped::Clean
+        written.map(|()| Stopped::Clean)
     }
 }
 

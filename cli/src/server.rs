@@ -91,8 +91,14 @@ pub(crate) fn stop(dir: &RunDir) -> Result<()> {
                 return Err(e).with_context(|| format!("cannot open process {}", pid.as_raw_pid()));
             }
             // Asked again, because the process may have ended and its PID been reused.
-            Ok(process) if dir.owner()? == Some(pid) => end_process(process.as_fd())
-                .with_context(|| format!("cannot stop {}", dir.name()))?,
+            Ok(process) if dir.owner()? == Some(pid) => {
+                let record = dir.record();
+                match record.as_ref().and_then(|record| record.home.as_ref()) {
+                    None => end_process(process.as_fd()),
+                    Some(image) => end_writer(process.as_fd(), dir, image),
+                }
+                .with_context(|| format!("cannot stop {}", dir.name()))?;
+            }
             Ok(_) => {}
         }
     }
@@ -133,6 +139,29 @@ fn end_process(process: BorrowedFd<'_>) -> Result<()> {
         }
     }
     bail!("its process does not end");
+}
+
+/// Asks a server to end, and waits until it has written all to its image. One that has been asked is
+/// not asked again, which would have it give up.
+fn end_writer(process: BorrowedFd<'_>, dir: &RunDir, image: &Path) -> Result<()> {
+    const MENTIONED_AFTER: Duration = Duration::from_secs(5);
+    const FOREVER: Duration = Duration::from_secs(24 * 60 * 60);
+    if !dir.record().is_some_and(|record| record.stopping) {
+        match rustix::process::pidfd_send_signal(process, Signal::TERM) {
+            Ok(()) | Err(Errno::SRCH) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    if ended_within(process, MENTIONED_AFTER)? {
+        return Ok(());
+    }
+    tracing::info!(
+        "waiting for {} to write all to {}",
+        dir.name(),
+        image.display()
+    );
+    while !ended_within(process, FOREVER)? {}
+    Ok(())
 }
 
 /// Waits for a process to end. It counts as ended although its parent has not collected it.

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use uzram::nbd::{Address, ServerConfig, TlsConfig};
-use uzram::{Algorithm, BackingConfig, DeviceConfig, MAX_SOCKET_PATH, mounts};
+use uzram::{
+    Algorithm, BackingConfig, DeviceConfig, MAX_SOCKET_PATH, OriginConfig, OriginUse, mounts,
+};
 
 use crate::args::{DeviceArgs, ExportArgs, TlsMode};
 use crate::failure::Usage;
@@ -48,8 +50,30 @@ impl Settings {
             Some(path) => Some(absolute_option(&path, "--restore")?),
             None => None,
         };
+        let origin = match args.origin {
+            Some(path) => Some(OriginConfig {
+                path: absolute_option(&path, "--origin")?,
+                usage: if args.snapshot {
+                    OriginUse::Snapshot
+                } else {
+                    OriginUse::WriteBack(args.sync.unwrap_or_default())
+                },
+            }),
+            // Clap does not say so beside --size, which it knows to be given instead of --origin.
+            None if args.snapshot || args.sync.is_some() => {
+                return Err(Usage::error(
+                    "--snapshot and --sync are about the image of --origin",
+                ));
+            }
+            None => None,
+        };
+        let size = match &origin {
+            Some(origin) => origin.size()?,
+            None => size_of(args.size, restore.as_deref())?,
+        };
         let device = DeviceConfig {
-            size: size_of(args.size, restore.as_deref())?,
+            size,
+            origin,
             max_size: args.max_size,
             // As in zram's attribute, 0 is no limit.
             mem_limit: args.mem_limit.filter(|limit| *limit != 0),
@@ -107,7 +131,13 @@ impl Settings {
             args.push(word);
         };
         let device = &self.device;
-        option("size", device.size.to_string().into());
+        match &device.origin {
+            Some(origin) => option("origin", origin.path.clone().into()),
+            None => option("size", device.size.to_string().into()),
+        }
+        if let Some(OriginUse::WriteBack(policy)) = self.origin_use() {
+            option("sync", policy.to_string().into());
+        }
         if let Some(path) = &self.restore {
             option("restore", path.clone().into());
         }
@@ -161,11 +191,22 @@ impl Settings {
             ("--insecure", self.nbd.insecure),
             ("--read-only", self.nbd.read_only),
             ("--backing-encrypt", self.encrypts()),
+            ("--snapshot", self.origin_use() == Some(OriginUse::Snapshot)),
         ];
         let set = flags.into_iter().filter(|(_, set)| *set);
         args.extend(set.map(|(flag, _)| flag.into()));
         args.extend(["--".into(), self.name.as_str().into()]);
         args
+    }
+
+    /// Whether the device begins with data, and so with its file system.
+    pub(crate) fn holds_data(&self) -> bool {
+        self.restore.is_some() || self.device.origin.is_some()
+    }
+
+    /// What is done with the image, if there is one.
+    pub(crate) fn origin_use(&self) -> Option<OriginUse> {
+        self.device.origin.as_ref().map(|origin| origin.usage)
     }
 
     fn encrypts(&self) -> bool {
@@ -177,6 +218,12 @@ impl Settings {
         self.nbd.tls.as_ref().is_some_and(|tls| tls.verify_peer)
     }
 
+    /// The image that what is written goes home to.
+    fn home(&self) -> Option<PathBuf> {
+        let origin = self.device.origin.as_ref()?;
+        matches!(origin.usage, OriginUse::WriteBack(_)).then(|| origin.path.clone())
+    }
+
     /// What others need to know of a server that does this.
     pub(crate) fn record(&self) -> Record {
         Record {
@@ -186,6 +233,8 @@ impl Settings {
             fuse_device: None,
             mountpoint: self.mountpoint.clone(),
             spill: None,
+            home: self.home(),
+            stopping: false,
         }
     }
 }
@@ -345,6 +394,39 @@ mod tests {
         second.mountpoint = serve.mountpoint;
         assert_eq!(first, second);
         assert!(matches!(&first.nbd.addresses[0], Address::Unix(path) if path.is_absolute()));
+    }
+
+    #[test]
+    fn an_image_survives_being_passed_on_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("image");
+        std::fs::write(&image, [7; 8192]).unwrap();
+        let origin = format!("--origin={}", image.display());
+        for more in [&["--snapshot"][..], &["--sync=never"], &["--sync=30"], &[]] {
+            let first = resolve(&[&["x", &origin, "--fuse=/mnt"], more].concat()).unwrap();
+            assert_eq!(first.device.size, 8192);
+            let words = [OsString::from("uzram")].into_iter().chain(first.to_args());
+            let Verb::Serve(serve) = args::parse(words).unwrap().verb else {
+                panic!("not serve");
+            };
+            let root = RunRoot::locate().unwrap();
+            let second = Settings::resolve(serve.name, serve.device, &root).unwrap();
+            assert_eq!(first, second);
+            assert_eq!(first.record().home.is_some(), more != ["--snapshot"]);
+        }
+        for wrong in [
+            &["x", &origin, "--size=8K"][..],
+            &["x", &origin, "--max-size=8K"],
+            &["x", &origin, "--sync=0"],
+            &["x", &origin, "--snapshot", "--sync=never"],
+            &["x", &origin, "--backing=/tmp/b"],
+            &["x", "--size=1G", "--snapshot"],
+            &["x"],
+        ] {
+            let error = resolve(wrong).unwrap_err();
+            let refused = error.is::<clap::Error>() || crate::failure::exit_code(&error) == 2;
+            assert!(refused, "{wrong:?}: {error}");
+        }
     }
 
     #[test]

@@ -88,6 +88,9 @@ fn stat_table(name: &str, s: &Stats) -> String {
     let mut rows = vec![[name.to_owned(), String::new(), String::new()]];
     rows.extend(data_rows(s));
     rows.extend(memory_rows(s));
+    if s.dirty_pages + s.origin_reads + s.origin_writes + s.origin_discards > 0 {
+        rows.extend(image_rows(s));
+    }
     let failed = s.failed_reads + s.failed_writes;
     if failed > 0 {
         let (reads, writes) = (count(s.failed_reads), count(s.failed_writes));
@@ -128,6 +131,21 @@ fn data_rows(s: &Stats) -> [Row; 5] {
         row("  in memory", page_bytes(s.resident_pages), raw),
         page_row("  same-filled", s.same_pages),
         page_row("  spilled", s.written_back_pages),
+    ]
+}
+
+/// What an image has to do with it.
+fn image_rows(s: &Stats) -> [Row; 2] {
+    let traffic = format!(
+        "{} written, {} discarded, {} read, {} syncs",
+        in_pages(s.origin_writes),
+        count(s.origin_discards),
+        count(s.origin_reads),
+        count(s.origin_syncs)
+    );
+    [
+        row("dirty", page_bytes(s.dirty_pages), in_pages(s.dirty_pages)),
+        row("image", page_bytes(s.origin_writes), traffic),
     ]
 }
 

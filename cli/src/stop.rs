@@ -1,15 +1,16 @@
 //! When and how surely a server stops.
 //!
 //! SIGTERM and SIGINT ask for an orderly stop; from then on a watchdog makes sure that the
-//! process is gone in time, whatever clients, disks and threads do. A second signal ends it at
-//! once. SIGHUP is ignored: the data exists nowhere else, and losing a terminal is no reason to
+//! process is gone in time, whatever clients, disks and threads do. But where the pages have a home
+//! in an image, it is not before they are there: data that was acknowledged wins over time. A second
+//! signal ends it at once. SIGHUP is ignored: the data exists nowhere else, and losing a terminal is no reason to
 //! lose it. So are SIGPIPE (by Rust's runtime) and SIGXFSZ, which become errors of the write they
 //! belong to.
 
 use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::Duration;
 
@@ -17,7 +18,12 @@ use anyhow::{Context, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
+use uzram::Device;
+
 use crate::leftovers::Traces;
+
+/// How long what could not be written home rests before it is tried again.
+const REST: Duration = Duration::from_secs(1);
 
 /// From the request to stop to the end of the process, at most; the contract says 5 s.
 const DEADLINE: Duration = Duration::from_millis(4700);
@@ -31,6 +37,7 @@ pub(crate) struct Stopper {
     requested: Arc<AtomicBool>,
     wake: Sender<()>,
     traces: Arc<Mutex<Traces>>,
+    home: Arc<Mutex<Weak<Device>>>,
 }
 
 impl Stopper {
@@ -39,15 +46,23 @@ impl Stopper {
         if self.requested.swap(true, Ordering::SeqCst) {
             return;
         }
-        let traces = Arc::clone(&self.traces);
+        let (traces, home) = (Arc::clone(&self.traces), Arc::clone(&self.home));
         thread::spawn(move || {
             thread::sleep(DEADLINE - TRACES);
+            let device = lock(&home).upgrade();
+            let written = device.map_or(Ok(()), |device| write_home(&device));
             tracing::warn!("clients or disks hold up the stop: exiting without them");
             remove_bounded(&traces);
-            process::exit(0);
+            process::exit(i32::from(written.is_err()));
         });
         // Without a receiver the main thread is already on its way out.
         let _ = self.wake.send(());
+    }
+
+    /// Has nothing but a second signal end the process before what is on this device is in its
+    /// image.
+    pub(crate) fn keep(&self, device: &Arc<Device>) {
+        *lock(&self.home) = Arc::downgrade(device);
     }
 
     /// Notes what the server has made outside its memory by now.
@@ -63,6 +78,7 @@ pub(crate) fn install() -> Result<(Stopper, Receiver<()>)> {
         requested: Arc::default(),
         wake,
         traces: Arc::default(),
+        home: Arc::default(),
     };
     for ignored in [SIGHUP, SIGXFSZ] {
         // A handler that only sets a flag; unlike SIG_IGN it is not inherited by our children.
@@ -86,6 +102,28 @@ pub(crate) fn install() -> Result<(Stopper, Receiver<()>)> {
     Ok((stopper, woken))
 }
 
+/// Has what is on a device in its image, if it has one, however long that takes and however often it
+/// fails: that may be over next time, and the data is nowhere else.
+///
+/// # Errors
+/// If all was written and that could not be made durable.
+pub(crate) fn write_home(device: &Device) -> Result<()> {
+    loop {
+        let Err(error) = device.sync() else {
+            return Ok(());
+        };
+        let pages = device.dirty_pages();
+        if pages == 0 {
+            return Err(error.into());
+        }
+        tracing::error!(
+            "{pages} pages are still to be written home: {error}; trying again, unless another \
+             signal gives them up"
+        );
+        thread::sleep(REST);
+    }
+}
+
 /// Removes the traces, but does not wait for a file system that hangs.
 fn remove_bounded(traces: &Mutex<Traces>) {
     let traces = lock(traces).clone();
@@ -97,6 +135,6 @@ fn remove_bounded(traces: &Mutex<Traces>) {
     let _ = finished.recv_timeout(TRACES);
 }
 
-fn lock(traces: &Mutex<Traces>) -> MutexGuard<'_, Traces> {
-    traces.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -213,6 +213,15 @@ impl Client {
         self.ask(&Request::SaveProgress)
     }
 
+    /// Has all that was written in the device's image, durably; one without an image has nothing to
+    /// do. That takes as long as the image does.
+    ///
+    /// # Errors
+    /// [`Error::Remote`]: those of [`crate::Device::sync`].
+    pub fn sync(&mut self) -> Result<()> {
+        self.ask(&Request::Sync)
+    }
+
     /// Forgets all data.
     ///
     /// # Errors

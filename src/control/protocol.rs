@@ -55,6 +55,8 @@ pub enum Request {
         /// In how many cells at most, up to [`crate::MAX_MAP_CELLS`].
         cells: u64,
     },
+    /// Has all that was written in the device's image, durably.
+    Sync,
     /// Forgets all data.
     Reset,
     /// Saves the device as it is now: answered with a [`crate::Saved`], once that is done.
@@ -164,6 +166,7 @@ mod tests {
                     cells: 8,
                 },
             ),
+            (r#"{"op":"sync"}"#, Request::Sync),
             (r#"{"op":"reset"}"#, Request::Reset),
             (r#"{"op":"scrub","from":7}"#, Request::Scrub { from: 7 }),
             (

@@ -227,6 +227,10 @@ fn handle(request: &Request, device: &Device) -> Result<Value> {
             let pages = device.recompress(&Recompression::parse(which)?)?;
             answer(&PagesDone { pages })
         }
+        Request::Sync => {
+            device.sync()?;
+            Ok(Value::Null)
+        }
         Request::Reset => {
             device.reset()?;
             Ok(Value::Null)

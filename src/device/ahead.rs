@@ -12,16 +12,16 @@ use crate::units::{PAGE_SHIFT, PAGE_SIZE, PageIndex};
 const FRAMES_A_PAGE: u64 = 8;
 
 impl Core {
-    /// Whether reading a range of bytes takes reading the backing.
+    /// Whether reading a range of bytes takes reading the backing or the image.
     pub(super) fn read_would_wait(&self, range: Range<u64>) -> bool {
-        if self.segments.live_bytes() == 0 {
+        if self.segments.live_bytes() == 0 && self.origin.image().is_none() {
             return false;
         }
         let end = range.end.div_ceil(PAGE_SIZE as u64);
         let mut at = range.start >> PAGE_SHIFT;
         while at < end {
             let run = self.layout.run(PageIndex(at as u32), end);
-            if self.any_spilled(run) {
+            if self.any_elsewhere(run) {
                 return true;
             }
             at += u64::from(run.pages);
@@ -43,21 +43,26 @@ impl Core {
         parts.any(|at| self.read_would_wait(at..at + 1))
     }
 
-    /// Whether a page of the run was written back.
-    fn any_spilled(&self, run: Run) -> bool {
+    /// Whether a page of the run is not in memory.
+    fn any_elsewhere(&self, run: Run) -> bool {
+        let empty_is_elsewhere = self.origin.image().is_some();
         let shard = self.shard(run.shard);
         (run.slot.0..run.slot.0 + run.pages).any(|index| {
-            matches!(
-                shard.slot(SlotIndex(index)).state(),
-                SlotState::WrittenBack { .. }
-            )
+            match shard.slot(SlotIndex(index)).state() {
+                SlotState::WrittenBack { .. } => true,
+                SlotState::Empty => empty_is_elsewhere,
+                SlotState::SameFilled { .. } | SlotState::Resident { .. } => false,
+            }
         })
     }
 
-    /// Brings the spilled pages of a range of bytes to memory, until it is filled to the high
+    /// Brings the pages of a range of bytes that are elsewhere to memory, until it is filled to the high
     /// watermark: what is there already is not driven out for what may be wanted.
     pub(super) fn prefetch(&self, range: Range<u64>) -> Result<()> {
         let end = range.end.div_ceil(PAGE_SIZE as u64);
+        if self.origin.home().is_some() {
+            return self.prefetch_absent(range.start >> PAGE_SHIFT..end);
+        }
         let high = self.watermarks().high;
         for page in range.start >> PAGE_SHIFT..end {
             if self.segments.live_bytes() == 0 || self.budget.used() > high {

@@ -1,8 +1,9 @@
 //! What the device's callers and its writeback thread share.
 //!
 //! Locks: each shard has one mutex, and no two are held at once, except all of them for a moment by
-//! who begins to save the device. No other lock is taken while one is held; shards are locked under `recompressing`, under that of [`Ages`], which is taken under the
-//! former if at all, and under no other.
+//! who begins to save the device. No other lock is taken while one is held; shards are locked under
+//! `recompressing`, under that of [`Ages`], which is taken under the former if at all, under those of
+//! [`crate::origin`], and under no other.
 
 use std::io;
 use std::ops::Range;
@@ -20,6 +21,7 @@ use super::save::Saves;
 use crate::config::{Algorithm, DeviceConfig};
 use crate::error::{Error, Result};
 use crate::latency::Latencies;
+use crate::origin::Origin;
 use crate::pool::{self, FrameBudget, NoRoom};
 use crate::shard::{Clock, Shard, SlotIndex};
 use crate::spill::{LogCounts, RecordAddress, RecordFormat, SegmentTable, Stores};
@@ -51,6 +53,8 @@ pub(crate) struct RequestCounts {
     pub(crate) bd_writes: AtomicU64,
     /// Pages that recompression has made smaller.
     pub(crate) recompressed: AtomicU64,
+    /// Pages read from the image.
+    pub(crate) origin_reads: AtomicU64,
 }
 
 impl RequestCounts {
@@ -63,6 +67,7 @@ impl RequestCounts {
             bd_reads,
             bd_writes,
             recompressed,
+            origin_reads,
         } = self;
         for count in [
             failed_reads,
@@ -71,6 +76,7 @@ impl RequestCounts {
             bd_reads,
             bd_writes,
             recompressed,
+            origin_reads,
         ] {
             count.store(0, Relaxed);
         }
@@ -123,6 +129,8 @@ pub(crate) struct Core {
     pub(crate) segments: Arc<SegmentTable>,
     pub(crate) format: RecordFormat,
     pub(crate) stores: Arc<Stores>,
+    /// What a page is whose slot is empty.
+    pub(crate) origin: Origin,
     pub(crate) read_ahead: ReadAhead,
     pub(crate) log_counts: Arc<LogCounts>,
     pub(crate) requests: RequestCounts,
@@ -148,7 +156,7 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    pub(crate) fn new(config: &DeviceConfig) -> Result<Self> {
+    pub(crate) fn new(config: &DeviceConfig, origin: Origin) -> Result<Self> {
         let limit = config
             .mem_limit
             .map_or(FrameBudget::UNLIMITED, |b| b / PAGE_SIZE as u64);
@@ -171,8 +179,12 @@ impl Core {
                 let addresses = address_frames(slots, count);
                 let (budget, clock) = (Arc::clone(&budget), Arc::clone(&clock));
                 let pool = pool::new(config.pool, addresses, budget)?;
-                Shard::new(slots, pool, clock, Arc::clone(&segments), ages.present())
-                    .map(|shard| CachePadded::new(Mutex::new(shard)))
+                let shard = Shard::new(slots, pool, clock, Arc::clone(&segments), ages.present())?;
+                let shard = match origin {
+                    Origin::Home(_) => shard.with_home()?,
+                    Origin::Blank | Origin::Snapshot(_) => shard,
+                };
+                Ok(CachePadded::new(Mutex::new(shard)))
             };
             let shards: io::Result<Box<[_]>> = layout.shards().map(shard).collect();
             shards.map(|shards| (layout, shards))
@@ -181,6 +193,8 @@ impl Core {
         let made = match config.max_size {
             Some(_) => make(least),
             // Room to grow that nobody asked for is not to be what a device fails by.
+            // An image does not grow.
+            None if config.origin.is_some() => make(least),
             None => make(room_to_grow(config)).or_else(|_| make(least)),
         };
         let (layout, shards) = made.map_err(no_addresses)?;
@@ -198,6 +212,7 @@ impl Core {
             segments,
             format,
             stores: Arc::default(),
+            origin,
             read_ahead: ReadAhead::default(),
             log_counts: Arc::default(),
             requests: RequestCounts::default(),
@@ -255,7 +270,7 @@ impl Core {
     /// Between what bounds memory is to be kept now.
     pub(crate) fn watermarks(&self) -> Watermarks {
         let limit = self.budget.limit();
-        if self.stores.spills() {
+        if self.stores.spills() || self.origin.home().is_some() {
             Watermarks::of(limit)
         } else {
             Watermarks::without_eviction(limit)
@@ -321,23 +336,43 @@ impl Core {
         cleared
     }
 
+    /// Makes `pages` zeroes that cost nothing; returns how many held data in memory or spilled.
+    ///
+    /// # Errors
+    /// None: it takes no room.
+    pub(crate) fn discard(&self, pages: Range<u64>) -> Result<u64> {
+        match self.origin {
+            Origin::Blank => Ok(self.clear(pages)),
+            // An empty slot would be what the image has.
+            Origin::Snapshot(_) => self.change_all(pages, Shard::store_zeroes),
+            Origin::Home(_) => self.change_all(pages, Shard::discard_at_home),
+        }
+    }
+
     /// Makes `pages` zeroes that are kept as data.
     ///
     /// # Errors
     /// None: it takes no room.
     pub(crate) fn fill_zero(&self, pages: Range<u64>) -> Result<()> {
+        self.change_all(pages, Shard::store_zeroes).map(drop)
+    }
+
+    /// Changes each of `pages`, which takes no room; returns how many held data before.
+    fn change_all(&self, pages: Range<u64>, change: fn(&mut Shard, SlotIndex)) -> Result<u64> {
+        let mut held = 0;
         let mut at = pages.start;
         while at < pages.end {
             let run = self.layout.run(PageIndex(at as u32), pages.end);
             self.change_run(run, |shard| {
-                for i in 0..run.pages {
-                    shard.store_same_filled(SlotIndex(run.slot.0 + i), 0);
+                for index in (run.slot.0..run.slot.0 + run.pages).map(SlotIndex) {
+                    held += u64::from(!shard.slot(index).is_empty());
+                    change(shard, index);
                 }
                 Ok(())
             })?;
             at += u64::from(run.pages);
         }
-        Ok(())
+        Ok(held)
     }
 
     /// Empties sparse zspages until none can be freed that way or the device stops; returns the page

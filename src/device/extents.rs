@@ -71,15 +71,19 @@ impl Core {
             pending: None,
             visit,
         };
+        let empty = match self.origin.image() {
+            Some(_) => PageState::Absent,
+            None => PageState::Empty,
+        };
         let mut states = Vec::new();
         while first < end_page {
             let window_end = (first + STRIPES_AT_ONCE * stripe_pages).min(end_page);
             let used = self.first_used(first..window_end).unwrap_or(window_end);
-            if out.pages(first, used - first, PageState::Empty).is_break() {
+            if out.pages(first, used - first, empty).is_break() {
                 return;
             }
             first = ((used / stripe_pages + 1) * stripe_pages).min(window_end);
-            self.stripe_states(used..first, &mut states);
+            self.stripe_states(used..first, empty, &mut states);
             for (page, &state) in (used..first).zip(&states) {
                 if out.pages(page, 1, state).is_break() {
                     return;
@@ -99,10 +103,10 @@ impl Core {
         self.layout.shards().filter_map(first_in).min()
     }
 
-    /// Looks up the state of each page of part of a stripe.
-    fn stripe_states(&self, pages: Range<u64>, states: &mut Vec<PageState>) {
+    /// Looks up the state of each page of part of a stripe, `empty` for those without a slot in use.
+    fn stripe_states(&self, pages: Range<u64>, empty: PageState, states: &mut Vec<PageState>) {
         states.clear();
-        states.resize((pages.end - pages.start) as usize, PageState::Empty);
+        states.resize((pages.end - pages.start) as usize, empty);
         for index in self.layout.shards() {
             let slots = self.layout.slots_of(index, pages.clone());
             let shard = self.shard(index);

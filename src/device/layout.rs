@@ -7,7 +7,7 @@ use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use crate::units::{PAGE_SHIFT, PageIndex};
 
 /// Consecutive pages that share a shard: a request takes a lock once for each run of them.
-pub(super) const RUN_PAGES: u32 = 32;
+pub(crate) const RUN_PAGES: u32 = 32;
 
 /// An index into the device's shards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

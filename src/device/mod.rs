@@ -5,6 +5,7 @@ mod ahead;
 pub(crate) mod core;
 pub(crate) mod damage;
 mod extents;
+mod home;
 pub(crate) mod layout;
 mod map;
 mod policies;
@@ -35,9 +36,12 @@ pub use self::restore::saved_size;
 pub use self::save::{SaveProgress, Saved};
 pub use self::scrub::Scrubbed;
 use crate::block_device::BlockDevice;
-use crate::config::{Algorithm, BackingConfig, BackingKeep, DeviceConfig, check_mem_limit};
+use crate::config::{
+    Algorithm, BackingConfig, BackingKeep, DeviceConfig, NO_BACKING, check_mem_limit,
+};
 use crate::error::{Error, Result};
 use crate::latency::{Operation, OperationLatencies};
+use crate::origin::{FileImage, Home, Origin, OriginConfig, OriginUse, Periodic, SyncPolicy};
 use crate::pool::{ClassStats, FrameBudget};
 use crate::shard::Counts;
 use crate::spill::{Backing, FileBacking, RecordFormat, random_sequence};
@@ -50,8 +54,8 @@ use crate::units::{Extent, PAGE_SHIFT, PAGE_SIZE, PageIndex};
 use crate::users::{User, Users};
 use crate::writeback::{Command, NewBacking, Writeback};
 
-/// A compressed RAM block device. Dropping it ends its writeback thread, frees its memory and
-/// removes the backing file that it made.
+/// A compressed RAM block device. Dropping it writes home what is dirty, ends its writeback thread,
+/// frees its memory and removes the backing file that it made.
 pub struct Device {
     core: Arc<Core>,
     users: Arc<Users>,
@@ -66,6 +70,7 @@ pub struct Device {
     commands: Option<Sender<Command>>,
     writeback: Option<JoinHandle<()>>,
     recompression: Option<Background>,
+    periodic: Option<Periodic>,
 }
 
 impl Device {
@@ -76,19 +81,24 @@ impl Device {
     /// [`Error::Io`] if there is not enough address space.
     pub fn new(config: &DeviceConfig) -> Result<Self> {
         config.validate()?;
+        let origin = match &config.origin {
+            Some(origin) => open_origin(origin, config.size)?,
+            None => Origin::Blank,
+        };
         let backing = match &config.backing {
             Some(backing) => Some(Arc::new(FileBacking::open(backing)?) as Arc<dyn Backing>),
             None => None,
         };
-        Self::with_backing(config, backing)
+        Self::with_stores(config, origin, backing)
     }
 
-    /// Makes an empty device that spills to `backing`.
-    pub(crate) fn with_backing(
+    /// Makes a device that begins as `origin` and spills to `backing`.
+    pub(crate) fn with_stores(
         config: &DeviceConfig,
+        origin: Origin,
         backing: Option<Arc<dyn Backing>>,
     ) -> Result<Self> {
-        let core = Arc::new(Core::new(config)?);
+        let core = Arc::new(Core::new(config, origin)?);
         let (sender, receiver) = channel::unbounded();
         let writeback = Writeback::new(Arc::clone(&core), receiver, random_sequence()?);
         let thread = thread::Builder::new()
@@ -108,6 +118,7 @@ impl Device {
             commands: Some(sender),
             writeback: Some(thread),
             recompression: None,
+            periodic: None,
         };
         if let Some(backing) = backing {
             let size = config.backing.as_ref().and_then(|backing| backing.size);
@@ -116,6 +127,11 @@ impl Device {
         if let Some(age) = config.recompress_after {
             let core = Arc::clone(&device.core);
             device.recompression = Some(Background::start(core, age)?);
+        }
+        let home = device.core.origin.home();
+        if let Some(SyncPolicy::Every(period)) = home.map(Home::policy) {
+            let core = Arc::clone(&device.core);
+            device.periodic = Some(Periodic::start(core, period)?);
         }
         Ok(device)
     }
@@ -149,11 +165,21 @@ impl Device {
             failed_reads: requests.failed_reads.load(Relaxed),
             failed_writes: requests.failed_writes.load(Relaxed),
             notify_free: requests.notify_free.load(Relaxed),
+            origin_reads: requests.origin_reads.load(Relaxed),
             rss_bytes: rss_bytes(),
             ..Stats::default()
         };
+        if let Some(home) = self.core.origin.home() {
+            stats.origin_writes = home.counts.writes.load(Relaxed);
+            stats.origin_discards = home.counts.holes.load(Relaxed);
+            stats.origin_syncs = home.counts.syncs.load(Relaxed);
+        }
         for index in self.core.layout.shards() {
-            let counts = self.core.shard(index).counts();
+            let (counts, dirty) = {
+                let shard = self.core.shard(index);
+                (shard.counts(), shard.dirty_pages())
+            };
+            stats.dirty_pages += dirty;
             stats.orig_data_size += pages_with_data(&counts) * page;
             stats.compr_data_size += counts.compr_bytes;
             stats.same_pages += counts.same_pages;
@@ -259,6 +285,10 @@ impl Device {
     /// for what the earlier one holds, or it cannot be read: then that serves on.
     pub fn set_backing(&self, config: Option<&BackingConfig>) -> Result<()> {
         match config {
+            Some(_) if self.core.origin.home().is_some() => Err(Error::InvalidConfig {
+                option: "--backing",
+                reason: NO_BACKING.to_owned(),
+            }),
             Some(config) if config.encrypt != self.encrypts() => Err(Error::InvalidConfig {
                 option: "--backing-encrypt",
                 reason: "is fixed when the device is made".to_owned(),
@@ -357,12 +387,20 @@ impl Device {
         self.users.any()
     }
 
-    /// Forgets all data, like a discard of the whole device, and starts the counters again. Who
-    /// comes to use the device meanwhile waits.
+    /// Forgets all data, like a discard of the whole device, and starts the counters again; a
+    /// snapshot is again what its image is. Who comes to use the device meanwhile waits.
     ///
     /// # Errors
-    /// [`Error::Refused`] (EBUSY) while the device is in use, as in zram.
+    /// [`Error::Refused`]: EBUSY while the device is in use, as in zram; EPERM for one whose pages
+    /// go home to an image.
     pub fn reset(&self) -> Result<()> {
+        if self.core.origin.home().is_some() {
+            return Err(Error::Refused {
+                what: "reset",
+                reason: "the data is the image's".to_owned(),
+                errno: Errno::PERM,
+            });
+        }
         let done = self.users.while_none(|| self.forget());
         done.ok_or_else(|| Error::Refused {
             what: "reset",
@@ -380,6 +418,32 @@ impl Device {
         self.core.damage.reset();
         self.core.latencies.reset();
         self.core.budget.reset_max_used();
+    }
+
+    /// Has all that was written to the device before this in its image, durably. Nothing to do for
+    /// one that has none, or is a snapshot.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the image cannot be written to: what it does not have is in memory, and the
+    /// next call tries again. Once the kernel could not make durable what was written, this fails
+    /// for ever: what that loses is not known.
+    pub fn sync(&self) -> Result<()> {
+        self.core
+            .origin
+            .home()
+            .map_or(Ok(()), |home| home.sync(&self.core))
+    }
+
+    /// Pages in memory that are not in the image as they are.
+    pub fn dirty_pages(&self) -> u64 {
+        let dirty = |index| self.core.shard(index).dirty_pages();
+        self.core.layout.shards().map(dirty).sum()
+    }
+
+    /// The image's path, if there is one.
+    pub fn origin_path(&self) -> Option<PathBuf> {
+        let image = self.core.origin.image();
+        image.map(|image| image.path().to_owned())
     }
 
     /// Writes nothing more to the backing: the device is about to be dropped. Writers that wait for
@@ -417,8 +481,29 @@ fn pages_with_data(counts: &Counts) -> u64 {
     counts.same_pages + counts.resident_pages + counts.written_back_pages
 }
 
+/// Opens an image for a device of `size` bytes.
+fn open_origin(config: &OriginConfig, size: u64) -> Result<Origin> {
+    let image = FileImage::open(config)?;
+    if image.size() != size {
+        return Err(Error::Unusable {
+            path: config.path.clone(),
+            reason: format!("has {} bytes, not {size}", image.size()),
+        });
+    }
+    let image = Arc::new(image);
+    Ok(match config.usage {
+        OriginUse::WriteBack(policy) => Origin::Home(Home::new(image, policy)),
+        OriginUse::Snapshot => Origin::Snapshot(image),
+    })
+}
+
 impl Drop for Device {
     fn drop(&mut self) {
+        self.periodic = None;
+        if let Err(error) = self.sync() {
+            let pages = self.dirty_pages();
+            tracing::error!("{pages} pages are lost that could not be written home: {error}");
+        }
         self.core.room.close();
         self.core.stop();
         self.recompression = None;
@@ -470,7 +555,7 @@ impl BlockDevice for Device {
     fn discard(&self, offset: u64, len: u64) -> Result<()> {
         self.timed(Operation::Discard, offset, len, || {
             let pages = self.zero_ends(offset, len)?;
-            let freed = self.core.clear(pages);
+            let freed = self.core.discard(pages)?;
             self.core.requests.notify_free.fetch_add(freed, Relaxed);
             Ok(())
         })
@@ -484,11 +569,24 @@ impl BlockDevice for Device {
     }
 
     fn flush(&self) -> Result<()> {
-        self.timed(Operation::Flush, 0, 0, || Ok(()))
+        self.timed(Operation::Flush, 0, 0, || {
+            if self.has_flush() {
+                self.sync()
+            } else {
+                Ok(())
+            }
+        })
     }
 
     fn has_flush(&self) -> bool {
-        false
+        self.core
+            .origin
+            .home()
+            .is_some_and(|home| home.policy() == SyncPolicy::Flush)
+    }
+
+    fn offers_flush(&self) -> bool {
+        self.core.origin.home().is_none() || self.has_flush()
     }
 
     fn prefetch(&self, range: Range<u64>) -> Result<()> {

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 
 use super::core::Core;
+use super::home::AbsentPage;
 use super::layout::{RUN_PAGES, Run};
 use super::read_back::Spilled;
 use crate::codec::{self, Codec};
@@ -27,6 +28,8 @@ pub(super) enum Found {
         len: usize,
     },
     WrittenBack(Spilled),
+    /// Only in the image; it has left memory so often.
+    Absent(u32),
 }
 
 /// A thread's memory for a run of compressed pages.
@@ -35,11 +38,18 @@ struct Scratch {
     pages: Vec<Found>,
     /// Pages of the request that are to be read back.
     spilled: Vec<(PageIndex, Spilled)>,
+    /// Those that only the image has.
+    absent: Vec<AbsentPage>,
 }
 
 crate::sync::thread_local! {
     static SCRATCH: RefCell<Scratch> = const {
-        RefCell::new(Scratch { bytes: Vec::new(), pages: Vec::new(), spilled: Vec::new() })
+        RefCell::new(Scratch {
+            bytes: Vec::new(),
+            pages: Vec::new(),
+            spilled: Vec::new(),
+            absent: Vec::new(),
+        })
     };
 }
 
@@ -86,6 +96,7 @@ impl Core {
         SCRATCH.with(|scratch| {
             let scratch = &mut *scratch.borrow_mut();
             scratch.spilled.clear();
+            scratch.absent.clear();
             let end = first + pages.len() as u64;
             let mut at = first;
             while at < end {
@@ -95,7 +106,9 @@ impl Core {
                 self.read_run(run, now, scratch)?;
                 at += u64::from(run.pages);
             }
-            self.read_back_all(PageIndex(first as u32), &mut scratch.spilled, pages)
+            let first = PageIndex(first as u32);
+            self.read_absent(first, &scratch.absent, pages)?;
+            self.read_back_all(first, &mut scratch.spilled, pages)
         })
     }
 
@@ -120,6 +133,7 @@ impl Core {
             let page = PageIndex(run.first.0 + i as u32);
             match *found {
                 Found::WrittenBack(spilled) => scratch.spilled.push((page, spilled)),
+                Found::Absent(departures) => scratch.absent.push((page, departures)),
                 found => self.unpack(page, found, &scratch.bytes, out)?,
             }
         }
@@ -137,6 +151,9 @@ impl Core {
     ) -> Found {
         let slot = shard.slot(index);
         match slot.state() {
+            SlotState::Empty if self.origin.image().is_some() => {
+                Found::Absent(shard.departures(index))
+            }
             SlotState::Empty => Found::SameFilled(0),
             SlotState::SameFilled { pattern } => Found::SameFilled(pattern),
             SlotState::Resident { object, len, codec } => {
@@ -177,6 +194,7 @@ impl Core {
                     .map_err(|_| Error::Corrupt { page: page.0 })
             }
             Found::WrittenBack(spilled) => self.read_back(page, spilled, true, out),
+            Found::Absent(_) => self.read_changed(page, out),
         }
     }
 }

@@ -141,6 +141,12 @@ impl ReadAhead {
         Ok(Source::Backing)
     }
 
+    /// Notes that a small request reads a page; returns whether the pages before it were read, in
+    /// order.
+    pub(super) fn is_in_order(&self, page: PageIndex) -> bool {
+        self.state.lock().note(page)
+    }
+
     /// Reads a place in one go for the reads that follow. That it fails is theirs to find.
     pub(super) fn prepare(&self, backing: &dyn Backing, place: Place) {
         if self.state.lock().find(&place).is_none()

@@ -65,6 +65,16 @@ pub(super) struct PageCopy {
 }
 
 impl PageCopy {
+    /// The page of a slot, read from that use of a segment; or, of an empty slot, from the image
+    /// after so many departures.
+    pub(super) fn new(slot: Slot, sequence: u64, page: Page) -> Self {
+        Self {
+            slot,
+            sequence,
+            page,
+        }
+    }
+
     /// Whether `slot`, whose segment is in use `sequence`, names the record that was read.
     pub(super) fn is_of(&self, slot: Slot, sequence: u64) -> bool {
         self.slot.same_place(slot) && self.sequence == sequence
@@ -274,17 +284,24 @@ impl Core {
         self.read_back(page, wanted, false, &mut [0; PAGE_SIZE])
     }
 
+    /// Reads the page of a run of one page, if it is not in memory.
+    pub(super) fn fetch_to_change(&self, run: Run) -> Result<Option<PageCopy>> {
+        if let Some(departures) = self.absent(run.first) {
+            return self.fetch_absent(run.first, departures).map(Some);
+        }
+        let fetched = self.fetch_if_written_back(run)?;
+        let read_back = u64::from(fetched.is_some());
+        self.requests.bd_reads.fetch_add(read_back, Relaxed);
+        Ok(fetched)
+    }
+
     /// Reads the page of a run of one page, if it is spilled.
     pub(super) fn fetch_if_written_back(&self, run: Run) -> Result<Option<PageCopy>> {
         let mut buffers = Buffers::new();
         let Some((spilled, object)) = self.fetch_object(run, &mut buffers)? else {
             return Ok(None);
         };
-        let mut copy = PageCopy {
-            slot: spilled.slot,
-            sequence: spilled.sequence,
-            page: [0; PAGE_SIZE],
-        };
+        let mut copy = PageCopy::new(spilled.slot, spilled.sequence, [0; PAGE_SIZE]);
         decompress(run.first, spilled.codec, object, &mut copy.page)?;
         Ok(Some(copy))
     }

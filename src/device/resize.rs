@@ -20,7 +20,7 @@ impl Device {
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] for what is no size of a device; [`Error::Refused`], EFBIG beyond
-    /// [`Device::max_size`], EBUSY for a smaller size while the device is in use or there is data
+    /// [`Device::max_size`], EPERM over an image, EBUSY for a smaller size while the device is in use or there is data
     /// beyond it.
     pub fn resize(&self, bytes: u64) -> Result<()> {
         check_size("disksize", bytes)?;
@@ -31,6 +31,9 @@ impl Device {
                 errno,
             })
         };
+        if self.core.origin.image().is_some() && bytes != self.size() {
+            return refuse(Errno::PERM, "its image has one size".to_owned());
+        }
         let most = self.max_size();
         if bytes > most {
             let reason = format!("it can grow to {most} bytes: --max-size says how far");

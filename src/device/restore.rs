@@ -28,6 +28,12 @@ impl Device {
     /// [`Error::Unusable`], what is damaged and where, or that the image is of a larger device;
     /// [`Error::Io`]; [`Error::NoSpace`].
     pub fn restore(&self, path: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<u64> {
+        if self.core.origin.image().is_some() {
+            return Err(Error::Unusable {
+                path: path.to_owned(),
+                reason: "what --origin names is on the device already".to_owned(),
+            });
+        }
         let mut image = ImageReader::open(path)?;
         if image.size() > self.size() {
             return Err(Error::Unusable {

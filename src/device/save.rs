@@ -378,7 +378,8 @@ impl Device {
     /// to what is not saved yet waits until that is, for as long as the file takes 8 MiB.
     ///
     /// # Errors
-    /// [`Error::Refused`]: EBUSY while it is being saved, EINTR once it is stopping, ETIMEDOUT when
+    /// [`Error::Refused`]: EBUSY while it is being saved, EOPNOTSUPP if most of it is in another image
+    /// (`--origin`), EINTR once it is stopping, ETIMEDOUT when
     /// a writer has waited for five seconds; [`Error::Unusable`] or [`Error::Io`] about the file;
     /// those of reading a spilled page. What was at `path` is then still there.
     pub fn save(&self, path: &Path) -> Result<Saved> {
@@ -430,6 +431,10 @@ impl Device {
     /// Writes an image of the device as it is now to `out`; `path` is what errors call it.
     pub(super) fn save_to<W: Write>(&self, out: W, path: &Path) -> Result<(W, Saved)> {
         let core = &*self.core;
+        if core.origin.image().is_some() {
+            let reason = "most of it is in the image of --origin; copy that".to_owned();
+            return Err(refused(Errno::OPNOTSUPP, reason));
+        }
         let Some(mut count) = core.saves.running.try_lock() else {
             return Err(refused(Errno::BUSY, "it is being saved already".to_owned()));
         };

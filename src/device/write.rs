@@ -9,7 +9,6 @@ use crate::codec::{self, Codec, MAX_COMPRESSED_LEN};
 use crate::error::{Error, Result};
 use crate::pool::NoRoom;
 use crate::shard::{Shard, SlotIndex, SlotState};
-use crate::sync::atomic::Ordering::Relaxed;
 use crate::units::{PAGE_SHIFT, PAGE_SIZE, Page, PageIndex};
 
 /// A page as it is to be stored.
@@ -123,7 +122,7 @@ impl Core {
     /// Zeroes part of a page, which stays empty if it is.
     pub(super) fn zero_part(&self, page: PageIndex, within: usize, len: usize) -> Result<()> {
         let run = self.layout.run(page, u64::from(page.0) + 1);
-        if self.shard(run.shard).slot(run.slot).is_empty() {
+        if self.origin.image().is_none() && self.shard(run.shard).slot(run.slot).is_empty() {
             return Ok(());
         }
         self.modify(page, |page| page[within..within + len].fill(0))
@@ -139,10 +138,8 @@ impl Core {
         let run = self.layout.run(page, u64::from(page.0) + 1);
         let mut scratch = [0; MAX_COMPRESSED_LEN];
         loop {
-            // Spilled pages are fetched first: no I/O under the lock.
-            let fetched = self.fetch_if_written_back(run)?;
-            let read_back = u64::from(fetched.is_some());
-            self.requests.bd_reads.fetch_add(read_back, Relaxed);
+            // What is not in memory is fetched first: no I/O under the lock.
+            let fetched = self.fetch_to_change(run)?;
             let mut outcome = Ok(Change::Stale);
             self.change_run(run, |shard| {
                 let mut copy = [0; PAGE_SIZE];
@@ -170,7 +167,13 @@ impl Core {
     ) -> Result<Change> {
         let slot = shard.slot(run.slot);
         match slot.state() {
-            SlotState::Empty => copy.fill(0),
+            SlotState::Empty if self.origin.image().is_none() => copy.fill(0),
+            SlotState::Empty => match fetched {
+                Some(fetched) if fetched.is_of(slot, shard.departures(run.slot).into()) => {
+                    *copy = fetched.page;
+                }
+                _ => return Ok(Change::Stale),
+            },
             SlotState::SameFilled { pattern } => codec::fill(pattern, 0, copy),
             SlotState::Resident { object, len, codec } => {
                 codec::decompress(codec, shard.pool().bytes(object, len), copy)
@@ -189,7 +192,7 @@ impl Core {
 #[derive(Clone, Copy)]
 enum Change {
     Ready,
-    /// It was written back, or its record was moved, after it was looked at.
+    /// It left memory, or its record was moved, after it was looked at.
     Stale,
 }
 

@@ -29,11 +29,10 @@ impl Export {
     /// which all connections share, before it is answered.
     pub(super) fn transmission_flags(&self, structured: bool) -> u16 {
         use transmission_flag as flag;
-        let mut flags = flag::HAS_FLAGS
-            | flag::SEND_FLUSH
-            | flag::SEND_FUA
-            | flag::CAN_MULTI_CONN
-            | flag::SEND_CACHE;
+        let mut flags = flag::HAS_FLAGS | flag::CAN_MULTI_CONN | flag::SEND_CACHE;
+        if self.device.offers_flush() {
+            flags |= flag::SEND_FLUSH | flag::SEND_FUA;
+        }
         if structured {
             flags |= flag::SEND_DF;
         }
@@ -51,7 +50,7 @@ impl Export {
 pub(super) enum MetaContext {
     /// `base:allocation`: holes and zeroes.
     Allocation = 1,
-    /// `uzram:state`: 0 for empty pages, 1 for same-filled ones (zeroes among them), 2 for
+    /// `uzram:state`: 0 for empty pages and those only an image has, 1 for same-filled ones (zeroes among them), 2 for
     /// resident ones, 3 for ones written back.
     State = 2,
 }
@@ -81,7 +80,7 @@ impl MetaContext {
         match (self, page_state) {
             (Self::Allocation, PageState::Empty) => state::HOLE | state::ZERO,
             (Self::Allocation, PageState::Zero) => state::ZERO,
-            (Self::Allocation, _) | (Self::State, PageState::Empty) => 0,
+            (Self::Allocation, _) | (Self::State, PageState::Empty | PageState::Absent) => 0,
             (Self::State, PageState::Zero | PageState::SameFilled) => 1,
             (Self::State, PageState::Resident) => 2,
             (Self::State, PageState::WrittenBack) => 3,

@@ -282,7 +282,10 @@ impl Runs {
                 PageState::Empty | PageState::Zero => {
                     zero_from.get_or_insert(extent.offset);
                 }
-                PageState::SameFilled | PageState::Resident | PageState::WrittenBack => {
+                PageState::Absent
+                | PageState::SameFilled
+                | PageState::Resident
+                | PageState::WrittenBack => {
                     if let Some(start) = zero_from.take() {
                         self.push_zeroes(start, extent.offset);
                     }

@@ -259,6 +259,7 @@ impl<S: Stream> Session<'_, S> {
         let would_wait = match command {
             Command::Cache => device.read_would_wait(request.range()),
             Command::Trim | Command::WriteZeroes => device.write_would_wait(request.range()),
+            Command::Flush => device.has_flush(),
             _ => false,
         };
         if let Some(lane) = &mut self.lane

@@ -9,7 +9,9 @@
 //! 4. A resident page has a generation.
 
 mod age;
+mod home;
 mod lru;
+mod marks;
 mod recent;
 mod reclaim;
 mod selected;
@@ -21,8 +23,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 pub(crate) use self::age::{AgeTag, AgeTags, Present};
+pub(crate) use self::home::{Contents, Dropped};
 pub(crate) use self::lru::Clock;
 use self::lru::Lru;
+use self::marks::HomeMarks;
 use self::recent::ReadBackClock;
 pub(crate) use self::reclaim::{Chances, Evicted};
 pub(crate) use self::selected::Purpose;
@@ -56,6 +60,8 @@ pub(crate) struct Shard {
     read_backs: ReadBackClock,
     segments: Arc<SegmentTable>,
     present: Arc<Present>,
+    /// Of a device whose pages go home to an image.
+    marks: Option<HomeMarks>,
     counts: Counts,
     /// Objects freed since [`Shard::forget_churn`].
     churned: u64,
@@ -82,10 +88,20 @@ impl Shard {
             read_backs: ReadBackClock::default(),
             segments,
             present,
+            marks: None,
             counts: Counts::default(),
             churned: 0,
             unsaved: None,
         })
+    }
+
+    /// The same, for pages that have a home in an image.
+    ///
+    /// # Errors
+    /// Those of [`Shard::new`].
+    pub(crate) fn with_home(mut self) -> io::Result<Self> {
+        self.marks = Some(HomeMarks::new(self.slots.len())?);
+        Ok(self)
     }
 
     pub(crate) fn slot(&self, index: SlotIndex) -> Slot {
@@ -167,16 +183,24 @@ impl Shard {
         }
         let slot = Slot::resident(object, data.len(), codec);
         self.set(index, slot.written_in(self.present.tag()));
+        self.note_change(index, false);
         Ok(())
     }
 
     /// Makes the slot's page one repeated pattern.
     pub(crate) fn store_same_filled(&mut self, index: SlotIndex, pattern: u32) {
         self.set(index, Slot::same_filled(pattern));
+        self.note_change(index, false);
     }
 
-    /// Empties the slot.
+    /// Makes the slot's page zeroes.
+    pub(crate) fn store_zeroes(&mut self, index: SlotIndex) {
+        self.store_same_filled(index, 0);
+    }
+
+    /// Empties the slot, whose page has no home.
     pub(crate) fn clear(&mut self, index: SlotIndex) {
+        debug_assert!(self.marks.is_none());
         self.set(index, Slot::EMPTY);
     }
 
@@ -291,6 +315,7 @@ impl Shard {
             used
         );
         self.check_objects();
+        self.check_marks();
     }
 
     /// Each object's owner points at it, and there are no more objects than such slots.
@@ -304,5 +329,19 @@ impl Shard {
             });
         }
         assert_eq!(objects, self.counts.resident_pages);
+    }
+
+    /// A slot that is empty is clean, and one that is same-filled is dirty.
+    fn check_marks(&self) {
+        let Some(marks) = &self.marks else { return };
+        marks.check();
+        let (mut at, mut dirty) = (0, 0);
+        while let Some(index) = self.slots.next_used(at..self.slots.len()) {
+            let same = matches!(self.slots.get(index).state(), SlotState::SameFilled { .. });
+            assert!(marks.is_dirty(index) || !same, "{index:?}");
+            dirty += u64::from(marks.is_dirty(index));
+            at = index.0 + 1;
+        }
+        assert_eq!(dirty, marks.total());
     }
 }

@@ -20,7 +20,7 @@ thread_local! {
 
 /// A file read and written at any place from any thread.
 #[derive(Debug)]
-pub(super) struct DirectFile {
+pub(crate) struct DirectFile {
     file: File,
     /// Whether the file was opened for direct I/O and has not refused it since.
     direct: AtomicBool,
@@ -28,7 +28,7 @@ pub(super) struct DirectFile {
 
 impl DirectFile {
     /// Takes a file that is open for reading and writing, and turns direct I/O on if it can be.
-    pub(super) fn new(file: File) -> Self {
+    pub(crate) fn new(file: File) -> Self {
         let direct = set_direct(&file, true).is_ok() && reads_directly(&file);
         let this = Self {
             file,
@@ -40,22 +40,22 @@ impl DirectFile {
         this
     }
 
-    pub(super) fn file(&self) -> &File {
+    pub(crate) fn file(&self) -> &File {
         &self.file
     }
 
     /// Says how the file is used, for whoever reads the log.
-    pub(super) fn log_mode(&self, path: &Path) {
+    pub(crate) fn log_mode(&self, path: &Path) {
         let mode = if self.direct.load(Relaxed) {
             "direct I/O"
         } else {
             "the page cache: its file system has no direct I/O"
         };
-        tracing::debug!("spilling to {} by {mode}", path.display());
+        tracing::debug!("{} is used by {mode}", path.display());
     }
 
     /// Writes all of `data`, which is best aligned, at a byte of the file.
-    pub(super) fn write_all(&self, data: &[u8], at: u64) -> io::Result<()> {
+    pub(crate) fn write_all(&self, data: &[u8], at: u64) -> io::Result<()> {
         if self.direct.load(Relaxed) && !is_aligned(data, at) {
             self.give_up();
         }
@@ -66,7 +66,7 @@ impl DirectFile {
     }
 
     /// Fills `buf` from a byte of the file.
-    pub(super) fn read_exact(&self, buf: &mut [u8], at: u64) -> io::Result<()> {
+    pub(crate) fn read_exact(&self, buf: &mut [u8], at: u64) -> io::Result<()> {
         let read = if !self.direct.load(Relaxed) || is_aligned(buf, at) {
             self.file.read_exact_at(buf, at)
         } else {

@@ -282,7 +282,7 @@ fn read_some(file: &File, at: u64, buf: &mut [u8]) -> io::Result<usize> {
     Ok(len)
 }
 
-fn block_device_size(mut file: &File) -> io::Result<u64> {
+pub(crate) fn block_device_size(mut file: &File) -> io::Result<u64> {
     io::Seek::seek(&mut file, io::SeekFrom::End(0))
 }
 

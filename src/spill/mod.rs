@@ -32,9 +32,10 @@ mod wipe;
 pub(crate) use backing::Backing;
 pub(crate) use blocks::{BLOCK, BlockBuf};
 pub(crate) use change::Leave;
+pub(crate) use direct::DirectFile;
 #[cfg(test)]
 pub(crate) use faulty::FaultyBacking;
-pub(crate) use file::FileBacking;
+pub(crate) use file::{FileBacking, block_device_size};
 pub(crate) use log::{Head, LogCounts, LogFull, MIN_APPEND, SegmentLog, Target};
 pub(crate) use record::{
     MAX_RECORD_LEN, Record, RecordAddress, RecordBuf, RecordFormat, random_sequence,

@@ -38,9 +38,9 @@ pub(super) const FAILING: &str = "the memory limit is reached and the backing ca
 
 /// A zspage that this thread has isolated.
 pub(super) struct Isolated {
-    shard: ShardIndex,
-    zspage: ZspageId,
-    frames: u64,
+    pub(super) shard: ShardIndex,
+    pub(super) zspage: ZspageId,
+    pub(super) frames: u64,
 }
 
 /// What a batch is made of.
@@ -228,7 +228,7 @@ impl Writeback {
     }
 
     /// Ends the isolation of zspages; returns the frames freed.
-    fn put_back(&self, isolated: Vec<Isolated>, written: bool) -> u64 {
+    pub(super) fn put_back(&self, isolated: Vec<Isolated>, written: bool) -> u64 {
         let mut freed = 0;
         // In the order opposite to that of isolation, so that what could not be written is again
         // the oldest first.
@@ -310,7 +310,7 @@ fn collect(core: &Core, batch: &mut Batch, room: usize, frames: u64, pages: u64)
 }
 
 /// The shard whose oldest zspage, if it has any, is the oldest of all.
-fn oldest_shard(
+pub(super) fn oldest_shard(
     shards: &mut [(ShardIndex, Option<u32>)],
 ) -> Option<&mut (ShardIndex, Option<u32>)> {
     // The clock wraps: what lies half its range ahead is behind.

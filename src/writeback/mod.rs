@@ -11,6 +11,7 @@ mod cleaner;
 mod compactor;
 mod evictor;
 mod flights;
+mod homeward;
 mod replace;
 mod salvage;
 mod selected;
@@ -23,6 +24,7 @@ pub(crate) use self::allowance::{Allowance, Left};
 use self::batch::Batch;
 use self::evictor::NOTHING;
 use self::flights::Flights;
+use self::homeward::Hand;
 use self::replace::Leaving;
 use self::selected::Selected;
 pub(crate) use self::waker::Waker;
@@ -86,6 +88,8 @@ pub(crate) struct Writeback {
     /// A segment's contents, while it is cleaned.
     segment: BlockBuf,
     selected: Selected,
+    /// Where clean pages are dropped next, of those that have a home.
+    hand: Hand,
     /// Whether a shard has told of many freed objects since all were compacted.
     churned: bool,
     /// A backing that is to leave, and who waits for that.
@@ -120,6 +124,7 @@ impl Writeback {
             moves_failed: false,
             segment: BlockBuf::default(),
             selected: Selected::default(),
+            hand: Hand::default(),
             churned: false,
             replaced: None,
             failing: false,
@@ -175,7 +180,11 @@ impl Writeback {
             match self.commands.try_recv() {
                 Ok(Command::Evict { frames, done }) => {
                     // Whoever asked may have gone.
-                    let _ = done.send(self.evict(frames));
+                    let core = Arc::clone(&self.core);
+                    let _ = done.send(match core.origin.home() {
+                        Some(home) => self.evict_home(home, frames),
+                        None => self.evict(frames),
+                    });
                 }
                 Ok(Command::WriteBack { selection, done }) => self.select(selection, done),
                 Ok(Command::Replace { backing, done }) => self.replace(backing, done),
@@ -220,7 +229,11 @@ impl Writeback {
         loop {
             // Cheaper than writing, where it frees as much.
             self.compact_sparse_shards(true);
-            if !self.make_some_room() {
+            let more = match core.origin.home() {
+                Some(home) => self.make_some_room_home(home),
+                None => self.make_some_room(),
+            };
+            if !more {
                 return self.flights.under_way() == 0;
             }
             self.log.free_emptied();

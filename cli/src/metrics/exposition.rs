@@ -78,6 +78,11 @@ static METRICS: &[Metric] = &metrics! {
     backing_bytes_day Gauge "backing_written_day_bytes" "Bytes written to the backing in the last day.";
     bd_reads Counter "backing_read_pages_total" "Pages read back for a client.";
     bd_writes Counter "backing_written_pages_total" "Pages written to the backing.";
+    dirty_pages Gauge "dirty_pages" "Pages in memory that are not in the image as they are.";
+    origin_reads Counter "image_read_pages_total" "Pages read from the image.";
+    origin_writes Counter "image_written_pages_total" "Pages written to the image.";
+    origin_discards Counter "image_discarded_pages_total" "Pages discarded in the image.";
+    origin_syncs Counter "image_syncs_total" "Times that the image was made durable.";
     damaged_records Counter "damaged_records_total" "Spilled pages found to be damaged.";
     failed_reads Counter "failed_reads_total" "Requests to read that failed.";
     failed_writes Counter "failed_writes_total" "Requests to write that failed.";

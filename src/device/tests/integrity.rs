@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use super::*;
 use crate::config::BackingConfig;
 use crate::device::Scrubbed;
+use crate::origin::Origin;
 use crate::shard::SlotState;
 use crate::spill::{RecordAddress, SEGMENT_BYTES, SegmentIndex, StoreSegment};
 
@@ -29,7 +30,7 @@ fn limited(format: Format, pages: u64, limit: u64, backing: Arc<dyn Backing>) ->
         encrypt: format == Format::Sealed,
         ..BackingConfig::new("unused")
     });
-    Device::with_backing(&config, Some(backing)).expect("a device")
+    Device::with_stores(&config, Origin::Blank, Some(backing)).expect("a device")
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

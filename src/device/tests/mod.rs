@@ -5,6 +5,7 @@ mod faults;
 mod idle;
 mod integrity;
 mod map;
+mod origin;
 mod races;
 mod recompress;
 mod replace;
@@ -19,6 +20,7 @@ use std::time::{Duration, Instant};
 use super::Device;
 use crate::block_device::BlockDevice;
 use crate::config::DeviceConfig;
+use crate::origin::Origin;
 use crate::spill::{Backing, FaultyBacking};
 use crate::units::{PAGE_SIZE, Page};
 
@@ -42,7 +44,12 @@ fn device(pages: u64, limit_pages: u64, shards: u32, backing: &Arc<FaultyBacking
     let mut config = DeviceConfig::new(pages * PAGE);
     config.mem_limit = Some(limit_pages * PAGE);
     config.shards = Some(shards);
-    Device::with_backing(&config, Some(Arc::clone(backing) as Arc<dyn Backing>)).expect("a device")
+    Device::with_stores(
+        &config,
+        Origin::Blank,
+        Some(Arc::clone(backing) as Arc<dyn Backing>),
+    )
+    .expect("a device")
 }
 
 fn write(device: &Device, page: u64, tag: u64) -> crate::Result<()> {

@@ -1,0 +1,11 @@
+//! `uzram serve --origin`: what becomes of the image, whatever becomes of the server.
+
+#[path = "origin/client.rs"]
+mod client;
+mod common;
+#[path = "origin/database.rs"]
+mod database;
+#[path = "origin/image.rs"]
+mod image;
+#[path = "origin/power_cut.rs"]
+mod power_cut;

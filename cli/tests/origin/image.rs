@@ -1,0 +1,210 @@
+//! The image after an orderly end, while it fails, and under many snapshots.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::client::{Client, PAGE, SEND_FLUSH, SEND_FUA};
+use crate::common::{HANG, World, signal};
+
+/// A world with an image in it of so many pages full of 7.
+fn image(pages: usize) -> (World, PathBuf, String) {
+    let world = World::new();
+    let path = world.path("image");
+    fs::write(&path, vec![7; pages * PAGE]).unwrap();
+    let origin = format!("--origin={}", path.display());
+    (world, path, origin)
+}
+
+fn page(path: &PathBuf, page: u64) -> Vec<u8> {
+    let mut bytes = vec![0; PAGE];
+    let file = File::open(path).unwrap();
+    file.read_exact_at(&mut bytes, page * PAGE as u64).unwrap();
+    bytes
+}
+
+#[test]
+fn an_orderly_end_writes_all() {
+    for (sync, flushes) in [("flush", true), ("never", false), ("3600", false)] {
+        let (world, path, origin) = image(64);
+        let sync = format!("--sync={sync}");
+        let mut server = world.serve(&["x", &origin, &sync]);
+        let mut client = Client::connect(&world.rundir().join("x/nbd.sock")).unwrap();
+        assert_eq!(client.size, 64 * PAGE as u64);
+        let flush_flags = client.flags & (SEND_FLUSH | SEND_FUA);
+        assert_eq!(flush_flags != 0, flushes);
+        client.write(5 * PAGE as u64, &[1; PAGE], false).unwrap();
+        assert_eq!(page(&path, 5), [7; PAGE]);
+        world.ok(&["sync", "x"]);
+        assert_eq!(page(&path, 5), [1; PAGE]);
+        client.write(6 * PAGE as u64, &[2; PAGE], false).unwrap();
+        client.trim(7 * PAGE as u64, PAGE).unwrap();
+        let stat: serde_json::Value =
+            serde_json::from_str(&world.ok(&["stat", "x", "--json"])).unwrap();
+        assert_eq!(
+            (&stat["dirty_pages"], &stat["origin_writes"]),
+            (&2.into(), &1.into())
+        );
+        assert!(world.ok(&["stat", "x"]).contains("dirty"));
+        world.ok(&["stop", "x"]);
+        assert_eq!(server.ended(HANG), Some(0));
+        assert_eq!(page(&path, 6), [2; PAGE]);
+        assert_eq!(page(&path, 7), [0; PAGE]);
+        assert_eq!(page(&path, 8), [7; PAGE]);
+        assert!(world.leftovers().is_empty());
+    }
+}
+
+#[test]
+fn one_server_writes_and_what_is_no_image_is_refused() {
+    let (world, path, origin) = image(64);
+    let _server = world.serve(&["x", &origin]);
+    let said = world.refused(1, &["serve", "y", &origin]);
+    assert!(said.contains("in use by another device"), "{said}");
+    let said = world.refused(1, &["serve", "y", &origin, "--snapshot"]);
+    assert!(said.contains("in use by another device"), "{said}");
+    world.refused(1, &["serve", "y", "--origin=/nonexistent"]);
+    let odd = world.path("odd");
+    fs::write(&odd, [1; 100]).unwrap();
+    let said = world.refused(1, &["serve", "y", &format!("--origin={}", odd.display())]);
+    assert!(said.contains("truncate -s %4K"), "{said}");
+    world.refused(2, &["serve", "y", &origin, "--size=1M"]);
+    let said = world.refused(1, &["reset", "x"]);
+    assert!(said.contains("image"), "{said}");
+    let said = world.refused(1, &["set", "x", "disksize=1M"]);
+    assert!(said.contains("one size"), "{said}");
+    assert_eq!(page(&path, 0), [7; PAGE]);
+}
+
+#[test]
+fn many_snapshots_of_one_image_leave_it_alone() {
+    let (world, path, origin) = image(512);
+    let names = ["a", "b", "c"];
+    let servers = names.map(|name| {
+        let backing = format!("--backing={}", world.path(name).display());
+        world.serve(&[name, &origin, "--snapshot", "--mem-limit=256K", &backing])
+    });
+    let mut clients =
+        names.map(|name| Client::connect(&world.rundir().join(name).join("nbd.sock")).unwrap());
+    let mut numbers = 1u64;
+    let mut noise = |seed: u8| -> Vec<u8> {
+        let next = || {
+            numbers = numbers
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(seed.into());
+            (numbers >> 56) as u8
+        };
+        std::iter::repeat_with(next).take(400 * PAGE).collect()
+    };
+    let written: Vec<Vec<u8>> = (0..3).map(&mut noise).collect();
+    for (client, data) in clients.iter_mut().zip(&written) {
+        client.write(0, data, true).unwrap();
+        client.trim(450 * PAGE as u64, 10 * PAGE).unwrap();
+        client.flush().unwrap();
+    }
+    for (client, data) in clients.iter_mut().zip(&written) {
+        let mut found = vec![0; 512 * PAGE];
+        client.read(0, &mut found).unwrap();
+        assert!(found[..400 * PAGE] == data[..]);
+        assert!(found[400 * PAGE..450 * PAGE].iter().all(|&byte| byte == 7));
+        assert!(found[450 * PAGE..460 * PAGE].iter().all(|&byte| byte == 0));
+        assert!(found[460 * PAGE..].iter().all(|&byte| byte == 7));
+    }
+    drop(servers);
+    assert!(fs::read(&path).unwrap() == vec![7; 512 * PAGE]);
+}
+
+/// The file cannot grow: the pages stay in memory, a flush says so, and it is tried again.
+#[test]
+fn an_image_without_space_loses_nothing() {
+    let world = World::new();
+    let path = world.path("image");
+    File::create(&path)
+        .unwrap()
+        .set_len(64 * PAGE as u64)
+        .unwrap();
+    let origin = format!("--origin={}", path.display());
+    let mut command = world.command(&["serve", "x", &origin]);
+    let mut server = crate::common::Serve::start(&mut command);
+    // Writes past the first 16 pages are refused: EFBIG.
+    let limit = |bytes: &str| {
+        let pid = server.pid().to_string();
+        let set = std::process::Command::new("prlimit")
+            .args(["--pid", &pid, &format!("--fsize={bytes}")])
+            .status();
+        assert!(set.unwrap().success());
+    };
+    limit("65536:unlimited");
+    let mut client = Client::connect(&world.rundir().join("x/nbd.sock")).unwrap();
+    client.write(3 * PAGE as u64, &[3; PAGE], false).unwrap();
+    client.write(40 * PAGE as u64, &[4; PAGE], false).unwrap();
+    assert!(client.flush().is_err());
+    let said = world.refused(1, &["sync", "x"]);
+    assert!(said.contains("write to the image"), "{said}");
+    let mut found = vec![0; PAGE];
+    client.read(40 * PAGE as u64, &mut found).unwrap();
+    assert_eq!(found, [4; PAGE]);
+    assert_eq!(page(&path, 3), [3; PAGE]);
+    // Nor does the end lose it: it takes as long as that takes.
+    signal(server.pid(), "TERM");
+    std::thread::sleep(Duration::from_secs(6));
+    assert!(
+        server.child.try_wait().unwrap().is_none(),
+        "it gave its data up"
+    );
+    let pid = server.pid().to_string();
+    let set = std::process::Command::new("prlimit")
+        .args(["--pid", &pid, "--fsize=unlimited"])
+        .status();
+    assert!(set.unwrap().success());
+    assert_eq!(server.ended(HANG), Some(0));
+    assert_eq!(page(&path, 40), [4; PAGE]);
+}
+
+#[test]
+fn a_second_signal_gives_up_what_is_not_in_the_image() {
+    let world = World::new();
+    let path = world.path("image");
+    File::create(&path)
+        .unwrap()
+        .set_len(64 * PAGE as u64)
+        .unwrap();
+    let origin = format!("--origin={}", path.display());
+    let mut server = world.serve(&["x", &origin]);
+    let pid = server.pid().to_string();
+    let set = std::process::Command::new("prlimit")
+        .args(["--pid", &pid, "--fsize=0:unlimited"])
+        .status();
+    assert!(set.unwrap().success());
+    let mut client = Client::connect(&world.rundir().join("x/nbd.sock")).unwrap();
+    client.write(0, &[3; PAGE], false).unwrap();
+    signal(server.pid(), "TERM");
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(
+        server.child.try_wait().unwrap().is_none(),
+        "it gave its data up"
+    );
+    signal(server.pid(), "TERM");
+    assert_eq!(server.ended(Duration::from_secs(10)), Some(1));
+}
+
+#[test]
+fn an_image_cut_short_by_another_fails_where_it_is_short() {
+    let (world, path, origin) = image(64);
+    let _server = world.serve(&["x", &origin]);
+    File::options()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .set_len(32 * PAGE as u64)
+        .unwrap();
+    let mut client = Client::connect(&world.rundir().join("x/nbd.sock")).unwrap();
+    let mut found = vec![0; PAGE];
+    client.read(31 * PAGE as u64, &mut found).unwrap();
+    assert_eq!(found, [7; PAGE]);
+    assert!(client.read(32 * PAGE as u64, &mut found).is_err());
+    client.write(32 * PAGE as u64, &[1; PAGE], true).unwrap();
+    client.read(32 * PAGE as u64, &mut found).unwrap();
+    assert_eq!(found, [1; PAGE]);
+}

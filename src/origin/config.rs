@@ -1,0 +1,97 @@
+//! How a device over an image is configured.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use super::file::FileImage;
+use crate::error::{Error, Result};
+
+/// When what was written becomes durable in the image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SyncPolicy {
+    /// A flush makes all that was acknowledged before it durable.
+    #[default]
+    Flush,
+    /// [`crate::Device::sync`] and an orderly end do; a flush does nothing.
+    Never,
+    /// So does this, again and again; a flush does nothing.
+    Every(Duration),
+}
+
+impl FromStr for SyncPolicy {
+    type Err = Error;
+
+    /// Reads `flush`, `never` or a number of seconds.
+    fn from_str(text: &str) -> Result<Self> {
+        match (text, text.parse()) {
+            ("flush", _) => Ok(Self::Flush),
+            ("never", _) => Ok(Self::Never),
+            (_, Ok(seconds @ 1..=86400)) => Ok(Self::Every(Duration::from_secs(seconds))),
+            _ => Err(Error::InvalidConfig {
+                option: "--sync",
+                reason: format!("{text:?} is not flush, never or a number of seconds up to 86400"),
+            }),
+        }
+    }
+}
+
+impl fmt::Display for SyncPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Flush => f.write_str("flush"),
+            Self::Never => f.write_str("never"),
+            Self::Every(period) => write!(f, "{}", period.as_secs()),
+        }
+    }
+}
+
+/// What a device does with its image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OriginUse {
+    /// Pages that were written go home to it.
+    WriteBack(SyncPolicy),
+    /// It is only read; what is written is the device's own, and is gone at its end.
+    Snapshot,
+}
+
+/// The image that a device begins as.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OriginConfig {
+    /// A plain file or a block device.
+    pub path: PathBuf,
+    /// What is done with it.
+    pub usage: OriginUse,
+}
+
+impl OriginConfig {
+    /// Bytes in the image, which are those of the device.
+    ///
+    /// # Errors
+    /// [`Error::Unusable`] if it is neither a plain file nor a block device, in use, or not of
+    /// whole pages; [`Error::Io`] if the kernel refuses.
+    pub fn size(&self) -> Result<u64> {
+        Ok(FileImage::open(self)?.size())
+    }
+
+    pub(crate) fn is_snapshot(&self) -> bool {
+        self.usage == OriginUse::Snapshot
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_policy_reads_as_it_is_shown() {
+        for text in ["flush", "never", "1", "30", "86400"] {
+            let policy: SyncPolicy = text.parse().expect("a policy");
+            assert_eq!(policy.to_string(), text);
+        }
+        for bad in ["", "0", "-1", "86401", "1s", "always"] {
+            assert!(bad.parse::<SyncPolicy>().is_err(), "{bad}");
+        }
+    }
+}

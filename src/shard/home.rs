@@ -1,0 +1,204 @@
+//! A shard's part in a device whose pages have a home in an image.
+//!
+//! An empty slot is a page that the image has, as it is. A page that was written is dirty until it
+//! has been written home, and stays in memory as long: so a reader finds it there, and it can be
+//! taken again if writing fails. It is taken and its data copied under one hold of the lock; what
+//! changes it later takes the mark away, and then it is still dirty when the write has ended. A page
+//! is written home by one thread at a time, so what is on its way is never overtaken by what was
+//! taken later.
+//!
+//! Invariants, where there are marks: an empty slot is not dirty; a same-filled one is, and so is
+//! whatever the image does not have.
+
+use std::ops::Range;
+
+use super::marks::HomeMarks;
+use super::reclaim::Chances;
+use super::{Shard, Slot, SlotIndex, SlotState};
+use crate::codec::Codec;
+use crate::pool::ZspageId;
+
+/// What a dirty page holds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Contents<'a> {
+    /// Zeroes, and a hole will do.
+    Hole,
+    SameFilled(u32),
+    Object {
+        codec: Codec,
+        data: &'a [u8],
+    },
+}
+
+/// What going over a part of the slots has done.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Dropped {
+    /// Pages that left memory.
+    pub(crate) pages: u64,
+    /// Page frames that were freed by that.
+    pub(crate) frames: u64,
+    /// Where to go on.
+    pub(crate) next: u32,
+}
+
+impl Shard {
+    /// Pages that are not in the image as they are.
+    pub(crate) fn dirty_pages(&self) -> u64 {
+        self.marks.as_ref().map_or(0, HomeMarks::total)
+    }
+
+    /// Pages that are in memory and, as they are, in the image.
+    pub(crate) fn clean_pages(&self) -> u64 {
+        // What is same-filled is dirty.
+        (self.counts.resident_pages + self.counts.same_pages).saturating_sub(self.dirty_pages())
+    }
+
+    /// Makes the slot's page zeroes, for which its home needs no space.
+    pub(crate) fn discard_at_home(&mut self, index: SlotIndex) {
+        self.set(index, Slot::same_filled(0));
+        self.note_change(index, true);
+    }
+
+    pub(super) fn note_change(&mut self, index: SlotIndex, hole: bool) {
+        if let Some(marks) = &mut self.marks {
+            marks.change(index, hole);
+        }
+    }
+
+    /// How often the slot's page has left memory for the image.
+    pub(crate) fn departures(&self, index: SlotIndex) -> u32 {
+        self.marks
+            .as_ref()
+            .map_or(0, |marks| marks.departures(index))
+    }
+
+    /// Whether what was read of the image is the page: its slot was empty all the time since it had
+    /// left memory so often.
+    pub(crate) fn is_at_home(&self, index: SlotIndex, departures: u32) -> bool {
+        self.slots.get(index).is_empty() && self.departures(index) == departures
+    }
+
+    /// Keeps a copy of a page that is in the image; without room there is none.
+    pub(crate) fn store_clean(&mut self, index: SlotIndex, codec: Codec, data: &[u8]) {
+        debug_assert!(self.slots.get(index).is_empty());
+        if let Ok(object) = self.allocate(index, data) {
+            let slot = Slot::resident(object, data.len(), codec);
+            self.set(index, slot.written_in(self.present.tag()));
+        }
+    }
+
+    /// The first dirty slot of a range.
+    pub(crate) fn next_dirty(&self, range: Range<u32>) -> Option<SlotIndex> {
+        self.marks.as_ref()?.next_dirty(range)
+    }
+
+    /// Takes a dirty page to be written home, and hands what it holds to `take`; not if it has been
+    /// taken already.
+    pub(crate) fn take_home(&mut self, index: SlotIndex, take: &mut dyn FnMut(Contents<'_>)) {
+        let Some(marks) = &mut self.marks else { return };
+        if !marks.is_dirty(index) || !marks.take(index) {
+            return;
+        }
+        take(match self.slots.get(index).state() {
+            SlotState::SameFilled { pattern: 0 } if marks.is_hole(index) => Contents::Hole,
+            SlotState::SameFilled { pattern } => Contents::SameFilled(pattern),
+            SlotState::Resident { object, len, codec } => Contents::Object {
+                codec,
+                data: self.pool.bytes(object, len),
+            },
+            state => unreachable!("{index:?} is dirty and {state:?}"),
+        });
+    }
+
+    /// Takes the dirty neighbours of a slot that lie next to one another in `range`, too.
+    pub(crate) fn take_neighbours_home(
+        &mut self,
+        index: SlotIndex,
+        range: Range<u32>,
+        take: &mut dyn FnMut(SlotIndex, Contents<'_>),
+    ) {
+        let is_dirty = |shard: &Self, at: u32| {
+            let marks = shard.marks.as_ref();
+            marks.is_some_and(|marks| marks.is_dirty(SlotIndex(at)))
+        };
+        let mut start = index.0;
+        while start > range.start && is_dirty(self, start - 1) {
+            start -= 1;
+        }
+        let mut end = index.0 + 1;
+        while end < range.end && is_dirty(self, end) {
+            end += 1;
+        }
+        for at in (start..end).map(SlotIndex).filter(|&at| at != index) {
+            self.take_home(at, &mut |contents| take(at, contents));
+        }
+    }
+
+    /// Writing a page home has ended, well or not; returns whether it is clean by that. What is
+    /// clean and to `leave`, or needs no object, leaves memory.
+    pub(crate) fn land_at_home(&mut self, index: SlotIndex, written: bool, leave: bool) -> bool {
+        let Some(marks) = &mut self.marks else {
+            return false;
+        };
+        let is_clean = marks.land(index, written);
+        let same = matches!(self.slots.get(index).state(), SlotState::SameFilled { .. });
+        if is_clean && (leave || same) {
+            self.leave_for_home(index);
+        }
+        is_clean
+    }
+
+    /// Has a page leave memory that is, as it is, in the image; returns whether it is.
+    fn leave_for_home(&mut self, index: SlotIndex) -> bool {
+        let Some(marks) = &mut self.marks else {
+            return false;
+        };
+        if marks.is_dirty(index) || self.slots.get(index).is_empty() {
+            return false;
+        }
+        marks.depart(index);
+        self.set(index, Slot::EMPTY);
+        true
+    }
+
+    /// Has clean pages leave memory, of a part of the slots in `range`, at most `wanted` and none
+    /// that was read since it was last gone by: that is the chance it has.
+    pub(crate) fn drop_clean(&mut self, range: Range<u32>, wanted: u64) -> Dropped {
+        const SEARCHED_AT_ONCE: u32 = 1 << 19;
+        const LOOKED_AT_ONCE: u32 = 1024;
+        let before = self.pool.frames_in_use();
+        let mut dropped = Dropped::default();
+        let end = range.end.min(range.start.saturating_add(SEARCHED_AT_ONCE));
+        let (mut at, mut looked) = (range.start, 0);
+        while looked < LOOKED_AT_ONCE && dropped.pages < wanted {
+            let Some(index) = self.slots.next_used(at..end) else {
+                at = end;
+                break;
+            };
+            at = index.0 + 1;
+            looked += 1;
+            if self.slots.get(index).accessed() {
+                self.slots.clear_accessed(index);
+            } else if self.leave_for_home(index) {
+                dropped.pages += 1;
+            }
+        }
+        dropped.frames = before - self.pool.frames_in_use();
+        dropped.next = at;
+        dropped
+    }
+
+    /// Gives accessed objects of an isolated zspage their second chance, as
+    /// [`Shard::empty_isolated`] does, has the clean ones leave memory, and returns the dirty ones
+    /// that are left.
+    pub(crate) fn drop_isolated(
+        &mut self,
+        zspage: ZspageId,
+        chances: &mut Chances,
+    ) -> Vec<SlotIndex> {
+        let mut left = Vec::new();
+        self.empty_isolated(zspage, chances, &mut |evicted| left.push(evicted.index));
+        left.retain(|&index| !self.leave_for_home(index));
+        left
+    }
+}
