@@ -149,7 +149,13 @@ fn disk_has_the_size_and_the_end_of_a_block_device() {
     if !can_mount("disk_has_the_size_and_the_end_of_a_block_device") {
         return;
     }
-    let served = Served::start(MIB);
+    has_the_size_and_the_end_of_a_block_device(&Served::start(MIB));
+    let dir = tempfile::tempdir().expect("a directory");
+    let spilling = Served::start_spilling(MIB, dir.path().join("spill"));
+    has_the_size_and_the_end_of_a_block_device(&spilling);
+}
+
+fn has_the_size_and_the_end_of_a_block_device(served: &Served) {
     let disk = served.open_disk(OFlags::empty());
     let stat = disk.metadata().expect("stats");
     assert_eq!((stat.len(), stat.blksize(), stat.blocks()), (MIB, PAGE, 0));

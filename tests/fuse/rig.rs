@@ -12,7 +12,7 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 use tempfile::TempDir;
 use uzram::fuse::{Mount, MountOptions, detach_stale};
-use uzram::{Attribute, Device, DeviceConfig};
+use uzram::{Attribute, BackingConfig, Device, DeviceConfig};
 
 use crate::offered::OVER_IO_URING;
 
@@ -43,7 +43,19 @@ pub(crate) struct Served {
 
 impl Served {
     pub(crate) fn start(bytes: u64) -> Self {
-        let device = Arc::new(Device::new(&DeviceConfig::new(bytes)).expect("a device"));
+        Self::with(&DeviceConfig::new(bytes))
+    }
+
+    /// With a backing at `spill`: a request may have to wait for that.
+    pub(crate) fn start_spilling(bytes: u64, spill: PathBuf) -> Self {
+        let mut config = DeviceConfig::new(bytes);
+        config.mem_limit = Some(bytes / 4);
+        config.backing = Some(BackingConfig::new(spill));
+        Self::with(&config)
+    }
+
+    fn with(config: &DeviceConfig) -> Self {
+        let device = Arc::new(Device::new(config).expect("a device"));
         let dir = tempfile::tempdir().expect("a directory");
         let options = MountOptions::default();
         let mount = Mount::start(device.clone(), dir.path(), options).expect("mounts");

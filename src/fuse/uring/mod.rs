@@ -140,29 +140,48 @@ impl Transport {
         };
         let disk: Arc<Disk> = frontend.disk();
         let (bridge, bridge_threads) = Bridge::start(frontend, config)?;
-        let (errands, workers) = start_workers(workers, &disk, &bridge)?;
+        let mut transport = Self {
+            rings: Vec::with_capacity(rings.len()),
+            workers: Vec::new(),
+            bridge,
+            bridge_threads,
+        };
+        match transport.start_threads(rings, device, dir, &disk, workers) {
+            Ok(()) => Ok(Some(transport)),
+            Err(error) => {
+                // The others end with the connection, which is the caller's to end.
+                transport.bridge.close();
+                Err(error)
+            }
+        }
+    }
+
+    fn start_threads(
+        &mut self,
+        rings: Vec<Ring>,
+        device: BorrowedFd<'_>,
+        dir: &Path,
+        disk: &Arc<Disk>,
+        workers: usize,
+    ) -> io::Result<()> {
+        let (errands, workers) = start_workers(workers, disk, &self.bridge)?;
+        self.workers = workers;
         let (open, opened) = mpsc::channel();
-        let mut threads = Vec::with_capacity(rings.len());
         for (index, ring) in rings.into_iter().enumerate() {
-            let thread = RingThread::new(ring, &disk, &errands)?;
+            let thread = RingThread::new(ring, disk, &errands)?;
             let (device, dir, open) = (device.try_clone_to_owned()?, dir.to_owned(), open.clone());
             let spawned = thread::Builder::new()
                 .name(format!("uzram-ring-{index}"))
                 .spawn(move || thread.run(device.as_fd(), &dir, &open))?;
-            threads.push(spawned);
+            self.rings.push(spawned);
         }
         drop(open);
-        for _ in &threads {
+        for _ in &self.rings {
             let end = || Err(io::Error::other("the thread of a ring ended"));
             opened.recv().unwrap_or_else(|_| end())?;
         }
         tracing::info!("{} is served over io_uring", dir.display());
-        Ok(Some(Self {
-            rings: threads,
-            workers,
-            bridge,
-            bridge_threads,
-        }))
+        Ok(())
     }
 
     /// Waits for the threads to end, as they do once the kernel has ended the connection.
