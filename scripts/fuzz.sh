@@ -32,7 +32,7 @@ CARGO_TARGET_DIR=$target/fuzz/build cargo build --quiet --locked --release --tar
 
 findings=$target/fuzz/$name
 mkdir -p "$findings/corpus"
-# The first corpus is the one that grows. A run that leaks or takes more than 10 s is a failure.
-exec "$target/fuzz/build/$triple/release/$name" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 \
+# The first corpus is the one that grows. A run that leaks or takes more than a minute is a failure.
+exec "$target/fuzz/build/$triple/release/$name" -max_total_time="$seconds" -timeout=60 -rss_limit_mb=2048 \
     -max_len=65536 -print_final_stats=1 -verbosity=0 -artifact_prefix="$findings/" "$findings/corpus" \
     "fixtures/fuzz/$name"
