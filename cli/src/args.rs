@@ -25,6 +25,9 @@ pub(crate) struct Cli {
     pub(crate) logging: LoggingArgs,
 }
 
+/// Where the devices of a machine are described.
+const DEFAULT_CONFIG: &str = "/etc/uzram.toml";
+
 /// How much is logged, to stderr; `UZRAM_LOG` (as in `debug` or `uzram=trace`) says it finer.
 #[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct LoggingArgs {
@@ -51,6 +54,14 @@ pub(crate) enum Verb {
     #[command(after_help = examples::UMOUNT)]
     Umount(UmountArgs),
 
+    /// Start the devices of a configuration file, and mount those with a mountpoint.
+    #[command(after_help = examples::UP)]
+    Up(UpArgs),
+
+    /// Stop the devices of a configuration file.
+    #[command(after_help = examples::DOWN)]
+    Down(DownArgs),
+
     /// Make a served device a block device of this machine, and print its path (root).
     #[command(after_help = examples::ATTACH)]
     Attach(AttachArgs),
@@ -67,6 +78,14 @@ pub(crate) enum Verb {
     #[command(after_help = examples::STAT)]
     Stat(StatArgs),
 
+    /// Show the devices live: figures, rates, and what their pages hold.
+    #[command(after_help = examples::TOP)]
+    Top(TopArgs),
+
+    /// Draw what a device's pages hold, from its start to its end.
+    #[command(after_help = examples::MAP)]
+    Map(MapArgs),
+
     /// Print the statistics of all devices for Prometheus.
     #[command(after_help = examples::METRICS)]
     Metrics,
@@ -77,11 +96,11 @@ pub(crate) enum Verb {
 
     /// Pack a device's memory: empty sparse zspages into full ones.
     #[command(after_help = examples::COMPACT)]
-    Compact(NameArgs),
+    Compact(JobArgs),
 
     /// Read all that is spilled and verify it, while the device is in use.
     #[command(after_help = examples::SCRUB)]
-    Scrub(NameArgs),
+    Scrub(JobArgs),
 
     /// Write an image of a device to a file, while it is in use.
     #[command(after_help = examples::SAVE)]
@@ -203,6 +222,10 @@ pub(crate) struct DeviceArgs {
     #[command(flatten)]
     pub(crate) watch: WatchArgs,
 
+    /// It is for swap: lock the server's memory and spare it when memory runs out (root).
+    #[arg(long)]
+    pub(crate) swap: bool,
+
     /// Mount a directory here in which `disk` is the device, with its attributes beside it.
     #[arg(long, value_name = "DIR")]
     pub(crate) fuse: Option<PathBuf>,
@@ -295,6 +318,60 @@ pub(crate) struct MountArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct UpArgs {
+    /// Which devices [default: all].
+    #[arg(value_name = "NAME")]
+    pub(crate) names: Vec<Name>,
+
+    /// A uzram.toml, or a zram-generator.conf.
+    #[arg(long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
+    pub(crate) config: PathBuf,
+
+    /// Serve the one that is named here, and end when it does: for systemd.
+    #[arg(long)]
+    pub(crate) foreground: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DownArgs {
+    /// Which devices [default: all].
+    #[arg(value_name = "NAME")]
+    pub(crate) names: Vec<Name>,
+
+    /// A uzram.toml, or a zram-generator.conf.
+    #[arg(long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
+    pub(crate) config: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TopArgs {
+    /// Only this device.
+    pub(crate) name: Option<Name>,
+
+    /// Seconds from one look to the next.
+    #[arg(long, value_name = "SECONDS", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub(crate) interval: u64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MapArgs {
+    /// The device's name.
+    pub(crate) name: Name,
+
+    /// Draw a picture, which ends in .svg or .png; without it the map is in the terminal.
+    #[arg(conflicts_with = "json")]
+    pub(crate) file: Option<PathBuf>,
+
+    /// Print one JSON object: for each part of the device, how many pages hold what.
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// In how many parts.
+    #[arg(long, value_name = "N", default_value_t = 1024, requires = "json", value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    pub(crate) cells: u64,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct UmountArgs {
     /// Where `uzram mount` mounted it.
     pub(crate) mountpoint: PathBuf,
@@ -345,6 +422,23 @@ pub(crate) struct NameArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct JobArgs {
+    /// The device's name.
+    pub(crate) name: Name,
+
+    #[command(flatten)]
+    pub(crate) report: ReportArgs,
+}
+
+/// How it is said what was done.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct ReportArgs {
+    /// Print what was done as one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct CompletionsArgs {
     /// Which shell.
     pub(crate) shell: Shell,
@@ -370,6 +464,9 @@ pub(crate) struct IdleArgs {
     /// All pages, or those that were neither written nor read for so many seconds.
     #[arg(value_name = "all|SECONDS", default_value = "all", value_parser = parse::idle)]
     pub(crate) which: String,
+
+    #[command(flatten)]
+    pub(crate) report: ReportArgs,
 }
 
 #[derive(Debug, Args)]
@@ -380,6 +477,9 @@ pub(crate) struct WritebackArgs {
     /// Which: type=idle, type=huge, type=huge_idle, page_index=N, page_indexes=LOW-HIGH.
     #[arg(required = true, value_name = "PAGES", value_parser = parse::selection)]
     pub(crate) which: Vec<String>,
+
+    #[command(flatten)]
+    pub(crate) report: ReportArgs,
 }
 
 #[derive(Debug, Args)]
@@ -390,6 +490,9 @@ pub(crate) struct RecompressArgs {
     /// Which, and how: type=idle, type=huge, type=huge_idle, threshold=BYTES, max_pages=N, algo=NAME.
     #[arg(value_name = "PARAMETER", value_parser = parse::recompression)]
     pub(crate) which: Vec<String>,
+
+    #[command(flatten)]
+    pub(crate) report: ReportArgs,
 }
 
 #[derive(Debug, Args)]

@@ -29,6 +29,9 @@ EXAMPLES
   With metrics for Prometheus, and a line in the log for requests that take 50 ms or longer:
   uzram serve vm --size 4G --metrics tcp:127.0.0.1:9810 --slow 50
 
+  For swap (root); its clients are nbd-client -swap, or uzram attach and swapon:
+  uzram serve swap --size 8G --nbd unix:/run/swap.sock --swap
+
   For its clients:
   nbdinfo nbd://127.0.0.1/vm
   qemu-img convert image.qcow2 -O raw nbd://127.0.0.1/vm
@@ -106,7 +109,8 @@ Let it grow, and do without:
 
 pub(crate) const COMPACT: &str = "\
 EXAMPLES
-  uzram compact scratch";
+  uzram compact scratch
+  uzram compact scratch --json";
 
 pub(crate) const SCRUB: &str = "\
 EXAMPLES
@@ -170,6 +174,47 @@ EXAMPLES
 pub(crate) const RESET: &str = "\
 EXAMPLES
   uzram reset scratch";
+
+pub(crate) const UP: &str = "\
+EXAMPLES
+  /etc/uzram.toml has a table for each device; the keys are the options of uzram serve and mount:
+
+      [scratch]
+      size = \"8G\"
+      mem-limit = \"1G\"
+      backing = \"/var/tmp/scratch.spill\"
+      mountpoint = \"/mnt/scratch\"
+
+      [vm]
+      size = \"4G\"
+      nbd = [\"unix:/run/vm.sock\", \"tcp:127.0.0.1:10809\"]
+      read-only = true
+
+  All of them, or one:
+  uzram up
+  uzram up scratch
+
+  What was written for systemd's zram-generator, as far as it makes sense:
+  uzram up --config /etc/systemd/zram-generator.conf";
+
+pub(crate) const DOWN: &str = "\
+EXAMPLES
+  uzram down
+  uzram down scratch --config ./uzram.toml";
+
+pub(crate) const TOP: &str = "\
+EXAMPLES
+  uzram top
+  uzram top scratch --interval 5
+
+q ends it, the arrows choose the device whose rates and pages are shown.";
+
+pub(crate) const MAP: &str = "\
+EXAMPLES
+  uzram map scratch
+  uzram map scratch scratch.svg
+  uzram map scratch scratch.png
+  uzram map scratch --json --cells 64";
 
 pub(crate) const METRICS: &str = "\
 EXAMPLES

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! args ── settings ── serve ───────── the library's Device, NBD, FUSE and control servers
-//!              └───── mount ── server (a `serve` in the background) ── loopdev ── filesystem
+//!  config ─────└───── mount ── server (a `serve` in the background) ── loopdev ── filesystem
 //! rundir: names, locks and records, by which list, stat, set, stop, attach, umount find servers
 //! ```
 //!
@@ -12,6 +12,7 @@
 mod args;
 mod attach;
 mod attachments;
+mod config;
 mod examples;
 mod failure;
 mod filesystem;
@@ -20,6 +21,7 @@ mod leftovers;
 mod list;
 mod loopdev;
 mod manage;
+mod map;
 mod metrics;
 mod mount;
 mod name;
@@ -37,8 +39,12 @@ mod server;
 mod settings;
 mod stat;
 mod stop;
+mod swap;
 mod table;
+mod top;
 mod undo;
+mod up;
+mod watchdog;
 
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
@@ -77,10 +83,14 @@ fn run(cli: Cli) -> Result<()> {
         }
         Verb::Mount(args) => mount::mount(args, &root),
         Verb::Umount(args) => mount::umount(&args, &root),
+        Verb::Up(args) => up::up(&args, &root),
+        Verb::Down(args) => up::down(&args, &root),
         Verb::Attach(args) => attach::attach(&args, &root),
         Verb::Detach(args) => attach::detach(&args, &root),
         Verb::List(args) => list::list(&args, &root),
         Verb::Stat(args) => stat::stat(&args, &root),
+        Verb::Top(args) => top::top(&args, &root),
+        Verb::Map(args) => map::map(&args, &root),
         Verb::Metrics => metrics::metrics(&root),
         Verb::Set(args) => manage::set(&args, &root),
         Verb::Compact(args) => manage::compact(&args, &root),

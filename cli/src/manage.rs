@@ -4,13 +4,15 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use uzram::Attribute;
+use serde_json::json;
 use uzram::control::Client;
+use uzram::{Attribute, Stats};
 
-use crate::args::{IdleArgs, NameArgs, RecompressArgs, SetArgs, StopArgs, WritebackArgs};
+use crate::args::{IdleArgs, JobArgs, NameArgs, RecompressArgs, SetArgs, StopArgs, WritebackArgs};
 use crate::attachments::{self, Attachment};
 use crate::output;
 use crate::parse::Assignment;
+use crate::progress::watched;
 use crate::release;
 use crate::rundir::{RunDir, RunRoot};
 use crate::save;
@@ -36,7 +38,7 @@ pub(crate) fn set(args: &SetArgs, root: &RunRoot) -> Result<()> {
     for (i, assignment) in args.assignments.iter().enumerate() {
         let result = assignment
             .value_for_server()
-            .and_then(|value| Ok(client.set(assignment.attribute.name(), &value)?));
+            .and_then(|value| set_one(&dir, &mut client, assignment, &value));
         result.with_context(|| match i {
             0 => "nothing was set".to_owned(),
             _ => format!("only the first {i} were set"),
@@ -46,6 +48,24 @@ pub(crate) fn set(args: &SetArgs, root: &RunRoot) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn set_one(dir: &RunDir, client: &mut Client, assignment: &Assignment, value: &str) -> Result<()> {
+    let name = assignment.attribute.name();
+    if !assignment.takes_long() {
+        return Ok(client.set(name, value)?);
+    }
+    let spilled = |_: &Stats, now: &Stats| {
+        let (pages, memory) = (count(now.written_back_pages), bytes(now.mem_used_total));
+        format!("{name}: {pages} pages spilled, memory {memory}")
+    };
+    Ok(watched(dir, spilled, || client.set(name, value))??)
+}
+
+/// `memory 12 MiB, from 40 MiB`.
+fn memory_since(before: &Stats, now: &Stats) -> String {
+    let (before, now) = (bytes(before.mem_used_total), bytes(now.mem_used_total));
+    format!("memory {now}, from {before}")
 }
 
 /// Has the block devices that lead to a server be as large as its device has become.
@@ -58,40 +78,62 @@ fn follow_size(dir: &RunDir) -> Result<()> {
 }
 
 /// `uzram compact`.
-pub(crate) fn compact(args: &NameArgs, root: &RunRoot) -> Result<()> {
-    let pages = connect(&root.dir(&args.name))?.compact()?;
-    output::line(format_args!(
-        "{} freed, {} page frames",
-        bytes(pages * uzram::PAGE_SIZE as u64),
-        count(pages)
-    ))
+pub(crate) fn compact(args: &JobArgs, root: &RunRoot) -> Result<()> {
+    let dir = root.dir(&args.name);
+    let mut client = connect(&dir)?.with_timeout(LONG);
+    let pages = watched(&dir, memory_since, || client.compact())??;
+    let freed = bytes(pages * uzram::PAGE_SIZE as u64);
+    let text = format_args!("{freed} freed, {} page frames", count(pages));
+    output::done(args.report, &json!({ "pages": pages }), text)
 }
 
 /// `uzram idle`.
 pub(crate) fn idle(args: &IdleArgs, root: &RunRoot) -> Result<()> {
     let pages = connect(&root.dir(&args.name))?.mark_idle(&args.which)?;
-    output::line(format_args!("{} pages marked as idle", count(pages)))
+    let text = format_args!("{} pages marked as idle", count(pages));
+    output::done(args.report, &json!({ "pages": pages }), text)
 }
 
 /// `uzram writeback`.
 pub(crate) fn writeback(args: &WritebackArgs, root: &RunRoot) -> Result<()> {
-    let mut client = connect(&root.dir(&args.name))?.with_timeout(LONG);
-    let pages = client.write_back(&args.which.join(" "))?;
-    output::line(format_args!("{} pages written back", count(pages)))
+    let dir = root.dir(&args.name);
+    let mut client = connect(&dir)?.with_timeout(LONG);
+    let which = args.which.join(" ");
+    let written = |before: &Stats, now: &Stats| {
+        let pages = now.bd_writes.saturating_sub(before.bd_writes);
+        format!("{} pages written back", count(pages))
+    };
+    let pages = watched(&dir, written, || client.write_back(&which))??;
+    let text = format_args!("{} pages written back", count(pages));
+    output::done(args.report, &json!({ "pages": pages }), text)
 }
 
 /// `uzram recompress`.
 pub(crate) fn recompress(args: &RecompressArgs, root: &RunRoot) -> Result<()> {
-    let mut client = connect(&root.dir(&args.name))?.with_timeout(LONG);
+    let dir = root.dir(&args.name);
+    let mut client = connect(&dir)?.with_timeout(LONG);
     let before = client.stat()?.mem_used_total;
-    let pages = client.recompress(&args.which.join(" "))?;
+    let which = args.which.join(" ");
+    let smaller = |before: &Stats, now: &Stats| {
+        let pages = now
+            .recompressed_pages
+            .saturating_sub(before.recompressed_pages);
+        format!(
+            "{} pages made smaller, {}",
+            count(pages),
+            memory_since(before, now)
+        )
+    };
+    let pages = watched(&dir, smaller, || client.recompress(&which))??;
     let after = client.stat()?.mem_used_total;
-    output::line(format_args!(
-        "{} pages made smaller: memory {}, from {}",
-        count(pages),
-        bytes(after),
-        bytes(before)
-    ))
+    let value = json!({
+        "pages": pages,
+        "mem_used_total": after,
+        "mem_used_total_before": before,
+    });
+    let (pages, after, before) = (count(pages), bytes(after), bytes(before));
+    let text = format_args!("{pages} pages made smaller: memory {after}, from {before}");
+    output::done(args.report, &value, text)
 }
 
 /// `uzram sync`.
@@ -121,6 +163,14 @@ pub(crate) fn stop(args: &StopArgs, root: &RunRoot) -> Result<()> {
         save::save_last(&dir, file)?;
     }
     server::stop(&dir)
+}
+
+/// Stops the server of `dir`, unless its device is mounted or attached.
+pub(crate) fn stop_unused(dir: &RunDir) -> Result<()> {
+    if dir.owner()?.is_some() {
+        refuse_if_used(dir)?;
+    }
+    server::stop(dir)
 }
 
 fn refuse_if_used(dir: &RunDir) -> Result<()> {

@@ -144,8 +144,13 @@ fn check_mountpoint(path: &Path) -> Result<PathBuf> {
 
 /// `uzram umount`.
 pub(crate) fn umount(args: &UmountArgs, root: &RunRoot) -> Result<()> {
+    unmount(&args.mountpoint, args.save.as_deref(), root)
+}
+
+/// Takes down what was mounted on `mountpoint`, its device saved to `save` first.
+pub(crate) fn unmount(mountpoint: &Path, save: Option<&Path>, root: &RunRoot) -> Result<()> {
     require_root("umount")?;
-    let mountpoint = mounts::absolute(&args.mountpoint)?;
+    let mountpoint = mounts::absolute(mountpoint)?;
     let shown = mountpoint.display();
     let Some(mount) = mounts::at(&mountpoint)? else {
         // Somebody may have unmounted what `mount` mounted there.
@@ -153,7 +158,7 @@ pub(crate) fn umount(args: &UmountArgs, root: &RunRoot) -> Result<()> {
         let Some(owner) = made else {
             bail!("nothing is mounted on {shown}: see uzram list");
         };
-        return take_down(None, &owner, args.save.as_deref());
+        return take_down(None, &owner, save);
     };
     let source = mount.source.display();
     let Some(owner) = attachments::owner(&mount.source, root)? else {
@@ -164,7 +169,7 @@ pub(crate) fn umount(args: &UmountArgs, root: &RunRoot) -> Result<()> {
         bail!("{shown} is {source}, not a uzram device: use umount(8)");
     };
     match &owner.record.mountpoint {
-        Some(made) if *made == mountpoint => take_down(Some(&mount), &owner, args.save.as_deref()),
+        Some(made) if *made == mountpoint => take_down(Some(&mount), &owner, save),
         Some(made) => bail!(
             "{shown} is {source}, which uzram mount mounted on {0}: umount {shown}, then uzram \
              umount {0}",

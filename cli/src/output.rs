@@ -5,6 +5,9 @@ use std::io::{self, Write};
 
 use anyhow::Result;
 use serde::Serialize;
+use serde_json::Value;
+
+use crate::args::ReportArgs;
 
 /// Prints `text` and a newline.
 pub(crate) fn line(text: fmt::Arguments<'_>) -> Result<()> {
@@ -19,6 +22,14 @@ pub(crate) fn text(text: &str) -> Result<()> {
     let mut stdout = io::stdout().lock();
     stdout.write_all(text.as_bytes())?;
     Ok(stdout.flush()?)
+}
+
+/// Prints what was done, as `value` or as `text`.
+pub(crate) fn done(report: ReportArgs, value: &Value, text: fmt::Arguments<'_>) -> Result<()> {
+    match report.json {
+        true => json(value),
+        false => line(text),
+    }
 }
 
 /// Prints `value` as JSON on one line.

@@ -1,14 +1,23 @@
-//! How far something is that takes long: a bar on a terminal, else a line now and then.
+//! How far something is that takes long: a bar or a spinner on a terminal, else a line now and then.
 
 use std::io::{self, IsTerminal, Write};
+use std::thread;
 use std::time::{Duration, Instant};
 
+use anyhow::{Result, anyhow};
 use indicatif::{ProgressBar, ProgressStyle};
+use uzram::Stats;
+use uzram::control::Client;
 
+use crate::rundir::RunDir;
+use crate::stat::PATIENCE;
 use crate::table::count;
 
 /// How often it is said how far it is, where there is no bar.
 const EVERY: Duration = Duration::from_secs(2);
+
+/// How often a server is asked how far it is.
+const POLL: Duration = Duration::from_millis(200);
 
 /// Pages done, of how many.
 pub(crate) struct Progress {
@@ -22,7 +31,8 @@ pub(crate) struct Progress {
 impl Progress {
     pub(crate) fn new(total: u64, what: &'static str) -> Self {
         let bar = io::stderr().is_terminal().then(|| {
-            let style = ProgressStyle::with_template("{bar:40} {percent}% of {len} pages, {eta}");
+            let style =
+                ProgressStyle::with_template("{bar:40} {percent}% of {human_len} pages, {eta}");
             let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
             ProgressBar::new(total).with_style(style)
         });
@@ -58,4 +68,34 @@ impl Progress {
             bar.finish_and_clear();
         }
     }
+}
+
+/// Has a server do `work`, which is one request, and shows meanwhile what `describe` makes of its
+/// statistics before and now; only on a terminal.
+pub(crate) fn watched<T: Send>(
+    dir: &RunDir,
+    describe: impl Fn(&Stats, &Stats) -> String,
+    work: impl FnOnce() -> T + Send,
+) -> Result<T> {
+    if !io::stderr().is_terminal() {
+        return Ok(work());
+    }
+    let mut client = Client::connect(&dir.control_socket(), PATIENCE)?;
+    let before = client.stat()?;
+    let spinner = ProgressBar::new_spinner();
+    thread::scope(|scope| {
+        let working = scope.spawn(work);
+        while !working.is_finished() {
+            // A server that does not say how far it is may still do what it was asked.
+            if let Ok(now) = client.stat() {
+                spinner.set_message(describe(&before, &now));
+            }
+            spinner.tick();
+            thread::park_timeout(POLL);
+        }
+        spinner.finish_and_clear();
+        working
+            .join()
+            .map_err(|_| anyhow!("the request's thread panicked"))
+    })
 }

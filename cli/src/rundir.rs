@@ -311,6 +311,14 @@ pub(crate) struct Record {
     pub(crate) stopping: bool,
 }
 
+impl Record {
+    /// Where its clients find it.
+    pub(crate) fn places(&self) -> Vec<String> {
+        let fuse = self.fuse.iter().map(|dir| dir.display().to_string());
+        self.nbd.iter().cloned().chain(fuse).collect()
+    }
+}
+
 fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),

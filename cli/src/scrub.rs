@@ -1,9 +1,10 @@
 //! `uzram scrub`.
 
 use anyhow::{Result, bail};
+use serde_json::json;
 use uzram::control::Client;
 
-use crate::args::NameArgs;
+use crate::args::JobArgs;
 use crate::output;
 use crate::progress::Progress;
 use crate::rundir::RunRoot;
@@ -14,7 +15,7 @@ use crate::table::count;
 const NAMED: usize = 20;
 
 /// `uzram scrub`: fails if any page that is spilled cannot be read back.
-pub(crate) fn scrub(args: &NameArgs, root: &RunRoot) -> Result<()> {
+pub(crate) fn scrub(args: &JobArgs, root: &RunRoot) -> Result<()> {
     let dir = root.dir(&args.name);
     dir.require_owner()?;
     let mut client = Client::connect(&dir.control_socket(), PATIENCE)?;
@@ -30,6 +31,13 @@ pub(crate) fn scrub(args: &NameArgs, root: &RunRoot) -> Result<()> {
         next = step.next;
     }
     progress.end();
+    if args.report.json {
+        output::json(&json!({
+            "checked": found.checked,
+            "damaged": found.damaged.count,
+            "unreadable": found.unreadable.count,
+        }))?;
+    }
     let checked = format!("{} spilled pages checked", count(found.checked));
     let bad: Vec<_> = [
         found.damaged.describe("damaged"),
@@ -39,7 +47,10 @@ pub(crate) fn scrub(args: &NameArgs, root: &RunRoot) -> Result<()> {
     .flatten()
     .collect();
     if bad.is_empty() {
-        return output::line(format_args!("{checked}, all intact"));
+        return match args.report.json {
+            true => Ok(()),
+            false => output::line(format_args!("{checked}, all intact")),
+        };
     }
     bail!("{checked}, {}", bad.join("; "))
 }

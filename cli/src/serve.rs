@@ -25,7 +25,7 @@ use crate::rundir::{Lock, Record, RunRoot};
 use crate::settings::Settings;
 use crate::stop::Stopper;
 use crate::table::{bytes, count};
-use crate::{release, server, stop};
+use crate::{release, server, stop, swap, watchdog};
 
 /// How long clients may take to fetch the answers to what they have already sent.
 const GRACE: Duration = Duration::from_secs(2);
@@ -43,8 +43,11 @@ pub(crate) fn run(settings: &Settings, root: &RunRoot, background: bool) -> Resu
         let _ = rustix::process::setsid();
     }
     raise_open_files_limit();
-    if settings.fuse.is_some() {
+    if settings.fuse.is_some() || settings.swap {
         join_io_flushers();
+    }
+    if settings.swap {
+        swap::prepare()?;
     }
     let (stopper, stop_requested) = stop::install()?;
     let lock = root.dir(&settings.name).lock()?;
@@ -116,6 +119,7 @@ impl Server {
             record.fuse_device = mounts::at(mount.dir())?.map(|mount| mount.device);
             lock.write_record(&record)?;
         }
+        watchdog::start(&device);
         let exporter = start_exporter(settings, &device, stopper)?;
         let control = control::Server::start(&lock.dir().control_socket(), Arc::clone(&device))?;
         Ok(Self {
@@ -276,13 +280,11 @@ fn announce(settings: &Settings, record: &Record, log: Option<PathBuf>) -> Resul
     if let Some(log) = &log {
         log_to_file(log)?;
     }
-    let fuse = record.fuse.iter().map(|dir| dir.display().to_string());
-    let places: Vec<_> = record.nbd.iter().cloned().chain(fuse).collect();
     tracing::info!(
         "serving {}, {}, on {}",
         settings.name,
         bytes(record.size),
-        places.join(" and ")
+        record.places().join(" and ")
     );
     notify(&[sd_notify::NotifyState::Ready]);
     let mut stdout = io::stdout();
@@ -295,7 +297,7 @@ fn announce(settings: &Settings, record: &Record, log: Option<PathBuf>) -> Resul
 }
 
 /// Tells systemd, if it is there to be told.
-fn notify(states: &[sd_notify::NotifyState<'_>]) {
+pub(crate) fn notify(states: &[sd_notify::NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
         tracing::warn!(%error, "cannot notify systemd");
     }

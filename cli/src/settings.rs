@@ -30,6 +30,8 @@ pub(crate) struct Settings {
     pub(crate) fuse: Option<PathBuf>,
     /// Where its metrics go.
     pub(crate) metrics: Vec<Sink>,
+    /// Whether it serves swap.
+    pub(crate) swap: bool,
     /// Where `uzram mount` mounts the file system it makes on it.
     pub(crate) mountpoint: Option<PathBuf>,
 }
@@ -93,8 +95,8 @@ impl Settings {
         };
         let metrics = args.watch.metrics.into_iter().map(resolve_sink);
         let metrics = metrics.collect::<Result<_>>()?;
-        let mut nbd = resolve_export(&name, args.export)?;
         let dir = root.dir(&name);
+        let mut nbd = resolve_export(&name, args.export, &dir.nbd_socket())?;
         // The control socket's name is the longest in the run directory.
         let control = dir.control_socket();
         if control.as_os_str().len() > MAX_SOCKET_PATH {
@@ -117,6 +119,7 @@ impl Settings {
             nbd,
             fuse,
             metrics,
+            swap: args.swap,
             mountpoint: None,
         })
     }
@@ -190,6 +193,7 @@ impl Settings {
             ("--tls-verify-peer", self.verifies_peers()),
             ("--insecure", self.nbd.insecure),
             ("--read-only", self.nbd.read_only),
+            ("--swap", self.swap),
             ("--backing-encrypt", self.encrypts()),
             ("--snapshot", self.origin_use() == Some(OriginUse::Snapshot)),
         ];
@@ -285,16 +289,17 @@ fn sink_text(sink: &Sink) -> OsString {
 
 fn resolve_sink(sink: Sink) -> Result<Sink> {
     Ok(match sink {
-        Sink::Http(address) => Sink::Http(resolve_address(address, "--metrics")?),
+        Sink::Http(address) => Sink::Http(checked_address(address, "--metrics")?),
         Sink::File(path) => Sink::File(absolute_option(&path, "--metrics")?),
     })
 }
 
-fn resolve_export(name: &Name, args: ExportArgs) -> Result<ServerConfig> {
-    let addresses = args
-        .nbd
-        .into_iter()
-        .map(|address| resolve_address(address, "--nbd"));
+fn resolve_export(name: &Name, args: ExportArgs, default: &Path) -> Result<ServerConfig> {
+    let addresses = args.nbd.into_iter().map(|address| match address {
+        // In a directory that the server makes.
+        Address::Unix(path) if path == default => Ok(Address::Unix(path)),
+        other => checked_address(other, "--nbd"),
+    });
     let addresses = addresses.collect::<Result<_>>()?;
     let mut config = ServerConfig::new(name.as_str(), addresses);
     config.read_only = args.read_only;
@@ -313,7 +318,7 @@ fn resolve_export(name: &Name, args: ExportArgs) -> Result<ServerConfig> {
     Ok(config)
 }
 
-fn resolve_address(address: Address, option: &str) -> Result<Address> {
+fn checked_address(address: Address, option: &str) -> Result<Address> {
     let Address::Unix(path) = address else {
         return Ok(address);
     };
@@ -380,6 +385,7 @@ mod tests {
             "--metrics=unix:m.sock",
             "--metrics=file:/var/m.prom",
             "--slow=20",
+            "--swap",
             "--read-only",
             "--fuse=/mnt/a b",
         ])

@@ -1,6 +1,8 @@
 //! The command line from outside: refusals, a server's life, and every way it ends.
 
 mod common;
+#[path = "cli/config.rs"]
+mod config;
 #[path = "cli/ends.rs"]
 mod ends;
 #[path = "cli/export.rs"]
@@ -15,6 +17,8 @@ mod recompress;
 mod save;
 #[path = "cli/scrub.rs"]
 mod scrub;
+#[path = "cli/terminal.rs"]
+mod terminal;
 #[path = "cli/unit.rs"]
 mod unit;
 
@@ -562,6 +566,10 @@ fn help_teaches_and_survives_a_closed_pipe() {
         "list",
         "stat",
         "metrics",
+        "top",
+        "map",
+        "up",
+        "down",
         "set",
         "compact",
         "scrub",

@@ -6,6 +6,7 @@ use std::io;
 use std::ops::Range;
 use std::ptr::NonNull;
 
+use rustix::io::Errno;
 use rustix::mm::{self, Advice, MapFlags, MprotectFlags, ProtFlags};
 
 /// An address range of our own. It is unmapped when dropped.
@@ -66,8 +67,15 @@ impl Mapping {
     /// The caller sees to it that nobody refers to bytes in the range.
     pub(crate) fn release(&self, bytes: Range<usize>) -> io::Result<()> {
         let start = self.check(&bytes);
-        // SAFETY: the range lies in our mapping; any bytes are valid `u8`s, before and after.
-        Ok(unsafe { mm::madvise(start, bytes.len(), Advice::LinuxDontNeed) }?)
+        let give_back = |advice| {
+            // SAFETY: the range lies in our mapping; any bytes are valid `u8`s, before and after.
+            unsafe { mm::madvise(start, bytes.len(), advice) }
+        };
+        match give_back(Advice::LinuxDontNeed) {
+            // How the kernel says that it is locked.
+            Err(Errno::INVAL) => Ok(give_back(Advice::LinuxDontneedLocked)?),
+            done => Ok(done?),
+        }
     }
 
     fn check(&self, bytes: &Range<usize>) -> *mut c_void {

@@ -95,7 +95,7 @@ fn names(text: &str) -> BTreeSet<&str> {
 }
 
 #[test]
-fn the_dashboard_asks_for_what_there_is_and_for_all_of_it() {
+fn the_dashboard_asks_for_what_there_is() {
     let world = World::new();
     let _server = world.serve(&["vm", "--size=1M"]);
     let text = world.ok(&["metrics"]);
@@ -114,11 +114,13 @@ fn the_dashboard_asks_for_what_there_is_and_for_all_of_it() {
         .split(word)
         .filter(|word| word.starts_with("uzram_"))
         .collect();
-    let mut known = names(&text);
-    assert!(asked.is_subset(&known), "{:?}", asked.difference(&known));
-    // The most there ever was since an attribute was last set is for people.
-    known.remove("uzram_memory_max_bytes");
-    assert_eq!(asked, known);
+    let known = names(&text);
+    assert!(asked.len() > 20, "{asked:?}");
+    assert!(
+        asked.is_subset(&known),
+        "{:?}",
+        asked.difference(&known).collect::<Vec<_>>()
+    );
 }
 
 #[test]

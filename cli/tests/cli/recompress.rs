@@ -46,7 +46,9 @@ fn memory_gets_less_and_the_data_stays() {
     let data = fill(&world);
     let before = stats(&world)["mem_used_total"].as_u64().unwrap();
     world.ok(&["set", "vm", "recomp_algorithm=algo=zstd:3"]);
-    world.ok(&["idle", "vm"]);
+    let marked = world.ok(&["idle", "vm", "--json"]);
+    let marked: Value = serde_json::from_str(&marked).unwrap();
+    assert!(marked["pages"].as_u64() > Some(0), "{marked}");
     let said = world.ok(&["recompress", "vm", "type=idle"]);
     assert!(said.contains("pages made smaller: memory"), "{said}");
     let after = stats(&world);

@@ -1,0 +1,306 @@
+//! Devices described in a file: `uzram.toml`, a table for each device whose keys are the options of
+//! `uzram serve` and `uzram mount`; or zram-generator.conf, as far as its keys make sense here.
+//!
+//! Either becomes the words of a command line, so that a value means the same in all three. An error
+//! names the file, the line and the key.
+
+mod toml;
+mod zram_generator;
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use clap::{ArgAction, CommandFactory};
+
+use crate::args::{self, Cli, MountArgs, ServeArgs, Verb};
+use crate::failure::{self, Usage};
+use crate::name::Name;
+
+/// The key of a device that is mounted; on the command line it stands alone.
+const MOUNTPOINT: &str = "mountpoint";
+
+/// What a key is set to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Value {
+    /// Words, one for each time the option would be given.
+    Words(Vec<String>),
+    Flag(bool),
+}
+
+/// A key of a device, and where it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Key {
+    line: usize,
+    name: String,
+    value: Value,
+}
+
+/// A device, and where its part of the file starts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Entry {
+    line: usize,
+    pub(crate) name: Name,
+    keys: Vec<Key>,
+}
+
+/// What a device of the file is to be.
+pub(crate) enum Wanted {
+    Served(ServeArgs),
+    Mounted(MountArgs),
+}
+
+/// A file and its devices, in their order.
+#[derive(Debug)]
+pub(crate) struct Config {
+    path: PathBuf,
+    entries: Vec<Entry>,
+}
+
+impl Config {
+    /// Reads `path`: zram-generator's form if it ends in `.conf`, else TOML.
+    pub(crate) fn read(path: &Path) -> Result<Self> {
+        let shown = path.display();
+        let text = fs::read_to_string(path).with_context(|| format!("cannot read {shown}"))?;
+        let parsed = match path.extension().is_some_and(|end| end == "conf") {
+            true => zram_generator::parse(&text, zram_generator::ram_mib()?),
+            false => toml::parse(&text),
+        };
+        let config = Self {
+            path: path.to_owned(),
+            entries: parsed.map_err(|error| error.in_file(path))?,
+        };
+        for entry in &config.entries {
+            config.check_keys(entry)?;
+        }
+        Ok(config)
+    }
+
+    /// The devices called `names`, or all.
+    pub(crate) fn select(&self, names: &[Name]) -> Result<Vec<&Entry>> {
+        if let Some(missing) = names.iter().find(|name| self.entry(name).is_none()) {
+            let there: Vec<_> = self.entries.iter().map(|e| e.name.to_string()).collect();
+            let (shown, there) = (self.path.display(), there.join(", "));
+            bail!("{shown} has no device {missing}; it has: {there}");
+        }
+        let wanted = |entry: &&Entry| names.is_empty() || names.contains(&entry.name);
+        Ok(self.entries.iter().filter(wanted).collect())
+    }
+
+    fn entry(&self, name: &Name) -> Option<&Entry> {
+        self.entries.iter().find(|entry| entry.name == *name)
+    }
+
+    /// What the entry asks for.
+    pub(crate) fn wanted(&self, entry: &Entry) -> Result<Wanted> {
+        let words = entry.words();
+        match args::parse(words).map(|cli| cli.verb) {
+            Ok(Verb::Serve(args)) => Ok(Wanted::Served(args)),
+            Ok(Verb::Mount(args)) => Ok(Wanted::Mounted(args)),
+            Ok(_) => bail!("{} is neither served nor mounted", entry.name),
+            Err(error) => Err(self.explain(entry, Usage::error(failure::clap_line(&error)))),
+        }
+    }
+
+    /// `error` about an entry, with the place in the file that it is about.
+    pub(crate) fn explain(&self, entry: &Entry, error: anyhow::Error) -> anyhow::Error {
+        let text = failure::one_line(&error);
+        let about = entry.keys.iter().find(|key| names_option(&text, &key.name));
+        let place = match about {
+            Some(key) => format!("{}:{}: {}", self.path.display(), key.line, key.name),
+            None => format!("{}:{}: {}", self.path.display(), entry.line, entry.name),
+        };
+        error.context(place)
+    }
+
+    fn check_keys(&self, entry: &Entry) -> Result<()> {
+        let verb = if entry.is_mounted() { "mount" } else { "serve" };
+        for key in &entry.keys {
+            let wrong = |reason: String| {
+                let Key { line, name, .. } = key;
+                Usage::error(format!("{}:{line}: {name}: {reason}", self.path.display()))
+            };
+            if key.name == MOUNTPOINT {
+                continue;
+            }
+            let is_flag = flag_of(verb, &key.name).ok_or_else(|| {
+                wrong(format!(
+                    "there is no such key: the keys are {}",
+                    options(verb)
+                ))
+            })?;
+            match (is_flag, &key.value) {
+                (true, Value::Words(_)) => return Err(wrong("use true or false".to_owned())),
+                (false, Value::Flag(_)) => return Err(wrong("it takes a value".to_owned())),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Entry {
+    fn is_mounted(&self) -> bool {
+        self.keys.iter().any(|key| key.name == MOUNTPOINT)
+    }
+
+    /// The command line that makes the device.
+    fn words(&self) -> Vec<OsString> {
+        let name = self.name.as_str();
+        let mut words = vec!["uzram".to_owned()];
+        match self.is_mounted() {
+            true => words.extend(["mount".to_owned(), format!("--name={name}")]),
+            false => words.push("serve".to_owned()),
+        }
+        let mut last = name;
+        for Key { name, value, .. } in &self.keys {
+            match value {
+                Value::Words(values) if name == MOUNTPOINT => {
+                    last = values.first().map_or("", String::as_str);
+                }
+                Value::Words(values) => {
+                    words.extend(values.iter().map(|value| format!("--{name}={value}")));
+                }
+                Value::Flag(true) => words.push(format!("--{name}")),
+                Value::Flag(false) => {}
+            }
+        }
+        words.extend(["--".to_owned(), last.to_owned()]);
+        words.into_iter().map(OsString::from).collect()
+    }
+}
+
+/// Whether an error's text is about the option `--name`.
+fn names_option(text: &str, name: &str) -> bool {
+    let option = format!("--{name}");
+    text.match_indices(&option).any(|(at, _)| {
+        let next = text[at + option.len()..].chars().next();
+        !next.is_some_and(|c| c == '-' || c.is_ascii_alphanumeric())
+    })
+}
+
+/// The options of a verb that a device's table can have, and whether each is a flag.
+fn keys_of(verb: &str) -> Vec<(String, bool)> {
+    const ELSEWHERE: [&str; 4] = ["name", "help", "verbose", "quiet"];
+    let mut command = Cli::command();
+    command.build();
+    let verb = command.find_subcommand(verb);
+    let options = verb.into_iter().flat_map(clap::Command::get_arguments);
+    let shown = options.filter(|option| !option.is_hide_set());
+    let named = shown.filter_map(|option| {
+        let name = option.get_long()?;
+        let is_flag = matches!(option.get_action(), ArgAction::SetTrue);
+        Some((name.to_owned(), is_flag))
+    });
+    let mut keys: Vec<_> = named
+        .filter(|(name, _)| !ELSEWHERE.contains(&name.as_str()))
+        .collect();
+    keys.sort();
+    keys
+}
+
+/// Whether the key is a flag; `None` if there is no such key.
+fn flag_of(verb: &str, key: &str) -> Option<bool> {
+    let found = keys_of(verb).into_iter().find(|(name, _)| name == key);
+    found.map(|(_, is_flag)| is_flag)
+}
+
+fn options(verb: &str) -> String {
+    let mut names: Vec<_> = keys_of(verb).into_iter().map(|(name, _)| name).collect();
+    names.push(MOUNTPOINT.to_owned());
+    names.join(", ")
+}
+
+/// What is wrong with a line.
+#[derive(Debug)]
+struct Wrong {
+    line: usize,
+    reason: String,
+}
+
+impl Wrong {
+    fn new(line: usize, reason: impl Into<String>) -> Self {
+        let reason = reason.into();
+        Self { line, reason }
+    }
+
+    fn in_file(self, path: &Path) -> anyhow::Error {
+        Usage::error(format!("{}:{}: {}", path.display(), self.line, self.reason))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(text: &str) -> (tempfile::TempDir, Result<Config>) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("uzram.toml");
+        fs::write(&path, text).unwrap();
+        (dir, Config::read(&path))
+    }
+
+    #[test]
+    fn keys_are_options() {
+        let (_dir, config) = config(
+            "[vm]\nsize = \"2G\"\nnbd = [\"unix:/tmp/s\", \"tcp:127.0.0.1:10809\"]\nread-only = true\n\
+             insecure = false\nslow = 20\n\n[scratch]\nsize = 4096000\nmountpoint = \"/mnt/x\"\nfs = \"xfs\"\n",
+        );
+        let config = config.unwrap();
+        let [vm, scratch] = &config.entries[..] else {
+            panic!("{config:?}");
+        };
+        let Wanted::Served(vm) = config.wanted(vm).unwrap() else {
+            panic!("not served");
+        };
+        assert_eq!((vm.name.as_str(), vm.device.size), ("vm", Some(2 << 30)));
+        assert_eq!(vm.device.export.nbd.len(), 2);
+        assert!(vm.device.export.read_only && !vm.device.export.insecure);
+        assert_eq!(vm.device.watch.slow, Some(20));
+        let Wanted::Mounted(scratch) = config.wanted(scratch).unwrap() else {
+            panic!("not mounted");
+        };
+        assert_eq!(scratch.mountpoint, Path::new("/mnt/x"));
+        assert_eq!(scratch.name.unwrap().as_str(), "scratch");
+        let one = config.select(&["vm".parse().unwrap()]).unwrap();
+        assert_eq!(one.len(), 1);
+        assert!(config.select(&["b".parse().unwrap()]).is_err());
+    }
+
+    #[test]
+    fn errors_name_the_line_and_the_key() {
+        for (text, words) in [
+            ("[a\n", &[":1: "][..]),
+            ("size = 1\n", &[":1: ", "[NAME]"]),
+            (
+                "[a]\n\nsiez = \"1G\"\n",
+                &[":3: siez: ", "backing-size", "mountpoint"],
+            ),
+            ("[a]\nbackground = true\n", &[":2: background: "]),
+            ("[a]\nsize = true\n", &[":2: size: it takes a value"]),
+            ("[a]\nsize = 1.5\n", &[":2: size: "]),
+            (
+                "[a]\nread-only = \"yes\"\n",
+                &[":2: read-only: use true or false"],
+            ),
+            (
+                "[a]\nsize = \"1G\"\nmem-limit = \"lots\"\n",
+                &[":3: mem-limit: ", "lots"],
+            ),
+            ("[a]\nsize = \"1G\"\nfs = \"ext4\"\n", &[":3: fs: "]),
+            ("\n[a]\nshards = 1\n", &[":2: a: ", "--size"]),
+            ("[a b]\nsize = 1\n", &[":1: "]),
+            ("[\"a/b\"]\nsize = 1\n", &[":1: "]),
+        ] {
+            let (_dir, config) = config(text);
+            let error = config.and_then(|config| config.wanted(&config.entries[0]).map(drop));
+            let error = error.expect_err(text);
+            let said = failure::one_line(&error);
+            assert_eq!(failure::exit_code(&error), 2, "{said}");
+            for word in words {
+                assert!(said.contains(word), "{word:?} in {said:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! `uzram up` and `down`, and servers of swap.
+
+use std::fs;
+
+use crate::common::{Serve, World, can_mount};
+use crate::scrub::fill;
+
+#[test]
+fn devices_of_a_file_come_and_go() {
+    let world = World::new();
+    let dir = world.dir("etc");
+    let table = "[vm]\nsize = \"64M\"\nnbd = \"unix:../s\"\n\n[other]\nsize = \"8M\"\n";
+    fs::write(dir.join("uzram.toml"), table).unwrap();
+    let config = "--config=etc/uzram.toml";
+    let said = world.ok(&["up", config]);
+    let socket = format!("vm (64 MiB) is served on unix:{}/../s\n", dir.display());
+    assert!(
+        said.contains(&socket) && said.contains("other (8 MiB)"),
+        "{said}"
+    );
+    assert!(world.path("s").exists());
+    fill(&world);
+    let said = world.ok(&["up", "vm", config]);
+    assert_eq!(said, "vm is up already\n");
+    let line = world.refused(1, &["down", "mv", config]);
+    assert!(line.contains("mv") && line.contains("vm, other"), "{line}");
+    assert_eq!(world.ok(&["down", config]), "");
+    assert_eq!(
+        world.ok(&["down", config]),
+        "other is not up\nvm is not up\n"
+    );
+    assert!(world.leftovers().is_empty(), "{:?}", world.leftovers());
+}
+
+#[test]
+fn what_is_wrong_in_a_file_is_named() {
+    let world = World::new();
+    let table = "[vm]\nsize = \"64M\"\nbacking-size = \"1G\"\n";
+    fs::write(world.path("a.toml"), table).unwrap();
+    let line = world.refused(2, &["up", "--config=a.toml"]);
+    assert!(
+        line.contains("a.toml:1: vm: ") && line.contains("--backing"),
+        "{line}"
+    );
+    fs::write(world.path("b.toml"), "[vm]\nsize = \"1G\"\nmem-limit = 5\n").unwrap();
+    let line = world.refused(2, &["up", "--config=b.toml"]);
+    assert!(line.contains("b.toml:3: mem-limit: "), "{line}");
+    let generator = "[zram0]\ncompression-algorithm = lzo-rle\n";
+    fs::write(world.path("zram-generator.conf"), generator).unwrap();
+    let line = world.refused(2, &["up", "--config=zram-generator.conf"]);
+    assert!(
+        line.contains("zram-generator.conf:2: compression-algorithm: "),
+        "{line}"
+    );
+    let line = world.refused(1, &["up", "--config=missing.toml"]);
+    assert!(line.contains("missing.toml"), "{line}");
+}
+
+/// Memory that is locked still goes back to the kernel when its pages are discarded.
+#[test]
+fn a_server_of_swap_keeps_its_memory_and_gives_it_back() {
+    let world = World::new();
+    if !rustix::process::geteuid().is_root() {
+        let line = world.refused(1, &["serve", "vm", "--size=64M", "--swap"]);
+        assert!(line.contains("--swap needs root"), "{line}");
+        return;
+    }
+    let log = world.path("log");
+    let mut command = world.command(&["serve", "vm", "--size=64M", "--nbd=unix:s", "--swap"]);
+    let server = Serve::start(command.stderr(fs::File::create(&log).unwrap()));
+    let score = fs::read_to_string(format!("/proc/{}/oom_score_adj", server.pid())).unwrap();
+    // A container may have taken that right from root, which is said.
+    let said = fs::read_to_string(&log).unwrap();
+    let stays = format!("--swap: the OOM score stays {}", score.trim());
+    assert!(
+        score.trim() == "-1000" || said.contains(&stays),
+        "{score} {said}"
+    );
+    let locked = || {
+        let status = fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmLck:"));
+        let kib: u64 = line
+            .unwrap()
+            .trim()
+            .trim_end_matches(" kB")
+            .parse()
+            .unwrap();
+        kib
+    };
+    assert!(locked() > 0);
+    fill(&world);
+    let rss = || {
+        let json: serde_json::Value =
+            serde_json::from_str(&world.ok(&["stat", "vm", "--json"])).unwrap();
+        json["rss_bytes"].as_u64().unwrap()
+    };
+    let full = rss();
+    assert!(full > 48 << 20, "{full}");
+    world.ok(&["reset", "vm"]);
+    let begun = std::time::Instant::now();
+    while rss() > full - (40 << 20) {
+        assert!(begun.elapsed() < crate::common::HANG, "{} of {full}", rss());
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+}
+
+#[test]
+fn what_has_a_mountpoint_is_mounted() {
+    if !can_mount("what_has_a_mountpoint_is_mounted") {
+        return;
+    }
+    let world = World::new();
+    world.dir("mnt");
+    let generator = "[zram7]\nzram-size = min(ram, 64)\ncompression-algorithm = zstd(level=3)\n\
+                     mount-point = mnt\nfs-type = ext4\noptions = discard\n";
+    fs::write(world.path("zram-generator.conf"), generator).unwrap();
+    let config = "--config=zram-generator.conf";
+    let said = world.ok(&["up", config]);
+    assert!(said.starts_with("zram7 (64 MiB) is mounted on "), "{said}");
+    assert_eq!(
+        world.ok(&["stat", "zram7", "comp_algorithm"]),
+        "lz4 [zstd:3]\n"
+    );
+    let line = world.refused(1, &["up", "--foreground", "zram7", config]);
+    assert!(line.contains("mountpoint"), "{line}");
+    assert_eq!(world.ok(&["down", config]), "");
+    assert!(world.leftovers().is_empty(), "{:?}", world.leftovers());
+}

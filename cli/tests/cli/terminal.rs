@@ -1,0 +1,204 @@
+//! What draws on a terminal, in a terminal: tmux is one that can be read.
+
+use std::io::Write;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use crate::common::{HANG, World};
+use crate::{recompress, scrub};
+
+/// A terminal of 100 columns and 36 lines; closed when dropped.
+struct Terminal<'a> {
+    world: &'a World,
+}
+
+impl<'a> Terminal<'a> {
+    /// Runs `uzram ARGS` in it, says how that ended, and stays; `None`, loudly, without tmux.
+    fn run(world: &'a World, args: &str) -> Option<Self> {
+        let program = env!("CARGO_BIN_EXE_uzram");
+        let script = format!("{program} {args}; echo ended with $?; exec sleep 600");
+        let terminal = Self { world };
+        let started = terminal
+            .tmux(&[
+                "-f",
+                "/dev/null",
+                "new-session",
+                "-d",
+                "-x",
+                "100",
+                "-y",
+                "36",
+            ])
+            .env("UZRAM_RUNDIR", world.rundir())
+            .env("LC_ALL", "C.UTF-8")
+            .env("TERM", "xterm-256color")
+            .args(["sh", "-c", &script])
+            .output();
+        match started {
+            Ok(output) => assert!(output.status.success(), "{output:?}"),
+            Err(error) => {
+                // Straight to the descriptor: the harness keeps what a passing test prints.
+                let _ = writeln!(std::io::stderr(), "SKIPPED: {args} in tmux: {error}");
+                return None;
+            }
+        }
+        Some(terminal)
+    }
+
+    fn tmux(&self, args: &[&str]) -> Command {
+        let mut command = Command::new("tmux");
+        command.arg("-S").arg(self.world.path("tmux")).args(args);
+        command
+    }
+
+    fn screen(&self) -> String {
+        let output = self.tmux(&["capture-pane", "-p"]).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// The screen once it is as wanted, which it must become.
+    fn until(&self, wanted: impl Fn(&str) -> bool) -> String {
+        let begun = Instant::now();
+        loop {
+            let screen = self.screen();
+            if wanted(&screen) {
+                // For whoever wants to see it: cargo test -- --nocapture.
+                println!("{screen}");
+                return screen;
+            }
+            assert!(begun.elapsed() < HANG, "{screen}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn press(&self, key: &str) {
+        let output = self.tmux(&["send-keys", key]).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+    }
+}
+
+impl Drop for Terminal<'_> {
+    fn drop(&mut self) {
+        let _ = self.tmux(&["kill-server"]).output();
+    }
+}
+
+#[test]
+fn top_shows_devices_rates_and_pages() {
+    let world = World::new();
+    let _a = world.serve(&["a", "--size=1M"]);
+    let _vm = world.serve(&[
+        "vm",
+        "--size=64M",
+        "--mem-limit=32M",
+        "--backing=spill",
+        "--nbd=unix:s",
+    ]);
+    scrub::fill(&world);
+    let Some(terminal) = Terminal::run(&world, "top --interval 1") else {
+        return;
+    };
+    let screen = terminal.until(|screen| screen.contains("reads") && screen.contains("empty"));
+    for words in [
+        "NAME",
+        "WRITE/S",
+        "1 MiB",
+        "64 MiB",
+        "32 MiB",
+        "memory 0 B",
+        "q quit",
+    ] {
+        assert!(screen.contains(words), "{words} in\n{screen}");
+    }
+    // The second device: random data, of which the first written is spilled.
+    terminal.press("Down");
+    let screen = terminal.until(|screen| screen.contains("wwwwwwww") && screen.contains("HHHH"));
+    assert!(screen.contains("...."), "{screen}");
+    scrub::fill(&world);
+    let screen = terminal.until(|screen| screen.contains("99% below"));
+    assert!(
+        screen.lines().all(|line| line.chars().count() <= 100),
+        "{screen}"
+    );
+    terminal.press("q");
+    terminal.until(|screen| screen.contains("ended with 0"));
+    let line = world.refused(1, &["top"]);
+    assert!(line.contains("uzram list --json"), "{line}");
+}
+
+#[test]
+fn a_map_fits_the_terminal_and_goes_to_files() {
+    let world = World::new();
+    let _server = world.serve(&["vm", "--size=64M", "--nbd=unix:s"]);
+    scrub::fill(&world);
+    if let Some(terminal) = Terminal::run(&world, "map vm") {
+        let screen = terminal.until(|screen| screen.contains("ended with 0"));
+        let full = "█".repeat(100);
+        let lines = screen.lines().filter(|line| *line == full).count();
+        assert!((14..=16).contains(&lines), "{screen}");
+        assert!(
+            screen.contains("█ in memory, stored raw, 12,288 pages"),
+            "{screen}"
+        );
+    }
+    let text = world.ok(&["map", "vm"]);
+    assert!(
+        text.contains("HHHH") && text.contains(". empty, 4,096 pages"),
+        "{text}"
+    );
+    world.ok(&["map", "vm", "map.svg"]);
+    world.ok(&["map", "vm", "map.png"]);
+    let svg = std::fs::read_to_string(world.path("map.svg")).unwrap();
+    assert!(
+        svg.starts_with("<svg ") && svg.contains(">empty: 4,096 pages, 16 MiB<"),
+        "{svg}"
+    );
+    assert!(
+        std::fs::read(world.path("map.png"))
+            .unwrap()
+            .starts_with(b"\x89PNG")
+    );
+    let json = world.ok(&["map", "vm", "--json", "--cells=4"]);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(
+        json["cells"],
+        serde_json::json!([
+            [0, 0, 4096, 0],
+            [0, 0, 4096, 0],
+            [0, 0, 4096, 0],
+            [0, 0, 0, 0]
+        ])
+    );
+    let line = world.refused(2, &["map", "vm", "map.jpg"]);
+    assert!(line.contains(".svg or .png"), "{line}");
+}
+
+#[test]
+fn what_takes_long_says_how_far_it_is() {
+    let world = World::new();
+    let _server = world.serve(&["vm", "--size=64M", "--nbd=unix:s"]);
+    recompress::fill(&world);
+    let Some(terminal) = Terminal::run(&world, "recompress vm algo=zstd:19") else {
+        return;
+    };
+    let screen = terminal.until(|screen| screen.contains("made smaller"));
+    assert!(screen.contains("memory"), "{screen}");
+    let screen = terminal.until(|screen| screen.contains("ended with 0"));
+    // What it showed meanwhile is gone.
+    assert_eq!(screen.matches("made smaller").count(), 1, "{screen}");
+}
+
+#[test]
+fn watched_latencies_stay_in_place() {
+    let world = World::new();
+    let _server = world.serve(&["vm", "--size=64M", "--nbd=unix:s"]);
+    scrub::fill(&world);
+    let Some(terminal) = Terminal::run(&world, "stat vm --latency --watch") else {
+        return;
+    };
+    // At first what there was, then what came in the last second.
+    terminal.until(|screen| screen.contains("P99.9") && screen.contains(" us"));
+    let screen = terminal.until(|screen| screen.contains("P99.9") && !screen.contains(" us"));
+    assert_eq!(screen.matches("P99.9").count(), 1, "{screen}");
+}
