@@ -30,4 +30,12 @@ if [[ $# -eq 0 && $(uname -m) == x86_64 ]]; then
     done
 fi
 
+if [[ $# -eq 0 ]]; then
+    echo "Running the models"
+    scripts/models.sh 25 >"$target/models.log" 2>&1 || {
+        tail -n 60 "$target/models.log" >&2
+        die "a model failed"
+    }
+fi
+
 exec cargo test --locked --workspace --no-fail-fast "$@"

@@ -17,6 +17,7 @@ use crate::latency::Operation;
 use crate::shard::{Shard, Slot, SlotIndex, SlotState};
 use crate::spill::{MAX_RECORD_LEN, RecordAddress, RecordBuf, RecordFormat, SegmentIndex};
 use crate::sync::atomic::Ordering::Relaxed;
+use crate::sync::{Protection, without};
 use crate::units::{PAGE_SIZE, Page, PageIndex};
 
 /// A record to read, as its slot named it.
@@ -151,7 +152,9 @@ impl Core {
             let buf = &mut buffers.read;
             let found = self.find(&mut self.shard(run.shard), run.slot, 0, buf);
             match found {
-                Found::WrittenBack(now) if now.is_same(&spilled) => {
+                Found::WrittenBack(now)
+                    if now.is_same(&spilled) || without(Protection::LookedForAgain) =>
+                {
                     return Err(self.lost(page, spilled, error));
                 }
                 Found::WrittenBack(now) => {
@@ -262,7 +265,8 @@ impl Core {
         }
         let mut shard = self.shard(run.shard);
         let now = self.spilled(&shard, run.slot);
-        if now.is_some_and(|now| now.is_same(&spilled)) {
+        let unchanged = now.is_some_and(|now| now.is_same(&spilled));
+        if unchanged || without(Protection::PromotedIfUnchanged) {
             // Without room it stays where it is.
             let _ = shard.store(run.slot, spilled.codec, object);
         }

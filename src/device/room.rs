@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use crate::sync::time::Instant;
 use crate::sync::{Condvar, Mutex};
+use crate::sync::{Protection, without};
 
 /// How long a writer waits for the end of a round: past that the backing hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -77,7 +78,9 @@ impl Room {
             }
             match state.last {
                 RoundEnd::Room if state.ended > came => return Ok(()),
-                RoundEnd::Stuck(reason) if state.ended > came + 1 => {
+                RoundEnd::Stuck(reason)
+                    if state.ended > came + u64::from(!without(Protection::WholeRoundAwaited)) =>
+                {
                     return Err(Error::NoSpace(reason));
                 }
                 _ => {}
@@ -111,7 +114,9 @@ impl Room {
     /// Sends all waiting writers away, now and from now on.
     pub(crate) fn close(&self) {
         self.state.lock().closed = true;
-        self.round_ended.notify_all();
+        if !without(Protection::WritersSentAway) {
+            self.round_ended.notify_all();
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use crate::codec::{self, Codec, MAX_COMPRESSED_LEN};
 use crate::error::{Error, Result};
 use crate::pool::NoRoom;
 use crate::shard::{Shard, SlotIndex, SlotState};
+use crate::sync::{Protection, without};
 use crate::units::{PAGE_SHIFT, PAGE_SIZE, Page, PageIndex};
 
 /// A page as it is to be stored.
@@ -75,6 +76,10 @@ impl Core {
 
     fn write_run(&self, run: Run, pages: &[Page], scratch: &mut Scratch) -> Result<()> {
         self.prepare(pages, scratch);
+        if without(Protection::FreedAsReplaced) {
+            let first = u64::from(run.first.0);
+            self.clear(first..first + u64::from(run.pages));
+        }
         let mut next = 0;
         self.change_run(run, |shard| {
             while let Some(prepared) = scratch.pages.get(next) {
@@ -180,7 +185,12 @@ impl Core {
                     .map_err(|_| Error::Corrupt { page: run.first.0 })?;
             }
             SlotState::WrittenBack { record, .. } => match fetched {
-                Some(fetched) if fetched.is_of(slot, self.sequence(record)) => *copy = fetched.page,
+                Some(fetched)
+                    if fetched.is_of(slot, self.sequence(record))
+                        || without(Protection::ChangedIfUnchanged) =>
+                {
+                    *copy = fetched.page;
+                }
                 _ => return Ok(Change::Stale),
             },
         }

@@ -36,6 +36,7 @@ pub(crate) use self::unsaved::{SaveId, Unsaved};
 use crate::codec::Codec;
 use crate::pool::{NoRoom, ObjectAddress, Owner, Pool};
 use crate::spill::SegmentTable;
+use crate::sync::{Protection, without};
 
 /// What a shard counts. Bytes unless a name says pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -218,6 +219,8 @@ impl Shard {
         self.count(before.state(), u64::wrapping_sub);
         match before.state() {
             SlotState::Empty | SlotState::SameFilled { .. } => {}
+            SlotState::Resident { .. }
+                if !slot.is_empty() && without(Protection::FreedAsReplaced) => {}
             SlotState::Resident { object, .. } => self.free(object),
             SlotState::WrittenBack { record, len, .. } => self.segments.release(record, len),
         }

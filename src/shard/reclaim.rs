@@ -11,6 +11,7 @@ use super::{Owner, Shard, Slot, SlotIndex, SlotState};
 use crate::codec::Codec;
 use crate::pool::ZspageId;
 use crate::spill::RecordAddress;
+use crate::sync::{Protection, without};
 use crate::units::PAGE_SIZE;
 
 /// How many accessed objects may still be spared. What is spared stays in memory, so without a
@@ -38,6 +39,9 @@ impl Shard {
     pub(crate) fn isolate_oldest(&mut self) -> Option<(ZspageId, u64)> {
         let (zspage, _) = self.lru.oldest()?;
         self.lru.remove(zspage);
+        if without(Protection::IsolatedWhileEvicted) {
+            return Some((zspage, 1));
+        }
         let frames = self.pool.isolate(zspage);
         Some((zspage, frames))
     }
@@ -107,7 +111,8 @@ impl Shard {
         expected: Slot,
         record: RecordAddress,
     ) -> bool {
-        self.slots.get(index).same_place(expected) && self.point_at(index, record)
+        let unchanged = self.slots.get(index).same_place(expected);
+        (unchanged || without(Protection::SettledIfUnchanged)) && self.point_at(index, record)
     }
 
     /// Points a slot that has an object or a record at a record with the same data.
@@ -133,6 +138,9 @@ impl Shard {
     /// `written` out, what it still holds was spared, and it is the newest; if not, it is again
     /// the oldest.
     pub(crate) fn put_back(&mut self, zspage: ZspageId, written: bool) -> bool {
+        if without(Protection::IsolatedWhileEvicted) {
+            return true;
+        }
         let freed = self.pool.put_back(zspage);
         match (freed, written) {
             (true, _) => {}

@@ -17,6 +17,7 @@ use super::{Evicted, Owner, Shard, Slot, SlotIndex, SlotState};
 use crate::codec::Codec;
 use crate::pool::NoRoom;
 use crate::spill::RecordAddress;
+use crate::sync::{Protection, without};
 
 /// What a page is chosen for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,13 +89,17 @@ impl Shard {
         };
         let stored = self.pool.store(Owner(index.0), data)?;
         self.lru.join_oldest(stored.zspage);
+        if without(Protection::FreedWhereItIs) {
+            self.slots.replace(index, before);
+        }
         let smaller = Slot::resident(stored.object, data.len(), codec);
         self.set(index, smaller.with_notes_of(slot).marked_tried());
         Ok(true)
     }
 
     fn has_mark(&self, index: SlotIndex, purpose: Purpose) -> bool {
-        self.slots.get(index).age() == Some(purpose.mark())
+        let age = self.slots.get(index).age();
+        age == Some(purpose.mark()) || age.is_some() && without(Protection::MarkedUntilSettled)
     }
 
     /// Takes the mark away, if it is still there. The slot is as old as it was `before`; or

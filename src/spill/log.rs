@@ -22,6 +22,7 @@ use super::segment::{SEGMENT_BYTES, SegmentIndex, SegmentTable};
 use super::stores::{STORES, StoreIndex, Stores};
 use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use crate::sync::time::Instant;
+use crate::sync::{Protection, without};
 
 /// What a segment starts with: magic, version, sequence number, CRC-32C of these.
 const MAGIC: [u8; 8] = *b"UZRAMSEG";
@@ -264,7 +265,9 @@ impl SegmentLog {
             space.segments.push(Segment::FREE);
             SegmentIndex::in_store(store, space.segments.len() as u32 - 1)
         });
-        self.last_sequence += ATTEMPTS;
+        if !without(Protection::SegmentUsesNumbered) {
+            self.last_sequence += ATTEMPTS;
+        }
         self.table.set_sequence(segment, self.last_sequence);
         *self.segment_mut(segment) = Segment {
             state: State::Open,

@@ -6,6 +6,7 @@
 
 #[cfg(all(test, feature = "shuttle"))]
 mod scheduled;
+mod without;
 
 #[cfg(all(test, feature = "shuttle"))]
 pub(crate) use self::scheduled::*;
@@ -34,3 +35,6 @@ mod of_the_system {
 
 #[cfg(not(all(test, feature = "shuttle")))]
 pub(crate) use self::of_the_system::*;
+#[cfg(all(test, feature = "shuttle"))]
+pub(crate) use self::without::take_out;
+pub(crate) use self::without::{Protection, without};

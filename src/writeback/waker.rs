@@ -3,6 +3,7 @@
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::thread::{self, Thread};
 use crate::sync::time::Instant;
+use crate::sync::{Protection, without};
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -38,6 +39,9 @@ impl Waker {
     /// Waits until woken; returns false if `timeout` passed first.
     pub(crate) fn wait(&self, timeout: Option<Duration>) -> bool {
         let deadline = timeout.map(|timeout| Instant::now() + timeout);
+        if without(Protection::WakeRemembered) {
+            self.pending.store(false, Ordering::Release);
+        }
         // A park may end early: for an unpark that an earlier wait did not need, or for nothing.
         while !self.pending.swap(false, Ordering::AcqRel) {
             match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {

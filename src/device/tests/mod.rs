@@ -11,6 +11,8 @@ mod recompress;
 mod replace;
 mod resize;
 mod save;
+#[cfg(feature = "shuttle")]
+mod schedules;
 mod selected;
 mod space;
 
@@ -19,7 +21,8 @@ use std::time::{Duration, Instant};
 
 use super::Device;
 use crate::block_device::BlockDevice;
-use crate::config::DeviceConfig;
+use crate::codec;
+use crate::config::{Algorithm, DeviceConfig};
 use crate::origin::Origin;
 use crate::spill::{Backing, FaultyBacking};
 use crate::units::{PAGE_SIZE, Page};
@@ -61,6 +64,17 @@ fn expect(device: &Device, page: u64, tag: u64) {
     let mut found = [0; PAGE_SIZE];
     device.read(page * PAGE, &mut found).expect("readable");
     assert!(found == tagged(tag), "page {page} is not {tag}");
+}
+
+/// A tag other than 1 whose page compresses to as many bytes as that of 1 does.
+fn like_1() -> u64 {
+    let len = |tag| {
+        let mut out = [0; codec::MAX_COMPRESSED_LEN];
+        codec::compress(Algorithm::Lz4, &tagged(tag), &mut out, PAGE_SIZE).map(|(_, len)| len)
+    };
+    (3..10_000)
+        .find(|&tag| len(tag) == len(1))
+        .expect("lengths repeat")
 }
 
 fn eventually(what: &str, condition: impl Fn() -> bool) {

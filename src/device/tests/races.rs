@@ -5,8 +5,6 @@ use std::sync::Weak;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 
 use super::*;
-use crate::codec;
-use crate::config::Algorithm;
 use crate::device::core::Core;
 use crate::shard::{Slot, SlotState};
 use crate::spill::SegmentIndex;
@@ -122,17 +120,6 @@ fn reuse_segment(device: &Device, first: u64, second: u64) {
         "only the use of the segment tells them apart"
     );
     assert_ne!(after.1, before.1, "not another use of the segment");
-}
-
-/// A tag other than 1 whose page compresses to as many bytes as that of 1 does.
-fn like_1() -> u64 {
-    let len = |tag| {
-        let mut out = [0; codec::MAX_COMPRESSED_LEN];
-        codec::compress(Algorithm::Lz4, &tagged(tag), &mut out, PAGE_SIZE).map(|(_, len)| len)
-    };
-    (3..10_000)
-        .find(|&tag| len(tag) == len(1))
-        .expect("lengths repeat")
 }
 
 #[test]

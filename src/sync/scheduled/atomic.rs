@@ -73,3 +73,4 @@ atomic!(AtomicBool, bool,);
 atomic!(AtomicU8, u8, counts);
 atomic!(AtomicU32, u32, counts);
 atomic!(AtomicU64, u64, counts);
+atomic!(AtomicUsize, usize, counts);

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Runs the models of races, each with so many seeds, and each without the protection that it is
+# about, to see it fail. A seed that fails is printed with the command that replays it.
+#
+# usage: models.sh [SEEDS]    100 by default
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+seeds=${1-100}
+[[ $# -le 1 && $seeds =~ ^[1-9][0-9]*$ ]] || die "usage: models.sh [SEEDS]"
+need_rust
+UZRAM_SEEDS=$seeds exec cargo test --locked --quiet --lib --features shuttle -- schedules --show-output
