@@ -131,12 +131,57 @@ fn a_guest_gets_over_a_restart_of_its_server() {
     let address = format!("tcp:127.0.0.1:{port}");
     let start = || Server::start(&scratch, NAME, &["--size", "64M", "--nbd", &address]);
     let mut server = start();
+    with_a_bell(&scratch, "nbd-restart.sh", port, || {
+        let status = server.terminate();
+        assert!(status.success(), "{status}\n{}", server.log());
+        server = start();
+        assert_eq!(stat(&scratch, NAME).get("orig_data_size"), 0);
+    });
+    assert!(stat(&scratch, NAME).get("orig_data_size") > MIB);
+    drop(server);
+}
+
+#[test]
+fn a_guest_that_swaps_to_it_outlives_it() {
+    if skip_without_guests() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let (port, spill) = (free_port(), scratch.arg("spill"));
+    let address = format!("tcp:127.0.0.1:{port}");
+    let args = [
+        "--size",
+        "256M",
+        "--mem-limit",
+        "24M",
+        "--backing",
+        &spill,
+        "--nbd",
+        &address,
+    ];
+    let start = || Server::start(&scratch, NAME, &args);
+    let mut server = start();
+    with_a_bell(&scratch, "nbd-swap.sh", port, || {
+        let now = stat(&scratch, NAME);
+        assert!(now.get("bd_writes") > 0, "nothing was spilled");
+        assert!(now.get("bd_reads") > 0, "nothing was read back");
+        assert_eq!(now.get("failed_reads") + now.get("failed_writes"), 0);
+        run(Command::new("kill").args(["-KILL", &server.pid().to_string()]));
+        server = start();
+    });
+    let now = stat(&scratch, NAME);
+    assert_eq!(now.get("failed_reads") + now.get("failed_writes"), 0);
+    drop(server);
+}
+
+/// Runs a guest's script with HOST_PORT and EXPORT; when it calls BELL_PORT, `answer` is called, and
+/// the call is ended once that is done.
+fn with_a_bell(scratch: &Scratch, script: &str, port: u16, answer: impl FnOnce()) {
     let bell = TcpListener::bind(("127.0.0.1", 0)).expect("a port on the loopback");
     bell.set_nonblocking(true).expect("a mode");
     let bell_port = bell.local_addr().expect("it is bound").port();
-
     let said = File::create(scratch.path().join("guest")).expect("a file");
-    let mut command = guest(&scratch, &[], "nbd-restart.sh");
+    let mut command = guest(scratch, &[], script);
     command
         .args([&host_port(port), EXPORT, &format!("BELL_PORT={bell_port}")])
         .stdout(said.try_clone().expect("another handle"))
@@ -148,18 +193,13 @@ fn a_guest_gets_over_a_restart_of_its_server() {
         rung.is_some() || !guest.is_running()
     });
     if let Some(caller) = rung {
-        let status = server.terminate();
-        assert!(status.success(), "{status}\n{}", server.log());
-        server = start();
-        assert_eq!(stat(&scratch, NAME).get("orig_data_size"), 0);
+        answer();
         drop(caller);
     }
     let status = guest.wait(GUEST_TIME);
     let said = fs::read_to_string(scratch.path().join("guest")).expect("a file");
     assert!(status.is_some_and(|status| status.success()), "{said}");
     println!("{said}");
-    assert!(stat(&scratch, NAME).get("orig_data_size") > MIB);
-    drop(server);
 }
 
 #[test]
