@@ -1,67 +1,14 @@
 //! How a device is configured, checked before anything is made.
 
 use std::fmt;
-use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::algorithm::{Algorithm, Priority};
 use crate::error::{Error, Result};
 use crate::origin::{OriginConfig, OriginUse};
 use crate::units::{MAX_DEVICE_BYTES, PAGE_SIZE};
-
-/// How pages are compressed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Algorithm {
-    /// LZ4 block format.
-    Lz4,
-    /// Zstandard.
-    Zstd {
-        /// Compression level, one of [`Algorithm::ZSTD_LEVELS`].
-        level: i32,
-    },
-}
-
-impl Algorithm {
-    /// Level of plain `zstd`: a page is small, and speed is the point.
-    pub const DEFAULT_ZSTD_LEVEL: i32 = 1;
-    /// The levels of `zstd:LEVEL`.
-    pub const ZSTD_LEVELS: RangeInclusive<i32> = -7..=22;
-}
-
-impl FromStr for Algorithm {
-    type Err = Error;
-
-    /// Reads `lz4`, `zstd` or `zstd:LEVEL`.
-    fn from_str(text: &str) -> Result<Self> {
-        let level = match text.split_once(':') {
-            None if text == "lz4" => return Ok(Self::Lz4),
-            None if text == "zstd" => Some(Self::DEFAULT_ZSTD_LEVEL),
-            Some(("zstd", level)) => level.parse().ok().filter(|n| Self::ZSTD_LEVELS.contains(n)),
-            _ => None,
-        };
-        level
-            .map(|level| Self::Zstd { level })
-            .ok_or_else(|| Error::InvalidConfig {
-                option: "--algorithm",
-                reason: format!(
-                    "{text:?} is not lz4, zstd or zstd:LEVEL with a level from -7 to 22"
-                ),
-            })
-    }
-}
-
-impl fmt::Display for Algorithm {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Lz4 => f.write_str("lz4"),
-            Self::Zstd {
-                level: Self::DEFAULT_ZSTD_LEVEL,
-            } => f.write_str("zstd"),
-            Self::Zstd { level } => write!(f, "zstd:{level}"),
-        }
-    }
-}
 
 /// Which allocator keeps the objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -189,8 +136,8 @@ pub struct DeviceConfig {
     pub backing: Option<BackingConfig>,
     /// Compression of new pages.
     pub algorithm: Algorithm,
-    /// A stronger one for pages that are recompressed, if any are.
-    pub recompress: Option<Algorithm>,
+    /// Stronger ones for pages that are recompressed, at most three, in the order of their priority.
+    pub recompress: Vec<Algorithm>,
     /// How long pages must not have been accessed to be recompressed without being asked, at least
     /// a second; they never are if `None`.
     pub recompress_after: Option<Duration>,
@@ -235,7 +182,7 @@ impl DeviceConfig {
             origin: None,
             backing: None,
             algorithm: Algorithm::Lz4,
-            recompress: None,
+            recompress: Vec::new(),
             recompress_after: None,
             pool: PoolKind::Zsmalloc,
             writeback_daily_limit: None,
@@ -276,6 +223,12 @@ impl DeviceConfig {
         }
         if let Some(limit) = self.writeback_daily_limit {
             check_daily_limit(limit)?;
+        }
+        if self.recompress.len() > Priority::SECONDARY.len() {
+            return Err(Error::InvalidConfig {
+                option: "--recompress",
+                reason: "there are at most three algorithms for recompression".to_owned(),
+            });
         }
         if self
             .recompress_after

@@ -1,7 +1,7 @@
 //! What fuzzers reach that nobody else does: parts that take their input from behind the device.
 
 use crate::block_device::BlockDevice;
-use crate::codec::{Codec, MAX_COMPRESSED_LEN, decompress};
+use crate::codec::{Codec, Dictionaries, MAX_COMPRESSED_LEN, decompress};
 use crate::config::{DeviceConfig, PoolKind};
 use crate::device::Device;
 use crate::image::forge;
@@ -46,7 +46,7 @@ pub fn decompressor(input: &[u8]) {
     for (before, codec) in [(0x55, codec), (0xaa, codec)] {
         let mut page = [before; PAGE_SIZE];
         if let Some(codec) = Codec::from_bits(codec) {
-            let _ = decompress(codec, data, &mut page);
+            let _ = decompress(codec, data, &Dictionaries::default(), &mut page);
         }
     }
 }

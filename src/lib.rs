@@ -68,6 +68,7 @@
 //! | dirty | not in the image as it is; clean: in it, and in memory |
 //! | absent | in the image only |
 
+mod algorithm;
 mod attributes;
 mod block_device;
 mod codec;
@@ -99,13 +100,16 @@ mod unix_socket;
 mod users;
 mod writeback;
 
+pub use algorithm::{Algorithm, Priority};
 pub use attributes::Attribute;
 pub use block_device::{BlockDevice, check_range};
-pub use config::{Algorithm, BackingConfig, BackingKeep, DeviceConfig, PoolKind, check_mem_limit};
+pub use codec::{MAX_DICTIONARY_LEN, train_dictionary};
+pub use config::{BackingConfig, BackingKeep, DeviceConfig, PoolKind, check_mem_limit};
 pub use device::{
-    Device, MAX_MAP_CELLS, MapCell, PageMap, SaveProgress, Saved, Scrubbed, saved_size,
+    BlockStates, Device, MAX_MAP_CELLS, MapCell, PageMap, SaveProgress, Saved, Scrubbed, saved_size,
 };
 pub use error::{Error, Result};
+pub use image::write_whole;
 pub use latency::{Latency, OperationLatencies};
 pub use origin::{OriginConfig, OriginUse, SyncPolicy};
 pub use pool::ClassStats;

@@ -1,6 +1,6 @@
 //! Which pages are to be recompressed, as zram's `recompress` attribute says it.
 
-use crate::config::Algorithm;
+use crate::algorithm::{Algorithm, Priority};
 use crate::error::{Error, Result};
 use crate::selection::PageKind;
 use crate::units::PAGE_SIZE;
@@ -14,7 +14,9 @@ pub struct Recompression {
     pub(crate) threshold: usize,
     /// Most pages to try.
     pub(crate) max_pages: u64,
-    /// What to use, if not the algorithm that is set.
+    /// The one to use of the algorithms that are set, by its priority.
+    pub(crate) priority: Option<Priority>,
+    /// The same by its name; or another.
     pub(crate) algorithm: Option<Algorithm>,
 }
 
@@ -24,12 +26,13 @@ impl Recompression {
         kind: PageKind::Any,
         threshold: 0,
         max_pages: u64::MAX,
+        priority: None,
         algorithm: None,
     };
 
     /// Reads parameters with blanks between them: `type=idle`, `type=huge` or `type=huge_idle`, all
-    /// pages without it; `threshold=BYTES`, below 4096; `max_pages=N`; `algo=NAME` in place of the
-    /// algorithm that is set; `priority=1`, as there is only one.
+    /// pages without it; `threshold=BYTES`, below 4096; `max_pages=N`; `priority=N` or `algo=NAME` for
+    /// one of the algorithms that are set, all in turn without it; `algo=NAME` may also name another.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] for anything else.
@@ -40,7 +43,7 @@ impl Recompression {
                 option: "recompress",
                 reason: format!(
                     "{parameter:?}: use type=idle, huge or huge_idle, threshold=BYTES below \
-                     {PAGE_SIZE}, max_pages=N, algo=NAME or priority=1"
+                     {PAGE_SIZE}, max_pages=N, algo=NAME, or priority=1, 2 or 3"
                 ),
             };
             let (name, value) = parameter.split_once('=').ok_or_else(wrong)?;
@@ -48,7 +51,10 @@ impl Recompression {
                 ("type", "idle") => parsed.kind = PageKind::Idle,
                 ("type", "huge") => parsed.kind = PageKind::Huge,
                 ("type", "huge_idle") => parsed.kind = PageKind::HugeIdle,
-                ("priority", "1") => {}
+                ("priority", _) => {
+                    let secondary = Priority::parse(value).filter(|p| *p != Priority::PRIMARY);
+                    parsed.priority = Some(secondary.ok_or_else(wrong)?);
+                }
                 ("threshold", _) => {
                     let bytes = value.parse().ok().filter(|&bytes| bytes < PAGE_SIZE);
                     parsed.threshold = bytes.ok_or_else(wrong)?;
@@ -76,6 +82,7 @@ mod tests {
                 kind: PageKind::Idle,
                 threshold: 888,
                 max_pages: 42,
+                priority: Some(Priority::SECONDARY[0]),
                 algorithm: Some(Algorithm::Zstd { level: 9 }),
             }
         );
@@ -89,7 +96,8 @@ mod tests {
             "threshold=-1",
             "max_pages=x",
             "algo=lzma",
-            "priority=2",
+            "priority=4",
+            "priority=0",
             "level=3",
         ] {
             assert!(Recompression::parse(bad).is_err(), "{bad}");

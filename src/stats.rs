@@ -60,6 +60,8 @@ pub struct Stats {
     pub failed_reads: u64,
     /// Requests to write that failed.
     pub failed_writes: u64,
+    /// Writes that waited for memory.
+    pub write_stalls: u64,
     /// Discard requests' pages that held data and were freed.
     pub notify_free: u64,
     /// Resident set of this process.

@@ -122,6 +122,10 @@ pub(crate) enum Verb {
     #[command(after_help = examples::SYNC)]
     Sync(NameArgs),
 
+    /// Make a dictionary for zstd of files, or of what is on a device.
+    #[command(after_help = examples::TRAIN_DICT)]
+    TrainDict(TrainDictArgs),
+
     /// Forget all data on a device that is not in use.
     #[command(after_help = examples::RESET)]
     Reset(NameArgs),
@@ -196,13 +200,14 @@ pub(crate) struct DeviceArgs {
     #[arg(long, value_name = "SIZE", value_parser = parse::size)]
     pub(crate) writeback_daily_limit: Option<u64>,
 
-    /// How pages are compressed: lz4, zstd or zstd:LEVEL.
+    /// How pages are compressed: lz4, lz4hc, zstd or deflate, with or without a :LEVEL.
     #[arg(long, value_name = "NAME", default_value = "lz4", value_parser = parse::algorithm)]
     pub(crate) algorithm: Algorithm,
 
-    /// Compress pages that were not used for a while again, like this: zstd:3, say.
+    /// Compress pages that were not used for a while again, like this: zstd:3, say; with up to three
+    /// algorithms, given in this order, a page takes the first that makes it smaller.
     #[arg(long, value_name = "NAME", value_parser = parse::algorithm)]
-    pub(crate) recompress: Option<Algorithm>,
+    pub(crate) recompress: Vec<Algorithm>,
 
     /// How many seconds is a while; 0 to recompress only what is asked for [default: 300].
     #[arg(long, value_name = "SECONDS", requires = "recompress")]
@@ -487,7 +492,8 @@ pub(crate) struct RecompressArgs {
     /// The device's name.
     pub(crate) name: Name,
 
-    /// Which, and how: type=idle, type=huge, type=huge_idle, threshold=BYTES, max_pages=N, algo=NAME.
+    /// Which, and how: type=idle, type=huge, type=huge_idle, threshold=BYTES, max_pages=N, algo=NAME,
+    /// priority=N.
     #[arg(value_name = "PARAMETER", value_parser = parse::recompression)]
     pub(crate) which: Vec<String>,
 
@@ -559,6 +565,28 @@ pub(crate) struct SetArgs {
     /// What to set: an attribute and its value, as in mem_limit=1G.
     #[arg(required = true, value_name = "KEY=VALUE", value_parser = parse::assignment)]
     pub(crate) assignments: Vec<parse::Assignment>,
+
+    /// With a smaller disksize: forget what is beyond it.
+    #[arg(long)]
+    pub(crate) discard_tail: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TrainDictArgs {
+    /// The dictionary; a file that is there is replaced.
+    pub(crate) output: PathBuf,
+
+    /// Files to learn from.
+    #[arg(required_unless_present = "device", conflicts_with = "device")]
+    pub(crate) files: Vec<PathBuf>,
+
+    /// Learn from the pages that are in the memory of this device.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) device: Option<Name>,
+
+    /// Most bytes of the dictionary, with an optional K.
+    #[arg(long, default_value = "64K", value_parser = parse::size)]
+    pub(crate) size: u64,
 }
 
 /// [`Cli`] of `args`, the program's name first.

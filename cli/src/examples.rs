@@ -164,12 +164,28 @@ EXAMPLES
   All that takes 3000 bytes or more, and is to take less, with another one:
   uzram recompress scratch threshold=3000 algo=zstd:9
 
+  Two algorithms, the second for what the first makes no smaller:
+  uzram set scratch 'recomp_algorithm=algo=lz4hc priority=1'
+  uzram set scratch 'recomp_algorithm=algo=zstd:9 priority=2'
+  uzram recompress scratch
+
   To have it done without being asked:
   uzram serve scratch --size=8G --recompress=zstd:3 --after=600";
 
 pub(crate) const SYNC: &str = "\
 EXAMPLES
   uzram sync vm";
+
+pub(crate) const TRAIN_DICT: &str = "\
+EXAMPLES
+  Of what is on a device, for what is recompressed there:
+  uzram train-dict --device scratch scratch.dict
+  uzram set scratch recomp_algorithm=algo=zstd
+  uzram set scratch 'algorithm_params=priority=1 level=9 dict=scratch.dict'
+  uzram recompress scratch
+
+  Of files:
+  uzram train-dict --size 32K sources.dict src/*.c";
 
 pub(crate) const RESET: &str = "\
 EXAMPLES

@@ -42,6 +42,7 @@ mod stop;
 mod swap;
 mod table;
 mod top;
+mod train;
 mod undo;
 mod up;
 mod watchdog;
@@ -100,6 +101,7 @@ fn run(cli: Cli) -> Result<()> {
         Verb::Writeback(args) => manage::writeback(&args, &root),
         Verb::Recompress(args) => manage::recompress(&args, &root),
         Verb::Sync(args) => manage::sync(&args, &root),
+        Verb::TrainDict(args) => train::train_dict(&args, &root),
         Verb::Reset(args) => manage::reset(&args, &root),
         Verb::WipeSpill(args) => Ok(uzram::wipe_spill(&args.path)?),
         Verb::Completions(args) => generate::completions(&args),

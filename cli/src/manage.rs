@@ -38,7 +38,7 @@ pub(crate) fn set(args: &SetArgs, root: &RunRoot) -> Result<()> {
     for (i, assignment) in args.assignments.iter().enumerate() {
         let result = assignment
             .value_for_server()
-            .and_then(|value| set_one(&dir, &mut client, assignment, &value));
+            .and_then(|value| set_one(&dir, &mut client, assignment, &value, args.discard_tail));
         result.with_context(|| match i {
             0 => "nothing was set".to_owned(),
             _ => format!("only the first {i} were set"),
@@ -50,7 +50,16 @@ pub(crate) fn set(args: &SetArgs, root: &RunRoot) -> Result<()> {
     Ok(())
 }
 
-fn set_one(dir: &RunDir, client: &mut Client, assignment: &Assignment, value: &str) -> Result<()> {
+fn set_one(
+    dir: &RunDir,
+    client: &mut Client,
+    assignment: &Assignment,
+    value: &str,
+    discard_tail: bool,
+) -> Result<()> {
+    if discard_tail && assignment.attribute == Attribute::Disksize {
+        return Ok(client.resize_discarding(uzram::parse_size(value)?)?);
+    }
     let name = assignment.attribute.name();
     if !assignment.takes_long() {
         return Ok(client.set(name, value)?);

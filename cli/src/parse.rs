@@ -8,7 +8,7 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
     uzram::parse_size(text).map_err(|error| error.to_string())
 }
 
-/// `lz4`, `zstd` or `zstd:LEVEL`.
+/// A name, with or without a level.
 pub(crate) fn algorithm(text: &str) -> Result<Algorithm, String> {
     text.parse().map_err(reason)
 }
@@ -72,13 +72,24 @@ impl Assignment {
 
     /// The value as the server understands it, which has a working directory of its own.
     pub(crate) fn value_for_server(&self) -> anyhow::Result<String> {
-        if self.attribute != Attribute::BackingDev || matches!(self.value.as_str(), "" | "none") {
-            return Ok(self.value.clone());
+        match (self.attribute, self.value.as_str()) {
+            (Attribute::BackingDev, path) if !matches!(path, "" | "none") => absolute(path),
+            (Attribute::AlgorithmParams, parameters) => {
+                let words = parameters.split_ascii_whitespace();
+                let words = words.map(|word| match word.strip_prefix("dict=") {
+                    Some(path) => Ok(format!("dict={}", absolute(path)?)),
+                    None => Ok(word.to_owned()),
+                });
+                Ok(words.collect::<anyhow::Result<Vec<_>>>()?.join(" "))
+            }
+            (_, value) => Ok(value.to_owned()),
         }
-        let path = std::path::absolute(&self.value)?;
-        let path = path.into_os_string().into_string();
-        path.map_err(|path| anyhow::anyhow!("{} is not UTF-8", path.display()))
     }
+}
+
+fn absolute(path: &str) -> anyhow::Result<String> {
+    let path = std::path::absolute(path)?.into_os_string().into_string();
+    path.map_err(|path| anyhow::anyhow!("{} is not UTF-8", path.display()))
 }
 
 /// `KEY=VALUE`, where KEY is an attribute that can be written.

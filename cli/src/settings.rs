@@ -82,8 +82,8 @@ impl Settings {
             backing,
             writeback_daily_limit: args.writeback_daily_limit.filter(|limit| *limit != 0),
             algorithm: args.algorithm,
+            recompress_after: recompress_after(&args.recompress, args.after),
             recompress: args.recompress,
-            recompress_after: recompress_after(args.recompress, args.after),
             pool: args.pool,
             shards: args.shards,
             slow_request: args.watch.slow.map(Duration::from_millis),
@@ -161,8 +161,10 @@ impl Settings {
             option("writeback-daily-limit", limit.to_string().into());
         }
         option("algorithm", device.algorithm.to_string().into());
-        if let Some(algorithm) = device.recompress {
+        for algorithm in &device.recompress {
             option("recompress", algorithm.to_string().into());
+        }
+        if !device.recompress.is_empty() {
             let after = device.recompress_after.unwrap_or_default();
             option("after", after.as_secs().to_string().into());
         }
@@ -256,11 +258,10 @@ fn size_of(asked: Option<u64>, image: Option<&Path>) -> Result<u64> {
 }
 
 /// How long pages must lie until they are recompressed, if they are.
-fn recompress_after(algorithm: Option<Algorithm>, seconds: Option<u64>) -> Option<Duration> {
+fn recompress_after(algorithms: &[Algorithm], seconds: Option<u64>) -> Option<Duration> {
     const DEFAULT: u64 = 300;
-    algorithm?;
     let seconds = seconds.unwrap_or(DEFAULT);
-    (seconds != 0).then(|| Duration::from_secs(seconds))
+    (seconds != 0 && !algorithms.is_empty()).then(|| Duration::from_secs(seconds))
 }
 
 /// What `--nbd` reads as `address`.
@@ -373,6 +374,7 @@ mod tests {
             "--backing-keep=wipe",
             "--writeback-daily-limit=20G",
             "--algorithm=zstd:3",
+            "--recompress=lz4hc",
             "--recompress=zstd:19",
             "--after=60",
             "--shards=4",

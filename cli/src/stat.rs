@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 use serde_json::Value;
 use uzram::control::Client;
-use uzram::{OperationLatencies, PAGE_SIZE, Stats};
+use uzram::{Attribute, OperationLatencies, PAGE_SIZE, Stats};
 
 use crate::args::StatArgs;
 use crate::output;
@@ -76,6 +76,15 @@ fn shown(args: &StatArgs, client: &mut Client) -> Result<String> {
     }
     let mut text = String::new();
     for attribute in &args.attributes {
+        if *attribute == Attribute::BlockState {
+            let mut next = Some(0);
+            while let Some(from) = next {
+                let states = client.block_states(from)?;
+                text.push_str(&states.text);
+                next = states.next;
+            }
+            continue;
+        }
         text.push_str(&client.get(attribute.name())?);
     }
     Ok(text)

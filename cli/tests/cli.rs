@@ -1,5 +1,7 @@
 //! The command line from outside: refusals, a server's life, and every way it ends.
 
+#[path = "cli/algorithms.rs"]
+mod algorithms;
 mod common;
 #[path = "cli/config.rs"]
 mod config;

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::line::LineStream;
 use super::protocol::{Compacted, PagesDone, Reply, Request};
-use crate::device::{PageMap, SaveProgress, Saved, Scrubbed};
+use crate::device::{BlockStates, PageMap, SaveProgress, Saved, Scrubbed};
 use crate::error::{Error, Result};
 use crate::latency::OperationLatencies;
 use crate::stats::Stats;
@@ -131,6 +131,14 @@ impl Client {
         })
     }
 
+    /// Resizes the device to so many `bytes`, and discards what is beyond its new end.
+    ///
+    /// # Errors
+    /// [`Error::Remote`]: those of [`crate::Device::resize_discarding`].
+    pub fn resize_discarding(&mut self, bytes: u64) -> Result<()> {
+        self.ask(&Request::ResizeDiscarding { bytes })
+    }
+
     /// Compacts the pool; returns the page frames freed.
     ///
     /// # Errors
@@ -203,6 +211,24 @@ impl Client {
     pub fn save(&mut self, path: &Path, last: bool) -> Result<Saved> {
         let path = path.to_owned();
         self.ask(&Request::Save { path, last })
+    }
+
+    /// The lines of the attribute `block_state` of some pages, from page `from` on.
+    ///
+    /// # Errors
+    /// Those of [`Client::call`].
+    pub fn block_states(&mut self, from: u64) -> Result<BlockStates> {
+        self.ask(&Request::BlockState { from })
+    }
+
+    /// Makes a dictionary of at most `len` bytes of what is on the device, in a file named from the
+    /// root.
+    ///
+    /// # Errors
+    /// [`Error::Remote`]: those of [`crate::Device::train_dictionary`].
+    pub fn train_dictionary(&mut self, path: &Path, len: usize) -> Result<()> {
+        let path = path.to_owned();
+        self.ask(&Request::TrainDict { path, len })
     }
 
     /// How far the device is saved, if it is being saved.

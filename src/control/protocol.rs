@@ -29,6 +29,11 @@ pub enum Request {
         /// What to store, as it would be written to its file.
         value: String,
     },
+    /// Resizes the device, and discards what is beyond its new end.
+    ResizeDiscarding {
+        /// Its bytes.
+        bytes: u64,
+    },
     /// Compacts the pool: answered with a [`Compacted`].
     Compact,
     /// Marks pages as idle: answered with a [`PagesDone`].
@@ -68,6 +73,19 @@ pub enum Request {
     },
     /// How far that is: answered with a [`crate::SaveProgress`], or null if it is not being saved.
     SaveProgress,
+    /// Lines of the attribute `block_state`: answered with a [`crate::BlockStates`], which says where
+    /// to go on.
+    BlockState {
+        /// The first page.
+        from: u64,
+    },
+    /// Makes a dictionary of what is on the device: answered with null.
+    TrainDict {
+        /// The file, from the root.
+        path: PathBuf,
+        /// Most bytes of it.
+        len: usize,
+    },
     /// Verifies some spilled pages: answered with a [`crate::Scrubbed`], which says where to go on.
     Scrub {
         /// The first page to look at.

@@ -200,7 +200,13 @@ fn handle(request: &Request, device: &Device) -> Result<Value> {
     match request {
         Request::Stat => answer(&device.stats()),
         Request::Latency => answer(&device.latencies()),
-        Request::Get { attribute } => answer(&named(attribute)?.show(device)?),
+        Request::Get { attribute } => match named(attribute)? {
+            Attribute::BlockState => {
+                let reason = "it is read in parts: block_state from a page on".to_owned();
+                Err(refused("block_state", Errno::FBIG, reason))
+            }
+            attribute => answer(&attribute.show(device)?),
+        },
         Request::Set { attribute, value } => {
             named(attribute)?.store(device, value)?;
             Ok(Value::Null)
@@ -241,6 +247,19 @@ fn handle(request: &Request, device: &Device) -> Result<Value> {
         }
         Request::Save { path, last: false } => answer(&device.save(path)?),
         Request::Save { path, last: true } => answer(&device.save_last(path)?),
+        Request::ResizeDiscarding { bytes } => {
+            device.resize_discarding(*bytes)?;
+            Ok(Value::Null)
+        }
+        Request::BlockState { from } => answer(&device.block_states(*from)),
+        Request::TrainDict { path, len } => {
+            if !path.is_absolute() {
+                let reason = format!("{}: a path from the root is needed", path.display());
+                return Err(refused("train-dict", Errno::INVAL, reason));
+            }
+            device.train_dictionary(path, *len)?;
+            Ok(Value::Null)
+        }
         Request::SaveProgress => answer(&device.save_progress()),
     }
 }

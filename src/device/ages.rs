@@ -61,6 +61,20 @@ enum Step {
     Open(AgeTag),
 }
 
+/// When pages were last accessed, as far as their generations tell.
+pub(super) struct AccessTimes {
+    closed: Vec<(AgeTag, Duration)>,
+    now: Duration,
+}
+
+impl AccessTimes {
+    /// The latest that a page of a generation can have been accessed.
+    pub(super) fn latest(&self, tag: AgeTag) -> Duration {
+        let closed = self.closed.iter().find(|(closed, _)| *closed == tag);
+        closed.map_or(self.now, |(_, end)| *end)
+    }
+}
+
 /// The generations of a device.
 #[derive(Debug)]
 struct History {
@@ -143,6 +157,14 @@ impl History {
         if let Some(at) = older {
             let older = self.closed.remove(at);
             self.closed[at].begin = older.begin;
+        }
+    }
+
+    /// When pages of each generation were accessed at the latest, at `now`.
+    fn latest(&self, now: Duration) -> AccessTimes {
+        AccessTimes {
+            closed: self.closed.iter().map(|g| (g.tag, g.end)).collect(),
+            now,
         }
     }
 
@@ -259,6 +281,16 @@ impl Core {
         (merge.shard, merge.slot) = (shard, at);
         merge.took += self.time.now().saturating_sub(began);
         done
+    }
+
+    /// When pages were accessed.
+    pub(super) fn access_times(&self) -> AccessTimes {
+        let history = self.ages.history.lock();
+        let times = history.latest(self.time.now());
+        drop(history);
+        // It may have come to keep the ages meanwhile.
+        self.waker.wake();
+        times
     }
 
     /// Marks the resident pages as idle that are known not to have been accessed for so long, or

@@ -9,16 +9,16 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
-use crossbeam::atomic::AtomicCell;
 use crossbeam::utils::CachePadded;
 
 use super::ages::Ages;
+use super::algorithms::Algorithms;
 use super::damage::{self, Damage, LogLimit};
 use super::layout::{Layout, ShardIndex};
 use super::read_ahead::ReadAhead;
 use super::room::Room;
 use super::save::Saves;
-use crate::config::{Algorithm, DeviceConfig};
+use crate::config::DeviceConfig;
 use crate::error::{Error, Result};
 use crate::latency::Latencies;
 use crate::origin::Origin;
@@ -47,6 +47,8 @@ pub(crate) struct RequestCounts {
     pub(crate) failed_reads: AtomicU64,
     pub(crate) failed_writes: AtomicU64,
     pub(crate) notify_free: AtomicU64,
+    /// Writes that waited for memory.
+    pub(crate) write_stalls: AtomicU64,
     /// Pages read back from the backing.
     pub(crate) bd_reads: CachePadded<AtomicU64>,
     /// Pages written to the backing.
@@ -64,6 +66,7 @@ impl RequestCounts {
             failed_reads,
             failed_writes,
             notify_free,
+            write_stalls,
             bd_reads,
             bd_writes,
             recompressed,
@@ -73,6 +76,7 @@ impl RequestCounts {
             failed_reads,
             failed_writes,
             notify_free,
+            write_stalls,
             bd_reads,
             bd_writes,
             recompressed,
@@ -118,10 +122,7 @@ impl Watermarks {
 /// The state of a device.
 pub(crate) struct Core {
     pub(crate) layout: Layout,
-    /// How new pages are compressed.
-    pub(super) algorithm: AtomicCell<Algorithm>,
-    /// What pages are recompressed with.
-    pub(super) secondary: AtomicCell<Option<Algorithm>>,
+    pub(crate) algorithms: Algorithms,
     /// Held by whoever has pages marked as being recompressed.
     pub(super) recompressing: Mutex<()>,
     pub(super) saves: Saves,
@@ -148,6 +149,8 @@ pub(crate) struct Core {
     pub(super) ages: Ages,
     /// The longest object that is not stored raw.
     pub(crate) max_compressed_len: usize,
+    /// Bytes that an object takes, by its length.
+    object_sizes: Box<[usize]>,
     /// Warm frames that a shard may keep.
     warm_frames: usize,
     /// Whether the writeback thread is going to look for warm frames by itself.
@@ -199,13 +202,16 @@ impl Core {
         };
         let (layout, shards) = made.map_err(no_addresses)?;
         let count = shards.len();
-        let max_compressed_len = shards[0].lock().pool().max_compressed_len();
+        let first = shards[0].lock();
+        let max_compressed_len = first.pool().max_compressed_len();
+        let sizes = (0..=max_compressed_len).chain([PAGE_SIZE]);
+        let object_sizes = sizes.map(|len| first.pool().object_size(len)).collect();
+        drop(first);
         let allowance = Allowance::default();
         allowance.limit_daily(config.writeback_daily_limit);
         Ok(Self {
             layout,
-            algorithm: AtomicCell::new(config.algorithm),
-            secondary: AtomicCell::new(config.recompress),
+            algorithms: Algorithms::new(config.algorithm, &config.recompress),
             recompressing: Mutex::default(),
             saves: Saves::default(),
             budget,
@@ -226,6 +232,7 @@ impl Core {
             time: Timepiece::default(),
             ages,
             max_compressed_len,
+            object_sizes,
             warm_frames: WARM_FRAMES / count,
             trim_is_due: AtomicBool::new(false),
             shards,
@@ -235,6 +242,11 @@ impl Core {
     /// Counts and logs that a page's record is damaged, if that was not known yet.
     pub(crate) fn note_damage(&self, page: PageIndex, record: RecordAddress, sequence: u64) {
         damage::note(&self.damage, &self.log_limit, page, record, sequence);
+    }
+
+    /// Bytes that an object of `len` bytes takes in a pool.
+    pub(super) fn object_size(&self, len: usize) -> usize {
+        self.object_sizes[len.min(self.object_sizes.len() - 1)]
     }
 
     /// Locks a shard.
@@ -308,6 +320,7 @@ impl Core {
                 }
                 Err(no_room) => {
                     refusals += u32::from(no_room == NoRoom::NoMemory);
+                    self.requests.write_stalls.fetch_add(1, Relaxed);
                     self.room.wait(|| self.waker.wake())?;
                 }
             }

@@ -11,7 +11,7 @@ use super::core::Core;
 use super::layout::RUN_PAGES;
 use super::read::Found;
 use super::read_back::PageCopy;
-use crate::codec::{self, Codec, MAX_COMPRESSED_LEN};
+use crate::codec::{Codec, MAX_COMPRESSED_LEN};
 use crate::error::{Error, Result};
 use crate::origin::Image;
 use crate::shard::{Slot, SlotIndex};
@@ -155,8 +155,8 @@ impl Core {
     /// is what the page is.
     fn keep(&self, page: PageIndex, departures: u32, copy: &Page) -> bool {
         let mut scratch = [0; MAX_COMPRESSED_LEN];
-        let algorithm = self.algorithm.load();
-        let compressed = codec::compress(algorithm, copy, &mut scratch, self.max_compressed_len);
+        let most = self.max_compressed_len;
+        let compressed = self.algorithms.compress(copy, &mut scratch, most);
         let (codec, object) = match compressed {
             Some((codec, len)) => (codec, &scratch[..len]),
             None => (Codec::Raw, &copy[..]),

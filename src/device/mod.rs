@@ -2,6 +2,8 @@
 
 mod ages;
 mod ahead;
+pub(crate) mod algorithms;
+mod block_state;
 pub(crate) mod core;
 pub(crate) mod damage;
 mod extents;
@@ -20,6 +22,7 @@ mod save;
 mod scrub;
 #[cfg(test)]
 mod tests;
+mod train;
 mod write;
 
 use std::ops::{ControlFlow, Range};
@@ -29,6 +32,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
+pub use self::block_state::BlockStates;
 use self::core::Core;
 pub use self::map::{MAX_MAP_CELLS, MapCell, PageMap};
 use self::recompress::Background;
@@ -36,9 +40,7 @@ pub use self::restore::saved_size;
 pub use self::save::{SaveProgress, Saved};
 pub use self::scrub::Scrubbed;
 use crate::block_device::BlockDevice;
-use crate::config::{
-    Algorithm, BackingConfig, BackingKeep, DeviceConfig, NO_BACKING, check_mem_limit,
-};
+use crate::config::{BackingConfig, BackingKeep, DeviceConfig, NO_BACKING, check_mem_limit};
 use crate::error::{Error, Result};
 use crate::latency::{Operation, OperationLatencies};
 use crate::origin::{FileImage, Home, Origin, OriginConfig, OriginUse, Periodic, SyncPolicy};
@@ -166,6 +168,7 @@ impl Device {
             failed_writes: requests.failed_writes.load(Relaxed),
             notify_free: requests.notify_free.load(Relaxed),
             origin_reads: requests.origin_reads.load(Relaxed),
+            write_stalls: requests.write_stalls.load(Relaxed),
             rss_bytes: rss_bytes(),
             ..Stats::default()
         };
@@ -248,16 +251,6 @@ impl Device {
     /// Starts `mem_used_max` again from what is used now.
     pub fn reset_mem_used_max(&self) {
         self.core.budget.reset_max_used();
-    }
-
-    /// How new pages are compressed.
-    pub fn algorithm(&self) -> Algorithm {
-        self.core.algorithm.load()
-    }
-
-    /// Compresses new pages like this from here on; those that are stored stay as they are.
-    pub fn set_algorithm(&self, algorithm: Algorithm) {
-        self.core.algorithm.store(algorithm);
     }
 
     /// The backing's path, if there is one.

@@ -189,10 +189,10 @@ impl Core {
                 codec::fill(pattern, 0, out);
                 Ok(())
             }
-            Found::Copied { codec, start, len } => {
-                codec::decompress(codec, &scratch[start..start + len], out)
-                    .map_err(|_| Error::Corrupt { page: page.0 })
-            }
+            Found::Copied { codec, start, len } => self
+                .algorithms
+                .decompress(codec, &scratch[start..start + len], out)
+                .map_err(|_| Error::Corrupt { page: page.0 }),
             Found::WrittenBack(spilled) => self.read_back(page, spilled, true, out),
             Found::Absent(_) => self.read_changed(page, out),
         }

@@ -11,7 +11,7 @@ use super::core::Core;
 use super::layout::Run;
 use super::read::Found;
 use super::read_ahead::{Place, Source};
-use crate::codec::{self, Codec};
+use crate::codec::Codec;
 use crate::error::{Error, Result};
 use crate::latency::Operation;
 use crate::shard::{Shard, Slot, SlotIndex, SlotState};
@@ -141,7 +141,7 @@ impl Core {
             let error = match self.read_record(page, spilled, small, &mut buffers) {
                 Ok(object) => {
                     self.requests.bd_reads.fetch_add(1, Relaxed);
-                    decompress(page, spilled.codec, object, out)?;
+                    self.decompress(page, spilled.codec, object, out)?;
                     if spilled.again {
                         self.promote(run, spilled, object);
                     }
@@ -306,7 +306,7 @@ impl Core {
             return Ok(None);
         };
         let mut copy = PageCopy::new(spilled.slot, spilled.sequence, [0; PAGE_SIZE]);
-        decompress(run.first, spilled.codec, object, &mut copy.page)?;
+        self.decompress(run.first, spilled.codec, object, &mut copy.page)?;
         Ok(Some(copy))
     }
 
@@ -348,13 +348,20 @@ impl Core {
         })
     }
 
+    fn decompress(
+        &self,
+        page: PageIndex,
+        codec: Codec,
+        object: &[u8],
+        out: &mut Page,
+    ) -> Result<()> {
+        let read = self.algorithms.decompress(codec, object, out);
+        read.map_err(|_| Error::Corrupt { page: page.0 })
+    }
+
     /// The use of a record's segment. Stands still only under the lock of a shard with a slot
     /// that refers to the record.
     pub(super) fn sequence(&self, record: RecordAddress) -> u64 {
         self.segments.sequence(SegmentIndex::of(record))
     }
-}
-
-fn decompress(page: PageIndex, codec: Codec, object: &[u8], out: &mut Page) -> Result<()> {
-    codec::decompress(codec, object, out).map_err(|_| Error::Corrupt { page: page.0 })
 }

@@ -2,9 +2,11 @@
 //! takes longer and makes them smaller (zram's `recompress`).
 //!
 //! Pages are chosen a few at a time: copied and marked under their shard's lock, recompressed
-//! without it, and stored under it again if they are still marked (`shard::selected`). A page takes
-//! its new object only if that lies in a smaller size class; one that gains nothing is noted in its
-//! slot, so that it is not tried again until it is written.
+//! without it, and stored under it again if they are still marked (`shard::selected`). Algorithms
+//! are tried in the order of their priority, those above the one that made the object, up to the
+//! first that makes it lie in a smaller size class. Where the last of them is done with a page,
+//! that is noted in its slot, so that it is not tried again until it is written or there is
+//! another algorithm to try.
 //!
 //! Whoever asks does the work. `Core::recompressing` makes sure that it is one at a time, step by
 //! step.
@@ -19,15 +21,15 @@ use rustix::process::setpriority_process;
 use super::Device;
 use super::core::Core;
 use super::layout::ShardIndex;
-use crate::codec::{self, Codec, MAX_COMPRESSED_LEN};
-use crate::config::Algorithm;
+use crate::algorithm::{Algorithm, Priority};
+use crate::codec::{self, Codec, Compression, MAX_COMPRESSED_LEN};
 use crate::error::{Error, Result};
 use crate::recompression::Recompression;
 use crate::shard::{AgeTags, Purpose, Shard, Slot, SlotIndex, SlotState};
 use crate::sync::atomic::Ordering::Relaxed;
 use crate::sync::channel::{self, Receiver, RecvTimeoutError, Sender};
 use crate::sync::thread::{self, JoinHandle};
-use crate::units::PAGE_SIZE;
+use crate::units::{PAGE_SIZE, Page};
 
 /// Pages of a step: with a strong algorithm some milliseconds' work.
 const STEP: usize = 16;
@@ -62,10 +64,78 @@ struct Chosen {
 enum Outcome {
     /// It cannot be read, which a read will complain of, or would not be below the threshold.
     LeftAlone,
-    /// Compressed, it is no shorter than a page.
+    /// No algorithm makes it smaller.
     NoGain,
-    /// In [`Scratch::made`].
-    Made(Codec, Range<usize>),
+    /// In [`Scratch::made`]; `last` if no other algorithm is to be tried on it.
+    Made {
+        codec: Codec,
+        bytes: Range<usize>,
+        last: bool,
+    },
+}
+
+/// Which algorithms to try.
+pub(super) struct Plan {
+    /// In this order.
+    steps: Vec<(Priority, Compression)>,
+    /// The last priority that there is an algorithm of.
+    top: Priority,
+    /// Whether to try them on all objects, whatever made those and was tried on them.
+    again: bool,
+}
+
+impl Plan {
+    /// What a request means on a device with these algorithms.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] if it names a priority that has none, or there is none at all.
+    pub(super) fn new(request: &Recompression, set: &[(Priority, Compression)]) -> Result<Self> {
+        let none = |which: &str| Error::InvalidConfig {
+            option: "recompress",
+            reason: format!("there is no algorithm {which}: set recomp_algorithm first"),
+        };
+        let top = set.last().map(|(priority, _)| *priority);
+        let is_named = |algorithm: Algorithm, named: Algorithm| {
+            let is_name = named == named.at_default_level();
+            algorithm == named || is_name && algorithm.name() == named.name()
+        };
+        let mut steps = set.to_vec();
+        if let Some(wanted) = request.priority {
+            steps.retain(|(priority, _)| *priority == wanted);
+        }
+        if let Some(named) = request.algorithm {
+            steps.retain(|(_, how)| is_named(how.algorithm, named));
+        }
+        let again = steps.is_empty();
+        match (request.algorithm, request.priority) {
+            (Some(named), None) if again => {
+                let priority = top.unwrap_or(Priority::SECONDARY[0]);
+                steps.push((priority, named.into()));
+            }
+            (_, Some(priority)) if again => {
+                return Err(none(&format!("of priority {}", priority.number())));
+            }
+            _ if again => return Err(none("for it")),
+            _ => {}
+        }
+        Ok(Self {
+            top: top.unwrap_or(Priority::SECONDARY[0]),
+            steps,
+            again,
+        })
+    }
+
+    /// Whether it can do more for an object that an algorithm of such a priority made.
+    fn goes_beyond(&self, priority: Priority) -> bool {
+        let last = self.steps.last();
+        self.again || last.is_some_and(|(last, _)| *last > priority)
+    }
+
+    /// Whether it ends with the last algorithm there is.
+    fn reaches_top(&self) -> bool {
+        let last = self.steps.last();
+        last.is_some_and(|(last, _)| *last == self.top)
+    }
 }
 
 /// What a step has come to.
@@ -90,12 +160,13 @@ impl Scratch {
 /// What is wanted of a slot's page.
 pub(super) struct Wanted<'a> {
     pub(super) request: &'a Recompression,
+    pub(super) plan: &'a Plan,
     /// How long it must not have been accessed.
     pub(super) age: Option<Duration>,
 }
 
 impl Wanted<'_> {
-    fn includes(&self, slot: Slot, old: Option<AgeTags>) -> bool {
+    fn includes(&self, shard: &Shard, slot: Slot, old: Option<AgeTags>) -> bool {
         let SlotState::Resident { len, .. } = slot.state() else {
             return false;
         };
@@ -105,9 +176,10 @@ impl Wanted<'_> {
         };
         self.request.kind.includes(slot)
             && len >= self.request.threshold
-            && (!slot.is_tried() || self.request.algorithm.is_some())
+            && (!slot.is_tried() || self.plan.again)
             && !slot.is_selected()
             && is_old()
+            && self.plan.goes_beyond(shard.priority(slot))
     }
 }
 
@@ -118,7 +190,7 @@ impl Core {
     /// # Errors
     /// [`Error::Refused`] (EINTR) if the device stops; [`Error::NoSpace`] if there is no backing
     /// and no memory to make anything smaller in, not after compaction either.
-    fn recompress(&self, wanted: &Wanted<'_>, algorithm: Algorithm) -> Result<u64> {
+    fn recompress(&self, wanted: &Wanted<'_>) -> Result<u64> {
         let mut scratch = Scratch::new();
         let mut left = wanted.request.max_pages;
         let (mut smaller, mut compacted) = (0, false);
@@ -132,7 +204,7 @@ impl Core {
                 let most = STEP.min(usize::try_from(left).unwrap_or(STEP));
                 let one_at_a_time = self.recompressing.lock();
                 let next = self.choose(wanted, index, at..slots, most, &mut scratch);
-                scratch.recompress(wanted.request.threshold, algorithm, self.max_compressed_len);
+                scratch.recompress(self, wanted);
                 let settled = self.settle_recompressed(index, &scratch);
                 drop(one_at_a_time);
                 smaller += settled.smaller;
@@ -172,7 +244,7 @@ impl Core {
                 let Some(used) = shard.next_used(at..end) else {
                     return end;
                 };
-                if wanted.includes(shard.slot(used), old) {
+                if wanted.includes(&shard, shard.slot(used), old) {
                     if scratch.chosen.len() == most {
                         return used.0;
                     }
@@ -198,10 +270,12 @@ impl Core {
                     shard.unselect(chosen.index, Purpose::Recompress, chosen.before);
                     Ok(false)
                 }
-                Outcome::NoGain => shard.settle_recompressed(chosen.index, chosen.before, None),
-                Outcome::Made(codec, bytes) => {
+                Outcome::NoGain => {
+                    shard.settle_recompressed(chosen.index, chosen.before, None, true)
+                }
+                Outcome::Made { codec, bytes, last } => {
                     let object = Some((*codec, &scratch.made[bytes.clone()]));
-                    shard.settle_recompressed(chosen.index, chosen.before, object)
+                    shard.settle_recompressed(chosen.index, chosen.before, object, *last)
                 }
             };
             settled.smaller += u64::from(result == Ok(true));
@@ -232,57 +306,94 @@ impl Scratch {
         });
     }
 
-    pub(super) fn recompress(&mut self, threshold: usize, algorithm: Algorithm, max_len: usize) {
+    /// Compresses the chosen objects again.
+    pub(super) fn recompress(&mut self, core: &Core, wanted: &Wanted<'_>) {
         let mut start = 0;
         for chosen in &mut self.chosen {
             let object = &self.objects[chosen.object.clone()];
             let mut page = [0; PAGE_SIZE];
-            if codec::decompress(chosen.codec, object, &mut page).is_err() {
+            if core
+                .algorithms
+                .decompress(chosen.codec, object, &mut page)
+                .is_err()
+            {
                 continue;
             }
+            let priority = chosen.codec.priority(object[0]);
             let out = &mut self.made[start..];
-            chosen.outcome = match codec::compress(algorithm, &page, out, max_len) {
-                None => Outcome::NoGain,
-                Some((_, len)) if threshold != 0 && len >= threshold => Outcome::LeftAlone,
-                Some((codec, len)) => {
+            chosen.outcome = match try_in_turn(core, wanted, priority, object.len(), &page, out) {
+                Tried::Smaller(priority, codec, len) => {
                     let bytes = start..start + len;
                     start = bytes.end;
-                    Outcome::Made(codec, bytes)
+                    let last = priority == wanted.plan.top;
+                    Outcome::Made { codec, bytes, last }
                 }
+                Tried::AboveThreshold => Outcome::LeftAlone,
+                Tried::NoGain if wanted.plan.reaches_top() => Outcome::NoGain,
+                Tried::NoGain => Outcome::LeftAlone,
             };
         }
     }
 }
 
+/// What trying algorithms on a page has come to.
+enum Tried {
+    Smaller(Priority, Codec, usize),
+    /// Smaller, but not below the threshold.
+    AboveThreshold,
+    NoGain,
+}
+
+/// Tries the algorithms of a plan on a page whose object is `len` bytes that one of `priority` made.
+fn try_in_turn(
+    core: &Core,
+    wanted: &Wanted<'_>,
+    priority: Priority,
+    len: usize,
+    page: &Page,
+    out: &mut [u8],
+) -> Tried {
+    let (plan, threshold) = (wanted.plan, wanted.request.threshold);
+    let dictionaries = &core.algorithms.dictionaries;
+    let mut tried = Tried::NoGain;
+    for &(step, how) in &plan.steps {
+        if step <= priority && !plan.again {
+            continue;
+        }
+        let most = core.max_compressed_len;
+        let Some((codec, made)) = codec::compress(how, step, dictionaries, page, out, most) else {
+            continue;
+        };
+        if core.object_size(made) >= core.object_size(len) {
+            continue;
+        }
+        if threshold == 0 || made < threshold {
+            return Tried::Smaller(step, codec, made);
+        }
+        tried = Tried::AboveThreshold;
+    }
+    tried
+}
+
 impl Device {
-    /// What pages are recompressed with, if anything is set.
-    pub fn recompression_algorithm(&self) -> Option<Algorithm> {
-        self.core.secondary.load()
-    }
-
-    /// Sets what pages are recompressed with from here on.
-    pub fn set_recompression_algorithm(&self, algorithm: Algorithm) {
-        self.core.secondary.store(Some(algorithm));
-    }
-
     /// Recompresses chosen pages, those of them that are in memory, and packs what is left of
     /// their zspages; returns how many pages have become smaller. A page that is read, written or
     /// discarded meanwhile stays as it is, and so does one that would not lie in a smaller size
-    /// class. What was tried is not tried again until it is written, unless the request names an
-    /// algorithm. The device is in use meanwhile.
+    /// class. What was tried is not tried again until it is written, or another algorithm is set,
+    /// unless the request names an algorithm that is not. The device is in use meanwhile.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] if there is no algorithm to recompress with; [`Error::Refused`]
+    /// [`Error::InvalidConfig`] if there is no such algorithm to recompress with; [`Error::Refused`]
     /// (EINTR) once the device is stopping; [`Error::NoSpace`] if there is no backing,
     /// and no memory to recompress in.
     pub fn recompress(&self, request: &Recompression) -> Result<u64> {
-        let algorithm = request.algorithm.or_else(|| self.recompression_algorithm());
-        let algorithm = algorithm.ok_or_else(|| Error::InvalidConfig {
-            option: "recompress",
-            reason: "there is no algorithm for it: set recomp_algorithm first".to_owned(),
-        })?;
-        let wanted = Wanted { request, age: None };
-        let smaller = self.core.recompress(&wanted, algorithm)?;
+        let plan = Plan::new(request, &self.core.algorithms.secondary())?;
+        let wanted = Wanted {
+            request,
+            plan: &plan,
+            age: None,
+        };
+        let smaller = self.core.recompress(&wanted)?;
         if smaller > 0 {
             self.compact();
         }
@@ -333,14 +444,16 @@ fn recompress_old(core: &Core, age: Duration, ended: &Receiver<()>) {
         tracing::warn!("recompression competes with other work: {error}");
     }
     let period = (age / 8).clamp(Duration::from_secs(1), Duration::from_secs(60));
-    let wanted = Wanted {
-        request: &Recompression::ALL,
-        age: Some(age),
-    };
     while ended.recv_timeout(period) == Err(RecvTimeoutError::Timeout) {
-        if let Some(algorithm) = core.secondary.load() {
+        let request = &Recompression::ALL;
+        if let Ok(plan) = &Plan::new(request, &core.algorithms.secondary()) {
+            let wanted = Wanted {
+                request,
+                plan,
+                age: Some(age),
+            };
             // The device's end interrupts it, and a lack of memory, which may be over next time.
-            drop(core.recompress(&wanted, algorithm));
+            drop(core.recompress(&wanted));
         }
     }
 }

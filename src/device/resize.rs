@@ -2,6 +2,8 @@
 
 use rustix::io::Errno;
 
+use crate::sync::atomic::Ordering::Relaxed;
+
 use super::Device;
 use crate::BlockDevice;
 use crate::config::check_size;
@@ -23,6 +25,18 @@ impl Device {
     /// [`Device::max_size`], EPERM over an image, EBUSY for a smaller size while the device is in use or there is data
     /// beyond it.
     pub fn resize(&self, bytes: u64) -> Result<()> {
+        self.resize_to(bytes, false)
+    }
+
+    /// As [`Device::resize`], but what is beyond a new end is discarded first.
+    ///
+    /// # Errors
+    /// Those of [`Device::resize`], but for data beyond it.
+    pub fn resize_discarding(&self, bytes: u64) -> Result<()> {
+        self.resize_to(bytes, true)
+    }
+
+    fn resize_to(&self, bytes: u64, discard: bool) -> Result<()> {
         check_size("disksize", bytes)?;
         let refuse = |errno, reason: String| {
             Err(Error::Refused {
@@ -44,9 +58,12 @@ impl Device {
             self.core.layout.resize(bytes >> PAGE_SHIFT);
             return Ok(());
         }
-        match self.users.while_none(|| self.shrink(bytes)) {
+        match self.users.while_none(|| self.shrink(bytes, discard)) {
             Some(true) => Ok(()),
-            Some(false) => refuse(Errno::BUSY, "there is data beyond that".to_owned()),
+            Some(false) => refuse(
+                Errno::BUSY,
+                "there is data beyond that: --discard-tail forgets it".to_owned(),
+            ),
             None => refuse(
                 Errno::BUSY,
                 "the device is in use; unmount, detach or disconnect it first".to_owned(),
@@ -55,10 +72,14 @@ impl Device {
     }
 
     /// Returns false, and leaves all as it is, if there is data beyond.
-    fn shrink(&self, bytes: u64) -> bool {
+    fn shrink(&self, bytes: u64, discard: bool) -> bool {
         let layout = &self.core.layout;
         let pages = bytes / PAGE_SIZE as u64;
         let beyond = pages..layout.pages();
+        if discard {
+            let freed = self.core.clear(beyond.clone());
+            self.core.requests.notify_free.fetch_add(freed, Relaxed);
+        }
         let is_empty = layout.shards().all(|index| {
             let slots = layout.slots_of(index, beyond.clone());
             self.core.shard(index).next_used(slots).is_none()

@@ -1,14 +1,26 @@
 //! Restoring: filling a new device from an image.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::Device;
 use super::core::Core;
 use crate::block_device::BlockDevice;
-use crate::codec::{self, Codec};
+use crate::codec::{Codec, DictionaryId, Method, Tag};
 use crate::error::{Error, Result};
-use crate::image::{ImageReader, PageData};
-use crate::units::{PAGE_SIZE, PageIndex};
+use crate::image::{ImageReader, PageData, Part};
+use crate::units::{PAGE_SIZE, Page, PageIndex};
+
+/// The numbers that dictionaries of an image have on the device.
+type Renumbered = BTreeMap<DictionaryId, DictionaryId>;
+
+/// What is wrong with a page.
+enum Fault {
+    /// Of the image.
+    Image(&'static str),
+    /// Of ours.
+    Device(Error),
+}
 
 /// Bytes in the device that was saved to the image at `path`.
 ///
@@ -46,18 +58,24 @@ impl Device {
             });
         }
         let pages = image.pages();
+        let mut numbers = Renumbered::new();
         while let Some(part) = image.next()? {
-            let twice =
-                part.pages()
-                    .find_map(|(page, data)| match self.core.restore_page(page, data) {
-                        Ok(true) => None,
-                        Ok(false) => Some(Ok(page)),
-                        Err(error) => Some(Err(error)),
-                    });
-            match twice {
-                Some(Ok(page)) => return Err(image.twice(page)),
-                Some(Err(error)) => return Err(error),
-                None => progress(image.pages_read(), pages),
+            let part = match part {
+                Part::Dictionary(id, bytes) => {
+                    let ours = self.core.algorithms.dictionaries.add(bytes)?;
+                    numbers.insert(id, ours);
+                    continue;
+                }
+                Part::Pages(part) => part,
+            };
+            let stored = part.pages().try_for_each(|(page, data)| {
+                let stored = self.core.restore_page(page, data, &numbers);
+                stored.map_err(|fault| (page, fault))
+            });
+            match stored {
+                Ok(()) => progress(image.pages_read(), pages),
+                Err((page, Fault::Image(what))) => return Err(image.wrong(page, what)),
+                Err((_, Fault::Device(error))) => return Err(error),
             }
         }
         Ok(pages)
@@ -65,13 +83,24 @@ impl Device {
 }
 
 impl Core {
-    /// Stores a page as it was saved; returns false if there is data in it.
-    fn restore_page(&self, page: PageIndex, data: PageData<'_>) -> Result<bool> {
+    /// Stores a page as it was saved.
+    fn restore_page(
+        &self,
+        page: PageIndex,
+        data: PageData<'_>,
+        numbers: &Renumbered,
+    ) -> Result<(), Fault> {
         let run = self.layout.run(page, u64::from(page.0) + 1);
         let mut was_empty = true;
-        let mut raw = [0; PAGE_SIZE];
-        let data = self.storable(page, data, &mut raw)?;
-        self.store_with_room(run.shard, |shard| {
+        let (mut copy, mut raw) = ([0; PAGE_SIZE], [0; PAGE_SIZE]);
+        let data = match data {
+            PageData::Object(codec, object) => {
+                let object = renumbered(codec, object, numbers, &mut copy)?;
+                self.storable(codec, object, &mut raw)?
+            }
+            data => data,
+        };
+        let stored = self.store_with_room(run.shard, |shard| {
             was_empty = shard.slot(run.slot).is_empty();
             match data {
                 _ if !was_empty => Ok(()),
@@ -81,27 +110,52 @@ impl Core {
                 }
                 PageData::Object(codec, object) => shard.store(run.slot, codec, object),
             }
-        })?;
-        Ok(was_empty)
-    }
-
-    /// The data as this device's pool takes it: another's may have compressed what this one stores
-    /// raw.
-    fn storable<'a>(
-        &self,
-        page: PageIndex,
-        data: PageData<'a>,
-        raw: &'a mut [u8; PAGE_SIZE],
-    ) -> Result<PageData<'a>> {
-        match data {
-            PageData::Object(codec, object)
-                if codec != Codec::Raw && object.len() > self.max_compressed_len =>
-            {
-                codec::decompress(codec, object, raw)
-                    .map_err(|_| Error::Corrupt { page: page.0 })?;
-                Ok(PageData::Object(Codec::Raw, raw))
-            }
-            data => Ok(data),
+        });
+        stored.map_err(Fault::Device)?;
+        match was_empty {
+            true => Ok(()),
+            false => Err(Fault::Image("is in it twice")),
         }
     }
+
+    /// An object as this device's pool takes it: another's may have kept compressed what this one
+    /// stores raw.
+    fn storable<'a>(
+        &self,
+        codec: Codec,
+        object: &'a [u8],
+        raw: &'a mut Page,
+    ) -> Result<PageData<'a>, Fault> {
+        if codec == Codec::Raw || object.len() <= self.max_compressed_len {
+            return Ok(PageData::Object(codec, object));
+        }
+        self.algorithms
+            .decompress(codec, object, raw)
+            .map_err(|_| Fault::Image("does not decompress"))?;
+        Ok(PageData::Object(Codec::Raw, raw))
+    }
+}
+
+/// An object with this device's number of the dictionary that it needs, if it needs one.
+fn renumbered<'a>(
+    codec: Codec,
+    object: &'a [u8],
+    numbers: &Renumbered,
+    copy: &'a mut Page,
+) -> Result<&'a [u8], Fault> {
+    if codec != Codec::Tagged {
+        return Ok(object);
+    }
+    let tag = object.first().copied().and_then(Tag::from_byte);
+    let tag = tag.ok_or(Fault::Image("was made in no known way"))?;
+    let Method::ZstdWith(id) = tag.method else {
+        return Ok(object);
+    };
+    let ours = numbers.get(&id);
+    let ours = ours.ok_or(Fault::Image("needs a dictionary that is not there"))?;
+    let method = Method::ZstdWith(*ours);
+    let copy = &mut copy[..object.len()];
+    copy.copy_from_slice(object);
+    copy[0] = Tag { method, ..tag }.to_byte();
+    Ok(copy)
 }

@@ -26,7 +26,7 @@ use super::Device;
 use super::core::Core;
 use super::layout::{RUN_PAGES, Run, ShardIndex};
 use super::read_back::{Buffers, SpilledPage};
-use crate::codec::Codec;
+use crate::codec::{Codec, Dictionaries};
 use crate::error::{Error, Result};
 use crate::image::{ImageFile, ImageWriter, PageData};
 use crate::pool::NoRoom;
@@ -127,7 +127,11 @@ impl SavedRun {
         self.pages.push((page, Place::Object { codec, end }));
     }
 
-    fn write_to(&self, image: &mut ImageWriter<impl Write>) -> std::io::Result<()> {
+    fn write_to(
+        &self,
+        image: &mut ImageWriter<impl Write>,
+        dictionaries: &Dictionaries,
+    ) -> std::io::Result<()> {
         let mut start = 0;
         for (page, place) in &self.pages {
             let data = match *place {
@@ -136,6 +140,12 @@ impl SavedRun {
                     PageData::Object(codec, &self.bytes[std::mem::replace(&mut start, end)..end])
                 }
             };
+            if let PageData::Object(codec, object) = data
+                && let Some(id) = codec.dictionary(object)
+                && let Some(dictionary) = dictionaries.get(id)
+            {
+                image.push_dictionary(id, dictionary.bytes())?;
+            }
             image.push(*page, data)?;
         }
         Ok(())
@@ -349,6 +359,7 @@ impl Save {
         queue: &Receiver<SavedRun>,
         walked: &Receiver<()>,
         image: &mut ImageWriter<impl Write>,
+        dictionaries: &Dictionaries,
         path: &Path,
     ) -> Result<(), Failed> {
         let mut written = 0;
@@ -363,7 +374,7 @@ impl Save {
                 Ok(run) => run,
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => continue,
             };
-            run.write_to(image).map_err(|error| {
+            run.write_to(image, dictionaries).map_err(|error| {
                 self.fail(Error::io(format!("write {}", path.display()), error))
             })?;
             written += 1;
@@ -468,7 +479,13 @@ impl Device {
                 save.fail(Error::io("start the thread that saves", error));
             }
             // What failed is noted.
-            let _ = save.write(&queue, &walked, &mut image, path);
+            let _ = save.write(
+                &queue,
+                &walked,
+                &mut image,
+                &core.algorithms.dictionaries,
+                path,
+            );
             core.end_saving(save.id);
             // Whoever waits for a place in the queue is sent away.
             drop(queue);

@@ -111,7 +111,7 @@ impl Core {
         if let Some(pattern) = codec::same_filled(page) {
             return Prepared::SameFilled(pattern);
         }
-        match codec::compress(self.algorithm.load(), page, out, self.max_compressed_len) {
+        match self.algorithms.compress(page, out, self.max_compressed_len) {
             Some((codec, len)) => Prepared::Compressed { codec, start, len },
             None => Prepared::Raw,
         }
@@ -181,7 +181,8 @@ impl Core {
             },
             SlotState::SameFilled { pattern } => codec::fill(pattern, 0, copy),
             SlotState::Resident { object, len, codec } => {
-                codec::decompress(codec, shard.pool().bytes(object, len), copy)
+                self.algorithms
+                    .decompress(codec, shard.pool().bytes(object, len), copy)
                     .map_err(|_| Error::Corrupt { page: run.first.0 })?;
             }
             SlotState::WrittenBack { record, .. } => match fetched {

@@ -19,7 +19,7 @@ use fuser::{
 
 use super::disk::Disk;
 use super::node::{Node, Owner};
-use super::snapshots::Snapshots;
+use super::snapshots::{Part, Snapshots};
 use super::{MAX_REQUEST_BYTES, errno, uring};
 use crate::attributes::Attribute;
 use crate::device::Device;
@@ -102,13 +102,48 @@ impl Frontend {
         }
     }
 
-    fn read_attribute(&self, ino: INodeNo, fh: FileHandle, offset: u64) -> Result<Arc<str>, Errno> {
+    fn read_attribute(&self, ino: INodeNo, fh: FileHandle, offset: u64) -> Result<Part, Errno> {
         let (device, attribute) = self.attribute(ino)?;
+        if attribute == Attribute::BlockState {
+            return self.read_block_state(device, fh, offset);
+        }
         if offset == 0 {
             let text = attribute.show(device).map_err(|error| errno(&error))?;
-            self.snapshots.take(fh, text.into());
+            self.snapshots.take(fh, Part::whole(text));
         }
         self.snapshots.get(fh).ok_or(Errno::EBADF)
+    }
+
+    /// The part of the text that has the byte at `offset`, or the end of it: what a reader from the
+    /// start on comes to.
+    fn read_block_state(
+        &self,
+        device: &Device,
+        fh: FileHandle,
+        offset: u64,
+    ) -> Result<Part, Errno> {
+        let mut part = self.snapshots.get(fh).ok_or(Errno::EBADF)?;
+        if offset == 0 {
+            part = Part {
+                next: Some(0),
+                ..Part::default()
+            };
+        }
+        while offset == part.end()
+            && let Some(from) = part.next
+        {
+            let states = device.block_states(from);
+            part = Part {
+                start: part.end(),
+                text: states.text.into(),
+                next: states.next,
+            };
+            self.snapshots.take(fh, part.clone());
+        }
+        match offset.checked_sub(part.start) {
+            Some(within) if within <= part.text.len() as u64 => Ok(part),
+            _ => Err(Errno::ESPIPE),
+        }
     }
 
     fn write_attribute(&self, ino: INodeNo, data: &[u8]) -> Result<(), Errno> {
@@ -270,7 +305,7 @@ impl Filesystem for Frontend {
     ) {
         if ino != Node::Disk.ino() {
             return match self.read_attribute(ino, fh, offset) {
-                Ok(text) => reply.data(piece(text.as_bytes(), offset, size)),
+                Ok(part) => reply.data(piece(part.text.as_bytes(), offset - part.start, size)),
                 Err(errno) => reply.error(errno),
             };
         }

@@ -69,6 +69,16 @@ impl Write for ImageFile {
     }
 }
 
+/// Makes a file at `path` of `bytes`, or replaces one, as a whole or not at all.
+///
+/// # Errors
+/// [`Error::Unusable`] if something other than a plain file is there; [`Error::Io`].
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut file = ImageFile::create(path)?;
+    file.write_all(bytes).map_err(|error| failed(path, error))?;
+    file.commit()
+}
+
 fn directory(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,

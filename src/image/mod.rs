@@ -12,7 +12,8 @@
 //!
 //! A record is a page's number (4), its bytes less one (2), how they were made of it (1: a codec,
 //! or 255 for a pattern to repeat), a zero, and its bytes. No page has two; one without a record
-//! is empty. Records are in no order.
+//! is empty. Records are in no order. Before the first that needs a dictionary stands a segment of
+//! another kind, which has one record: that dictionary's number (1) and its bytes.
 //!
 //! Checksums are CRC-32C. A segment's covers the image's identity, where the segment starts, its
 //! header and its records: a segment of another image, or from another place in this one, does not
@@ -25,9 +26,10 @@ mod read;
 mod write;
 
 pub(crate) use self::file::ImageFile;
+pub use self::file::write_whole;
 #[cfg(fuzzing)]
 pub(crate) use self::forge::forge;
-pub(crate) use self::read::ImageReader;
+pub(crate) use self::read::{ImageReader, Part};
 pub(crate) use self::write::ImageWriter;
 
 use zerocopy::little_endian::{U16, U32, U64};
@@ -79,6 +81,7 @@ impl Header {
 enum Kind {
     Pages = 1,
     End = 2,
+    Dictionary = 3,
 }
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]

@@ -12,7 +12,7 @@ use super::{
     END_LEN, End, HEADER_LEN, Header, Kind, MAGIC, MAX_SEGMENT_BYTES, PATTERN, PageData,
     RECORD_HEADER_LEN, RecordHeader, SEGMENT_HEADER_LEN, SegmentHeader, VERSION,
 };
-use crate::codec::Codec;
+use crate::codec::{Codec, DictionaryId};
 use crate::error::{Error, Result};
 use crate::units::{MAX_DEVICE_BYTES, PAGE_SIZE, PageIndex};
 
@@ -32,7 +32,14 @@ pub(crate) struct ImageReader {
 }
 
 /// Some of an image.
-pub(crate) struct Part<'a> {
+pub(crate) enum Part<'a> {
+    /// What pages that come later need: its number, and its bytes.
+    Dictionary(DictionaryId, &'a [u8]),
+    Pages(PagesPart<'a>),
+}
+
+/// Pages of an image.
+pub(crate) struct PagesPart<'a> {
     records: &'a [u8],
 }
 
@@ -96,6 +103,14 @@ impl ImageReader {
         self.next += 1;
         let records = &self.segment[SEGMENT_HEADER_LEN..];
         let wrong = |what: &str| self.damaged(number, start, what);
+        if header.kind == Kind::Dictionary as u32 {
+            let (&first, bytes) = records
+                .split_first()
+                .ok_or_else(|| wrong("it has no dictionary"))?;
+            let id = DictionaryId::new(first.into())
+                .ok_or_else(|| wrong("it has a dictionary of no number"))?;
+            return Ok(Some(Part::Dictionary(id, bytes)));
+        }
         if header.kind != Kind::Pages as u32 {
             return Err(wrong("it is of no known kind"));
         }
@@ -112,12 +127,12 @@ impl ImageReader {
             return Err(wrong("it has another number of records than it says"));
         }
         self.pages += u64::from(count);
-        Ok(Some(Part { records }))
+        Ok(Some(Part::Pages(PagesPart { records })))
     }
 
-    /// A page of the part before was there already.
-    pub(crate) fn twice(&self, page: PageIndex) -> Error {
-        let reason = format!("the image is damaged: page {} is in it twice", page.0);
+    /// That the image is damaged: `what` is wrong with a page.
+    pub(crate) fn wrong(&self, page: PageIndex, what: &str) -> Error {
+        let reason = format!("the image is damaged: page {} {what}", page.0);
         unusable(&self.path, &reason)
     }
 
@@ -178,8 +193,8 @@ impl ImageReader {
     }
 }
 
-impl Part<'_> {
-    /// Its pages.
+impl PagesPart<'_> {
+    /// The pages.
     pub(crate) fn pages(&self) -> impl Iterator<Item = (PageIndex, PageData<'_>)> {
         Records { rest: self.records }.map_while(Result::ok)
     }

@@ -72,6 +72,9 @@ impl Scratch {
         assert_eq!(reader.size(), 64 << 20);
         let (mut objects, mut patterns) = (Pages::new(), Vec::new());
         while let Some(part) = reader.next()? {
+            let Part::Pages(part) = part else {
+                continue;
+            };
             for (page, data) in part.pages() {
                 match data {
                     PageData::SameFilled(pattern) => patterns.push(pattern),

@@ -9,6 +9,7 @@ use super::{
     End, HEADER_LEN, Header, Kind, MAGIC, MAX_SEGMENT_BYTES, PATTERN, PageData, RecordHeader,
     SEGMENT_BYTES, SEGMENT_HEADER_LEN, SegmentHeader, VERSION,
 };
+use crate::codec::DictionaryId;
 use crate::units::{PAGE_SIZE, PageIndex};
 
 /// An image on its way to `out`.
@@ -19,6 +20,7 @@ pub(crate) struct ImageWriter<W> {
     at: u64,
     segments: u64,
     pages: u64,
+    dictionaries: Vec<DictionaryId>,
     records: u32,
     buffer: Vec<u8>,
 }
@@ -44,6 +46,7 @@ impl<W: Write> ImageWriter<W> {
             at: HEADER_LEN as u64,
             segments: 0,
             pages: 0,
+            dictionaries: Vec::new(),
             records: 0,
             buffer: Vec::with_capacity(MAX_SEGMENT_BYTES),
         })
@@ -75,20 +78,37 @@ impl<W: Write> ImageWriter<W> {
         Ok(())
     }
 
+    /// Adds a dictionary, if it has not been added before: ahead of the pages that need it.
+    pub(crate) fn push_dictionary(&mut self, id: DictionaryId, bytes: &[u8]) -> io::Result<()> {
+        if self.dictionaries.contains(&id) {
+            return Ok(());
+        }
+        self.dictionaries.push(id);
+        let record = [&[id.index() as u8], bytes].concat();
+        self.write_segment(Kind::Dictionary, 1, &record)
+    }
+
     fn end_segment(&mut self, kind: Kind) -> io::Result<()> {
+        let buffer = std::mem::take(&mut self.buffer);
+        let records = std::mem::take(&mut self.records);
+        let written = self.write_segment(kind, records, &buffer);
+        self.buffer = buffer;
+        self.buffer.clear();
+        written
+    }
+
+    fn write_segment(&mut self, kind: Kind, count: u32, records: &[u8]) -> io::Result<()> {
         let mut header = SegmentHeader::new_zeroed();
         header.kind = (kind as u32).into();
-        header.records = self.records.into();
-        header.len = (self.buffer.len() as u32).into();
+        header.records = count.into();
+        header.len = (records.len() as u32).into();
         header.number = self.segments.into();
-        let checksum = header.checksum(&self.identity, self.at, &self.buffer);
+        let checksum = header.checksum(&self.identity, self.at, records);
         header.checksum = checksum.into();
         self.out.write_all(header.as_bytes())?;
-        self.out.write_all(&self.buffer)?;
-        self.at += (SEGMENT_HEADER_LEN + self.buffer.len()) as u64;
+        self.out.write_all(records)?;
+        self.at += (SEGMENT_HEADER_LEN + records.len()) as u64;
         self.segments += 1;
-        self.records = 0;
-        self.buffer.clear();
         Ok(())
     }
 

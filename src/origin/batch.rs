@@ -118,11 +118,11 @@ impl HomeBatch {
     }
 
     /// Writes the pages, neighbours together.
-    pub(super) fn write(&mut self, image: &Arc<dyn Image>) -> Written {
+    pub(super) fn write(&mut self, core: &Core, image: &Arc<dyn Image>) -> Written {
         // In the order of pages, and then of shards again, so that few locks are taken.
         self.entries.sort_unstable_by_key(|entry| entry.page);
         let mut written = Written::default();
-        let parts = self.lay_out(&mut written.failure);
+        let parts = self.lay_out(core, &mut written.failure);
         let (parts, failed) = self.writers.write(image, parts, &mut self.bytes);
         let failed_at = |page: PageIndex| {
             let at = u64::from(page.0) << PAGE_SHIFT;
@@ -149,7 +149,7 @@ impl HomeBatch {
 
     /// Decompresses the pages into the bytes to be written; returns the parts. A page that cannot
     /// be is left out.
-    fn lay_out(&mut self, failure: &mut Option<Error>) -> Vec<Part> {
+    fn lay_out(&mut self, core: &Core, failure: &mut Option<Error>) -> Vec<Part> {
         let mut parts: Vec<Part> = Vec::new();
         self.bytes.clear();
         for entry in &mut self.entries {
@@ -168,7 +168,8 @@ impl HomeBatch {
                 } => {
                     let mut page: Page = [0; PAGE_SIZE];
                     let object = &self.scratch[at..at + len];
-                    if codec::decompress(codec, object, &mut page).is_err() {
+                    let algorithms = &core.algorithms;
+                    if algorithms.decompress(codec, object, &mut page).is_err() {
                         *failure = Some(Error::Corrupt { page: entry.page.0 });
                         continue;
                     }

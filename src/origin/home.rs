@@ -73,7 +73,7 @@ impl Home {
         if batch.len() == 0 {
             return Ok(());
         }
-        let written = batch.write(&self.image);
+        let written = batch.write(core, &self.image);
         batch.land(core);
         self.counts.writes.fetch_add(written.pages, Relaxed);
         self.counts.holes.fetch_add(written.holes, Relaxed);

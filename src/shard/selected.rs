@@ -14,6 +14,7 @@
 
 use super::age::AgeTag;
 use super::{Evicted, Owner, Shard, Slot, SlotIndex, SlotState};
+use crate::algorithm::Priority;
 use crate::codec::Codec;
 use crate::pool::NoRoom;
 use crate::spill::RecordAddress;
@@ -62,8 +63,8 @@ impl Shard {
     }
 
     /// Stores what recompression made of the object of a slot that was `before`, if the slot is
-    /// still marked and the new object takes less; if it does not, notes that. Returns whether the
-    /// object was replaced. A zspage that is made for it is the oldest, as its page may be: being
+    /// still marked and the new object takes less; notes that nothing more is to be tried if there
+    /// is nothing, or it is the `last`. Returns whether the object was replaced. A zspage that is made for it is the oldest, as its page may be: being
     /// recompressed is no use.
     ///
     /// # Errors
@@ -73,6 +74,7 @@ impl Shard {
         index: SlotIndex,
         before: Slot,
         made: Option<(Codec, &[u8])>,
+        last: bool,
     ) -> Result<bool, NoRoom> {
         if !self.has_mark(index, Purpose::Recompress) {
             return Ok(false);
@@ -92,9 +94,26 @@ impl Shard {
         if without(Protection::FreedWhereItIs) {
             self.slots.replace(index, before);
         }
-        let smaller = Slot::resident(stored.object, data.len(), codec);
-        self.set(index, smaller.with_notes_of(slot).marked_tried());
+        let smaller = Slot::resident(stored.object, data.len(), codec).with_notes_of(slot);
+        let smaller = if last {
+            smaller.marked_tried()
+        } else {
+            smaller
+        };
+        self.set(index, smaller);
         Ok(true)
+    }
+
+    /// The priority of the algorithm that made the object of a resident slot.
+    pub(crate) fn priority(&self, slot: Slot) -> Priority {
+        match slot.state() {
+            SlotState::Resident {
+                object,
+                codec: codec @ Codec::Tagged,
+                ..
+            } => codec.priority(self.pool.bytes(object, 1)[0]),
+            _ => Priority::PRIMARY,
+        }
     }
 
     fn has_mark(&self, index: SlotIndex, purpose: Purpose) -> bool {

@@ -188,6 +188,14 @@ impl Slot {
         Self(self.0 | TRIED)
     }
 
+    /// The slot with recompression not tried.
+    pub(crate) fn without_tried(self) -> Self {
+        match self.0 & STATE_MASK {
+            RESIDENT => Self(self.0 & !TRIED),
+            _ => self,
+        }
+    }
+
     /// Whether the page is resident, and as small as recompression makes it.
     pub(crate) fn is_tried(self) -> bool {
         self.0 & STATE_MASK == RESIDENT && self.0 & TRIED != 0
@@ -374,7 +382,7 @@ mod tests {
         );
         let place = (1 << 41) - 1;
         for len in [1, 4096] {
-            for codec in [Codec::Raw, Codec::Lz4, Codec::Zstd] {
+            for codec in [Codec::Raw, Codec::Lz4, Codec::Zstd, Codec::Tagged] {
                 let object = ObjectAddress(place);
                 let new = Slot::resident(object, len, codec).written_in(AgeTag(15));
                 let slot = new.marked_idle().read_in(AgeTag(9)).marked_idle();

@@ -61,7 +61,10 @@ fn memory_gets_less_and_the_data_stays() {
 
     world.ok(&["set", "vm", "comp_algorithm=zstd:9"]);
     let shown = world.ok(&["stat", "vm", "comp_algorithm", "recomp_algorithm"]);
-    assert_eq!(shown, "lz4 [zstd:9]\n#1: lz4 [zstd:3]\n");
+    assert_eq!(
+        shown,
+        "lz4 lz4hc [zstd:9] deflate\n#1: lz4 lz4hc [zstd:3] deflate\n"
+    );
     let metrics = world.ok(&["metrics"]);
     let line = format!("uzram_memory_bytes{{device=\"vm\"}} {after}");
     assert!(

@@ -3,10 +3,10 @@
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use super::*;
+use crate::algorithm::{Algorithm, Priority};
 use crate::codec::Codec;
-use crate::config::Algorithm;
 use crate::device::layout::ShardIndex;
-use crate::device::recompress::{Scratch, Wanted};
+use crate::device::recompress::{Plan, Scratch, Wanted};
 use crate::device::tests::idle::{no_limit, pass, slot};
 use crate::device::tests::selected::{expect_mixed, write_mixed};
 use crate::error::Error;
@@ -31,7 +31,7 @@ fn recompress(device: &Device, what: &str) -> u64 {
 fn filled() -> Device {
     let device = no_limit(400, 2);
     write_mixed(&device, 300);
-    device.set_recompression_algorithm(ZSTD);
+    device.set_algorithm_of(Priority::SECONDARY[0], ZSTD);
     device
 }
 
@@ -52,7 +52,7 @@ fn what_gains_is_stored_anew_and_what_does_not_is_not_tried_again() {
         let expected = if page % 10 == 0 {
             Codec::Raw
         } else {
-            Codec::Zstd
+            Codec::Tagged
         };
         assert_eq!(codec(&device, page), Some(expected));
         assert!(slot(&device, page).is_tried());
@@ -87,7 +87,7 @@ fn without_an_algorithm_it_is_refused() {
     let device = no_limit(100, 1);
     let error = device.recompress(&Recompression::ALL).expect_err("none");
     assert!(matches!(error, Error::InvalidConfig { .. }), "{error}");
-    device.set_recompression_algorithm(ZSTD);
+    device.set_algorithm_of(Priority::SECONDARY[0], ZSTD);
     device.stop();
     let error = device.recompress(&Recompression::ALL).expect_err("stops");
     assert_eq!(error.errno(), rustix::io::Errno::INTR);
@@ -115,7 +115,7 @@ fn without_memory_to_recompress_in_it_says_so() {
     config.shards = Some(1);
     config.mem_limit = Some(64 * PAGE);
     let device = Device::new(&config).expect("a device");
-    device.set_recompression_algorithm(ZSTD);
+    device.set_algorithm_of(Priority::SECONDARY[0], ZSTD);
     let stored = (0..400)
         .take_while(|&page| write(&device, page, page).is_ok())
         .count() as u64;
@@ -138,8 +138,11 @@ fn what_changes_meanwhile_is_not_undone() {
     for page in 0..16 {
         write(&device, page, page).expect("room");
     }
+    let step = (Priority::SECONDARY[0], ZSTD.into());
+    let request = &Recompression::ALL;
     let wanted = Wanted {
-        request: &Recompression::ALL,
+        request,
+        plan: &Plan::new(request, &[step]).expect("one"),
         age: None,
     };
     let mut scratch = Scratch::new();
@@ -167,13 +170,13 @@ fn what_changes_meanwhile_is_not_undone() {
     device.mark_idle(None);
     device.compact();
 
-    scratch.recompress(0, ZSTD, device.core.max_compressed_len);
+    scratch.recompress(&device.core, &wanted);
     assert_eq!(device.core.settle_recompressed(shard, &scratch).smaller, 11);
     for page in 0..16 {
         let expected = match page {
             2 => None,
             0..5 => Some(Codec::Lz4),
-            _ => Some(Codec::Zstd),
+            _ => Some(Codec::Tagged),
         };
         assert_eq!(codec(&device, page), expected, "page {page}");
         assert_eq!(slot(&device, page).is_idle(), page != 2);
@@ -189,7 +192,7 @@ fn what_changes_meanwhile_is_not_undone() {
 #[test]
 fn old_pages_are_recompressed_unasked() {
     let mut config = DeviceConfig::new(400 * PAGE);
-    config.recompress = Some(ZSTD);
+    config.recompress = vec![ZSTD];
     // The thread looks each second.
     const OLD: Duration = Duration::from_secs(8);
     config.recompress_after = Some(OLD);
@@ -218,7 +221,7 @@ fn old_pages_are_recompressed_unasked() {
 fn pages_stay_whole_while_all_is_recompressed_and_evicted() {
     let backing = Arc::new(FaultyBacking::new(100));
     let device = device(600, 150, 2, &backing);
-    device.set_recompression_algorithm(ZSTD);
+    device.set_algorithm_of(Priority::SECONDARY[0], ZSTD);
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let recompressor = scope.spawn(|| {

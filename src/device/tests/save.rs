@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use rustix::io::Errno;
 
 use super::*;
-use crate::config::{Algorithm, PoolKind};
+use crate::algorithm::{Algorithm, Priority};
+use crate::config::PoolKind;
 use crate::error::Error;
 use crate::recompression::Recompression;
 
@@ -46,7 +47,7 @@ fn image_path() -> (tempfile::TempDir, std::path::PathBuf) {
 fn what_is_saved_is_of_one_time_whatever_goes_on() {
     let backing = Arc::new(FaultyBacking::new(100));
     let device = device(PAGES, 200, 4, &backing);
-    device.set_recompression_algorithm(Algorithm::Zstd { level: 1 });
+    device.set_algorithm_of(Priority::SECONDARY[0], Algorithm::Zstd { level: 1 });
     let (_dir, path) = image_path();
     // In turn on pages of different shards.
     let page_of = |number: u64| number * 37 % PAGES;

@@ -5,19 +5,26 @@
 //! Formats follow `drivers/block/zram/zram_drv.c` and
 //! `Documentation/admin-guide/blockdev/zram.rst`. Locks nothing itself.
 
+mod formats;
+#[cfg(test)]
+mod tests;
+
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::io::Errno;
 
+use self::formats::{
+    algorithms, bd_stat, classes, debug_stat, io_stat, mm_stat, recomp_algorithms,
+};
+use crate::algorithm::{Algorithm, Priority};
 use crate::block_device::BlockDevice;
-use crate::config::{Algorithm, BackingConfig, DeviceConfig};
+use crate::config::{BackingConfig, DeviceConfig};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::recompression::Recompression;
 use crate::selection::Selection;
 use crate::size::parse_size;
-use crate::stats::Stats;
-use crate::units::PAGE_SIZE;
 
 /// An attribute of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -33,9 +40,12 @@ pub enum Attribute {
     /// The algorithms, the one in use in brackets. What is stored compresses new pages from here
     /// on; in zram it is fixed while the device is in use.
     CompAlgorithm,
-    /// The algorithms for recompression, in zram's form: `#1:`, the one in use in brackets. Stored
-    /// as `algo=NAME priority=1`; there is only the one priority.
+    /// The algorithms for recompression, in zram's form: a line for each priority that has one, with
+    /// that in brackets. Stored as `algo=NAME priority=N`, N from 1, which it is by default, to 3.
     RecompAlgorithm,
+    /// Store `algo=NAME` or `priority=N`, for one of the algorithms that are set, with `level=N`,
+    /// `dict=PATH` or both: in zram before the device is set up, here at any time.
+    AlgorithmParams,
     /// Store what a [`Recompression`] is read from to recompress those pages.
     Recompress,
     /// The backing's path, or `none`. A path stored spills there from here on, `none` to nothing:
@@ -53,6 +63,15 @@ pub enum Attribute {
     /// Four columns: failed reads, failed writes, invalid requests (a constant 0: none gets
     /// this far), pages freed by discard.
     IoStat,
+    /// A version, and two figures: writes that waited for memory, and a constant 0.
+    DebugStat,
+    /// A line for each page that holds data: its number, when it was last accessed, and a letter or a
+    /// dot for each of `s`ame-filled, `w`ritten back, `h`uge, `i`dle, `r`ecompressed and
+    /// i`n`compressible. In zram it is in debugfs. Times are seconds since the machine was started, 0
+    /// where none is kept, and the latest that they can be: ages are known to generations.
+    BlockState,
+    /// The pool by size class, as zsmalloc has it in debugfs.
+    Classes,
     /// Store anything to compact the pool.
     Compact,
     /// Store `all`, or an age in seconds, to mark pages in memory as idle.
@@ -74,18 +93,22 @@ pub enum Attribute {
 
 impl Attribute {
     /// Every attribute, in the order a listing shows them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 23] = [
         Self::Disksize,
         Self::MemLimit,
         Self::MemUsedMax,
         Self::CompAlgorithm,
         Self::RecompAlgorithm,
+        Self::AlgorithmParams,
         Self::Recompress,
         Self::BackingDev,
         Self::BackingSize,
         Self::MmStat,
         Self::BdStat,
         Self::IoStat,
+        Self::DebugStat,
+        Self::BlockState,
+        Self::Classes,
         Self::Compact,
         Self::Idle,
         Self::Writeback,
@@ -104,12 +127,16 @@ impl Attribute {
             Self::MemUsedMax => "mem_used_max",
             Self::CompAlgorithm => "comp_algorithm",
             Self::RecompAlgorithm => "recomp_algorithm",
+            Self::AlgorithmParams => "algorithm_params",
             Self::Recompress => "recompress",
             Self::BackingDev => "backing_dev",
             Self::BackingSize => "backing_size",
             Self::MmStat => "mm_stat",
             Self::BdStat => "bd_stat",
             Self::IoStat => "io_stat",
+            Self::DebugStat => "debug_stat",
+            Self::BlockState => "block_state",
+            Self::Classes => "classes",
             Self::Compact => "compact",
             Self::Idle => "idle",
             Self::Writeback => "writeback",
@@ -138,8 +165,15 @@ impl Attribute {
             | Self::WritebackLimit
             | Self::WritebackLimitEnable
             | Self::WritebackDailyLimit => 0o644,
-            Self::MmStat | Self::BdStat | Self::IoStat | Self::Initstate => 0o444,
+            Self::MmStat
+            | Self::BdStat
+            | Self::IoStat
+            | Self::DebugStat
+            | Self::BlockState
+            | Self::Classes
+            | Self::Initstate => 0o444,
             Self::MemUsedMax
+            | Self::AlgorithmParams
             | Self::Recompress
             | Self::Compact
             | Self::Idle
@@ -166,11 +200,8 @@ impl Attribute {
         match self {
             Self::Disksize => Ok(format!("{}\n", device.size())),
             Self::MemLimit => Ok(format!("{}\n", device.mem_limit().unwrap_or(0))),
-            Self::CompAlgorithm => Ok(format!("{}\n", algorithms(Some(device.algorithm())))),
-            Self::RecompAlgorithm => Ok(format!(
-                "#1: {}\n",
-                algorithms(device.recompression_algorithm())
-            )),
+            Self::CompAlgorithm => Ok(format!("{}\n", algorithms(device.algorithm()))),
+            Self::RecompAlgorithm => Ok(recomp_algorithms(device)),
             Self::BackingDev => Ok(match device.backing_path() {
                 Some(path) => format!("{}\n", path.display()),
                 None => "none\n".to_owned(),
@@ -179,6 +210,9 @@ impl Attribute {
             Self::MmStat => Ok(mm_stat(&device.stats())),
             Self::BdStat => Ok(bd_stat(&device.stats())),
             Self::IoStat => Ok(io_stat(&device.stats())),
+            Self::DebugStat => Ok(debug_stat(&device.stats())),
+            Self::BlockState => Ok(device.block_state()),
+            Self::Classes => Ok(classes(&device.class_stats())),
             Self::Initstate => Ok("1\n".to_owned()),
             Self::WritebackLimit => Ok(format!("{}\n", device.writeback_limit())),
             Self::WritebackLimitEnable => {
@@ -188,6 +222,7 @@ impl Attribute {
                 Ok(format!("{}\n", device.writeback_daily_limit().unwrap_or(0)))
             }
             Self::MemUsedMax
+            | Self::AlgorithmParams
             | Self::Recompress
             | Self::Compact
             | Self::Idle
@@ -210,9 +245,11 @@ impl Attribute {
                 Ok(())
             }
             Self::RecompAlgorithm => {
-                device.set_recompression_algorithm(self.recompression(value)?);
+                let (priority, algorithm) = self.recompression(value)?;
+                device.set_algorithm_of(priority, algorithm);
                 Ok(())
             }
+            Self::AlgorithmParams => self.set_params(device, value),
             Self::Recompress => {
                 device.recompress(&Recompression::parse(value)?)?;
                 Ok(())
@@ -278,9 +315,13 @@ impl Attribute {
                 Ok(1..) => device.reset(),
                 _ => Err(self.invalid(value, "1 resets the device")),
             },
-            Self::MmStat | Self::BdStat | Self::IoStat | Self::Initstate => {
-                Err(self.refuse(Errno::ACCESS, "can only be read"))
-            }
+            Self::MmStat
+            | Self::BdStat
+            | Self::IoStat
+            | Self::DebugStat
+            | Self::BlockState
+            | Self::Classes
+            | Self::Initstate => Err(self.refuse(Errno::ACCESS, "can only be read")),
         }
     }
 
@@ -290,20 +331,60 @@ impl Attribute {
 
     fn algorithm(self, value: &str) -> Result<Algorithm> {
         let algorithm = value.parse();
-        algorithm.map_err(|_| self.invalid(value, "use lz4, zstd or zstd:LEVEL"))
+        algorithm.map_err(|error| match error {
+            Error::InvalidConfig { reason, .. } => self.invalid(value, &reason),
+            other => other,
+        })
     }
 
-    /// Reads `algo=NAME`, with or without `priority=1`.
-    fn recompression(self, value: &str) -> Result<Algorithm> {
-        let mut algorithm = None;
+    /// Reads `algo=NAME`, with or without a priority for recompression.
+    fn recompression(self, value: &str) -> Result<(Priority, Algorithm)> {
+        let wrong = || self.invalid(value, "use algo=NAME, and priority=1, 2 or 3");
+        let (mut algorithm, mut priority) = (None, Priority::SECONDARY[0]);
         for parameter in value.split_ascii_whitespace() {
-            match parameter.split_once('=') {
-                Some(("algo", name)) => algorithm = Some(self.algorithm(name)?),
-                Some(("priority", "1")) => {}
-                _ => return Err(self.invalid(value, "use algo=NAME, and no priority but 1")),
+            match parameter.split_once('=').ok_or_else(wrong)? {
+                ("algo", name) => algorithm = Some(self.algorithm(name)?),
+                ("priority", number) => {
+                    let secondary = Priority::parse(number).filter(|p| *p != Priority::PRIMARY);
+                    priority = secondary.ok_or_else(wrong)?;
+                }
+                _ => return Err(wrong()),
             }
         }
-        algorithm.ok_or_else(|| self.invalid(value, "use algo=NAME"))
+        Ok((priority, algorithm.ok_or_else(wrong)?))
+    }
+
+    /// Reads parameters of one of the algorithms that are set, the primary one without a name or
+    /// a priority, and sets them.
+    fn set_params(self, device: &Device, value: &str) -> Result<()> {
+        let wrong = |reason: &str| self.invalid(value, reason);
+        let (mut priority, mut level, mut dictionary) = (Priority::PRIMARY, None, None);
+        for parameter in value.split_ascii_whitespace() {
+            let form = "use algo=NAME or priority=N, with level=N or dict=PATH";
+            let (name, given) = parameter.split_once('=').ok_or_else(|| wrong(form))?;
+            match name {
+                "algo" => {
+                    let is_it = |p: &Priority| {
+                        let there = device.algorithm_of(*p);
+                        there.is_some_and(|there| there.name() == given)
+                    };
+                    let mut all = (0..).map_while(Priority::new);
+                    let none = || wrong("there is no such algorithm on the device");
+                    priority = all.find(is_it).ok_or_else(none)?;
+                }
+                "priority" => {
+                    let number = Priority::parse(given);
+                    priority = number.ok_or_else(|| wrong("priorities are 0 to 3"))?;
+                }
+                "level" => {
+                    let number = given.parse().ok();
+                    level = Some(number.ok_or_else(|| wrong("use a number for level"))?);
+                }
+                "dict" => dictionary = Some(Path::new(given)),
+                _ => return Err(wrong(form)),
+            }
+        }
+        device.set_algorithm_params(priority, level, dictionary)
     }
 
     fn number(self, value: &str) -> Result<u64> {
@@ -336,253 +417,5 @@ pub(crate) fn parse_idle(value: &str) -> Result<Option<Duration>> {
         ("all", _) | (_, Ok(0)) => Ok(None),
         (_, Ok(seconds)) => Ok(Some(Duration::from_secs(seconds))),
         (_, Err(_)) => Err(Attribute::Idle.invalid(value, "use all, or an age in seconds")),
-    }
-}
-
-fn algorithms(used: Option<Algorithm>) -> String {
-    match used {
-        None => "lz4 zstd".to_owned(),
-        Some(Algorithm::Lz4) => "[lz4] zstd".to_owned(),
-        Some(used @ Algorithm::Zstd { .. }) => format!("lz4 [{used}]"),
-    }
-}
-
-fn mm_stat(s: &Stats) -> String {
-    format!(
-        "{:8} {:8} {:8} {:8} {:8} {:8} {:8} {:8} {:8}\n",
-        s.orig_data_size,
-        s.compr_data_size,
-        s.mem_used_total,
-        s.mem_limit,
-        s.mem_used_max,
-        s.same_pages,
-        s.pages_compacted,
-        s.huge_pages,
-        s.huge_pages_since,
-    )
-}
-
-/// The first column is what the spill occupies, rounded up: packed records share a block.
-fn bd_stat(s: &Stats) -> String {
-    format!(
-        "{:8} {:8} {:8}\n",
-        s.backing_bytes_used.div_ceil(PAGE_SIZE as u64),
-        s.bd_reads,
-        s.bd_writes,
-    )
-}
-
-/// The third column is unpadded in zram, too.
-fn io_stat(s: &Stats) -> String {
-    format!(
-        "{:8} {:8} 0 {:8}\n",
-        s.failed_reads, s.failed_writes, s.notify_free
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn device() -> Device {
-        Device::new(&DeviceConfig::new(1 << 20)).expect("a 1 MiB device")
-    }
-
-    #[test]
-    fn names_are_unique_and_found() {
-        for attribute in Attribute::ALL {
-            assert_eq!(Attribute::from_name(attribute.name()), Some(attribute));
-        }
-        assert_eq!(Attribute::from_name("disk"), None);
-    }
-
-    #[test]
-    fn modes_agree_with_what_show_and_store_do() {
-        let device = device();
-        for attribute in Attribute::ALL {
-            let shown = attribute.show(&device);
-            assert_eq!(shown.is_ok(), attribute.is_readable(), "{attribute:?}");
-            if let Err(error) = shown {
-                assert_eq!(error.errno(), Errno::ACCESS);
-            }
-            let refused = matches!(attribute.store(&device, "?"),
-                Err(error) if error.errno() == Errno::ACCESS);
-            assert_eq!(refused, !attribute.is_writable(), "{attribute:?}");
-        }
-    }
-
-    #[test]
-    fn statistics_have_zrams_columns() {
-        let stats = Stats {
-            orig_data_size: 4096 * 1_000_000,
-            compr_data_size: 2,
-            mem_used_total: 3,
-            mem_limit: 4,
-            mem_used_max: 5,
-            same_pages: 6,
-            pages_compacted: 7,
-            huge_pages: 8,
-            huge_pages_since: 9,
-            backing_bytes_used: 4097,
-            bd_reads: 11,
-            bd_writes: 12,
-            failed_reads: 13,
-            failed_writes: 14,
-            notify_free: 15,
-            ..Stats::default()
-        };
-        assert_eq!(
-            mm_stat(&stats),
-            "4096000000        2        3        4        5        6        7        8        9\n"
-        );
-        assert_eq!(bd_stat(&stats), "       2       11       12\n");
-        assert_eq!(io_stat(&stats), "      13       14 0       15\n");
-    }
-
-    #[test]
-    fn stores_check_their_values() {
-        let device = device();
-        let errno = |a: Attribute, v: &str| a.store(&device, v).err().map(|e| e.errno());
-        assert_eq!(errno(Attribute::MemLimit, "64M\n"), None);
-        assert_eq!(errno(Attribute::MemLimit, "0"), None);
-        for bad in ["", "-1", "lots", "1X", "4096", "18446744073709551616"] {
-            assert_eq!(errno(Attribute::MemLimit, bad), Some(Errno::INVAL), "{bad}");
-        }
-        assert_eq!(errno(Attribute::MemUsedMax, "0\n"), None);
-        assert_eq!(errno(Attribute::MemUsedMax, "1"), Some(Errno::INVAL));
-        assert_eq!(errno(Attribute::Reset, "1\n"), None);
-        assert_eq!(errno(Attribute::Reset, "0"), Some(Errno::INVAL));
-        assert_eq!(errno(Attribute::Compact, "1\n"), None);
-        for good in ["all", "all\n", "0", "86400\n", "18446744073709551615"] {
-            assert_eq!(errno(Attribute::Idle, good), None, "{good}");
-        }
-        for bad in ["", "none", "-1", "1s", "all 1"] {
-            assert_eq!(errno(Attribute::Idle, bad), Some(Errno::INVAL), "{bad}");
-        }
-        for limit in [Attribute::WritebackLimit, Attribute::WritebackLimitEnable] {
-            assert_eq!(errno(limit, "1\n"), None);
-            assert_eq!(limit.show(&device).expect("readable"), "1\n");
-            for bad in ["", "-1", "1M", "x"] {
-                assert_eq!(errno(limit, bad), Some(Errno::INVAL), "{bad}");
-            }
-        }
-        assert_eq!(errno(Attribute::WritebackLimit, "102400"), None);
-        let left = Attribute::WritebackLimit.show(&device);
-        assert_eq!(left.expect("readable"), "102400\n");
-        assert_eq!(errno(Attribute::WritebackLimitEnable, "0"), None);
-        for (value, shown) in [("20G\n", "21474836480\n"), ("0", "0\n")] {
-            assert_eq!(errno(Attribute::WritebackDailyLimit, value), None);
-            let limit = Attribute::WritebackDailyLimit.show(&device);
-            assert_eq!(limit.expect("readable"), shown);
-        }
-        for bad in ["", "-1", "lots", "1023K"] {
-            let refused = errno(Attribute::WritebackDailyLimit, bad);
-            assert_eq!(refused, Some(Errno::INVAL), "{bad}");
-        }
-        assert_eq!(errno(Attribute::Writeback, "idle\n"), Some(Errno::NODEV));
-        assert_eq!(errno(Attribute::Writeback, "cold"), Some(Errno::INVAL));
-        assert_eq!(
-            errno(Attribute::Writeback, "page_index=256"),
-            Some(Errno::RANGE)
-        );
-        for (value, expected) in [
-            ("2M", None),
-            ("1M\n", None),
-            ("5M", Some(Errno::FBIG)),
-            ("0", Some(Errno::INVAL)),
-            ("4097", Some(Errno::INVAL)),
-        ] {
-            assert_eq!(errno(Attribute::Disksize, value), expected, "{value}");
-        }
-        assert_eq!(errno(Attribute::Disksize, "x"), Some(Errno::INVAL));
-        assert_eq!(
-            errno(Attribute::Recompress, ""),
-            Some(Errno::INVAL),
-            "no algorithm"
-        );
-        for (attribute, value, shown) in [
-            (Attribute::CompAlgorithm, "zstd:9\n", "lz4 [zstd:9]\n"),
-            (Attribute::CompAlgorithm, "lz4", "[lz4] zstd\n"),
-            (Attribute::RecompAlgorithm, "algo=lz4", "#1: [lz4] zstd\n"),
-            (
-                Attribute::RecompAlgorithm,
-                "algo=zstd priority=1\n",
-                "#1: lz4 [zstd]\n",
-            ),
-        ] {
-            assert_eq!(errno(attribute, value), None, "{value}");
-            assert_eq!(attribute.show(&device).expect("readable"), shown);
-        }
-        for bad in [
-            "",
-            "zstd",
-            "algo=",
-            "algo=lzma",
-            "algo=zstd priority=2",
-            "algo=lz4 level=1",
-        ] {
-            let refused = errno(Attribute::RecompAlgorithm, bad);
-            assert_eq!(refused, Some(Errno::INVAL), "{bad}");
-        }
-        assert_eq!(
-            errno(Attribute::Recompress, "type=idle threshold=99\n"),
-            None
-        );
-        assert_eq!(errno(Attribute::Recompress, "idle"), Some(Errno::INVAL));
-        assert_eq!(errno(Attribute::CompAlgorithm, "lzma"), Some(Errno::INVAL));
-        for bad in ["", "/dev/null", "/"] {
-            let refused = errno(Attribute::BackingDev, bad);
-            assert_eq!(refused, Some(Errno::INVAL), "{bad}");
-        }
-        assert_eq!(errno(Attribute::BackingDev, "none\n"), None);
-        assert_eq!(errno(Attribute::BackingSize, "8M"), Some(Errno::BUSY));
-    }
-
-    #[test]
-    fn a_backing_comes_changes_and_goes() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let device = device();
-        for name in ["a", "b"] {
-            let path = dir.path().join(name).display().to_string();
-            Attribute::BackingDev.store(&device, &path).expect("made");
-            let shown = Attribute::BackingDev.show(&device).expect("readable");
-            assert_eq!(shown, format!("{path}\n"));
-        }
-        assert!(!dir.path().join("a").exists());
-        Attribute::BackingSize
-            .store(&device, "8M\n")
-            .expect("grown");
-        let errno = |v: &str| {
-            Attribute::BackingSize
-                .store(&device, v)
-                .map_err(|e| e.errno())
-        };
-        assert_eq!(errno("1M"), Err(Errno::INVAL));
-        let shown = Attribute::BackingSize.show(&device).expect("readable");
-        assert_eq!(shown, "8388608\n");
-        Attribute::BackingDev.store(&device, "none").expect("gone");
-        assert!(!dir.path().join("b").exists());
-    }
-
-    #[test]
-    fn settings_are_shown_as_zram_shows_them() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let path = dir.path().join("spill");
-        let mut config = DeviceConfig::new(1 << 20);
-        config.algorithm = Algorithm::Zstd { level: 3 };
-        config.mem_limit = Some(65536 + 17);
-        config.backing = Some(BackingConfig::new(path.clone()));
-        let (plain, device) = (device(), Device::new(&config).expect("a device"));
-        let show = |a: Attribute, d: &Device| a.show(d).expect("readable");
-        assert_eq!(show(Attribute::CompAlgorithm, &plain), "[lz4] zstd\n");
-        assert_eq!(show(Attribute::RecompAlgorithm, &plain), "#1: lz4 zstd\n");
-        assert_eq!(show(Attribute::CompAlgorithm, &device), "lz4 [zstd:3]\n");
-        assert_eq!(show(Attribute::BackingDev, &plain), "none\n");
-        assert_eq!(
-            show(Attribute::BackingDev, &device),
-            format!("{}\n", path.display())
-        );
-        assert_eq!(show(Attribute::MemLimit, &plain), "0\n");
-        assert_eq!(show(Attribute::MemLimit, &device), "65536\n");
     }
 }

@@ -1,0 +1,141 @@
+//! Dictionaries: what zstd is told of pages before it sees one.
+//!
+//! A device keeps each that it was ever given for as long as it lives: objects name theirs by its
+//! number, wherever they lie. One that is given again is the same one.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU8;
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::Mutex;
+use rustix::io::Errno;
+use zstd::zstd_safe::{CDict, DDict};
+
+use crate::error::{Error, Result};
+use crate::units::{PAGE_SIZE, Page};
+
+/// Most dictionaries of a device.
+pub(super) const MAX_DICTIONARIES: usize = 32;
+
+/// Most bytes of a dictionary.
+pub const MAX_DICTIONARY_LEN: usize = 1 << 20;
+
+/// Least bytes of a dictionary.
+const MIN_DICTIONARY_LEN: usize = 256;
+
+/// Which of a device's dictionaries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct DictionaryId(NonZeroU8);
+
+impl DictionaryId {
+    /// The dictionary of an index, if that is below the most there are.
+    pub(crate) fn new(index: usize) -> Option<Self> {
+        let number = u8::try_from(index + 1).ok()?;
+        (index < MAX_DICTIONARIES).then_some(Self(NonZeroU8::new(number)?))
+    }
+
+    pub(crate) fn index(self) -> usize {
+        usize::from(self.0.get()) - 1
+    }
+}
+
+/// A dictionary, and what zstd has made of it.
+pub(crate) struct Dictionary {
+    bytes: Vec<u8>,
+    decompressing: DDict<'static>,
+    /// By level. A leaf.
+    compressing: Mutex<BTreeMap<i8, Arc<CDict<'static>>>>,
+}
+
+impl Dictionary {
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    pub(super) fn decompressing(&self) -> &DDict<'static> {
+        &self.decompressing
+    }
+
+    pub(super) fn compressing(&self, level: i8) -> Option<Arc<CDict<'static>>> {
+        let mut all = self.compressing.lock();
+        if let Some(made) = all.get(&level) {
+            return Some(Arc::clone(made));
+        }
+        let made = Arc::new(CDict::try_create(&self.bytes, level.into())?);
+        all.insert(level, Arc::clone(&made));
+        Some(made)
+    }
+}
+
+/// The dictionaries of a device.
+#[derive(Default)]
+pub(crate) struct Dictionaries {
+    all: [OnceLock<Dictionary>; MAX_DICTIONARIES],
+    /// Held while one is added.
+    adding: Mutex<()>,
+}
+
+impl Dictionaries {
+    /// The dictionary of a number, if it was given.
+    pub(crate) fn get(&self, id: DictionaryId) -> Option<&Dictionary> {
+        self.all[id.index()].get()
+    }
+
+    /// Keeps a dictionary; returns its number.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] if it is none; [`Error::Refused`] (ENOSPC) if there are too many.
+    pub(crate) fn add(&self, bytes: &[u8]) -> Result<DictionaryId> {
+        if !(MIN_DICTIONARY_LEN..=MAX_DICTIONARY_LEN).contains(&bytes.len()) {
+            return Err(Error::InvalidConfig {
+                option: "dict",
+                reason: format!(
+                    "a dictionary has from {MIN_DICTIONARY_LEN} to {MAX_DICTIONARY_LEN} bytes, and \
+                     this has {}",
+                    bytes.len()
+                ),
+            });
+        }
+        let decompressing = DDict::try_create(bytes).ok_or_else(|| Error::InvalidConfig {
+            option: "dict",
+            reason: "it is no dictionary of zstd's: uzram train-dict makes one".to_owned(),
+        })?;
+        let _one_at_a_time = self.adding.lock();
+        let is_free_or_it = |place: &OnceLock<Dictionary>| {
+            let there = place.get();
+            there.is_none_or(|there| there.bytes == bytes)
+        };
+        let index = self.all.iter().position(is_free_or_it);
+        let index = index.ok_or_else(too_many)?;
+        self.all[index].get_or_init(|| Dictionary {
+            bytes: bytes.to_vec(),
+            decompressing,
+            compressing: Mutex::default(),
+        });
+        DictionaryId::new(index).ok_or_else(too_many)
+    }
+}
+
+fn too_many() -> Error {
+    Error::Refused {
+        what: "dict",
+        reason: format!("a device has at most {MAX_DICTIONARIES} dictionaries in its life"),
+        errno: Errno::NOSPC,
+    }
+}
+
+/// A dictionary of at most `len` bytes for pages that are like these.
+///
+/// # Errors
+/// [`Error::InvalidConfig`] if these are too few, or too much the same.
+pub fn train_dictionary(pages: &[Page], len: usize) -> Result<Vec<u8>> {
+    let sizes = vec![PAGE_SIZE; pages.len()];
+    let trained = zstd::dict::from_continuous(pages.as_flattened(), &sizes, len);
+    trained.map_err(|error| Error::InvalidConfig {
+        option: "train-dict",
+        reason: format!(
+            "{} pages are too few to learn from, or too much the same: {error}",
+            pages.len()
+        ),
+    })
+}
