@@ -1,11 +1,13 @@
 //! Random operations on a device, beside a flat array of bytes that says what they should do.
 
+use std::fs;
 use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 use uzram::{
-    Algorithm, BackingConfig, BlockDevice, Device, DeviceConfig, Error, Extent, PAGE_SIZE,
-    PageState, PoolKind, Recompression, Selection,
+    Algorithm, BackingConfig, BlockDevice, Device, DeviceConfig, Error, Extent, OriginConfig,
+    OriginUse, PAGE_SIZE, PageState, PoolKind, Recompression, Selection, SyncPolicy,
 };
 
 const DEVICE_PAGES: u64 = 600;
@@ -79,6 +81,7 @@ enum Step {
         frames: u64,
     },
     Compact,
+    Flush,
     MarkIdle,
     WriteBack {
         what: &'static str,
@@ -132,6 +135,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (16..400u64).prop_map(|frames| Step::SetLimit { frames }),
         2 => (1..200u64).prop_map(|frames| Step::Evict { frames }),
         1 => Just(Step::Compact),
+        2 => Just(Step::Flush),
         1 => Just(Step::MarkIdle),
         2 => (0..4usize, prop::option::of(0..200u64)).prop_map(|(what, limit)| {
             let whats = ["type=idle", "huge", "huge_idle page_index=599", "page_indexes=100-399"];
@@ -152,7 +156,30 @@ fn step() -> impl Strategy<Value = Step> {
 struct Harness {
     device: Device,
     bytes: Vec<u8>,
-    has_backing: bool,
+    store: Store,
+    /// What the image was, for a device that is over one.
+    image: Option<(PathBuf, Vec<u8>)>,
+}
+
+/// Where pages go when memory is short.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Store {
+    None,
+    Backing,
+    /// Home, to the image.
+    Origin,
+    /// To a backing; the image is only read.
+    Snapshot,
+}
+
+impl Store {
+    fn spills(self) -> bool {
+        matches!(self, Self::Backing | Self::Snapshot)
+    }
+
+    fn evicts(self) -> bool {
+        self != Self::None
+    }
 }
 
 impl Harness {
@@ -170,8 +197,8 @@ impl Harness {
         let written = after.written_back_pages - before.written_back_pages;
         assert!(after.bd_writes - before.bd_writes <= limit.unwrap_or(u64::MAX));
         match done {
-            Ok(pages) => assert!(self.has_backing && pages <= written),
-            Err(error) => assert!(!self.has_backing || limit == Some(written), "{error}"),
+            Ok(pages) => assert!(self.store.spills() && pages <= written),
+            Err(error) => assert!(!self.store.spills() || limit == Some(written), "{error}"),
         }
         self.device.enable_writeback_limit(false);
     }
@@ -216,13 +243,13 @@ impl Harness {
                 let request = Recompression::parse(what).expect("parameters");
                 match self.device.recompress(&request) {
                     Ok(_) => {}
-                    Err(Error::NoSpace(_)) => assert!(!self.has_backing),
+                    Err(Error::NoSpace(_)) => assert!(!self.store.evicts()),
                     Err(error) => panic!("{error}"),
                 }
             }
             Step::Evict { frames } => {
                 let evicted = self.device.evict(frames * page);
-                assert_eq!(evicted.is_ok(), self.has_backing, "{evicted:?}");
+                assert_eq!(evicted.is_ok(), self.store.evicts(), "{evicted:?}");
             }
             Step::MarkIdle => {
                 let marked = self.device.mark_idle(None);
@@ -235,11 +262,38 @@ impl Harness {
                 assert!(self.device.stats().pages_compacted >= before + freed);
             }
             Step::Extents { offset, len } => self.verify_extents(offset, len),
-            Step::Reset => {
-                self.device.reset().expect("nobody uses it");
-                self.bytes.fill(0);
-                assert_eq!(self.device.stats().orig_data_size, 0);
-            }
+            Step::Flush => self.flush(),
+            Step::Reset => self.reset(),
+        }
+    }
+
+    /// What is flushed is in the image, if pages go there.
+    fn flush(&self) {
+        self.device.flush().expect("the image works");
+        if self.store == Store::Origin {
+            assert_eq!(self.device.stats().dirty_pages, 0);
+            self.verify_image(&self.bytes);
+        }
+    }
+
+    fn verify_image(&self, expected: &[u8]) {
+        let (path, _) = self.image.as_ref().expect("there is an image");
+        let found = fs::read(path).expect("readable");
+        let differs = found.iter().zip(expected).position(|(a, b)| a != b);
+        assert_eq!((found.len(), differs), (expected.len(), None));
+    }
+
+    fn reset(&mut self) {
+        let done = self.device.reset();
+        if self.store == Store::Origin {
+            assert!(done.is_err(), "the data is the image's");
+            return;
+        }
+        done.expect("nobody uses it");
+        assert_eq!(self.device.stats().orig_data_size, 0);
+        match &self.image {
+            Some((_, image)) => self.bytes.copy_from_slice(image),
+            None => self.bytes.fill(0),
         }
     }
 
@@ -251,7 +305,7 @@ impl Harness {
             Ok(()) => self.bytes[range].copy_from_slice(&data),
             Err(error) => {
                 assert_eq!(error.errno(), rustix::io::Errno::NOSPC, "{error}");
-                assert!(!self.has_backing, "no room with a backing: {error}");
+                assert!(!self.store.evicts(), "no room: {error}");
                 self.adopt_old_or_new(offset, &data);
             }
         }
@@ -275,7 +329,7 @@ impl Harness {
         match done {
             Ok(()) => self.bytes[offset as usize..(offset + len) as usize].fill(0),
             Err(error) => {
-                assert!(!self.has_backing, "no room with a backing: {error}");
+                assert!(!self.store.evicts(), "no room: {error}");
                 self.adopt_old_or_new(offset, &vec![0; len as usize]);
             }
         }
@@ -323,34 +377,66 @@ impl Harness {
             .count();
         let counted = stats.same_pages + stats.resident_pages + stats.written_back_pages;
         assert!(
-            counted >= data as u64,
+            self.image.is_some() || counted >= data as u64,
             "{data} pages hold data, {counted} are counted"
         );
         assert_eq!(stats.orig_data_size, counted * PAGE_SIZE as u64);
-        assert_eq!(self.device.orig_data_size(), stats.orig_data_size);
-        assert!(stats.resident_pages + stats.written_back_pages <= data as u64);
+        // Over an image it shrinks at any time: what is evicted is the image's.
+        assert!(
+            self.store == Store::Origin || self.device.orig_data_size() == stats.orig_data_size
+        );
+        let stored = stats.resident_pages + stats.written_back_pages;
+        // Zeroes that are read of an image are stored like anything else.
+        assert!(self.store == Store::Origin || stored <= data as u64);
     }
 }
 
-fn run(steps: &[Step], pool: PoolKind, shards: u32, algorithm: Algorithm, with_backing: bool) {
+/// An image with some of everything in it.
+fn make_image(dir: &Path) -> (PathBuf, Vec<u8>) {
+    let mut bytes = vec![0; DEVICE_BYTES as usize];
+    let kinds = [Kind::Text, Kind::Zero, Kind::Noise, Kind::Pattern];
+    for (seed, some) in (0..).zip(bytes.chunks_mut(23 * PAGE_SIZE)) {
+        fill(kinds[seed as usize % 4], seed, some);
+    }
+    let path = dir.join("image");
+    fs::write(&path, &bytes).expect("written");
+    (path, bytes)
+}
+
+fn run(steps: &[Step], pool: PoolKind, shards: u32, algorithm: Algorithm, store: Store) {
     let dir = tempfile::tempdir().expect("a directory");
     let mut config = DeviceConfig::new(DEVICE_BYTES);
+    let usage = match store {
+        Store::None | Store::Backing => None,
+        Store::Origin => Some(OriginUse::WriteBack(SyncPolicy::Flush)),
+        Store::Snapshot => Some(OriginUse::Snapshot),
+    };
+    let image = usage.map(|usage| {
+        let (path, bytes) = make_image(dir.path());
+        let origin = path.clone();
+        config.origin = Some(OriginConfig {
+            path: origin,
+            usage,
+        });
+        (path, bytes)
+    });
     config.shards = Some(shards);
     config.algorithm = algorithm;
     config.pool = pool;
     config.mem_limit = Some(128 * PAGE_SIZE as u64);
-    if with_backing {
+    if store.spills() {
         config.backing = Some(BackingConfig {
             encrypt: shards > 1,
             ..BackingConfig::new(dir.path().join("spill"))
         });
     }
     let device = Device::new(&config).expect("a device");
-    let bytes = vec![0; DEVICE_BYTES as usize];
+    let bytes = image.as_ref().map(|(_, bytes)| bytes.clone());
     let mut harness = Harness {
         device,
-        bytes,
-        has_backing: with_backing,
+        bytes: bytes.unwrap_or_else(|| vec![0; DEVICE_BYTES as usize]),
+        store,
+        image,
     };
     for step in steps {
         harness.apply(step);
@@ -363,15 +449,23 @@ fn run(steps: &[Step], pool: PoolKind, shards: u32, algorithm: Algorithm, with_b
         .expect("a discard needs no room");
     harness.bytes.fill(0);
     harness.check();
+    harness.flush();
     let stats = harness.device.stats();
-    assert_eq!((stats.mem_used_total, stats.orig_data_size), (0, 0));
+    // Zeroes that hide what an image has are data.
+    let zeroes = if store == Store::Snapshot {
+        DEVICE_BYTES
+    } else {
+        0
+    };
+    assert_eq!((stats.mem_used_total, stats.orig_data_size), (0, zeroes));
     assert_eq!((stats.compr_data_size, stats.backing_bytes_live), (0, 0));
+    if let (Store::Snapshot, Some((_, image))) = (store, &harness.image) {
+        harness.verify_image(image);
+    }
+    let left = usize::from(harness.image.is_some());
     drop(harness);
-    assert_eq!(
-        std::fs::read_dir(dir.path()).expect("readable").count(),
-        0,
-        "the spill is gone"
-    );
+    let files = fs::read_dir(dir.path()).expect("readable");
+    assert_eq!(files.count(), left, "the spill is gone");
 }
 
 fn pool() -> impl Strategy<Value = PoolKind> {
@@ -387,21 +481,39 @@ proptest! {
 
     #[test]
     fn one_shard_without_backing(pool in pool(), steps in prop::collection::vec(step(), 1..60)) {
-        run(&steps, pool, 1, Algorithm::Lz4, false);
+        run(&steps, pool, 1, Algorithm::Lz4, Store::None);
     }
 
     #[test]
     fn four_shards_without_backing(pool in pool(), steps in prop::collection::vec(step(), 1..60)) {
-        run(&steps, pool, 4, Algorithm::Zstd { level: 1 }, false);
+        run(&steps, pool, 4, Algorithm::Zstd { level: 1 }, Store::None);
     }
 
     #[test]
     fn one_shard_with_backing(pool in pool(), steps in prop::collection::vec(step(), 1..60)) {
-        run(&steps, pool, 1, Algorithm::Zstd { level: 1 }, true);
+        run(&steps, pool, 1, Algorithm::Zstd { level: 1 }, Store::Backing);
     }
 
     #[test]
     fn four_shards_with_backing(pool in pool(), steps in prop::collection::vec(step(), 1..60)) {
-        run(&steps, pool, 4, Algorithm::Lz4, true);
+        run(&steps, pool, 4, Algorithm::Lz4, Store::Backing);
+    }
+
+    #[test]
+    fn over_an_image(
+        pool in pool(),
+        shards in 1..4u32,
+        steps in prop::collection::vec(step(), 1..60),
+    ) {
+        run(&steps, pool, shards, Algorithm::Lz4, Store::Origin);
+    }
+
+    #[test]
+    fn a_snapshot_of_an_image(
+        pool in pool(),
+        shards in 1..4u32,
+        steps in prop::collection::vec(step(), 1..60),
+    ) {
+        run(&steps, pool, shards, Algorithm::Lz4, Store::Snapshot);
     }
 }

@@ -279,10 +279,15 @@ impl Core {
         warm > self.warm_frames || warm > 0 && !self.trim_is_due.load(Acquire) || shard.is_churned()
     }
 
+    /// Whether pages can leave memory, to a backing or home.
+    pub(super) fn evicts(&self) -> bool {
+        self.stores.spills() || self.origin.home().is_some()
+    }
+
     /// Between what bounds memory is to be kept now.
     pub(crate) fn watermarks(&self) -> Watermarks {
         let limit = self.budget.limit();
-        if self.stores.spills() || self.origin.home().is_some() {
+        if self.evicts() {
             Watermarks::of(limit)
         } else {
             Watermarks::without_eviction(limit)

@@ -209,7 +209,7 @@ impl Core {
                 drop(one_at_a_time);
                 smaller += settled.smaller;
                 // Where pages are evicted there is room again soon; those refused stay as they are.
-                if settled.refused && !self.stores.spills() {
+                if settled.refused && !self.evicts() {
                     if compacted {
                         return Err(Error::NoSpace("there is no memory to recompress in"));
                     }

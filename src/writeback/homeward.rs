@@ -219,10 +219,11 @@ fn take(core: &Core, index: ShardIndex, shard: &mut Shard, slot: SlotIndex, batc
         batch.push(index, slot, page(slot), contents, Landing::Leave);
     });
     let first = slot.0 / RUN_PAGES * RUN_PAGES;
+    let end = (first + RUN_PAGES).min(core.layout.slots(index));
     if batch.room() < RUN_PAGES as usize {
         return;
     }
-    shard.take_neighbours_home(slot, first..first + RUN_PAGES, &mut |slot, contents| {
+    shard.take_neighbours_home(slot, first..end, &mut |slot, contents| {
         batch.push(index, slot, page(slot), contents, Landing::Stay);
     });
 }
