@@ -1,9 +1,13 @@
 //! Each allocator under a device that spills most of what it holds.
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use uzram::{BackingConfig, BlockDevice, Device, DeviceConfig, PAGE_SIZE, PoolKind};
+use uzram::{
+    BackingConfig, BlockDevice, Device, DeviceConfig, OriginConfig, OriginUse, PAGE_SIZE, PoolKind,
+    SyncPolicy,
+};
 
 const MIB: u64 = 1 << 20;
 const LIMIT: u64 = 8 * MIB;
@@ -69,5 +73,51 @@ fn every_pool_spills_and_brings_back_what_it_was_given() {
             .expect("no room needed");
         assert_eq!(device.stats().mem_used_total, 0, "{pool}");
         device.check();
+    }
+}
+
+/// As much as a user would: eight times the limit, to a backing and home to an image.
+#[test]
+fn every_pool_reads_back_half_a_gibibyte() {
+    const LIMIT: u64 = 64 * MIB;
+    let data = data(512 << 20);
+    for pool in PoolKind::ALL {
+        for over_an_image in [false, true] {
+            // Not in memory, as /tmp may be.
+            let dir = tempfile::tempdir_in("/var/tmp").expect("a directory");
+            let mut config = DeviceConfig::new(data.len() as u64);
+            config.pool = pool;
+            config.mem_limit = Some(LIMIT);
+            let image = dir.path().join("image");
+            if over_an_image {
+                let file = fs::File::create(&image).expect("made");
+                file.set_len(data.len() as u64).expect("it has room");
+                config.origin = Some(OriginConfig {
+                    path: image.clone(),
+                    usage: OriginUse::WriteBack(SyncPolicy::Flush),
+                });
+            } else {
+                config.backing = Some(BackingConfig::new(dir.path().join("spill")));
+            }
+            let device = Device::new(&config).expect("a device");
+            for (chunk, offset) in data.chunks(MIB as usize).zip((0..).step_by(MIB as usize)) {
+                device.write(offset, chunk).expect("it evicts");
+            }
+            let mut found = vec![0; MIB as usize];
+            for (chunk, offset) in data.chunks(MIB as usize).zip((0..).step_by(MIB as usize)) {
+                device.read(offset, &mut found).expect("readable");
+                assert!(found == chunk, "{pool}: the MiB at {offset}");
+            }
+            assert!(device.stats().mem_used_max <= LIMIT, "{pool}");
+            device.check();
+            if over_an_image {
+                device.flush().expect("the image works");
+                let file = fs::File::open(&image).expect("readable");
+                for (chunk, offset) in data.chunks(MIB as usize).zip((0..).step_by(MIB as usize)) {
+                    file.read_exact_at(&mut found, offset).expect("readable");
+                    assert!(found == chunk, "{pool}: the image at {offset}");
+                }
+            }
+        }
     }
 }
