@@ -14,6 +14,8 @@
 #          fsmark     fs_mark on `uzram mount` against the kernel's zram, ext4 and btrfs (root)
 #          build      a software build on the same (root)
 #          nbd        the NBD server against `nbdkit memory`
+#          origin     a device over an image against qemu-nbd and `nbdkit file` over the same; its
+#                     database needs root
 #   --rounds  how often each is run, by default 3
 #   --quick   one short round, to see that it works
 #   --out     where raw figures (JSON) and charts (SVG) go, by default target/bench/WHAT
@@ -36,6 +38,7 @@ case $what in
     fsmark) tools=(fs_mark losetup mkfs.btrfs mkfs.ext4 mount) ;;
     build) tools=(losetup mkfs.btrfs mkfs.ext4 mount) ;;
     nbd) tools=(fio nbdkit nbdcopy openssl) ;;
+    origin) tools=(fio losetup mkfs.ext4 mount nbdfuse nbdkit qemu-nbd) ;;
     *) usage ;;
 esac
 

@@ -30,7 +30,7 @@ package_of() {
         nbdcopy | nbdfuse | nbdinfo) echo libnbd-bin ;;
         nbdsh) echo python3-libnbd ;;
         pg_ctlcluster) echo postgresql ;;
-        qemu-img | qemu-io) echo qemu-utils ;;
+        qemu-img | qemu-io | qemu-nbd) echo qemu-utils ;;
         xz) echo xz-utils ;;
         *) echo "$1" ;;
     esac
