@@ -4,6 +4,8 @@
 # usage: soak.sh WHAT [AMOUNT]
 #   device MINUTES   writers, readers, discards, evictions, limits that change and a backing that fails
 #                    now and then, all at once on one device; every page is verified (30)
+#   simulation SEEDS a device under a seeded scheduler, over a backing that fails by the same seed; 9000
+#                    requests a seed (1000)
 #   witnesses MINUTES
 #                    fio, stress-ng, fsx, SQLite and PostgreSQL on ext4, btrfs and xfs, on a device that
 #                    evicts all the time, checking what they wrote (6)
@@ -28,6 +30,10 @@ ignored() {
 [[ $# -ge 1 && $# -le 2 && ${2-1} =~ ^[1-9][0-9]*$ ]] || usage
 case $1 in
     device) UZRAM_SOAK_SECONDS=$((${2-30} * 60)) ignored soak as_long_as_asked ;;
+    simulation)
+        need_rust
+        UZRAM_SEEDS=${2-1000} cargo test --locked --quiet --lib --features shuttle -- simulation --nocapture
+        ;;
     witnesses)
         need_packages btrfs e2fsck findmnt fio mkfs.xfs mount pg_ctlcluster python3 setpriv stress-ng
         need_rust

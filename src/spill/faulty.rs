@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 
 use super::backing::Backing;
-use super::blocks::is_aligned;
+use super::blocks::{BLOCK, is_aligned};
 use super::segment::SEGMENT_BYTES;
 use super::stores::StoreSegment;
 use crate::error::Result;
@@ -22,6 +22,8 @@ pub(crate) struct FaultyBacking {
     pub(crate) fail_reads: AtomicBool,
     /// The segment whose reads fail.
     unreadable: Mutex<Option<u32>>,
+    /// What goes wrong by itself.
+    faults: Mutex<Option<Faults>>,
     before_write: RwLock<Option<Hook>>,
     before_read: RwLock<Option<Hook>>,
     after_read: RwLock<Option<Hook>>,
@@ -36,6 +38,7 @@ impl FaultyBacking {
             fail_writes: AtomicBool::new(false),
             fail_reads: AtomicBool::new(false),
             unreadable: Mutex::new(None),
+            faults: Mutex::new(None),
             before_write: RwLock::new(None),
             before_read: RwLock::new(None),
             after_read: RwLock::new(None),
@@ -45,6 +48,17 @@ impl FaultyBacking {
     /// Has reads of a segment fail from here on, or of none.
     pub(crate) fn fail_reads_of(&self, segment: Option<u32>) {
         *self.unreadable.lock() = segment;
+    }
+
+    /// Has things go wrong by chance from here on, or no longer.
+    #[cfg(feature = "shuttle")]
+    pub(crate) fn suffer(&self, faults: Option<Faults>) {
+        *self.faults.lock() = faults;
+    }
+
+    /// What goes wrong with the next use, if anything does by itself.
+    fn fault(&self, chance: fn(&Chances) -> u64) -> Option<Fault> {
+        self.faults.lock().as_mut()?.next(chance)
     }
 
     /// Has `hook` called before each write, in the writing thread.
@@ -100,9 +114,17 @@ impl Backing for FaultyBacking {
         if let Some(hook) = &*self.before_write.read() {
             hook();
         }
-        let fails = self.fail_writes.load(Relaxed);
-        // A write that fails may have happened in part.
-        let written = if fails { data.len() / 2 } else { data.len() };
+        let fault = self.fault(|chances| chances.writes);
+        let fails = self.fail_writes.load(Relaxed) || fault.is_some_and(Fault::is_told);
+        // A write that fails may have happened in part, and so may one that does not say so.
+        let part = (data.len() / 2).next_multiple_of(BLOCK).min(data.len());
+        let (segment, written) = match fault {
+            None if fails => (segment, data.len() / 2),
+            None => (segment, data.len()),
+            Some(Fault::Refused | Fault::Lost) => (segment, 0),
+            Some(Fault::Short | Fault::Torn) => (segment, part),
+            Some(Fault::Misdirected) => (StoreSegment((segment.0 + 1) % self.segments), data.len()),
+        };
         let mut contents = self.contents.lock();
         let bytes = contents
             .entry(segment)
@@ -124,10 +146,19 @@ impl Backing for FaultyBacking {
                 rustix::io::Errno::IO.raw_os_error(),
             ));
         }
+        let fault = self.fault(|chances| chances.reads);
+        if fault.is_some_and(Fault::is_told) {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
         let contents = self.contents.lock();
         let bytes = contents.get(&segment).ok_or(io::ErrorKind::UnexpectedEof)?;
         buf.copy_from_slice(&bytes[offset as usize..offset as usize + buf.len()]);
         drop(contents);
+        if fault.is_some() {
+            // Half of it is of somewhere else.
+            let half = buf.len() / 2;
+            buf[half..].reverse();
+        }
         if let Some(hook) = &*self.after_read.read() {
             hook();
         }
@@ -140,5 +171,68 @@ impl Backing for FaultyBacking {
 
     fn path(&self) -> &Path {
         Path::new("faulty")
+    }
+}
+
+/// How often things go wrong: of 1024 times.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Chances {
+    pub(crate) writes: u64,
+    pub(crate) reads: u64,
+}
+
+/// What goes wrong by itself, by a seed.
+#[derive(Clone, Debug)]
+pub(crate) struct Faults {
+    state: u64,
+    chances: Chances,
+    /// Whether what goes wrong is reported.
+    told: bool,
+}
+
+/// What goes wrong with a write, or with a read.
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    /// Nothing happens, and that is reported.
+    Refused,
+    /// Some of it happens, and that is reported.
+    Short,
+    /// Nothing happens, and it seems to have.
+    Lost,
+    /// Some of it happens, and it seems to have.
+    Torn,
+    /// It happens elsewhere.
+    Misdirected,
+}
+
+impl Fault {
+    fn is_told(self) -> bool {
+        matches!(self, Self::Refused | Self::Short)
+    }
+}
+
+impl Faults {
+    #[cfg(feature = "shuttle")]
+    pub(crate) fn new(seed: u64, chances: Chances, told: bool) -> Self {
+        Self {
+            state: seed,
+            chances,
+            told,
+        }
+    }
+
+    fn next(&mut self, chance: fn(&Chances) -> u64) -> Option<Fault> {
+        self.state = self
+            .state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        let random = self.state >> 33;
+        let kinds: &[Fault] = if self.told {
+            &[Fault::Refused, Fault::Short]
+        } else {
+            &[Fault::Lost, Fault::Torn, Fault::Misdirected]
+        };
+        let strikes = random % 1024 < chance(&self.chances);
+        strikes.then(|| kinds[(random >> 10) as usize % kinds.len()])
     }
 }

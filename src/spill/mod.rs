@@ -35,6 +35,8 @@ pub(crate) use change::Leave;
 pub(crate) use direct::DirectFile;
 #[cfg(test)]
 pub(crate) use faulty::FaultyBacking;
+#[cfg(all(test, feature = "shuttle"))]
+pub(crate) use faulty::{Chances, Faults};
 pub(crate) use file::{FileBacking, block_device_size};
 pub(crate) use log::{Head, LogCounts, LogFull, MIN_APPEND, SegmentLog, Target};
 pub(crate) use record::{

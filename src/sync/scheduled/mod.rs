@@ -10,12 +10,26 @@ mod locks;
 pub(crate) mod thread;
 pub(crate) mod time;
 
+use std::cell::Cell;
+use std::time::Duration;
+
 pub(crate) use shuttle::thread_local;
 
 pub(crate) use self::locks::{Condvar, Mutex, MutexGuard, RwLock};
 
+std::thread_local! {
+    static COARSE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether only locks and messages are points at which another thread may go on: for long runs.
+pub(crate) fn be_coarse(coarse: bool) {
+    COARSE.set(coarse);
+}
+
 /// A point at which another thread may go on.
 fn switch() {
-    // Shuttle's sleep is that, and no hint that this thread has nothing to do.
-    shuttle::thread::sleep(std::time::Duration::ZERO);
+    if !COARSE.get() {
+        // Shuttle's sleep is that, and no hint that this thread has nothing to do.
+        shuttle::thread::sleep(Duration::ZERO);
+    }
 }

@@ -7,6 +7,7 @@
 
 mod in_place;
 mod run;
+mod simulation;
 mod spilled;
 mod waiting;
 
@@ -34,7 +35,7 @@ macro_rules! model {
         }
     };
 }
-pub(self) use model;
+use model;
 
 /// A device of one shard, with room in memory for all of it.
 fn roomy(backing: &Arc<FaultyBacking>) -> Device {
