@@ -87,3 +87,56 @@ impl Writeback {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    use crate::codec::Codec;
+    use crate::config::DeviceConfig;
+    use crate::origin::Origin;
+    use crate::shard::SlotIndex;
+    use crate::spill::FaultyBacking;
+    use crate::sync::atomic::Ordering::Relaxed;
+    use crate::sync::channel;
+    use crate::units::PAGE_SIZE;
+    use crate::writeback::NewBacking;
+
+    /// Where packing frees as much as is wanted, nothing is written.
+    #[test]
+    fn what_is_sparse_is_packed_before_anything_is_evicted() {
+        const PAGES: u32 = 4096;
+        let mut config = DeviceConfig::new(u64::from(PAGES) * PAGE_SIZE as u64);
+        config.shards = Some(1);
+        let core = Arc::new(Core::new(&config, Origin::Blank).expect("addresses"));
+        let (_commands, receiver) = channel::unbounded();
+        let mut writeback = Writeback::new(Arc::clone(&core), receiver, 1);
+        let (done, _answer) = channel::bounded(1);
+        let backing = Arc::new(FaultyBacking::new(4));
+        writeback.replace(
+            Some(NewBacking {
+                backing,
+                capacity: 4,
+            }),
+            done,
+        );
+        let shard = ShardIndex(0);
+        for slot in 0..PAGES {
+            let stored = core
+                .shard(shard)
+                .store(SlotIndex(slot), Codec::Lz4, &[7; 1000]);
+            stored.expect("room");
+        }
+        for slot in (0..PAGES).filter(|slot| slot % 4 != 0) {
+            core.shard(shard).clear(SlotIndex(slot));
+        }
+        // Else it is interrupted at once, to begin a generation.
+        core.keep_ages(|| false);
+        core.budget.set_limit(core.budget.used() / 2);
+        assert!(core.budget.used() > core.watermarks().high);
+        assert!(writeback.make_room());
+        assert!(core.budget.used() <= core.watermarks().low);
+        assert_eq!(core.requests.bd_writes.load(Relaxed), 0);
+    }
+}

@@ -480,3 +480,37 @@ fn address(first: FrameIndex, class: Class, nth: u16) -> ObjectAddress {
 fn nth(first: FrameIndex, class: Class, object: ObjectAddress) -> u16 {
     ((byte(object) - first.0 as usize * PAGE_SIZE) / class.size) as u16
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn compaction_begins_with_the_class_that_frees_most() {
+        let budget = Arc::new(FrameBudget::new(FrameBudget::UNLIMITED));
+        let mut pool = Zsmalloc::new(1 << 16, budget).expect("addresses");
+        // One class before the one that is sparsest, and one behind it.
+        for (len, objects) in [(500, 200), (1000, 1000), (2000, 60)] {
+            let data = vec![1; len];
+            let stored = (0..objects).map(|owner| pool.store(Owner(owner), &data).expect("room"));
+            let stored: Vec<_> = stored.collect();
+            for (_, stored) in (0..).zip(stored).filter(|(owner, _)| owner % 4 != 0) {
+                pool.free(stored.object);
+            }
+        }
+        let frames = |pool: &Zsmalloc| -> Vec<_> {
+            let classes = pool.class_stats();
+            classes
+                .iter()
+                .map(|class| (class.size, class.frames))
+                .collect()
+        };
+        let before = frames(&pool);
+        let size = pool.object_size(1000) as u64;
+        pool.compact(&mut |_, _, _| {}).expect("sparse");
+        for (before, after) in before.into_iter().zip(frames(&pool)) {
+            assert_eq!(after != before, before.0 == size, "{before:?} {after:?}");
+        }
+        pool.check();
+    }
+}
