@@ -69,6 +69,11 @@ pub trait BlockDevice: Send + Sync {
         true
     }
 
+    /// Whether the data is there when the device is not any more.
+    fn outlives_the_device(&self) -> bool {
+        false
+    }
+
     /// Makes `range` quick to read, as far as there is room for that; a device that is always
     /// quick has nothing to do.
     ///

@@ -64,10 +64,12 @@ pub(crate) fn clear_dead(device: &Attachment) -> Result<()> {
 }
 
 /// Frees a server that is stopping from what is attached to it, as far as there is time: what is
-/// still in use is taken out of sight, and fails when the server is gone.
-pub(crate) fn free_stopping(attached: &[Attachment]) {
+/// still in use is taken out of sight, and fails when the server is gone. Where the data `outlives`
+/// the server, there is time for all of it to be written out.
+pub(crate) fn free_stopping(attached: &[Attachment], outlives: bool) {
+    let write_out = if outlives { UNHURRIED } else { STOPPING };
     for device in attached {
-        free_in_a_hurry(device, STOPPING, BRIEF);
+        free_in_a_hurry(device, write_out, BRIEF);
     }
 }
 

@@ -306,8 +306,10 @@ pub(crate) struct Record {
     /// The backing file, if the server made it and so is to remove it.
     pub(crate) spill: Option<FileId>,
     /// The image that what is written goes home to.
+    #[serde(default)]
     pub(crate) home: Option<PathBuf>,
     /// Whether the server has been asked to stop.
+    #[serde(default)]
     pub(crate) stopping: bool,
 }
 

@@ -145,11 +145,13 @@ impl Server {
             exporter,
             mut record,
         } = self;
-        drop(exporter);
+        // First of all: who finds it is not to ask again.
         record.stopping = true;
         if let Err(error) = lock.write_record(&record) {
             tracing::warn!("{error:#}");
         }
+        drop(exporter);
+        let outlives = device.outlives_the_device();
         let dir = lock.dir();
         // Nobody waits for pages to be written back that are forgotten in a moment.
         device.stop();
@@ -164,13 +166,13 @@ impl Server {
         thread::scope(|scope| {
             scope.spawn(|| control.shutdown());
             scope.spawn(|| {
-                release::free_stopping(&over_nbd);
+                release::free_stopping(&over_nbd, outlives);
                 if let Some(server) = nbd {
                     server.shutdown(GRACE);
                 }
             });
             scope.spawn(|| {
-                release::free_stopping(&over_fuse);
+                release::free_stopping(&over_fuse, outlives);
                 if let Some(Err(error)) = fuse.map(fuse::Mount::unmount) {
                     tracing::warn!("{error}");
                 }

@@ -48,7 +48,7 @@ fn end_child(child: &mut Child) -> Result<()> {
     // Not collected yet, so the PID is still the child's.
     let process = rustix::process::pidfd_open(Pid::from_child(child), PidfdFlags::empty())
         .context("cannot open the server's process")?;
-    end_process(process.as_fd())?;
+    end_process(process.as_fd(), &FORCIBLY)?;
     child.wait().context("cannot collect the server")?;
     Ok(())
 }
@@ -92,10 +92,11 @@ pub(crate) fn stop(dir: &RunDir) -> Result<()> {
             }
             // Asked again, because the process may have ended and its PID been reused.
             Ok(process) if dir.owner()? == Some(pid) => {
-                let record = dir.record();
-                match record.as_ref().and_then(|record| record.home.as_ref()) {
-                    None => end_process(process.as_fd()),
-                    Some(image) => end_writer(process.as_fd(), dir, image),
+                match dir.record().map(|record| record.home) {
+                    Some(None) => end_process(process.as_fd(), &FORCIBLY),
+                    Some(Some(image)) => end_writer(process.as_fd(), dir, &image),
+                    // It may have an image to write.
+                    None => end_process(process.as_fd(), &FORCIBLY[..1]),
                 }
                 .with_context(|| format!("cannot stop {}", dir.name()))?;
             }
@@ -127,9 +128,13 @@ pub(crate) fn clear_dead_users_of(fuse_dir: &Path, ours: &RunDir, root: &RunRoot
     Ok(())
 }
 
-/// Asks a process to end, and makes it if it does not.
-fn end_process(process: BorrowedFd<'_>) -> Result<()> {
-    for (signal, patience) in [(Signal::TERM, STOP_PATIENCE), (Signal::KILL, KILL_PATIENCE)] {
+/// Asking a process to end, and making it if it does not.
+const FORCIBLY: [(Signal, Duration); 2] =
+    [(Signal::TERM, STOP_PATIENCE), (Signal::KILL, KILL_PATIENCE)];
+
+/// Ends a process by one signal or the next.
+fn end_process(process: BorrowedFd<'_>, signals: &[(Signal, Duration)]) -> Result<()> {
+    for &(signal, patience) in signals {
         match rustix::process::pidfd_send_signal(process, signal) {
             Ok(()) | Err(Errno::SRCH) => {}
             Err(e) => return Err(e.into()),

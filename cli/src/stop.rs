@@ -18,12 +18,16 @@ use anyhow::{Context, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
-use uzram::Device;
+use uzram::{BlockDevice, Device};
 
 use crate::leftovers::Traces;
 
 /// How long what could not be written home rests before it is tried again.
 const REST: Duration = Duration::from_secs(1);
+
+/// How long the orderly stop may take where the data outlives the server: longer than a file system
+/// may take to be written out.
+const UNHURRIED: Duration = Duration::from_secs(900);
 
 /// From the request to stop to the end of the process, at most; the contract says 5 s.
 const DEADLINE: Duration = Duration::from_millis(4700);
@@ -48,7 +52,13 @@ impl Stopper {
         }
         let (traces, home) = (Arc::clone(&self.traces), Arc::clone(&self.home));
         thread::spawn(move || {
-            thread::sleep(DEADLINE - TRACES);
+            let outlives = |device: Arc<Device>| device.outlives_the_device();
+            let is_home = lock(&home).upgrade().is_some_and(outlives);
+            thread::sleep(if is_home {
+                UNHURRIED
+            } else {
+                DEADLINE - TRACES
+            });
             let device = lock(&home).upgrade();
             let written = device.map_or(Ok(()), |device| write_home(&device));
             tracing::warn!("clients or disks hold up the stop: exiting without them");
@@ -103,18 +113,27 @@ pub(crate) fn install() -> Result<(Stopper, Receiver<()>)> {
 }
 
 /// Has what is on a device in its image, if it has one, however long that takes and however often it
-/// fails: that may be over next time, and the data is nowhere else.
+/// fails: that may be over next time, and the data is nowhere else. Nothing is written to the device
+/// from then on.
 ///
 /// # Errors
 /// If all was written and that could not be made durable.
 pub(crate) fn write_home(device: &Device) -> Result<()> {
+    device.refuse_changes();
+    let mut was_clean = false;
     loop {
-        let Err(error) = device.sync() else {
-            return Ok(());
+        let (synced, pages) = (device.sync(), device.dirty_pages());
+        let error = match synced {
+            Ok(()) if pages == 0 => return Ok(()),
+            // A write that was under way when changes were refused.
+            Ok(()) => continue,
+            Err(error) if pages == 0 && was_clean => return Err(error.into()),
+            Err(error) => error,
         };
-        let pages = device.dirty_pages();
-        if pages == 0 {
-            return Err(error.into());
+        was_clean = pages == 0;
+        if was_clean {
+            // Others have written what could not be written: what is left may be the sync alone.
+            continue;
         }
         tracing::error!(
             "{pages} pages are still to be written home: {error}; trying again, unless another \

@@ -571,6 +571,10 @@ impl BlockDevice for Device {
         })
     }
 
+    fn outlives_the_device(&self) -> bool {
+        self.core.origin.home().is_some()
+    }
+
     fn has_flush(&self) -> bool {
         self.core
             .origin

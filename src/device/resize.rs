@@ -53,11 +53,13 @@ impl Device {
             let reason = format!("it can grow to {most} bytes: --max-size says how far");
             return refuse(Errno::FBIG, reason);
         }
-        let _one_at_a_time = self.resizing.lock();
+        let resizing = self.resizing.lock();
         if bytes >= self.size() {
             self.core.layout.resize(bytes >> PAGE_SHIFT);
             return Ok(());
         }
+        // Who saves a device for the last time keeps its users out, and then its size.
+        drop(resizing);
         match self.users.while_none(|| self.shrink(bytes, discard)) {
             Some(true) => Ok(()),
             Some(false) => refuse(
@@ -73,6 +75,7 @@ impl Device {
 
     /// Returns false, and leaves all as it is, if there is data beyond.
     fn shrink(&self, bytes: u64, discard: bool) -> bool {
+        let _one_at_a_time = self.resizing.lock();
         let layout = &self.core.layout;
         let pages = bytes / PAGE_SIZE as u64;
         let beyond = pages..layout.pages();

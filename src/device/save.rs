@@ -412,7 +412,7 @@ impl Device {
     pub fn save_last(&self, path: &Path) -> Result<Saved> {
         let save = || {
             let saved = self.save(path)?;
-            self.is_final.store(true, Release);
+            self.refuse_changes();
             Ok(saved)
         };
         self.users.while_none(save).unwrap_or_else(|| {
@@ -421,10 +421,15 @@ impl Device {
         })
     }
 
-    /// Fails once the device has been saved for the last time.
+    /// Refuses all changes from now on (EROFS); those under way may still be made.
+    pub fn refuse_changes(&self) {
+        self.is_final.store(true, Release);
+    }
+
+    /// Fails once changes are refused.
     pub(super) fn check_changeable(&self) -> Result<()> {
         if self.is_final.load(Acquire) {
-            let reason = "the device has been saved, and is about to stop".to_owned();
+            let reason = "the device is about to stop".to_owned();
             return Err(refused(Errno::ROFS, reason));
         }
         Ok(())

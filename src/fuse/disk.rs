@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use fuser::{Errno, ReplyData};
 use parking_lot::Mutex;
-use rustix::fs::FallocateFlags;
+use rustix::fs::{FallocateFlags, OFlags};
 
 use super::errno;
 use crate::block_device::{BlockDevice, check_range};
@@ -57,11 +57,15 @@ impl Disk {
         drop(user);
     }
 
-    /// Discards everything, for one who opens the file to write it anew.
+    /// Discards everything, for one who opens the file to write it anew. What outlives the device is
+    /// not given up by the way: that is refused.
     ///
     /// The kernel opens first and truncates then, so the opener is a user by now; whoever
     /// truncates by path need not be.
     pub(super) fn empty(&self) -> Result<(), Errno> {
+        if self.device.outlives_the_device() {
+            return Err(Errno::EPERM);
+        }
         let user = self.device.enter();
         let opener = self.openers.lock().len().min(1);
         let done = user.while_at_most(opener, || self.device.discard(0, self.size()));
@@ -110,7 +114,9 @@ impl Disk {
     }
 
     /// Returns the bytes written, fewer than asked for at the end.
-    pub(super) fn write(&self, offset: u64, data: &[u8]) -> Result<u32, Errno> {
+    ///
+    /// `flags` are those of open(2).
+    pub(super) fn write(&self, offset: u64, data: &[u8], flags: u32) -> Result<u32, Errno> {
         let len = self.clip(offset, data.len() as u64);
         if len == 0 && !data.is_empty() {
             return Err(Errno::ENOSPC);
@@ -118,8 +124,16 @@ impl Disk {
         self.device
             .write(offset, &data[..len as usize])
             .map_err(|error| errno(&error))?;
+        if self.is_synced(flags) {
+            self.flush()?;
+        }
         // The kernel's requests have a u32 for their length.
         Ok(len as u32)
+    }
+
+    /// Whether a write by a file opened with these flags is to be flushed before it is answered.
+    pub(super) fn is_synced(&self, flags: u32) -> bool {
+        flags & OFlags::DSYNC.bits() != 0 && self.device.has_flush()
     }
 
     /// Flushes the device. One that has nothing to flush answers ENOSYS, by which FUSE servers tell

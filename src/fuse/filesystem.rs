@@ -320,12 +320,12 @@ impl Filesystem for Frontend {
         offset: u64,
         data: &[u8],
         _write_flags: WriteFlags,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
         let written = if ino == Node::Disk.ino() {
-            self.disk.write(offset, data)
+            self.disk.write(offset, data, flags.0.cast_unsigned())
         } else {
             // As in sysfs, each write is a whole value, wherever it is written.
             self.write_attribute(ino, data).map(|()| data.len() as u32)

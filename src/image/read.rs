@@ -230,7 +230,7 @@ impl<'a> Records<'a> {
             PageData::SameFilled(u32::from_ne_bytes(bytes.try_into().ok()?))
         } else {
             let codec = Codec::from_bits(header.made)?;
-            let fits = len < PAGE_SIZE || len == PAGE_SIZE && codec == Codec::Raw;
+            let fits = len <= PAGE_SIZE && (codec == Codec::Raw) == (len == PAGE_SIZE);
             fits.then_some(PageData::Object(codec, bytes))?
         };
         (header.zero == 0).then_some((PageIndex(header.page.get()), data))

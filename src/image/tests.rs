@@ -178,6 +178,16 @@ fn a_segment_of_another_place_or_another_image_is_refused() {
 }
 
 #[test]
+fn a_raw_page_is_a_whole_one() {
+    let scratch = Scratch::new();
+    for len in [1, 100, PAGE_SIZE - 1] {
+        let short = Pages::from([(3, (Codec::Raw, vec![1; len]))]);
+        let refusal = scratch.refusal(&written(&short));
+        assert!(refusal.contains("makes no sense"), "{refusal}");
+    }
+}
+
+#[test]
 fn what_is_no_image_is_called_so() {
     let scratch = Scratch::new();
     for no_image in [&b""[..], b"uzramimg", &[0; 4096]] {

@@ -113,6 +113,16 @@ impl FileImage {
         self.size
     }
 
+    /// Fails if somebody has cut the file short: a write would make it longer again, and what was
+    /// cut off zeroes.
+    fn check_size(&self) -> io::Result<()> {
+        let metadata = self.file.file().metadata()?;
+        if metadata.is_file() && metadata.len() < self.size {
+            return Err(io::Error::other("it is shorter than it was"));
+        }
+        Ok(())
+    }
+
     fn write_zeroes(&self, at: u64, len: u64) -> io::Result<()> {
         let mut zeroes = BlockBuf::default();
         zeroes.pad_to(len.min(ZEROES as u64) as usize);
@@ -162,6 +172,7 @@ impl Image for FileImage {
     }
 
     fn write(&self, at: u64, data: &[u8]) -> io::Result<()> {
+        self.check_size()?;
         match &self.file {
             Access::Direct(file) => file.write_all(data, at),
             Access::Cached(_) => Err(Errno::ROFS.into()),
@@ -253,6 +264,9 @@ mod tests {
             let mut buf = vec![0; PAGE_SIZE];
             let ended = image.read(4 * page, &mut buf).expect_err("beyond");
             assert_eq!(ended.kind(), io::ErrorKind::UnexpectedEof);
+            image
+                .write(190 * page, &buf)
+                .expect_err("it would grow again");
         }
     }
 

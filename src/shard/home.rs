@@ -3,9 +3,9 @@
 //! An empty slot is a page that the image has, as it is. A page that was written is dirty until it
 //! has been written home, and stays in memory as long: so a reader finds it there, and it can be
 //! taken again if writing fails. It is taken and its data copied under one hold of the lock; what
-//! changes it later takes the mark away, and then it is still dirty when the write has ended. A page
-//! is written home by one thread at a time, so what is on its way is never overtaken by what was
-//! taken later.
+//! changes it later takes the mark away, and then it is still dirty when the write has ended. Until
+//! then it is not taken again, not even by the same batch, so what is on its way is never overtaken
+//! by what was taken later.
 //!
 //! Invariants, where there are marks: an empty slot is not dirty; a same-filled one is, and so is
 //! whatever the image does not have.

@@ -10,10 +10,12 @@ use crate::memory::LazyTable;
 const DIRTY: u32 = 1;
 /// It is being written home, and has not changed since.
 const TAKEN: u32 = 2;
+/// It is being written home, whether it has changed since or not: it may not be taken again.
+const IN_BATCH: u32 = 4;
 /// It was discarded: a hole is as good as zeroes.
-const HOLE: u32 = 4;
+const HOLE: u32 = 8;
 /// How often the page left memory for the image, in the bits that are left.
-const DEPARTURE: u32 = 8;
+const DEPARTURE: u32 = 16;
 
 /// The marks of a shard, in four bytes a page.
 ///
@@ -66,13 +68,16 @@ impl HomeMarks {
         }
     }
 
-    /// Notes that a dirty page is being written home; returns whether it was not already.
+    /// Notes that a dirty page is being written home; returns whether it was not already, as it is
+    /// or as it was: two writes of a page beside one another might end in either order.
     pub(super) fn take(&mut self, index: SlotIndex) -> bool {
         let mark = self.mark(index);
         debug_assert!(*mark & DIRTY != 0);
-        let was_taken = *mark & TAKEN != 0;
-        *mark |= TAKEN;
-        !was_taken
+        if *mark & IN_BATCH != 0 {
+            return false;
+        }
+        *mark |= TAKEN | IN_BATCH;
+        true
     }
 
     /// Notes that writing a page home has ended, well or not; returns whether the page is clean by
@@ -80,7 +85,7 @@ impl HomeMarks {
     pub(super) fn land(&mut self, index: SlotIndex, written: bool) -> bool {
         let mark = self.mark(index);
         let is_clean = written && *mark & TAKEN != 0;
-        *mark &= !TAKEN;
+        *mark &= !(TAKEN | IN_BATCH);
         if is_clean {
             *mark &= !(DIRTY | HOLE);
             self.dirty[(index.0 / SLOTS_PER_BLOCK) as usize] -= 1;
@@ -133,6 +138,7 @@ impl HomeMarks {
             let counted = marks.iter().filter(|&&mark| mark & DIRTY != 0).count();
             assert_eq!(dirty as usize, counted, "block {block}");
             assert!(marks.iter().all(|mark| mark & (DIRTY | TAKEN) != TAKEN));
+            assert!(marks.iter().all(|mark| mark & (IN_BATCH | TAKEN) != TAKEN));
             total += u64::from(dirty);
         }
         assert_eq!(total, self.total);
@@ -152,6 +158,7 @@ mod tests {
         marks.change(AT, false);
         assert!(marks.take(AT) && !marks.take(AT));
         marks.change(AT, true);
+        assert!(!marks.take(AT), "the other one is still under way");
         assert!(!marks.land(AT, true) && marks.is_dirty(AT) && marks.is_hole(AT));
         assert!(marks.take(AT) && !marks.land(AT, false) && marks.is_dirty(AT));
         assert_eq!(marks.total(), 1);

@@ -106,7 +106,8 @@ impl Writeback {
         let pages = batch.len();
         let written = home.write(&core, &mut batch);
         drop(batch);
-        let frames = self.put_back(isolated, written.is_ok());
+        // What could not be written stands behind all others now: some of those may be.
+        let frames = self.put_back(isolated, true);
         match written {
             Err(_) if frames == 0 => Err(FAILING),
             Ok(()) if frames == 0 && pages == 0 => Ok(Done {

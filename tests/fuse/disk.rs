@@ -1,6 +1,6 @@
 //! `disk`: data, its end, holes, and a file system on a loop device.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::ops::{ControlFlow, Range};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::process::Command;
@@ -199,6 +199,38 @@ fn has_the_size_and_the_end_of_a_block_device(served: &Served) {
     fallocate(&disk, punch, MIB - PAGE, 8 * PAGE).expect("up to the end");
     fallocate(&disk, punch, MIB, PAGE).expect("nothing there");
     assert_eq!(disk.metadata().expect("stats").blocks(), 0);
+}
+
+/// The image is no scratch space, which `dd` without `conv=notrunc` would empty first.
+#[test]
+fn disk_over_an_image_is_not_emptied_by_who_opens_it() {
+    if !can_mount("disk_over_an_image_is_not_emptied_by_who_opens_it") {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let image = dir.path().join("image");
+    fs::write(&image, vec![7; MIB as usize]).expect("an image");
+    let served = Served::over(image.clone());
+    let path = served.path("disk");
+    let refused = OpenOptions::new().write(true).truncate(true).open(&path);
+    assert_eq!(errno(refused), Some(Errno::PERM));
+    assert!(fs::read(&path).expect("reads") == vec![7; MIB as usize]);
+
+    // One page is written so that it is in the image when it is answered, one is not.
+    let page = [9; PAGE as usize];
+    served
+        .open_disk(OFlags::empty())
+        .write_at(&page, 0)
+        .expect("written");
+    assert!(fs::read(&image).expect("reads") == vec![7; MIB as usize]);
+    served
+        .open_disk(OFlags::DSYNC)
+        .write_at(&page, PAGE)
+        .expect("written");
+    assert_eq!(
+        fs::read(&image).expect("reads")[..2 * PAGE as usize],
+        [9; 2 * PAGE as usize]
+    );
 }
 
 #[test]

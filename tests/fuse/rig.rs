@@ -12,7 +12,7 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 use tempfile::TempDir;
 use uzram::fuse::{Mount, MountOptions, detach_stale};
-use uzram::{Attribute, BackingConfig, Device, DeviceConfig};
+use uzram::{Attribute, BackingConfig, Device, DeviceConfig, OriginConfig, OriginUse, SyncPolicy};
 
 use crate::offered::OVER_IO_URING;
 
@@ -52,6 +52,15 @@ impl Served {
         config.mem_limit = Some(bytes / 4);
         config.backing = Some(BackingConfig::new(spill));
         Self::with(&config)
+    }
+
+    /// Over an image that flushes reach.
+    pub(crate) fn over(image: PathBuf) -> Self {
+        let origin = OriginConfig {
+            path: image,
+            usage: OriginUse::WriteBack(SyncPolicy::Flush),
+        };
+        Self::with(&DeviceConfig::over(origin).expect("an image"))
     }
 
     fn with(config: &DeviceConfig) -> Self {

@@ -8,8 +8,8 @@ use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -30,18 +30,18 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Bytes of a request that are looked at: what Prometheus and curl send has a few hundred.
 const MAX_REQUEST: usize = 8 << 10;
 
-/// What is exported.
+/// What is exported. The threads outlive the device, which is not theirs to keep.
 struct Source {
     name: Name,
-    device: Arc<Device>,
+    device: Weak<Device>,
 }
 
 impl Source {
     fn text(&self, format: Format) -> String {
-        let device = &self.device;
+        let device = self.device.upgrade();
         let observed = Observed {
             name: self.name.to_string(),
-            seen: Some((device.stats(), device.latencies())),
+            seen: device.map(|device| (device.stats(), device.latencies())),
         };
         exposition(&[observed], format)
     }
@@ -62,7 +62,7 @@ impl Exporter {
         };
         let source = Arc::new(Source {
             name: name.clone(),
-            device: Arc::clone(device),
+            device: Arc::downgrade(device),
         });
         for sink in sinks {
             let source = Arc::clone(&source);
@@ -255,16 +255,19 @@ mod tests {
 
     use super::*;
 
-    fn source() -> Source {
-        Source {
+    /// And its device, which must be kept.
+    fn source() -> (Source, Arc<Device>) {
+        let device = Arc::new(Device::new(&DeviceConfig::new(1 << 20)).unwrap());
+        let source = Source {
             name: "a".parse().unwrap(),
-            device: Arc::new(Device::new(&DeviceConfig::new(1 << 20)).unwrap()),
-        }
+            device: Arc::downgrade(&device),
+        };
+        (source, device)
     }
 
     #[test]
     fn requests_get_what_they_ask_for_and_nonsense_is_refused() {
-        let source = source();
+        let (source, _device) = source();
         let ask = |request: &str| {
             let (status, content_type, body) = response(request.as_bytes(), &source);
             (status.split_once(' ').unwrap().0, content_type, body)
@@ -303,7 +306,8 @@ mod tests {
     fn a_file_is_there_from_the_start_and_gone_at_the_end() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("uzram.prom");
-        let writer = FileWriter::start(&path, Arc::new(source())).unwrap();
+        let (source, _device) = source();
+        let writer = FileWriter::start(&path, Arc::new(source)).unwrap();
         let text = fs::read_to_string(&path).unwrap();
         assert!(text.contains("uzram_up{device=\"a\"} 1\n"), "{text}");
         drop(writer);

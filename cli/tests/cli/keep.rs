@@ -17,6 +17,8 @@ fn spilled(world: &World, keep: &str) -> Serve {
         "--mem-limit=4M",
         "--backing=spill",
         "--nbd=unix:s",
+        // Its threads have no say in when the device goes.
+        "--metrics=unix:metrics",
         &keep,
     ]);
     fill(world);

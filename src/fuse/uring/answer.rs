@@ -21,11 +21,16 @@ fn looks_quick(disk: &Disk, slot: &Slot) -> bool {
     if request.nodeid != Node::Disk.ino().0 {
         return false;
     }
-    let TransferIn { offset, size, .. } = slot.body();
+    let TransferIn {
+        offset,
+        size,
+        flags,
+        ..
+    } = slot.body();
     let is_small = size as usize <= KEPT_BYTES;
     match request.opcode {
         opcode::READ => is_small && !disk.read_would_wait(offset, size),
-        opcode::WRITE => is_small && !disk.write_would_wait(offset, size),
+        opcode::WRITE => is_small && !disk.is_synced(flags) && !disk.write_would_wait(offset, size),
         _ => false,
     }
 }
@@ -53,8 +58,8 @@ fn read(disk: &Disk, slot: &mut Slot) -> Result<usize, Errno> {
 }
 
 fn write(disk: &Disk, slot: &mut Slot) -> Result<usize, Errno> {
-    let TransferIn { offset, .. } = slot.body();
-    let size = disk.write(offset, slot.received())?;
+    let TransferIn { offset, flags, .. } = slot.body();
+    let size = disk.write(offset, slot.received(), flags)?;
     let out = WriteOut { size, padding: 0 };
     slot.payload_mut()[..size_of::<WriteOut>()].copy_from_slice(out.as_bytes());
     Ok(size_of::<WriteOut>())

@@ -65,6 +65,10 @@ pub(super) struct TransferIn {
     pub(super) fh: u64,
     pub(super) offset: u64,
     pub(super) size: u32,
+    pub(super) transfer_flags: u32,
+    pub(super) lock_owner: u64,
+    /// Those of open(2).
+    pub(super) flags: u32,
 }
 
 /// The reply to a WRITE.
