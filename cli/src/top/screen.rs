@@ -41,16 +41,17 @@ fn draw_table(frame: &mut Frame<'_>, area: Rect, watch: &Watch) {
         let text = Paragraph::new("no devices are being served").block(block);
         return frame.render_widget(text, area);
     }
+    // Figures are never cut off before the name is.
     let widths = [
-        Constraint::Fill(2),
         Constraint::Fill(1),
-        Constraint::Fill(1),
-        Constraint::Fill(1),
-        Constraint::Fill(1),
+        Constraint::Length(8),
+        Constraint::Length(8),
+        Constraint::Length(8),
+        Constraint::Length(8),
         Constraint::Length(6),
-        Constraint::Fill(1),
-        Constraint::Length(9),
-        Constraint::Length(9),
+        Constraint::Length(8),
+        Constraint::Length(8),
+        Constraint::Length(8),
     ];
     let head = HEAD
         .iter()
