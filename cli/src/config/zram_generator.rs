@@ -199,7 +199,7 @@ fn algorithms(text: &str) -> Result<Vec<(&'static str, String)>, String> {
                 "({parameters}): there are no parameters for all algorithms"
             ));
         }
-        if matches!(name, "lzo" | "lzo-rle" | "842" | "deflate" | "lz4hc") {
+        if matches!(name, "lzo" | "lzo-rle" | "842") {
             return Err(format!(
                 "uzram has no {name}: use lz4, or zstd for smaller pages"
             ));

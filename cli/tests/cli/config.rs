@@ -117,10 +117,8 @@ fn what_has_a_mountpoint_is_mounted() {
     let config = "--config=zram-generator.conf";
     let said = world.ok(&["up", config]);
     assert!(said.starts_with("zram7 (64 MiB) is mounted on "), "{said}");
-    assert_eq!(
-        world.ok(&["stat", "zram7", "comp_algorithm"]),
-        "lz4 [zstd:3]\n"
-    );
+    let algorithms = world.ok(&["stat", "zram7", "comp_algorithm"]);
+    assert!(algorithms.contains("[zstd:3]"), "{algorithms}");
     let line = world.refused(1, &["up", "--foreground", "zram7", config]);
     assert!(line.contains("mountpoint"), "{line}");
     assert_eq!(world.ok(&["down", config]), "");
