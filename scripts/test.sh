@@ -22,8 +22,8 @@ fi
 if [[ $# -eq 0 && $(uname -m) == x86_64 ]]; then
     for corpus in fixtures/fuzz/*/; do
         fuzzed=$(basename "$corpus")
-        echo "Fuzzing $fuzzed for 15 s"
-        scripts/fuzz.sh "$fuzzed" 15 >"$target/fuzz-$fuzzed.log" 2>&1 || {
+        echo "Fuzzing $fuzzed for 10 s"
+        scripts/fuzz.sh "$fuzzed" 10 >"$target/fuzz-$fuzzed.log" 2>&1 || {
             tail -n 40 "$target/fuzz-$fuzzed.log" >&2
             die "fuzzing $fuzzed found something"
         }

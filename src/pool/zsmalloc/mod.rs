@@ -247,10 +247,13 @@ impl Zsmalloc {
     }
 
     /// Empties the emptiest zspage of a class into fuller ones, or into a new one that holds fewer
-    /// frames, and frees it. `None` if that is not possible.
-    fn compact_class(&mut self, index: ClassIndex, moved: Moved<'_>) -> Option<Compacted> {
+    /// frames, and frees it; returns it and those. `None` if that is not possible.
+    fn compact_class(
+        &mut self,
+        index: ClassIndex,
+        moved: Moved<'_>,
+    ) -> Option<(ZspageId, Vec<ZspageId>)> {
         let class_use = &mut self.classes[usize::from(index.0)];
-        let before = class_use.frames;
         let from = class_use.lists.emptiest()?;
         // Out of its list, so that its own free objects are not taken for the target's.
         self.zspages.detach(&mut class_use.lists, from);
@@ -286,12 +289,7 @@ impl Zsmalloc {
             into.push(to);
         }
         self.free_zspage(from);
-        Some(Compacted {
-            zspage: from,
-            into,
-            // If the budget was short and then was not, they may even have become more.
-            frames: before.saturating_sub(self.classes[usize::from(index.0)].frames),
-        })
+        Some((from, into))
     }
 
     /// Moves an object to a zspage with memory for it; neither zspage changes lists.
@@ -409,9 +407,16 @@ impl Pool for Zsmalloc {
             .collect();
         // A class may have all its spare room in zspages that are being evicted.
         freeable.sort_unstable_by_key(|&(frames, _)| Reverse(frames));
-        freeable
+        let before = self.frames;
+        let (zspage, into) = freeable
             .into_iter()
-            .find_map(|(_, index)| self.compact_class(index, moved))
+            .find_map(|(_, index)| self.compact_class(index, moved))?;
+        Some(Compacted {
+            zspage,
+            into,
+            // Where the budget was short and then was not, zspages may even have grown by more.
+            frames: before.saturating_sub(self.frames),
+        })
     }
 
     fn frames_in_use(&self) -> u64 {
