@@ -17,6 +17,7 @@ use super::reclaim::Chances;
 use super::{Shard, Slot, SlotIndex, SlotState};
 use crate::codec::Codec;
 use crate::pool::ZspageId;
+use crate::sync::{Protection, without};
 
 /// What a dirty page holds.
 #[derive(Clone, Copy, Debug)]
@@ -75,7 +76,9 @@ impl Shard {
     /// Whether what was read of the image is the page: its slot was empty all the time since it had
     /// left memory so often.
     pub(crate) fn is_at_home(&self, index: SlotIndex, departures: u32) -> bool {
-        self.slots.get(index).is_empty() && self.departures(index) == departures
+        let never_left =
+            self.departures(index) == departures || without(Protection::DeparturesCounted);
+        self.slots.get(index).is_empty() && never_left
     }
 
     /// Keeps a copy of a page that is in the image; without room there is none.

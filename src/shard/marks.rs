@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use super::slot::{SLOTS_PER_BLOCK, SlotIndex};
 use crate::memory::LazyTable;
+use crate::sync::{Protection, without};
 
 /// The page is not in the image as it is.
 const DIRTY: u32 = 1;
@@ -73,7 +74,7 @@ impl HomeMarks {
     pub(super) fn take(&mut self, index: SlotIndex) -> bool {
         let mark = self.mark(index);
         debug_assert!(*mark & DIRTY != 0);
-        if *mark & IN_BATCH != 0 {
+        if *mark & IN_BATCH != 0 && !without(Protection::OnceInABatch) {
             return false;
         }
         *mark |= TAKEN | IN_BATCH;
@@ -84,7 +85,8 @@ impl HomeMarks {
     /// that: it is not if it has changed meanwhile.
     pub(super) fn land(&mut self, index: SlotIndex, written: bool) -> bool {
         let mark = self.mark(index);
-        let is_clean = written && *mark & TAKEN != 0;
+        let is_unchanged = *mark & TAKEN != 0 || without(Protection::CleanIfUnchanged);
+        let is_clean = written && *mark & DIRTY != 0 && is_unchanged;
         *mark &= !(TAKEN | IN_BATCH);
         if is_clean {
             *mark &= !(DIRTY | HOLE);

@@ -21,6 +21,12 @@ pub(crate) enum Protection {
     PromotedIfUnchanged,
     /// A part is written over a page that was read back only if that is still the page.
     ChangedIfUnchanged,
+    /// What was written home is clean only if it has not changed since it was taken.
+    CleanIfUnchanged,
+    /// A page is in a batch on its way home once.
+    OnceInABatch,
+    /// What was read of the image is the page only if that never left memory meanwhile.
+    DeparturesCounted,
     /// Each use of a segment has a number of its own.
     SegmentUsesNumbered,
     /// A wake while the thread is at work is not forgotten.

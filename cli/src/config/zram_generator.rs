@@ -182,7 +182,9 @@ fn algorithms(text: &str) -> Result<Vec<(&'static str, String)>, String> {
     const OPTIONS: [&str; 2] = ["algorithm", "recompress"];
     let words: Vec<_> = text.split_whitespace().collect();
     if words.len() > OPTIONS.len() {
-        return Err("uzram recompresses with one algorithm: name two at most".to_owned());
+        return Err(
+            "a device recompresses by itself with one algorithm: name two at most".to_owned(),
+        );
     }
     let named = words.into_iter().zip(OPTIONS).map(|(word, option)| {
         let (name, parameters) = match word.split_once('(') {

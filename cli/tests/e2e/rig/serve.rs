@@ -36,6 +36,16 @@ impl Stat {
         let value = self.0.get(key).and_then(serde_json::Value::as_u64);
         value.unwrap_or_else(|| panic!("no integer {key} in {}", self.0))
     }
+
+    /// Asserts that some was spilled and came back, that the limit held, and that nothing failed.
+    pub(crate) fn check_spilling(&self, limit: u64) {
+        assert!(self.get("written_back_pages") > 0, "nothing was spilled");
+        assert!(self.get("bd_reads") > 0, "nothing was read back");
+        assert!(self.get("mem_used_max") <= limit);
+        for key in ["failed_reads", "failed_writes"] {
+            assert_eq!(self.get(key), 0, "{key}");
+        }
+    }
 }
 
 /// The statistics of a server in `scratch`'s run directory.

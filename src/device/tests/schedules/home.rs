@@ -1,0 +1,72 @@
+//! Pages on their way home to an image, or read from it, while others change them.
+
+use super::*;
+use crate::device::tests::origin::device as over_image;
+
+model!(
+    /// What changes while it is written home is not taken for what was written.
+    a_write_beside_a_flush,
+    without CleanIfUnchanged,
+    || {
+        let (device, image) = over_image(64, 64, 1);
+        write(&device, 0, 1).expect("room");
+        scope(|scope| {
+            scope.spawn(|| device.flush().expect("the image works"));
+            scope.spawn(|| write(&device, 0, 9).expect("room"));
+        });
+        expect(&device, 0, 9);
+        device.flush().expect("the image works");
+        assert!(image.durable_page(0) == tagged(9));
+        device.check();
+    }
+);
+
+model!(
+    /// A page is not written home twice at once: it changes after it was taken with its zspage, and
+    /// is the neighbour of a page of the next.
+    a_write_beside_eviction_of_its_neighbour,
+    without OnceInABatch,
+    || {
+        let (device, image) = over_image(64, 64, 1);
+        write(&device, 0, 1).expect("room");
+        // Of another size class.
+        device.write(PAGE, &noise()).expect("room");
+        scope(|scope| {
+            scope.spawn(|| evict_all(&device));
+            scope.spawn(|| write(&device, 0, 9).expect("room"));
+        });
+        expect(&device, 0, 9);
+        device.flush().expect("the image works");
+        assert!(image.durable_page(0) == tagged(9));
+        assert!(read(&device, 1) == noise());
+        device.check();
+    }
+);
+
+model!(
+    /// What was read of the image before the page was changed, went home and left memory is not kept
+    /// as the page.
+    a_read_of_the_image_beside_a_write_that_goes_home,
+    without DeparturesCounted,
+    || {
+        let (device, _image) = over_image(64, 64, 1);
+        scope(|scope| {
+            scope.spawn(|| {
+                write(&device, 0, 1).expect("room");
+                evict_all(&device);
+            });
+            scope.spawn(|| {
+                let found = read(&device, 0);
+                assert!(found == [7; PAGE_SIZE] || found == tagged(1));
+            });
+        });
+        expect(&device, 0, 1);
+        device.check();
+    }
+);
+
+/// A page that does not compress.
+fn noise() -> Page {
+    let mut random = run::Random(5);
+    std::array::from_fn(|_| random.below(256) as u8)
+}
