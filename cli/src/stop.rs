@@ -3,9 +3,9 @@
 //! SIGTERM and SIGINT ask for an orderly stop; from then on a watchdog makes sure that the
 //! process is gone in time, whatever clients, disks and threads do. But where the pages have a home
 //! in an image, it is not before they are there: data that was acknowledged wins over time. A second
-//! signal ends it at once. SIGHUP is ignored: the data exists nowhere else, and losing a terminal is no reason to
-//! lose it. So are SIGPIPE (by Rust's runtime) and SIGXFSZ, which become errors of the write they
-//! belong to.
+//! signal ends it at once. SIGHUP is ignored: the data exists nowhere else, and losing a terminal is
+//! no reason to lose it. So are SIGPIPE (by Rust's runtime) and SIGXFSZ, which become errors of the
+//! write they belong to.
 
 use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
