@@ -327,7 +327,7 @@ fn a_servers_life() {
     );
     assert_eq!(
         world.ok(&["stat", "life", "mem_limit", "comp_algorithm"]),
-        "33554432\n[lz4] zstd\n"
+        "33554432\n[lz4] lz4hc zstd deflate\n"
     );
     let mm_stat = world.ok(&["stat", "life", "mm_stat"]);
     assert_eq!(mm_stat.split_whitespace().count(), 9, "{mm_stat}");

@@ -218,15 +218,12 @@ fn disk_over_an_image_is_not_emptied_by_who_opens_it() {
 
     // One page is written so that it is in the image when it is answered, one is not.
     let page = [9; PAGE as usize];
-    served
-        .open_disk(OFlags::empty())
-        .write_at(&page, 0)
-        .expect("written");
+    // Open to the end: close(2) flushes.
+    let plain = served.open_disk(OFlags::empty());
+    plain.write_at(&page, 0).expect("written");
     assert!(fs::read(&image).expect("reads") == vec![7; MIB as usize]);
-    served
-        .open_disk(OFlags::DSYNC)
-        .write_at(&page, PAGE)
-        .expect("written");
+    let synced = served.open_disk(OFlags::DSYNC);
+    synced.write_at(&page, PAGE).expect("written");
     assert_eq!(
         fs::read(&image).expect("reads")[..2 * PAGE as usize],
         [9; 2 * PAGE as usize]

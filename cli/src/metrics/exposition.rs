@@ -86,6 +86,7 @@ static METRICS: &[Metric] = &metrics! {
     damaged_records Counter "damaged_records_total" "Spilled pages found to be damaged.";
     failed_reads Counter "failed_reads_total" "Requests to read that failed.";
     failed_writes Counter "failed_writes_total" "Requests to write that failed.";
+    write_stalls Counter "write_stalls_total" "Times that a writer waited for memory.";
     notify_free Counter "discarded_pages_total" "Pages freed by discards.";
     rss_bytes Gauge "process_resident_bytes" "Resident set of the server.";
 };
