@@ -113,11 +113,11 @@ impl FileImage {
         self.size
     }
 
-    /// Fails if somebody has cut the file short: a write would make it longer again, and what was
-    /// cut off zeroes.
-    fn check_size(&self) -> io::Result<()> {
+    /// Fails if somebody has cut the file short before `end`: a write would make it longer again, and
+    /// what was cut off zeroes.
+    fn check_end(&self, end: u64) -> io::Result<()> {
         let metadata = self.file.file().metadata()?;
-        if metadata.is_file() && metadata.len() < self.size {
+        if metadata.is_file() && metadata.len() < end {
             return Err(io::Error::other("it is shorter than it was"));
         }
         Ok(())
@@ -172,7 +172,7 @@ impl Image for FileImage {
     }
 
     fn write(&self, at: u64, data: &[u8]) -> io::Result<()> {
-        self.check_size()?;
+        self.check_end(at + data.len() as u64)?;
         match &self.file {
             Access::Direct(file) => file.write_all(data, at),
             Access::Cached(_) => Err(Errno::ROFS.into()),

@@ -166,7 +166,7 @@ fn a_guest_that_swaps_to_it_outlives_it() {
         assert!(now.get("bd_writes") > 0, "nothing was spilled");
         assert!(now.get("bd_reads") > 0, "nothing was read back");
         assert_eq!(now.get("failed_reads") + now.get("failed_writes"), 0);
-        run(Command::new("kill").args(["-KILL", &server.pid().to_string()]));
+        server.kill();
         server = start();
     });
     let now = stat(&scratch, NAME);

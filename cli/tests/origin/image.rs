@@ -193,17 +193,18 @@ fn a_second_signal_gives_up_what_is_not_in_the_image() {
 fn an_image_cut_short_by_another_fails_where_it_is_short() {
     let (world, path, origin) = image(64);
     let _server = world.serve(&["x", &origin]);
-    File::options()
-        .write(true)
-        .open(&path)
-        .unwrap()
-        .set_len(32 * PAGE as u64)
-        .unwrap();
+    let file = File::options().write(true).open(&path).unwrap();
+    file.set_len(32 * PAGE as u64).unwrap();
     let mut client = Client::connect(&world.rundir().join("x/nbd.sock")).unwrap();
     let mut found = vec![0; PAGE];
     client.read(31 * PAGE as u64, &mut found).unwrap();
     assert_eq!(found, [7; PAGE]);
     assert!(client.read(32 * PAGE as u64, &mut found).is_err());
+    // It would grow again, and what is between read as zeroes; but what was written is kept.
+    assert!(client.write(40 * PAGE as u64, &[1; PAGE], true).is_err());
+    client.read(40 * PAGE as u64, &mut found).unwrap();
+    assert_eq!(found, [1; PAGE]);
+    file.set_len(64 * PAGE as u64).unwrap();
     client.write(32 * PAGE as u64, &[1; PAGE], true).unwrap();
     client.read(32 * PAGE as u64, &mut found).unwrap();
     assert_eq!(found, [1; PAGE]);

@@ -119,6 +119,13 @@ impl Server {
             other => panic!("{other:?} {took:?} after SIGTERM\n{}", self.log()),
         }
     }
+
+    /// Sends SIGKILL and waits until it is gone, and its name free with it.
+    pub(crate) fn kill(&mut self) {
+        self.process.signal(Signal::KILL);
+        let gone = self.process.wait(Duration::from_secs(60));
+        assert!(gone.is_some(), "it outlives SIGKILL");
+    }
 }
 
 impl Drop for Server {
