@@ -86,7 +86,7 @@ impl HomeMarks {
     pub(super) fn land(&mut self, index: SlotIndex, written: bool) -> bool {
         let mark = self.mark(index);
         let is_unchanged = *mark & TAKEN != 0 || without(Protection::CleanIfUnchanged);
-        let is_clean = written && *mark & DIRTY != 0 && is_unchanged;
+        let is_clean = written && is_unchanged;
         *mark &= !(TAKEN | IN_BATCH);
         if is_clean {
             *mark &= !(DIRTY | HOLE);

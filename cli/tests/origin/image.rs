@@ -17,6 +17,14 @@ fn image(pages: usize) -> (World, PathBuf, String) {
     (world, path, origin)
 }
 
+/// One whose pages take no space yet.
+fn sparse_image(pages: usize) -> (World, PathBuf, String) {
+    let (world, path, origin) = image(0);
+    let file = File::options().write(true).open(&path).unwrap();
+    file.set_len((pages * PAGE) as u64).unwrap();
+    (world, path, origin)
+}
+
 fn page(path: &PathBuf, page: u64) -> Vec<u8> {
     let mut bytes = vec![0; PAGE];
     let file = File::open(path).unwrap();
@@ -118,13 +126,7 @@ fn many_snapshots_of_one_image_leave_it_alone() {
 /// The file cannot grow: the pages stay in memory, a flush says so, and it is tried again.
 #[test]
 fn an_image_without_space_loses_nothing() {
-    let world = World::new();
-    let path = world.path("image");
-    File::create(&path)
-        .unwrap()
-        .set_len(64 * PAGE as u64)
-        .unwrap();
-    let origin = format!("--origin={}", path.display());
+    let (world, path, origin) = sparse_image(64);
     let mut command = world.command(&["serve", "x", &origin]);
     let mut server = crate::common::Serve::start(&mut command);
     // Writes past the first 16 pages are refused: EFBIG.
@@ -164,13 +166,7 @@ fn an_image_without_space_loses_nothing() {
 
 #[test]
 fn a_second_signal_gives_up_what_is_not_in_the_image() {
-    let world = World::new();
-    let path = world.path("image");
-    File::create(&path)
-        .unwrap()
-        .set_len(64 * PAGE as u64)
-        .unwrap();
-    let origin = format!("--origin={}", path.display());
+    let (world, _, origin) = sparse_image(64);
     let mut server = world.serve(&["x", &origin]);
     let pid = server.pid().to_string();
     let set = std::process::Command::new("prlimit")

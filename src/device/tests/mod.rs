@@ -25,7 +25,7 @@ use super::algorithms::Algorithms;
 use crate::algorithm::Algorithm;
 use crate::block_device::BlockDevice;
 use crate::codec;
-use crate::config::DeviceConfig;
+use crate::config::{DeviceConfig, PoolKind};
 use crate::origin::Origin;
 use crate::spill::{Backing, FaultyBacking};
 use crate::units::{PAGE_SIZE, Page};
@@ -47,9 +47,20 @@ fn tagged(tag: u64) -> Page {
 }
 
 fn device(pages: u64, limit_pages: u64, shards: u32, backing: &Arc<FaultyBacking>) -> Device {
+    device_with(PoolKind::Zsmalloc, pages, limit_pages, shards, backing)
+}
+
+fn device_with(
+    pool: PoolKind,
+    pages: u64,
+    limit_pages: u64,
+    shards: u32,
+    backing: &Arc<FaultyBacking>,
+) -> Device {
     let mut config = DeviceConfig::new(pages * PAGE);
     config.mem_limit = Some(limit_pages * PAGE);
     config.shards = Some(shards);
+    config.pool = pool;
     Device::with_stores(
         &config,
         Origin::Blank,

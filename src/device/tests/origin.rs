@@ -14,7 +14,7 @@ use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::units::PAGE_SIZE;
 
 /// A device over an image of pages full of 7.
-pub(super) fn device(pages: u64, limit_pages: u64, shards: u32) -> (Arc<Device>, Arc<FaultyImage>) {
+fn device(pages: u64, limit_pages: u64, shards: u32) -> (Arc<Device>, Arc<FaultyImage>) {
     over(
         pages,
         limit_pages,
@@ -24,7 +24,7 @@ pub(super) fn device(pages: u64, limit_pages: u64, shards: u32) -> (Arc<Device>,
     )
 }
 
-fn over(
+pub(super) fn over(
     pages: u64,
     limit_pages: u64,
     shards: u32,

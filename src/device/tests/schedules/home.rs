@@ -1,14 +1,19 @@
 //! Pages on their way home to an image, or read from it, while others change them.
 
 use super::*;
-use crate::device::tests::origin::device as over_image;
+use crate::device::tests::origin::over;
+use crate::origin::{FaultyImage, SyncPolicy};
+
+fn over_image() -> (Arc<Device>, Arc<FaultyImage>) {
+    over(64, 64, 1, SyncPolicy::Flush, run::pool())
+}
 
 model!(
     /// What changes while it is written home is not taken for what was written.
     a_write_beside_a_flush,
     without CleanIfUnchanged,
     || {
-        let (device, image) = over_image(64, 64, 1);
+        let (device, image) = over_image();
         write(&device, 0, 1).expect("room");
         scope(|scope| {
             scope.spawn(|| device.flush().expect("the image works"));
@@ -27,7 +32,7 @@ model!(
     a_write_beside_eviction_of_its_neighbour,
     without OnceInABatch,
     || {
-        let (device, image) = over_image(64, 64, 1);
+        let (device, image) = over_image();
         write(&device, 0, 1).expect("room");
         // Of another size class.
         device.write(PAGE, &noise()).expect("room");
@@ -49,7 +54,7 @@ model!(
     a_read_of_the_image_beside_a_write_that_goes_home,
     without DeparturesCounted,
     || {
-        let (device, _image) = over_image(64, 64, 1);
+        let (device, _image) = over_image();
         scope(|scope| {
             scope.spawn(|| {
                 write(&device, 0, 1).expect("room");

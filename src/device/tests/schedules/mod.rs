@@ -38,9 +38,9 @@ macro_rules! model {
 }
 use model;
 
-/// A device of one shard, with room in memory for all of it.
+/// A device of one shard and of the allocator whose turn it is, with room in memory for all of it.
 fn roomy(backing: &Arc<FaultyBacking>) -> Device {
-    device(64, 64, 1, backing)
+    device_with(run::pool(), 64, 64, 1, backing)
 }
 
 fn backing() -> Arc<FaultyBacking> {

@@ -1,10 +1,12 @@
 //! Runs models.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 
 use shuttle::scheduler::{Schedule, Scheduler, Task, TaskId};
 use shuttle::{Config, FailurePersistence, MaxSteps, Runner};
 
+use crate::config::PoolKind;
 use crate::sync::{Protection, take_out, time};
 
 /// Most decisions of a run; more, and its threads wait for each other in circles.
@@ -15,6 +17,10 @@ const SEEDS: u64 = 100;
 
 /// Seeds of which one has to fail without a protection.
 const SEEDS_WITHOUT: u64 = 20_000;
+
+std::thread_local! {
+    static POOL: Cell<PoolKind> = const { Cell::new(PoolKind::Zsmalloc) };
+}
 
 /// What a model does, in the first of its threads.
 pub(super) type Model = fn();
@@ -50,6 +56,11 @@ pub(super) fn seeds(many: u64) -> std::ops::Range<u64> {
     first.unwrap_or(0)..first.unwrap_or(0) + many
 }
 
+/// The allocator of the run that this thread makes: each has its turn.
+pub(super) fn pool() -> PoolKind {
+    POOL.get()
+}
+
 /// Says how a seed that failed is replayed.
 pub(super) fn report(name: &str, seed: u64) -> ! {
     let test = name.split_once("::").map_or(name, |(_, test)| test);
@@ -73,6 +84,7 @@ pub(super) fn run(
     config.max_steps = MaxSteps::FailAfter(max_steps);
     let run = move || {
         take_out(removed);
+        POOL.set(PoolKind::ALL[(seed % 3) as usize]);
         let runner = Runner::new(Seeded::new(seed), config);
         runner.run(move || {
             time::restart();
