@@ -4,6 +4,9 @@ use std::path::Path;
 
 use crate::rig::{MountPoint, Scratch, run, skip_without_mounts, stat, tool};
 
+const THREADS: usize = 32;
+const FILES_A_THREAD: usize = 500;
+
 #[test]
 fn fs_mark_ends_on_ext4() {
     fs_mark("ext4", None);
@@ -35,11 +38,21 @@ fn fs_mark(fs: &str, limit: Option<&str>) {
         args.extend(["--mem-limit", limit, "--backing", &spill]);
     }
     let mount = MountPoint::new(&scratch, "mark", &args);
+    // A directory for each thread: two whose names begin in the same microsecond name their files alike.
+    let dirs = (0..THREADS).map(|thread| mount.dir().join(thread.to_string()));
     run(tool("fs_mark")
-        .args(["-s", "100000", "-n", "500", "-t", "32", "-k", "-d"])
-        .arg(mount.dir())
+        .args([
+            "-s",
+            "100000",
+            "-n",
+            &FILES_A_THREAD.to_string(),
+            "-t",
+            &THREADS.to_string(),
+            "-k",
+        ])
+        .args(dirs.flat_map(|dir| ["-d".into(), dir.into_os_string()]))
         .current_dir(scratch.path()));
-    assert_eq!(files_below(mount.dir()), 32 * 500);
+    assert_eq!(files_below(mount.dir()), THREADS * FILES_A_THREAD);
     assert_eq!(stat(&scratch, mount.name()).get("failed_writes"), 0);
     mount.umount();
 }
