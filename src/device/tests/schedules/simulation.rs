@@ -102,7 +102,7 @@ impl World {
             encrypt: random.below(4) == 0,
             ..BackingConfig::new("faulty")
         });
-        let backing = Arc::new(FaultyBacking::new(segments(weather, &mut random)));
+        let backing = Arc::new(FaultyBacking::new(segments(&mut random)));
         let made = Device::with_stores(
             &config,
             Origin::Blank,
@@ -177,10 +177,10 @@ impl World {
     }
 }
 
-/// Segments of a backing: so many that it is never full, or that it may be where writes may fail.
-fn segments(weather: Weather, random: &mut Random) -> u32 {
-    let few = 4 + random.below(4) as u32;
-    if weather == Weather::Fine { 12 } else { few }
+/// Segments of a backing: it holds more than the device has, yet with these few it is full of what is
+/// not live again and again.
+fn segments(random: &mut Random) -> u32 {
+    4 + random.below(4) as u32
 }
 
 fn faults(weather: Weather, random: &mut Random) -> Option<Faults> {
@@ -237,7 +237,7 @@ fn disturb(
             );
         }
         19 if backings.len() < 4 => {
-            let backing = Arc::new(FaultyBacking::new(segments(weather, random)));
+            let backing = Arc::new(FaultyBacking::new(segments(random)));
             backing.suffer(faults(weather, random));
             backings.push(Arc::clone(&backing));
             let replaced = device.replace_backing(Some(backing), None);
