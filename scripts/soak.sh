@@ -29,7 +29,7 @@ ignored() {
 
 [[ $# -ge 1 && $# -le 2 && ${2-1} =~ ^[1-9][0-9]*$ ]] || usage
 case $1 in
-    device) UZRAM_SOAK_SECONDS=$((${2-30} * 60)) ignored soak as_long_as_asked ;;
+    device) UZRAM_SOAK_SECONDS=$((${2-30} * 60)) ignored soak as_long_as_asked --release ;;
     simulation)
         need_rust
         UZRAM_SEEDS=${2-1000} cargo test --locked --quiet --lib --features shuttle -- simulation --nocapture

@@ -19,8 +19,9 @@ use uzram::{BackingConfig, BlockDevice, Device, DeviceConfig, PAGE_SIZE, Page, R
 const PAGE: u64 = PAGE_SIZE as u64;
 const PAGES: u64 = 48 * 1024;
 const WRITERS: u64 = 4;
+const READERS: u64 = 6;
 /// Pages that follow each other and belong to one writer; the most a request covers.
-const RUN: u64 = 8;
+const RUN: u64 = 32;
 const LIMIT: u64 = 24 << 20;
 /// How long after a fault a write may still be refused for want of room.
 const RECOVERY: Duration = Duration::from_secs(5);
@@ -60,7 +61,8 @@ fn soak(duration: Duration) {
         let mut threads: Vec<_> = (0..WRITERS)
             .map(|writer| scope.spawn(move || soak.guard(|| soak.write(writer))))
             .collect();
-        threads.extend((0..2).map(|seed| scope.spawn(move || soak.guard(|| soak.read(seed)))));
+        threads
+            .extend((0..READERS).map(|seed| scope.spawn(move || soak.guard(|| soak.read(seed)))));
         threads.push(scope.spawn(|| soak.guard(|| soak.squeeze())));
         threads.push(scope.spawn(|| soak.guard(|| soak.fail_now_and_then())));
         let began = Instant::now();
@@ -156,13 +158,8 @@ impl Soak {
         let mut random = Random(writer + 100);
         let mut data = vec![0; (RUN * PAGE) as usize];
         while self.running() {
-            // Half of the requests go to a tenth of the device.
-            let runs = PAGES / RUN / WRITERS;
-            let hot = random.below(2) == 0;
-            let run = random.below(if hot { runs / 10 } else { runs });
-            let within = random.below(RUN);
-            let first = (run * WRITERS + writer) * RUN + within;
-            let count = 1 + random.below(RUN - within);
+            let (run, within) = (random.run() * WRITERS + writer, random.below(RUN));
+            let (first, count) = (run * RUN + within, 1 + random.below(RUN - within));
             self.write_run(first, count, &mut data, random.below(16) == 0);
         }
     }
@@ -212,8 +209,8 @@ impl Soak {
     fn read(&self, seed: u64) {
         let mut random = Random(seed + 200);
         while self.running() {
-            let count = 1 + random.below(RUN);
-            self.verify(random.below(PAGES - count), count);
+            let first = random.run() * WRITERS * RUN + random.below(WRITERS * RUN);
+            self.verify(first, 1 + random.below(RUN).min(PAGES - first - 1));
         }
     }
 
@@ -401,5 +398,12 @@ impl Random {
 
     fn below(&mut self, n: u64) -> u64 {
         self.next() % n
+    }
+
+    /// One of a writer's runs; half of all requests go to a tenth of the device.
+    fn run(&mut self) -> u64 {
+        let runs = PAGES / RUN / WRITERS;
+        let hot = self.below(2) == 0;
+        self.below(if hot { runs / 10 } else { runs })
     }
 }
