@@ -1,14 +1,21 @@
 //! Restoring: filling a new device from an image.
+//!
+//! Most of the time goes into memory that is touched for the first time, so each core has a thread
+//! that stores pages. They read the image in turns, with a lock on it: who has verified a segment
+//! goes on to store its pages while the next one reads. That lock comes before those of shards.
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::thread;
+
+use parking_lot::Mutex;
 
 use super::Device;
 use super::core::Core;
 use crate::block_device::BlockDevice;
 use crate::codec::{Codec, DictionaryId, Method, Tag};
 use crate::error::{Error, Result};
-use crate::image::{ImageReader, PageData, Part};
+use crate::image::{ImageReader, PageData, Part, SegmentBuffer};
 use crate::units::{PAGE_SIZE, Page, PageIndex};
 
 /// The numbers that dictionaries of an image have on the device.
@@ -32,21 +39,21 @@ pub fn saved_size(path: &Path) -> Result<u64> {
 
 impl Device {
     /// Fills the device, which must be empty and not in use, from the image at `path`; calls
-    /// `progress` now and then with how many pages are there, of how many. Each part of the image is
+    /// `progress` now and then with how many pages have been read, of how many. Each part of the image is
     /// proved to be what was saved before any of it is stored. After an error the device is of no
     /// use.
     ///
     /// # Errors
     /// [`Error::Unusable`], what is damaged and where, or that the image is of a larger device;
     /// [`Error::Io`]; [`Error::NoSpace`].
-    pub fn restore(&self, path: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<u64> {
+    pub fn restore(&self, path: &Path, progress: &mut (dyn FnMut(u64, u64) + Send)) -> Result<u64> {
         if self.core.origin.image().is_some() {
             return Err(Error::Unusable {
                 path: path.to_owned(),
                 reason: "what --origin names is on the device already".to_owned(),
             });
         }
-        let mut image = ImageReader::open(path)?;
+        let image = ImageReader::open(path)?;
         if image.size() > self.size() {
             return Err(Error::Unusable {
                 path: path.to_owned(),
@@ -58,31 +65,72 @@ impl Device {
             });
         }
         let pages = image.pages();
-        let mut numbers = Renumbered::new();
-        while let Some(part) = image.next()? {
-            let part = match part {
-                Part::Dictionary(id, bytes) => {
-                    let ours = self.core.algorithms.dictionaries.add(bytes)?;
-                    numbers.insert(id, ours);
-                    continue;
-                }
-                Part::Pages(part) => part,
-            };
-            let stored = part.pages().try_for_each(|(page, data)| {
-                let stored = self.core.restore_page(page, data, &numbers);
-                stored.map_err(|fault| (page, fault))
-            });
-            match stored {
-                Ok(()) => progress(image.pages_read(), pages),
-                Err((page, Fault::Image(what))) => return Err(image.wrong(page, what)),
-                Err((_, Fault::Device(error))) => return Err(error),
+        let source = Mutex::new(Source {
+            image,
+            numbers: Renumbered::new(),
+            progress,
+            failure: None,
+        });
+        let others = thread::available_parallelism().map_or(1, usize::from) - 1;
+        thread::scope(|scope| {
+            for _ in 0..others {
+                let thread = thread::Builder::new().name("uzram-restore".into());
+                // Without it those that there are do its part.
+                let _ = thread.spawn_scoped(scope, || self.core.restore_from(&source));
             }
-        }
-        Ok(pages)
+            self.core.restore_from(&source);
+        });
+        source.into_inner().failure.map_or(Ok(pages), Err)
     }
 }
 
+/// An image that several threads restore.
+struct Source<'a> {
+    image: ImageReader,
+    numbers: Renumbered,
+    progress: &'a mut (dyn FnMut(u64, u64) + Send),
+    /// Why it cannot be restored. The first reason ends it.
+    failure: Option<Error>,
+}
+
 impl Core {
+    /// Stores pages of an image until there are no more, or until it has failed.
+    fn restore_from(&self, source: &Mutex<Source<'_>>) {
+        if let Err(error) = self.restore_parts(source) {
+            source.lock().failure.get_or_insert(error);
+        }
+    }
+
+    fn restore_parts(&self, source: &Mutex<Source<'_>>) -> Result<()> {
+        let mut buffer = SegmentBuffer::new();
+        loop {
+            let mut turn = source.lock();
+            if turn.failure.is_some() {
+                return Ok(());
+            }
+            let part = match turn.image.next(&mut buffer)? {
+                None => return Ok(()),
+                Some(Part::Dictionary(id, bytes)) => {
+                    let ours = self.algorithms.dictionaries.add(bytes)?;
+                    turn.numbers.insert(id, ours);
+                    continue;
+                }
+                Some(Part::Pages(part)) => part,
+            };
+            let (read, pages) = (turn.image.pages_read(), turn.image.pages());
+            (turn.progress)(read, pages);
+            let numbers = turn.numbers.clone();
+            drop(turn);
+            for (page, data) in part.pages() {
+                self.restore_page(page, data, &numbers)
+                    .map_err(|fault| match fault {
+                        Fault::Image(what) => source.lock().image.wrong(page, what),
+                        Fault::Device(error) => error,
+                    })?;
+            }
+        }
+    }
+
     /// Stores a page as it was saved.
     fn restore_page(
         &self,

@@ -29,7 +29,7 @@ pub(crate) use self::file::ImageFile;
 pub use self::file::write_whole;
 #[cfg(fuzzing)]
 pub(crate) use self::forge::forge;
-pub(crate) use self::read::{ImageReader, Part};
+pub(crate) use self::read::{ImageReader, Part, SegmentBuffer};
 pub(crate) use self::write::ImageWriter;
 
 use zerocopy::little_endian::{U16, U32, U64};

@@ -1,7 +1,7 @@
 //! Reading an image that may be anything.
 
 use std::fs::File;
-use std::io::{self, BufReader, Read};
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -20,7 +20,7 @@ use crate::units::{MAX_DEVICE_BYTES, PAGE_SIZE, PageIndex};
 /// known to be right.
 pub(crate) struct ImageReader {
     path: PathBuf,
-    file: BufReader<File>,
+    file: File,
     header: Header,
     end: End,
     /// Where the next segment starts.
@@ -28,7 +28,15 @@ pub(crate) struct ImageReader {
     /// Its number.
     next: u64,
     pages: u64,
-    segment: Vec<u8>,
+}
+
+/// A segment, header and all, in memory that is used for one after the other.
+pub(crate) struct SegmentBuffer(Vec<u8>);
+
+impl SegmentBuffer {
+    pub(crate) fn new() -> Self {
+        Self(Vec::with_capacity(SEGMENT_HEADER_LEN + MAX_SEGMENT_BYTES))
+    }
 }
 
 /// Some of an image.
@@ -59,8 +67,6 @@ impl ImageReader {
         let _ = fadvise(&file, 0, None, Advice::Sequential);
         let header = read_header(path, &file)?;
         let end = read_end(path, &file, &header, metadata.len())?;
-        let mut file = BufReader::with_capacity(MAX_SEGMENT_BYTES, file);
-        io::copy(&mut (&mut file).take(HEADER_LEN as u64), &mut io::sink()).map_err(failed)?;
         Ok(Self {
             path: path.to_owned(),
             file,
@@ -69,7 +75,6 @@ impl ImageReader {
             at: HEADER_LEN as u64,
             next: 0,
             pages: 0,
-            segment: Vec::with_capacity(SEGMENT_HEADER_LEN + MAX_SEGMENT_BYTES),
         })
     }
 
@@ -88,21 +93,22 @@ impl ImageReader {
         self.pages
     }
 
-    /// The next part; `None` at the end of the image, when all of it has been found to be right.
+    /// The next part, in `buffer`; `None` at the end of the image, when all of it has been found to
+    /// be right.
     ///
     /// # Errors
     /// [`Error::Unusable`], what is damaged and where; [`Error::Io`].
-    pub(crate) fn next(&mut self) -> Result<Option<Part<'_>>> {
+    pub(crate) fn next<'a>(&mut self, buffer: &'a mut SegmentBuffer) -> Result<Option<Part<'a>>> {
         if self.at == self.end.bytes.get() {
             return self.check_counts();
         }
-        let header = self.read_segment()?;
-        let start = self.at;
-        let number = self.next;
-        self.at += self.segment.len() as u64;
+        let segment = &mut buffer.0;
+        let header = self.read_segment(segment)?;
+        let (start, number) = (self.at, self.next);
+        self.at += segment.len() as u64;
         self.next += 1;
-        let records = &self.segment[SEGMENT_HEADER_LEN..];
-        let wrong = |what: &str| self.damaged(number, start, what);
+        let records = &segment[SEGMENT_HEADER_LEN..];
+        let wrong = |what: &str| self.damaged(number, start, segment.len(), what);
         if header.kind == Kind::Dictionary as u32 {
             let (&first, bytes) = records
                 .split_first()
@@ -136,7 +142,7 @@ impl ImageReader {
         unusable(&self.path, &reason)
     }
 
-    fn check_counts(&self) -> Result<Option<Part<'_>>> {
+    fn check_counts<'a>(&self) -> Result<Option<Part<'a>>> {
         let End {
             pages, segments, ..
         } = self.end;
@@ -151,42 +157,43 @@ impl ImageReader {
     }
 
     /// Reads the next segment, header and all, and proves that it is the one.
-    fn read_segment(&mut self) -> Result<SegmentHeader> {
+    fn read_segment(&self, segment: &mut Vec<u8>) -> Result<SegmentHeader> {
         let (number, at) = (self.next, self.at);
         let left = self.end.bytes.get() - at;
-        self.segment.resize(SEGMENT_HEADER_LEN, 0);
+        segment.resize(SEGMENT_HEADER_LEN, 0);
+        let wrong = |len: usize, what: &str| self.damaged(number, at, len, what);
         if left < SEGMENT_HEADER_LEN as u64 {
-            return Err(self.damaged(number, at, "it is cut off"));
+            return Err(wrong(SEGMENT_HEADER_LEN, "it is cut off"));
         }
-        self.fill(0)?;
-        let header = SegmentHeader::read_from_bytes(&self.segment)
-            .map_err(|_| self.damaged(number, at, "it is cut off"))?;
+        self.fill(segment, at)?;
+        let header = SegmentHeader::read_from_bytes(segment)
+            .map_err(|_| wrong(SEGMENT_HEADER_LEN, "it is cut off"))?;
         let len = header.len.get() as usize;
         if len > MAX_SEGMENT_BYTES || len as u64 > left - SEGMENT_HEADER_LEN as u64 {
-            return Err(self.damaged(number, at, "its length makes no sense"));
+            return Err(wrong(SEGMENT_HEADER_LEN, "its length makes no sense"));
         }
-        self.segment.resize(SEGMENT_HEADER_LEN + len, 0);
-        self.fill(SEGMENT_HEADER_LEN)?;
-        let records = &self.segment[SEGMENT_HEADER_LEN..];
+        segment.resize(SEGMENT_HEADER_LEN + len, 0);
+        let records = &mut segment[SEGMENT_HEADER_LEN..];
+        self.fill(records, at + SEGMENT_HEADER_LEN as u64)?;
         let checksum = header.checksum(&self.header.identity, at, records);
         if checksum != header.checksum.get() {
-            return Err(self.damaged(number, at, "its checksum does not match"));
+            return Err(wrong(segment.len(), "its checksum does not match"));
         }
         if header.number != number {
-            return Err(self.damaged(number, at, "it is another segment"));
+            return Err(wrong(segment.len(), "it is another segment"));
         }
         Ok(header)
     }
 
-    /// Reads the segment from byte `from` of it on.
-    fn fill(&mut self, from: usize) -> Result<()> {
+    /// Reads the file from byte `at` on.
+    fn fill(&self, bytes: &mut [u8], at: u64) -> Result<()> {
         self.file
-            .read_exact(&mut self.segment[from..])
+            .read_exact_at(bytes, at)
             .map_err(|error| Error::io(format!("read {}", self.path.display()), error))
     }
 
-    fn damaged(&self, number: u64, at: u64, what: &str) -> Error {
-        let end = at + self.segment.len() as u64;
+    fn damaged(&self, number: u64, at: u64, len: usize, what: &str) -> Error {
+        let end = at + len as u64;
         let reason =
             format!("the image is damaged in segment {number}, bytes {at} to {end}: {what}");
         unusable(&self.path, &reason)

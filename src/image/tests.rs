@@ -71,7 +71,8 @@ impl Scratch {
         let mut reader = ImageReader::open(&self.path)?;
         assert_eq!(reader.size(), 64 << 20);
         let (mut objects, mut patterns) = (Pages::new(), Vec::new());
-        while let Some(part) = reader.next()? {
+        let mut buffer = SegmentBuffer::new();
+        while let Some(part) = reader.next(&mut buffer)? {
             let Part::Pages(part) = part else {
                 continue;
             };
