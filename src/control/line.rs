@@ -4,6 +4,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use serde::Serialize;
 
@@ -32,6 +33,13 @@ impl LineStream {
 
     pub(super) fn stream(&self) -> &UnixStream {
         &self.stream
+    }
+
+    /// Whether the peer is gone. One that has only said all that it has to say is not.
+    pub(super) fn is_closed(&self) -> bool {
+        let mut stream = [PollFd::new(&self.stream, PollFlags::empty())];
+        poll(&mut stream, Some(&Timespec::default())).is_ok()
+            && stream[0].revents().contains(PollFlags::HUP)
     }
 
     /// The next line without its newline; `None` if the peer has closed after a whole one.
@@ -148,8 +156,14 @@ mod tests {
 
     #[test]
     fn a_closed_peer_is_the_end() {
-        let (near, mut lines) = pair();
+        let (mut near, mut lines) = pair();
+        near.write_all(b"last\n").expect("writes");
+        near.shutdown(std::net::Shutdown::Write).expect("open");
+        assert!(!lines.is_closed());
         drop(near);
+        assert!(lines.is_closed());
+        let last = lines.receive(LONG).expect("line");
+        assert_eq!(last.as_deref(), Some(&b"last"[..]));
         assert_eq!(lines.receive(LONG).expect("end"), None);
     }
 }

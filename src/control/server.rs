@@ -181,7 +181,7 @@ fn serve(lines: &mut LineStream, device: &Device, activity: &Activity) {
         };
         activity.busy();
         let reply = match serde_json::from_slice(&line) {
-            Ok(request) => handle(&request, device),
+            Ok(request) => handle(&request, device, lines),
             Err(error) => Err(refused("request", Errno::INVAL, error.to_string())),
         };
         let reply = match reply {
@@ -196,7 +196,8 @@ fn serve(lines: &mut LineStream, device: &Device, activity: &Activity) {
     }
 }
 
-fn handle(request: &Request, device: &Device) -> Result<Value> {
+/// Does what a client asks. A save ends when the client has gone.
+fn handle(request: &Request, device: &Device, client: &LineStream) -> Result<Value> {
     match request {
         Request::Stat => answer(&device.stats()),
         Request::Latency => answer(&device.latencies()),
@@ -245,8 +246,18 @@ fn handle(request: &Request, device: &Device) -> Result<Value> {
             let reason = format!("{}: a path from the root is needed", path.display());
             Err(refused("save", Errno::INVAL, reason))
         }
-        Request::Save { path, last: false } => answer(&device.save(path)?),
-        Request::Save { path, last: true } => answer(&device.save_last(path)?),
+        Request::Save { path, last } => {
+            let wanted = || !client.is_closed();
+            let saved = match last {
+                true => device.save_last(path, &wanted),
+                false => device.save_while(path, &wanted),
+            };
+            answer(&saved.inspect_err(|error| {
+                if client.is_closed() {
+                    tracing::warn!("{}: {error}", path.display());
+                }
+            })?)
+        }
         Request::ResizeDiscarding { bytes } => {
             device.resize_discarding(*bytes)?;
             Ok(Value::Null)

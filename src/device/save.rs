@@ -335,6 +335,17 @@ impl Core {
     }
 }
 
+/// Whether somebody still waits for a save.
+pub(super) type Wanted<'a> = &'a dyn Fn() -> bool;
+
+fn check_wanted(wanted: Wanted<'_>) -> Result<()> {
+    if wanted() {
+        return Ok(());
+    }
+    let reason = "nobody waits for it any more".to_owned();
+    Err(refused(Errno::CANCELED, reason))
+}
+
 /// The save has failed: why is noted in it.
 struct Failed;
 
@@ -360,11 +371,12 @@ impl Save {
         walked: &Receiver<()>,
         image: &mut ImageWriter<impl Write>,
         dictionaries: &Dictionaries,
-        path: &Path,
+        (path, wanted): (&Path, Wanted<'_>),
     ) -> Result<(), Failed> {
         let mut written = 0;
         loop {
             self.check()?;
+            check_wanted(wanted).map_err(|error| self.fail(error))?;
             // In this order: what is saved after the walk is over held no data.
             let is_over = walked.try_recv().is_err_and(|e| e.is_disconnected());
             if is_over && written == self.runs.load(Acquire) {
@@ -394,24 +406,35 @@ impl Device {
     /// a writer has waited for five seconds; [`Error::Unusable`] or [`Error::Io`] about the file;
     /// those of reading a spilled page. What was at `path` is then still there.
     pub fn save(&self, path: &Path) -> Result<Saved> {
+        self.save_while(path, &|| true)
+    }
+
+    /// As [`Device::save`], for as long as `wanted` says so, which is asked often.
+    ///
+    /// # Errors
+    /// Those of [`Device::save`], and [`Error::Refused`] (ECANCELED) once it is not wanted.
+    pub fn save_while(&self, path: &Path, wanted: &dyn Fn() -> bool) -> Result<Saved> {
         let file = ImageFile::create(path)?;
         let out = BufWriter::with_capacity(1 << 20, file);
-        let (out, saved) = self.save_to(out, path)?;
+        let (out, saved) = self.save_to(out, path, wanted)?;
         let file = out
             .into_inner()
             .map_err(|error| Error::io(format!("write {}", path.display()), error.into_error()))?;
+        file.sync()?;
+        // That may have taken a while.
+        check_wanted(wanted)?;
         file.commit()?;
         Ok(saved)
     }
 
-    /// As [`Device::save`], of a device that nobody uses; from then on it can only be read. Who comes
-    /// to use it meanwhile waits.
+    /// As [`Device::save_while`], of a device that nobody uses; from then on it can only be read. Who
+    /// comes to use it meanwhile waits.
     ///
     /// # Errors
-    /// Those of [`Device::save`], and [`Error::Refused`] (EBUSY) while it is in use.
-    pub fn save_last(&self, path: &Path) -> Result<Saved> {
+    /// Those of [`Device::save_while`], and [`Error::Refused`] (EBUSY) while it is in use.
+    pub fn save_last(&self, path: &Path, wanted: &dyn Fn() -> bool) -> Result<Saved> {
         let save = || {
-            let saved = self.save(path)?;
+            let saved = self.save_while(path, wanted)?;
             self.refuse_changes();
             Ok(saved)
         };
@@ -445,7 +468,12 @@ impl Device {
     }
 
     /// Writes an image of the device as it is now to `out`; `path` is what errors call it.
-    pub(super) fn save_to<W: Write>(&self, out: W, path: &Path) -> Result<(W, Saved)> {
+    pub(super) fn save_to<W: Write>(
+        &self,
+        out: W,
+        path: &Path,
+        wanted: Wanted<'_>,
+    ) -> Result<(W, Saved)> {
         let core = &*self.core;
         if core.origin.image().is_some() {
             let reason = "most of it is in the image of --origin; copy that".to_owned();
@@ -489,7 +517,7 @@ impl Device {
                 &walked,
                 &mut image,
                 &core.algorithms.dictionaries,
-                path,
+                (path, wanted),
             );
             core.end_saving(save.id);
             // Whoever waits for a place in the queue is sent away.

@@ -44,16 +44,24 @@ impl ImageFile {
         })
     }
 
-    /// Puts the file, once it is on disk, in place of what is there.
+    /// Has the file on disk.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(crate) fn sync(&self) -> Result<()> {
+        let synced = self.file.as_file().sync_all();
+        synced.map_err(|error| failed(&self.path, error))
+    }
+
+    /// Puts the file, which was synced, in place of what is there.
     ///
     /// # Errors
     /// [`Error::Io`]; what is there stays.
     pub(crate) fn commit(self) -> Result<()> {
         let Self { path, file } = self;
         let committed = file
-            .as_file()
-            .sync_all()
-            .and_then(|()| file.persist(&path).map_err(|error| error.error))
+            .persist(&path)
+            .map_err(|error| error.error)
             .and_then(|_| File::open(directory(&path))?.sync_all());
         committed.map_err(|error| failed(&path, error))
     }
@@ -76,6 +84,7 @@ impl Write for ImageFile {
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = ImageFile::create(path)?;
     file.write_all(bytes).map_err(|error| failed(path, error))?;
+    file.sync()?;
     file.commit()
 }
 

@@ -2,11 +2,13 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
+use std::time::Instant;
 
 use serde_json::Value;
 
-use crate::common::World;
+use crate::common::{HANG, Serve, World, ended, signal};
 use crate::recompress::{copy, fill, uri};
 
 fn is_on(world: &World, data: &[u8]) {
@@ -70,6 +72,46 @@ fn a_device_in_use_is_not_stopped_with_an_image() {
     assert!(line.contains("in use"), "{line}");
     assert!(!world.path("image").exists());
     world.ok(&["save", "vm", "image"]);
+}
+
+/// The server is held still when the file is there, so that the save cannot end before the signal.
+#[test]
+fn ctrl_c_stops_a_save_in_the_server() {
+    let world = World::new();
+    let log = world.path("log");
+    let mut command = world.command(&["serve", "vm", "--size=64M", "--nbd=unix:s"]);
+    let server = Serve::start(command.stderr(File::create(&log).unwrap()));
+    fill(&world);
+    let images = world.dir("images");
+    let files = || fs::read_dir(&images).unwrap().count();
+    let is_stopped = || fs::read_to_string(&log).unwrap().contains("nobody waits");
+    let mut tries = 0..50;
+    while !is_stopped() {
+        tries.next().expect("each save ends before its signal");
+        let mut save = world
+            .command(&["save", "vm", "images/image"])
+            .spawn()
+            .unwrap();
+        let begun = Instant::now();
+        while files() == 0 && begun.elapsed() < HANG {}
+        signal(server.pid(), "STOP");
+        signal(save.id(), "INT");
+        let status = ended(&mut save, HANG).unwrap();
+        signal(server.pid(), "CONT");
+        // Whoever asks next is refused until the save has ended.
+        while world.run(&["save", "vm", "other"]).status.code() != Some(0) {
+            assert!(begun.elapsed() < HANG);
+        }
+        if status.signal() == Some(2) && !images.join("image").exists() {
+            while !is_stopped() {
+                assert!(begun.elapsed() < HANG, "the server does not notice");
+            }
+        }
+        let _ = fs::remove_file(images.join("image"));
+        assert_eq!(files(), 0);
+    }
+    let data = fs::read(world.path("data")).unwrap();
+    is_on(&world, &data);
 }
 
 #[test]

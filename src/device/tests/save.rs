@@ -1,5 +1,6 @@
 //! Saving while the device is in use, failures on the way, and what is restored.
 
+use std::cell::Cell;
 use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
@@ -11,6 +12,7 @@ use super::*;
 use crate::algorithm::{Algorithm, Priority};
 use crate::config::PoolKind;
 use crate::error::Error;
+use crate::image::ImageFile;
 use crate::recompression::Recompression;
 
 const PAGES: u64 = 800;
@@ -109,7 +111,7 @@ fn what_is_discarded_or_zeroed_meanwhile_is_saved_first() {
     }
     let (_dir, path) = image_path();
     std::thread::scope(|scope| {
-        let saving = scope.spawn(|| device.save_to(Vec::new(), &path));
+        let saving = scope.spawn(|| device.save_to(Vec::new(), &path, &|| true));
         device.discard(0, 300 * PAGE).expect("no room needed");
         device
             .write_zeroes(300 * PAGE, 300 * PAGE)
@@ -203,17 +205,19 @@ fn an_image_fits_other_pools_and_larger_devices() {
 
 #[test]
 fn a_file_that_fails_leaves_the_old_one_and_the_device_alone() {
-    struct Failing(usize);
+    struct Failing {
+        file: ImageFile,
+        room: usize,
+        errno: Errno,
+    }
     impl Write for Failing {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0 = self
-                .0
-                .checked_sub(bytes.len())
-                .ok_or(io::Error::from(Errno::NOSPC))?;
-            Ok(bytes.len())
+            let left = self.room.checked_sub(bytes.len());
+            self.room = left.ok_or(io::Error::from(self.errno))?;
+            self.file.write(bytes)
         }
         fn flush(&mut self) -> io::Result<()> {
-            Ok(())
+            self.file.flush()
         }
     }
     let device = Device::new(&DeviceConfig::new(PAGES * PAGE)).expect("a device");
@@ -221,12 +225,20 @@ fn a_file_that_fails_leaves_the_old_one_and_the_device_alone() {
         write(&device, page, page + 1).expect("room");
     }
     let (dir, path) = image_path();
-    for room in [0, 100, 200_000] {
-        let error = device
-            .save_to(Failing(room), &path)
-            .map(|_| ())
-            .expect_err("full");
-        assert_eq!(error.errno(), Errno::NOSPC);
+    for (room, errno) in [
+        (0, Errno::NOSPC),
+        (100, Errno::IO),
+        (200_000, Errno::NOSPC),
+        (200_000, Errno::IO),
+    ] {
+        let file = ImageFile::create(&path).expect("a file");
+        let failing = Failing { file, room, errno };
+        let saved = device.save_to(failing, &path, &|| true);
+        let error = saved.map(|_| ()).expect_err("failing");
+        assert_eq!(error.errno(), errno);
+        let words = format!("write {}", path.display());
+        assert!(error.to_string().contains(&words), "{error}");
+        assert_eq!(fs::read_dir(dir.path()).expect("there").count(), 0);
     }
     fs::write(&path, "old").expect("written");
     let error = device.save(dir.path()).expect_err("a directory");
@@ -241,6 +253,27 @@ fn a_file_that_fails_leaves_the_old_one_and_the_device_alone() {
     write(&device, 5, 1000).expect("room");
     assert_eq!(device.save(&path).expect("saved").pages, PAGES);
     assert_eq!(restored(&path, &DeviceConfig::new(PAGES * PAGE))[5], 1000);
+}
+
+#[test]
+fn a_save_that_nobody_waits_for_ends() {
+    let device = Device::new(&DeviceConfig::new(PAGES * PAGE)).expect("a device");
+    for page in 0..PAGES {
+        write(&device, page, page + 1).expect("room");
+    }
+    let (dir, path) = image_path();
+    let asked = Cell::new(0);
+    let amid = || asked.replace(asked.get() + 1) < 10;
+    let until_all_is_written = || device.save_progress().is_some();
+    let ends: [&dyn Fn() -> bool; 3] = [&|| false, &amid, &until_all_is_written];
+    for (number, wanted) in (1..).zip(ends) {
+        let error = device.save_while(&path, wanted).expect_err("not wanted");
+        assert_eq!(error.errno(), Errno::CANCELED);
+        assert_eq!(fs::read_dir(dir.path()).expect("there").count(), 0);
+        assert!(device.save_progress().is_none());
+        write(&device, 5, 1000 + number).expect("room");
+    }
+    device.save(&path).expect("saved");
 }
 
 #[test]
@@ -269,12 +302,15 @@ fn the_last_image_has_all_that_was_ever_written() {
     let (_dir, path) = image_path();
     let user = device.enter();
     assert_eq!(
-        device.save_last(&path).expect_err("in use").errno(),
+        device
+            .save_last(&path, &|| true)
+            .expect_err("in use")
+            .errno(),
         Errno::BUSY
     );
     write(&device, 4, 44).expect("room");
     drop(user);
-    device.save_last(&path).expect("saved");
+    device.save_last(&path, &|| true).expect("saved");
     assert_eq!(
         write(&device, 3, 1).expect_err("final").errno(),
         Errno::ROFS
