@@ -54,7 +54,8 @@ pub(crate) enum Verb {
     #[command(after_help = examples::UMOUNT)]
     Umount(UmountArgs),
 
-    /// Start the devices of a configuration file, and mount those with a mountpoint.
+    /// Start the devices of a configuration file; mount those with a mountpoint, swap to those with a
+    /// swap-priority.
     #[command(after_help = examples::UP)]
     Up(UpArgs),
 

@@ -17,6 +17,7 @@ use rustix::io::Errno;
 use crate::loopdev::{self, LoopDevice};
 use crate::nbddev::NbdDevice;
 use crate::rundir::{Record, RunDir, RunRoot};
+use crate::swapon::is_swap;
 use uzram::mounts::{self, MountEntry};
 
 /// What the kernel calls the file behind a loop device once the mount it is on was detached.
@@ -197,11 +198,4 @@ impl Attachment {
             Self::Nbd(device) => device.disconnect(patience),
         }
     }
-}
-
-/// Whether `device` is in `/proc/swaps` (proc_swaps(5)).
-fn is_swap(device: &Path) -> bool {
-    let table = fs::read_to_string("/proc/swaps").unwrap_or_default();
-    let mut lines = table.lines().skip(1);
-    lines.any(|line| line.split_whitespace().next().map(Path::new) == Some(device))
 }

@@ -29,7 +29,7 @@ EXAMPLES
   With metrics for Prometheus, and a line in the log for requests that take 50 ms or longer:
   uzram serve vm --size 4G --metrics tcp:127.0.0.1:9810 --slow 50
 
-  For swap (root); its clients are nbd-client -swap, or uzram attach and swapon:
+  For swap (root) of a guest, or by nbd-client -swap; for this machine's see uzram up:
   uzram serve swap --size 8G --nbd unix:/run/swap.sock --swap
 
   For its clients:
@@ -205,6 +205,12 @@ EXAMPLES
       size = \"4G\"
       nbd = [\"unix:/run/vm.sock\", \"tcp:127.0.0.1:10809\"]
       read-only = true
+
+      [swap]
+      size = \"4G\"
+      mem-limit = \"1G\"
+      backing = \"/var/lib/swap.spill\"
+      swap-priority = 100
 
   All of them, or one:
   uzram up

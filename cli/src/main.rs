@@ -40,6 +40,7 @@ mod settings;
 mod stat;
 mod stop;
 mod swap;
+mod swapon;
 mod table;
 mod top;
 mod train;

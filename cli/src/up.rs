@@ -11,7 +11,7 @@ use crate::rundir::RunRoot;
 use crate::settings::Settings;
 use crate::table::bytes;
 use crate::undo::Interrupt;
-use crate::{manage, mount, serve, server};
+use crate::{manage, mount, serve, server, swapon};
 
 /// `uzram up`: in the order of the file; the first that fails ends it, and what is up stays up.
 pub(crate) fn up(args: &UpArgs, root: &RunRoot) -> Result<()> {
@@ -32,6 +32,7 @@ pub(crate) fn up(args: &UpArgs, root: &RunRoot) -> Result<()> {
         let started = match config.wanted(entry)? {
             Wanted::Served(args) => background(args, root),
             Wanted::Mounted(args) => mount::mount(args, root),
+            Wanted::SwappedTo(args, priority) => swapon::up(args, priority, root),
         };
         started.map_err(|error| config.explain(entry, error))?;
     }
@@ -51,6 +52,7 @@ fn foreground(config: &Config, entry: &Entry, root: &RunRoot) -> Result<()> {
         Wanted::Served(args) => Settings::resolve(args.name, args.device, root)
             .and_then(|settings| serve::run(&settings, root, false)),
         Wanted::Mounted(_) => bail!("--foreground: {} has a mountpoint", entry.name),
+        Wanted::SwappedTo(..) => bail!("--foreground: {} has a swap-priority", entry.name),
     };
     served.map_err(|error| config.explain(entry, error))
 }
@@ -81,6 +83,7 @@ pub(crate) fn down(args: &DownArgs, root: &RunRoot) -> Result<()> {
         }
         match dir.record().and_then(|record| record.mountpoint) {
             Some(mountpoint) => mount::unmount(&mountpoint, None, root)?,
+            None if entry.swap_priority().is_some() => swapon::down(&dir)?,
             None => manage::stop_unused(&dir)?,
         }
     }

@@ -17,9 +17,13 @@ use clap::{ArgAction, CommandFactory};
 use crate::args::{self, Cli, MountArgs, ServeArgs, Verb};
 use crate::failure::{self, Usage};
 use crate::name::Name;
+use crate::swapon::SwapPriority;
 
 /// The key of a device that is mounted; on the command line it stands alone.
 const MOUNTPOINT: &str = "mountpoint";
+
+/// The key of a device that is swapped to; the command line has nothing like it.
+const SWAP_PRIORITY: &str = "swap-priority";
 
 /// What a key is set to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +53,7 @@ pub(crate) struct Entry {
 pub(crate) enum Wanted {
     Served(ServeArgs),
     Mounted(MountArgs),
+    SwappedTo(ServeArgs, SwapPriority),
 }
 
 /// A file and its devices, in their order.
@@ -96,7 +101,10 @@ impl Config {
     pub(crate) fn wanted(&self, entry: &Entry) -> Result<Wanted> {
         let words = entry.words();
         match args::parse(words).map(|cli| cli.verb) {
-            Ok(Verb::Serve(args)) => Ok(Wanted::Served(args)),
+            Ok(Verb::Serve(args)) => Ok(match entry.swap_priority() {
+                Some(priority) => Wanted::SwappedTo(args, priority),
+                None => Wanted::Served(args),
+            }),
             Ok(Verb::Mount(args)) => Ok(Wanted::Mounted(args)),
             Ok(_) => bail!("{} is neither served nor mounted", entry.name),
             Err(error) => Err(self.explain(entry, Usage::error(failure::clap_line(&error)))),
@@ -124,6 +132,15 @@ impl Config {
             if key.name == MOUNTPOINT {
                 continue;
             }
+            if key.name == SWAP_PRIORITY {
+                if entry.is_mounted() {
+                    return Err(wrong("what has a mountpoint is no swap space".to_owned()));
+                }
+                if entry.swap_priority().is_none() {
+                    return Err(wrong("use a number from -1 to 32767".to_owned()));
+                }
+                continue;
+            }
             let is_flag = flag_of(verb, &key.name).ok_or_else(|| {
                 wrong(format!(
                     "there is no such key: the keys are {}",
@@ -141,8 +158,23 @@ impl Config {
 }
 
 impl Entry {
+    /// Whether a flag is set.
+    fn is_set(&self, flag: &str) -> bool {
+        let mut keys = self.keys.iter();
+        keys.any(|key| key.name == flag && key.value == Value::Flag(true))
+    }
+
     fn is_mounted(&self) -> bool {
         self.keys.iter().any(|key| key.name == MOUNTPOINT)
+    }
+
+    /// How it is to be swapped to, if it is.
+    pub(crate) fn swap_priority(&self) -> Option<SwapPriority> {
+        let key = self.keys.iter().find(|key| key.name == SWAP_PRIORITY)?;
+        match &key.value {
+            Value::Words(words) => SwapPriority::parse(words.first()?),
+            Value::Flag(_) => None,
+        }
     }
 
     /// The command line that makes the device.
@@ -159,6 +191,9 @@ impl Entry {
                 Value::Words(values) if name == MOUNTPOINT => {
                     last = values.first().map_or("", String::as_str);
                 }
+                // Said twice it would be refused.
+                Value::Words(_) if name == SWAP_PRIORITY && self.is_set("swap") => {}
+                Value::Words(_) if name == SWAP_PRIORITY => words.push("--swap".to_owned()),
                 Value::Words(values) => {
                     words.extend(values.iter().map(|value| format!("--{name}={value}")));
                 }
@@ -208,7 +243,7 @@ fn flag_of(verb: &str, key: &str) -> Option<bool> {
 
 fn options(verb: &str) -> String {
     let mut names: Vec<_> = keys_of(verb).into_iter().map(|(name, _)| name).collect();
-    names.push(MOUNTPOINT.to_owned());
+    names.extend([MOUNTPOINT, SWAP_PRIORITY].map(str::to_owned));
     names.join(", ")
 }
 
@@ -269,6 +304,21 @@ mod tests {
     }
 
     #[test]
+    fn what_has_a_priority_is_swapped_to() {
+        let (_dir, config) = config(
+            "[a]\nsize = \"2G\"\nswap-priority = 100\n[b]\nsize = \"2G\"\nswap-priority = -1\nswap = true\n",
+        );
+        let config = config.unwrap();
+        for (entry, number) in config.entries.iter().zip(["100", "-1"]) {
+            let Wanted::SwappedTo(args, priority) = config.wanted(entry).unwrap() else {
+                panic!("not swapped to");
+            };
+            assert!(args.device.swap);
+            assert_eq!(Some(priority), SwapPriority::parse(number));
+        }
+    }
+
+    #[test]
     fn errors_name_the_line_and_the_key() {
         for (text, words) in [
             ("[a\n", &[":1: "][..]),
@@ -291,6 +341,15 @@ mod tests {
             ("[a]\nsize = \"1G\"\nfs = \"ext4\"\n", &[":3: fs: "]),
             ("\n[a]\nshards = 1\n", &[":2: a: ", "--size"]),
             ("[a b]\nsize = 1\n", &[":1: "]),
+            (
+                "[a]\nsize = 1\nswap-priority = 32768\n",
+                &[":3: swap-priority: ", "32767"],
+            ),
+            ("[a]\nswap-priority = true\n", &[":2: swap-priority: "]),
+            (
+                "[a]\nmountpoint = \"/m\"\nswap-priority = 5\n",
+                &[":3: swap-priority: ", "mountpoint"],
+            ),
             ("[\"a/b\"]\nsize = 1\n", &[":1: "]),
         ] {
             let (_dir, config) = config(text);

@@ -9,6 +9,9 @@ use super::{Entry, Key, Value, Wrong};
 /// What zram-generator takes for a device that says nothing of its size.
 const DEFAULT_SIZE: &str = "min(ram / 2, 4096)";
 
+/// The priority that it swaps with to a device that says nothing of it.
+const DEFAULT_PRIORITY: &str = "100";
+
 /// Memory of this machine in MiB: the variable `ram` of expressions.
 pub(super) fn ram_mib() -> Result<u64> {
     let text = fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
@@ -107,11 +110,7 @@ impl Section {
                               remount,...";
                 return Err(wrong(reason.to_owned()));
             }
-            // Common, and no reason not to serve it.
-            "swap-priority" => tracing::warn!(
-                "line {line}: swap-priority: uzram does not swap on by itself; once the device is \
-                 attached: swapon --discard --priority {value}"
-            ),
+            "swap-priority" => set(super::SWAP_PRIORITY, word(value)),
             "host-memory-limit" => {
                 let limit: u64 = match value {
                     "none" => u64::MAX,
@@ -151,12 +150,14 @@ impl Section {
                 value: Value::Words(vec![size]),
             });
         }
-        if !has(&entry, super::MOUNTPOINT) {
-            // To zram-generator it is for swap.
+        if has(&entry, super::MOUNTPOINT) {
+            // It is about swap space, to zram-generator too.
+            entry.keys.retain(|key| key.name != super::SWAP_PRIORITY);
+        } else if !has(&entry, super::SWAP_PRIORITY) {
             entry.keys.push(Key {
                 line,
-                name: "swap".to_owned(),
-                value: Value::Flag(true),
+                name: super::SWAP_PRIORITY.to_owned(),
+                value: Value::Words(vec![DEFAULT_PRIORITY.to_owned()]),
             });
         }
         Ok((!unwanted).then_some(entry))
@@ -176,15 +177,13 @@ fn size(expression: &str, ram: u64) -> Result<String, String> {
     Ok((bytes - bytes % uzram::PAGE_SIZE as u64).to_string())
 }
 
-/// The options for `lz4 zstd(type=idle) (level=3)`: the first algorithm is for new pages, the second
-/// for those that are recompressed.
+/// The options for `lz4 zstd(level=3,type=idle)`: the first algorithm is for new pages, the others for
+/// those that are recompressed.
 fn algorithms(text: &str) -> Result<Vec<(&'static str, String)>, String> {
-    const OPTIONS: [&str; 2] = ["algorithm", "recompress"];
+    const OPTIONS: [&str; 4] = ["algorithm", "recompress", "recompress", "recompress"];
     let words: Vec<_> = text.split_whitespace().collect();
     if words.len() > OPTIONS.len() {
-        return Err(
-            "a device recompresses by itself with one algorithm: name two at most".to_owned(),
-        );
+        return Err("a device has four algorithms at most".to_owned());
     }
     let named = words.into_iter().zip(OPTIONS).map(|(word, option)| {
         let (name, parameters) = match word.split_once('(') {
@@ -275,10 +274,22 @@ mod tests {
                 word("mem-limit", "268435456"),
             ]
         );
-        let swap = ("swap".to_owned(), Value::Flag(true));
+        let size = word("size", "4294967296");
+        for (said, priority) in [("", "100"), ("swap-priority = 7\n", "7")] {
+            let mut keys = one(&format!("[zram1]\n{said}"));
+            keys.sort_by(|(a, _), (b, _)| a.cmp(b));
+            assert_eq!(keys, [size.clone(), word("swap-priority", priority)]);
+        }
+        let mounted = one("[zram1]\nmount-point = /m\nswap-priority = 7\n");
+        assert_eq!(mounted, [word("mountpoint", "/m"), size]);
+        let several = "[zram1]\nzram-size = 1\nmount-point = /m\ncompression-algorithm = lz4 lz4hc zstd(level=9)\n";
         assert_eq!(
-            one("[zram1]\nswap-priority = 100\n"),
-            [word("size", "4294967296"), swap]
+            one(several)[2..],
+            [
+                word("algorithm", "lz4"),
+                word("recompress", "lz4hc"),
+                word("recompress", "zstd:9"),
+            ]
         );
         let small = "[zram0]\nhost-memory-limit = 4096\n[zram1]\nhost-memory-limit = none\n";
         let names = parse(small, RAM).unwrap();
@@ -290,7 +301,7 @@ mod tests {
     fn what_does_not_is_refused_with_a_remedy() {
         for (line, words) in [
             ("compression-algorithm = lzo-rle", "use lz4"),
-            ("compression-algorithm = lz4 zstd zstd", "two at most"),
+            ("compression-algorithm = lz4 zstd zstd zstd zstd", "four"),
             ("compression-algorithm = zstd(dict=/d)", "level=N"),
             ("zram-fraction = 0.5", "zram-size"),
             ("options = noatime", "remount"),

@@ -127,6 +127,7 @@ impl Drop for World {
             quietly("umount", &["--lazy", &mount]);
         }
         for (device, _) in loops {
+            quietly("swapoff", &[&device]);
             quietly("losetup", &["--detach", &device]);
         }
         for entry in fs::read_dir(self.rundir()).into_iter().flatten().flatten() {

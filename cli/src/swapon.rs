@@ -1,0 +1,131 @@
+//! A device of a configuration file that this machine swaps to: a server in the background, a loop
+//! device over its FUSE directory, a swap area on that, in use; and all of it taken down again.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use crate::args::ServeArgs;
+use crate::attachments::{self, Attachment};
+use crate::failure::Usage;
+use crate::mount::require_root;
+use crate::rundir::{RunDir, RunRoot};
+use crate::settings::Settings;
+use crate::table::bytes;
+use crate::undo::{Interrupt, Steps, Undo};
+use crate::{loopdev, manage, output, program, server};
+
+/// Which of several swap areas is filled first: the one of the highest (swapon(2)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SwapPriority(i16);
+
+impl SwapPriority {
+    /// Reads a number from -1 to 32767.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let number: i16 = text.parse().ok()?;
+        (number >= -1).then_some(Self(number))
+    }
+}
+
+/// Starts the device and swaps to it.
+pub(crate) fn up(mut args: ServeArgs, priority: SwapPriority, root: &RunRoot) -> Result<()> {
+    require_root("swap-priority")?;
+    let fuse = args.device.fuse.take();
+    args.device.fuse = Some(fuse.unwrap_or_else(|| root.dir(&args.name).fuse_dir()));
+    let settings = Settings::resolve(args.name, args.device, root)?;
+    if settings.holds_data() {
+        return Err(Usage::error(
+            "swap-priority: mkswap would overwrite what is on the device: do without --origin and --restore",
+        ));
+    }
+    let dir = root.dir(&settings.name);
+    let interrupt = Interrupt::install()?;
+    let mut undo = Undo::default();
+    let path = match make(&settings, priority, &dir, &interrupt, &mut undo) {
+        Ok(path) => path,
+        Err(error) => {
+            let undone = undo.unwind();
+            return Err(interrupt.explain(error, undone));
+        }
+    };
+    undo.disarm();
+    output::line(format_args!(
+        "{} ({}) is swapped to, as {}, priority {}; to take it down: uzram down {0}",
+        settings.name,
+        bytes(settings.device.size),
+        path.display(),
+        priority.0,
+    ))
+}
+
+/// Makes it all; how to unmake what it has made by then is in `undo`.
+fn make<'a>(
+    settings: &Settings,
+    priority: SwapPriority,
+    dir: &'a RunDir,
+    interrupt: &Interrupt,
+    undo: &mut Undo<'a>,
+) -> Result<PathBuf> {
+    let mkswap = program::find("mkswap", "util-linux")?;
+    let swapon = program::find("swapon", "mount")?;
+    let Some(fuse_dir) = &settings.fuse else {
+        bail!("a device that is swapped to needs a FUSE directory");
+    };
+    let steps = Steps::new(4);
+
+    steps.next(format!("starting the server of {}", settings.name));
+    server::start(settings, dir, interrupt)?;
+    undo.push(|| server::stop(dir));
+
+    steps.next("attaching a loop device");
+    interrupt.check()?;
+    let device = loopdev::attach(&fuse_dir.join("disk"))?;
+    let attached = device.clone();
+    undo.push(move || loopdev::detach(&attached));
+
+    let path = device.path;
+    steps.next(format!("making a swap area on {}", path.display()));
+    interrupt.check()?;
+    program::run(&mkswap, [&path])?;
+
+    steps.next(format!("swapping to {}", path.display()));
+    interrupt.check()?;
+    let number = priority.0.to_string();
+    let args = ["--discard", "--priority", &number].map(AsRef::as_ref);
+    program::run(&swapon, args.into_iter().chain([path.as_os_str()]))?;
+    let area = path.clone();
+    undo.push(move || swap_off(&area));
+
+    interrupt.check()?;
+    Ok(path)
+}
+
+/// Takes a device down, what is swapped to it brought back first.
+pub(crate) fn down(dir: &RunDir) -> Result<()> {
+    require_root("swap-priority")?;
+    let record = dir.record();
+    let attached = record.map_or(Ok(Vec::new()), |record| attachments::of(dir, &record))?;
+    for device in attached.iter().filter(|device| is_swap(device.path())) {
+        swap_off(device.path())?;
+    }
+    if dir.owner()?.is_some() {
+        attached.iter().try_for_each(Attachment::detach)?;
+    }
+    manage::stop_unused(dir)
+}
+
+fn swap_off(device: &Path) -> Result<()> {
+    let shown = device.display();
+    let swapoff = program::find("swapoff", "mount")?;
+    program::run(&swapoff, [device])
+        .map(drop)
+        .with_context(|| format!("{shown} is still swapped to"))
+}
+
+/// Whether `device` is in `/proc/swaps` (proc_swaps(5)).
+pub(crate) fn is_swap(device: &Path) -> bool {
+    let table = fs::read_to_string("/proc/swaps").unwrap_or_default();
+    let mut lines = table.lines().skip(1);
+    lines.any(|line| line.split_whitespace().next().map(Path::new) == Some(device))
+}
