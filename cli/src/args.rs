@@ -240,7 +240,8 @@ pub(crate) struct DeviceArgs {
 /// How the device is served over NBD.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct ExportArgs {
-    /// Serve NBD on unix:PATH or tcp:HOST:PORT; may be given several times.
+    /// Serve NBD on unix:PATH or tcp:HOST:PORT; may be given several times. Sockets inherited from systemd
+    /// are served as well.
     #[arg(long, value_name = "ADDRESS", value_parser = parse::address)]
     pub(crate) nbd: Vec<Address>,
 

@@ -17,6 +17,7 @@ mod examples;
 mod failure;
 mod filesystem;
 mod generate;
+mod inherited;
 mod leftovers;
 mod list;
 mod loopdev;

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use rustix::process::{Resource, Rlimit};
-use uzram::nbd::Address;
+use uzram::nbd::{Address, InheritedSocket};
 use uzram::{BackingKeep, BlockDevice, Device, control, fuse, mounts, nbd};
 
 use crate::attachments::{self, Attachment};
@@ -25,7 +25,7 @@ use crate::rundir::{Lock, Record, RunRoot};
 use crate::settings::Settings;
 use crate::stop::Stopper;
 use crate::table::{bytes, count};
-use crate::{release, server, stop, swap, watchdog};
+use crate::{inherited, release, server, stop, swap, watchdog};
 
 /// How long clients may take to fetch the answers to what they have already sent.
 const GRACE: Duration = Duration::from_secs(2);
@@ -38,6 +38,7 @@ const SPILL: Duration = Duration::from_secs(3);
 
 /// Serves until asked to stop.
 pub(crate) fn run(settings: &Settings, root: &RunRoot, background: bool) -> Result<()> {
+    let sockets = inherited::take()?;
     if background {
         // Fails only for a leader of a process group, which then has no terminal to lose.
         let _ = rustix::process::setsid();
@@ -52,7 +53,7 @@ pub(crate) fn run(settings: &Settings, root: &RunRoot, background: bool) -> Resu
     let (stopper, stop_requested) = stop::install()?;
     let lock = root.dir(&settings.name).lock()?;
     stopper.note(|traces| traces.dir = Some(lock.dir().clone()));
-    let served = Server::start(settings, root, &lock, &stopper).and_then(|server| {
+    let served = Server::start(settings, sockets, root, &lock, &stopper).and_then(|server| {
         let announced = announce(
             settings,
             &server.record,
@@ -96,7 +97,13 @@ struct Server {
 }
 
 impl Server {
-    fn start(settings: &Settings, root: &RunRoot, lock: &Lock, stopper: &Stopper) -> Result<Self> {
+    fn start(
+        settings: &Settings,
+        sockets: Vec<InheritedSocket>,
+        root: &RunRoot,
+        lock: &Lock,
+        stopper: &Stopper,
+    ) -> Result<Self> {
         lock.clear_leftovers()?;
         if let Some(fuse) = &settings.fuse {
             server::clear_dead_users_of(fuse, lock.dir(), root)?;
@@ -108,7 +115,7 @@ impl Server {
         stopper.note(|traces| traces.spill = spill.clone());
         record.spill = spill;
         lock.write_record(&record)?;
-        let nbd = start_nbd(settings, &device, stopper)?;
+        let nbd = start_nbd(settings, sockets, &device, stopper)?;
         if let Some(nbd) = &nbd {
             // Port 0 has become a real one.
             record.nbd = nbd.addresses().iter().map(ToString::to_string).collect();
@@ -223,24 +230,25 @@ fn restore(device: &Device, image: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Serves NBD where the settings say, and on the sockets that were inherited.
 fn start_nbd(
     settings: &Settings,
+    sockets: Vec<InheritedSocket>,
     device: &Arc<Device>,
     stopper: &Stopper,
 ) -> Result<Option<nbd::Server>> {
-    if settings.nbd.addresses.is_empty() {
+    if settings.nbd.addresses.is_empty() && sockets.is_empty() {
         return Ok(None);
     }
     let device: Arc<dyn BlockDevice> = Arc::<Device>::clone(device);
-    let server = nbd::Server::start(settings.nbd.clone(), device)?;
-    let sockets = settings
-        .nbd
-        .addresses
-        .iter()
-        .filter_map(|address| match address {
-            Address::Unix(path) => Some(path.clone()),
-            Address::Tcp { .. } => None,
-        });
+    let inherited: Vec<_> = sockets.iter().map(|s| s.address().clone()).collect();
+    let server = nbd::Server::start_on(sockets, settings.nbd.clone(), device)?;
+    let addresses = settings.nbd.addresses.iter();
+    let ours = addresses.filter(|address| !inherited.contains(address));
+    let sockets = ours.filter_map(|address| match address {
+        Address::Unix(path) => Some(path.clone()),
+        Address::Tcp { .. } => None,
+    });
     stopper.note(|traces| traces.sockets.extend(sockets));
     Ok(Some(server))
 }

@@ -1,10 +1,16 @@
 //! The sockets that the server listens on, Unix and TCP. A Unix socket's file goes when its
-//! listener does.
+//! listener does, unless the socket is somebody else's who has handed it to us.
 
+use std::ffi::OsStr;
 use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+
+use rustix::io::ioctl_fionbio;
+use rustix::net::sockopt::socket_acceptconn;
+use rustix::net::{SocketAddrUnix, getsockname};
 
 use crate::error::{Error, Result};
 use crate::unix_socket::{self, SocketFile};
@@ -31,6 +37,63 @@ impl Listener {
 
     pub(super) fn address(&self) -> &Address {
         &self.address
+    }
+}
+
+/// A socket that listens already, made by whoever started this process (sd_listen_fds(3)). Its file,
+/// if it has one, is not removed.
+pub struct InheritedSocket(Listener);
+
+impl InheritedSocket {
+    /// Takes a stream socket that listens, Unix or TCP.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] if it is anything else, or a Unix socket without a path;
+    /// [`Error::Io`].
+    pub fn new(fd: OwnedFd) -> Result<Self> {
+        let failed = |errno| Error::io("look at an inherited socket", errno);
+        let wrong = |reason: &str| Error::InvalidConfig {
+            option: "LISTEN_FDS",
+            reason: reason.to_owned(),
+        };
+        if !socket_acceptconn(&fd).unwrap_or(false) {
+            return Err(wrong("a descriptor is no stream socket that listens"));
+        }
+        let name = getsockname(&fd).map_err(failed)?;
+        let address = match SocketAddr::try_from(name.clone()) {
+            Ok(ip) => tcp_address(ip),
+            Err(_) => match SocketAddrUnix::try_from(name).map(|name| unix_address(&name)) {
+                Ok(Some(address)) => address,
+                _ => return Err(wrong("a socket is neither TCP nor Unix with a path")),
+            },
+        };
+        ioctl_fionbio(&fd, true).map_err(failed)?;
+        Ok(Self(Listener {
+            _file: None,
+            fd,
+            address,
+        }))
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> &Address {
+        self.0.address()
+    }
+
+    pub(super) fn into_listener(self) -> Listener {
+        self.0
+    }
+}
+
+fn unix_address(name: &SocketAddrUnix) -> Option<Address> {
+    let path = name.path()?;
+    Some(Address::Unix(OsStr::from_bytes(path.to_bytes()).into()))
+}
+
+fn tcp_address(address: SocketAddr) -> Address {
+    Address::Tcp {
+        host: address.ip().to_string(),
+        port: address.port(),
     }
 }
 
@@ -69,14 +132,11 @@ fn bind_tcp(host: &str, port: u16) -> Result<Vec<Listener>> {
 fn tcp_listener(address: SocketAddr) -> io::Result<Listener> {
     let listener = TcpListener::bind(address)?;
     listener.set_nonblocking(true)?;
-    let bound = listener.local_addr()?;
+    let address = tcp_address(listener.local_addr()?);
     Ok(Listener {
         _file: None,
         fd: listener.into(),
-        address: Address::Tcp {
-            host: bound.ip().to_string(),
-            port: bound.port(),
-        },
+        address,
     })
 }
 
@@ -91,7 +151,7 @@ fn bind_unix(path: &Path) -> Result<Listener> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::net::UnixStream;
+    use std::os::unix::net::{UnixListener, UnixStream};
 
     use super::*;
 
@@ -120,6 +180,31 @@ mod tests {
         assert!(path.exists());
         drop(second);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn an_inherited_socket_is_left_where_it_is() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("nbd.sock");
+        let socket = UnixListener::bind(&path).expect("a free path");
+        let inherited = InheritedSocket::new(socket.into()).expect("it listens");
+        assert_eq!(*inherited.address(), Address::Unix(path.clone()));
+        drop(inherited);
+        assert!(path.exists());
+        let socket = TcpListener::bind("[::1]:0").expect("any port");
+        let port = socket.local_addr().expect("bound").port();
+        let inherited = InheritedSocket::new(socket.into()).expect("it listens");
+        assert_eq!(inherited.address().to_string(), format!("tcp:[::1]:{port}"));
+    }
+
+    #[test]
+    fn what_does_not_listen_is_not_inherited() {
+        let (one, other) = UnixStream::pair().expect("a pair");
+        let file = tempfile::tempfile().expect("a file");
+        for fd in [OwnedFd::from(one), other.into(), file.into()] {
+            let error = InheritedSocket::new(fd).err().expect("refused");
+            assert!(error.is_usage(), "{error}");
+        }
     }
 
     #[test]

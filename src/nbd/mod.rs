@@ -47,6 +47,7 @@ use transmission::Service;
 pub use address::Address;
 pub use export::Export;
 pub use fault::Fault;
+pub use listen::InheritedSocket;
 pub use server::{Server, ServerConfig};
 pub use tls::TlsConfig;
 

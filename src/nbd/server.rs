@@ -24,7 +24,7 @@ use super::connections::{Connections, Place};
 use super::export::Export;
 use super::fault::Fault;
 use super::lane::Workers;
-use super::listen::Listener;
+use super::listen::{InheritedSocket, Listener};
 use super::negotiation::{Agreement, Haggling, Outcome, Security, greet};
 use super::reply::Growth;
 use super::socket::{Socket, Stream};
@@ -164,11 +164,31 @@ impl Server {
     /// [`Error::InvalidConfig`]; [`Error::Unusable`] if a Unix socket is in use or something
     /// else is in its place, or a certificate is missing or of no use; [`Error::Io`] if an address cannot be had.
     pub fn start(config: ServerConfig, device: Arc<dyn BlockDevice>) -> Result<Self> {
+        Self::start_on(Vec::new(), config, device)
+    }
+
+    /// As [`Server::start`], on sockets that listen already as well; an address of theirs is not
+    /// listened on again.
+    ///
+    /// # Errors
+    /// Those of [`Server::start`].
+    pub fn start_on(
+        inherited: Vec<InheritedSocket>,
+        mut config: ServerConfig,
+        device: Arc<dyn BlockDevice>,
+    ) -> Result<Self> {
+        let mut listeners: Vec<_> = inherited
+            .into_iter()
+            .map(InheritedSocket::into_listener)
+            .collect();
+        let there: Vec<_> = listeners.iter().map(|l| l.address().clone()).collect();
+        config.addresses.retain(|address| !there.contains(address));
+        let missing = config.addresses.clone();
+        config.addresses.extend(there);
         config.validate()?;
         let tls = config.tls.as_ref().map(Tls::load).transpose()?;
         config.warn_of_clients_without_tls();
-        let mut listeners = Vec::new();
-        for address in &config.addresses {
+        for address in &missing {
             listeners.extend(Listener::bind(address)?);
         }
         let stop = eventfd(0, EventfdFlags::CLOEXEC)

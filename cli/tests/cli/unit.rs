@@ -1,11 +1,14 @@
 //! The systemd units, as far as systemd can tell without being in charge.
 
 use std::fs;
-use std::io::Write;
-use std::os::unix::net::UnixDatagram;
-use std::process::Command;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::process::{Command, Stdio};
 
-use crate::common::{HANG, Serve, World, signal};
+use crate::common::{HANG, Serve, World, finish, one_line, signal};
+use crate::recompress::fill;
 
 #[test]
 fn systemd_has_no_objection_to_the_units() {
@@ -20,9 +23,14 @@ fn systemd_has_no_objection_to_the_units() {
             "uzram-mount@device.service",
             include_str!("../../systemd/uzram-mount@.service"),
         ),
+        // After the service, which it starts.
+        (
+            "uzram@device.socket",
+            include_str!("../../systemd/uzram@.socket"),
+        ),
     ] {
         let installed = "/usr/local/bin/uzram";
-        assert!(unit.contains(installed));
+        assert_eq!(unit.contains(installed), name.ends_with(".service"));
         let path = units.join(name);
         fs::write(&path, unit.replace(installed, env!("CARGO_BIN_EXE_uzram"))).unwrap();
         let verified = Command::new("systemd-analyze")
@@ -39,6 +47,96 @@ fn systemd_has_no_objection_to_the_units() {
         let about_it = said.lines().filter(|line| line.contains("uzram"));
         assert_eq!(about_it.count(), 0, "{said}");
         assert!(verified.status.success(), "{said}");
+    }
+}
+
+/// What a service manager does: the socket is descriptor 3 of the process that the variables name.
+fn start_with(world: &World, socket: OwnedFd, args: &str) -> Serve {
+    let start = format!(
+        "LISTEN_PID=$$ LISTEN_FDS=1 exec {} {args} 3<&0 0</dev/null",
+        env!("CARGO_BIN_EXE_uzram")
+    );
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", &start])
+        .current_dir(world.path(""))
+        .env("UZRAM_RUNDIR", world.rundir())
+        .env_remove("UZRAM_LOG")
+        .stdin(socket)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    Serve::start(&mut command)
+}
+
+#[test]
+fn an_inherited_socket_is_served_and_left_where_it_is() {
+    let world = World::new();
+    let table = "[vm]\nsize = \"64M\"\nnbd = \"unix:s\"\n";
+    fs::write(world.path("uzram.toml"), table).unwrap();
+    for args in [
+        "serve vm --size=64M --nbd=unix:s",
+        "serve vm --size=64M --nbd=unix:other",
+        "up --foreground vm --config=uzram.toml",
+    ] {
+        let socket = UnixListener::bind(world.path("s")).unwrap();
+        let kept = socket.try_clone().unwrap();
+        let mut server = start_with(&world, socket.into(), args);
+        fill(&world);
+        let listed = world.ok(&["list"]);
+        let address = format!("unix:{}", world.path("s").display());
+        assert_eq!(listed.matches(&address).count(), 1, "{listed}");
+        signal(server.pid(), "TERM");
+        assert_eq!(server.ended(HANG), Some(0));
+        assert!(world.path("s").exists());
+        drop(kept);
+        fs::remove_file(world.path("s")).unwrap();
+        assert!(world.leftovers().is_empty(), "{:?}", world.leftovers());
+    }
+}
+
+#[test]
+fn an_inherited_port_is_served_beside_the_default_socket() {
+    let world = World::new();
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = socket.local_addr().unwrap().port();
+    let _server = start_with(&world, socket.into(), "serve vm --size=64M");
+    let listed = world.ok(&["list"]);
+    assert!(
+        listed.contains(&format!("tcp:127.0.0.1:{port}")),
+        "{listed}"
+    );
+    assert!(listed.contains("nbd.sock"), "{listed}");
+    let mut greeting = [0; 8];
+    let mut client = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    client.read_exact(&mut greeting).unwrap();
+    assert_eq!(&greeting, b"NBDMAGIC");
+}
+
+/// Those of another process are nothing to us, and what does not listen is no socket of a unit.
+#[test]
+fn descriptors_that_make_no_sense_are_refused() {
+    let world = World::new();
+    let serve = "serve vm --size=1M";
+    let program = env!("CARGO_BIN_EXE_uzram");
+    for (sets, says) in [
+        ("LISTEN_PID=$$ LISTEN_FDS=1", Some("LISTEN_FDS")),
+        ("LISTEN_PID=1 LISTEN_FDS=1", None),
+    ] {
+        let start = format!("{sets} exec {program} {serve} 3</dev/null");
+        let mut shell = Command::new("sh");
+        shell
+            .args(["-c", &start])
+            .env("UZRAM_RUNDIR", world.rundir())
+            .env_remove("UZRAM_LOG")
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        match says {
+            Some(words) => {
+                let line = one_line(&finish(&mut shell), 2, &[serve]);
+                assert!(line.contains(words), "{line}");
+            }
+            None => drop(Serve::start(&mut shell)),
+        }
     }
 }
 
