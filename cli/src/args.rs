@@ -409,6 +409,16 @@ pub(crate) struct AttachArgs {
     /// Through a loop device over the server's FUSE directory.
     #[arg(long)]
     fuse: bool,
+
+    /// With the NBD driver: seconds that a request may take before it and the device fail, rather than
+    /// wait for ever for a server that does not answer; 0 to wait.
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 60,
+        conflicts_with = "fuse"
+    )]
+    pub(crate) timeout: u32,
 }
 
 impl AttachArgs {

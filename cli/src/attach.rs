@@ -36,16 +36,17 @@ pub(crate) fn attach(args: &AttachArgs, root: &RunRoot) -> Result<()> {
             "--fuse: {} is not served over FUSE: start it with uzram serve ... --fuse DIR",
             args.name
         ),
-        (Transport::Nbd, _) => attach_nbd(&dir, &record)?,
+        (Transport::Nbd, _) => attach_nbd(&dir, &record, args.timeout)?,
     };
     output::line(format_args!("{}", device.display()))
 }
 
-fn attach_nbd(dir: &RunDir, record: &Record) -> Result<PathBuf> {
+fn attach_nbd(dir: &RunDir, record: &Record, timeout: u32) -> Result<PathBuf> {
     let Some(address) = record.nbd.first() else {
         bail!("--nbd: {} is not served over NBD", dir.name());
     };
-    let device = NbdDevice::connect(dir.name().as_str(), address.parse()?, &dir.nbd_device())?;
+    let (name, note) = (dir.name().as_str(), dir.nbd_device());
+    let device = NbdDevice::connect(name, address.parse()?, timeout, &note)?;
     Ok(device.path)
 }
 

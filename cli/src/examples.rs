@@ -73,7 +73,10 @@ EXAMPLES
 
   Through the kernel's NBD driver, where there is one:
   modprobe nbd
-  uzram attach --nbd disk";
+  uzram attach --nbd disk
+
+  There, a server that does not answer for 10 s is given up, and what waits for it fails:
+  uzram attach --nbd --timeout 10 disk";
 
 pub(crate) const DETACH: &str = "\
 EXAMPLES

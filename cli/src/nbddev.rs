@@ -4,6 +4,7 @@
 //! the server's run directory: the device, and what sysfs shows as its `pid`, which tells this
 //! connection from a later one of somebody else's.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -40,17 +41,12 @@ impl NbdDevice {
     }
 
     /// Connects a free device to the export `name` at `address`, and notes that in `note`; a
-    /// device that cannot be noted is disconnected again.
-    pub(crate) fn connect(name: &str, address: Address, note: &Path) -> Result<Self> {
+    /// device that cannot be noted is disconnected again. A request that the server does not answer
+    /// within `timeout` seconds fails, and the device with it; 0 is for ever.
+    pub(crate) fn connect(name: &str, address: Address, timeout: u32, note: &Path) -> Result<Self> {
         let path = free()?;
         let client = program::find("nbd-client", "nbd-client")?;
-        let mut args: Vec<_> = match address {
-            Address::Unix(path) => vec!["-unix".into(), path.into_os_string()],
-            Address::Tcp { host, port } => vec![host.into(), port.to_string().into()],
-        };
-        args.push(path.clone().into_os_string());
-        args.extend(["-N", name, "-b", "4096"].map(Into::into));
-        program::run(&client, args)?;
+        program::run(&client, arguments(name, address, timeout, &path))?;
         let device = Self::appeared(path)?;
         if let Err(error) = device.write_note(note) {
             device.disconnect(APPEARS)?;
@@ -96,6 +92,20 @@ impl NbdDevice {
     }
 }
 
+/// What nbd-client is told.
+fn arguments(name: &str, address: Address, timeout: u32, device: &Path) -> Vec<OsString> {
+    let mut args: Vec<OsString> = match address {
+        Address::Unix(path) => vec!["-unix".into(), path.into_os_string()],
+        Address::Tcp { host, port } => vec![host.into(), port.to_string().into()],
+    };
+    args.push(device.into());
+    args.extend(["-N", name, "-b", "4096"].map(Into::into));
+    if timeout != 0 {
+        args.extend(["-timeout".into(), timeout.to_string().into()]);
+    }
+    args
+}
+
 /// The driver shows `pid` for as long as a device is connected.
 fn pid(device: &Path) -> Option<String> {
     let sysfs = Path::new("/sys/block").join(device.file_name()?);
@@ -114,6 +124,23 @@ fn free() -> Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_time_out_is_passed_on_unless_there_is_none() {
+        let device = Path::new("/dev/nbd0");
+        let said = |address: &str, timeout| {
+            let args = arguments("vm", address.parse().unwrap(), timeout, device);
+            args.join(" ".as_ref()).into_string().unwrap()
+        };
+        assert_eq!(
+            said("unix:/s", 60),
+            "-unix /s /dev/nbd0 -N vm -b 4096 -timeout 60"
+        );
+        assert_eq!(
+            said("tcp:[::1]:10809", 0),
+            "::1 10809 /dev/nbd0 -N vm -b 4096"
+        );
+    }
 
     #[test]
     fn a_note_counts_only_while_its_connection_is_there() {

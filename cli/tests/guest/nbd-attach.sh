@@ -75,6 +75,24 @@ nbd-client -d /dev/nbd0
 uzram stop dev
 wait "$server"
 
+step "a server that does not answer does not hold up its users"
+mkfifo /tmp/ready
+uzram serve dev --size 64M >/tmp/ready &
+server=$!
+read -r ready </tmp/ready
+rm /tmp/ready
+[ "$ready" = ready ] || die "not ready"
+uzram attach dev --timeout 2 >/dev/null
+kill -STOP "$server"
+begun=$(cut -d. -f1 /proc/uptime)
+! dd if=/dev/nbd0 of=/dev/null bs=4096 count=1 2>/dev/null || die "it answered"
+took=$(($(cut -d. -f1 /proc/uptime) - begun))
+[ "$took" -lt 30 ] || die "it took $took s"
+kill -CONT "$server"
+uzram stop --force dev
+wait "$server"
+! connected || die "still connected"
+
 step "a stop by force leaves nothing"
 up
 uzram stop --force dev
