@@ -381,6 +381,12 @@ impl Attribute {
                     level = Some(number.ok_or_else(|| wrong("use a number for level"))?);
                 }
                 "dict" => dictionary = Some(Path::new(given)),
+                "deflate.winbits" => {
+                    return Err(wrong(
+                        "deflate has one window here, of 32 KiB, and a page fits in any of 4 KiB or \
+                         more: leave deflate.winbits out",
+                    ));
+                }
                 _ => return Err(wrong(form)),
             }
         }

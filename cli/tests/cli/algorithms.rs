@@ -30,6 +30,9 @@ fn a_dictionary_of_the_device_makes_it_smaller() {
     let without = compressed(&world);
     world.ok(&["set", "vm", "recomp_algorithm=algo=zstd:3 priority=2"]);
     world.ok(&["set", "vm", "algorithm_params=priority=2 level=3 dict=dict"]);
+    let winbits = "algorithm_params=priority=2 deflate.winbits=-12";
+    let line = world.refused(2, &["set", "vm", winbits]);
+    assert!(line.contains("leave deflate.winbits out"), "{line}");
     world.ok(&["recompress", "vm"]);
     let with = compressed(&world);
     assert!(with < without, "{with} {without}");
