@@ -17,7 +17,7 @@ use uzram::remove_dead_socket;
 
 use crate::attachments::FuseMount;
 use crate::rundir::{self, Record, RunDir};
-use crate::{attachments, program, release};
+use crate::{attachments, metrics, program, release};
 
 /// How long a tool may take when the process is about to exit.
 const HURRY: Duration = Duration::from_millis(200);
@@ -40,6 +40,9 @@ pub(crate) fn clear_dead(dir: &RunDir) -> Result<()> {
     }
     remove_dead_socket(&dir.nbd_socket())?;
     remove_dead_socket(&dir.control_socket())?;
+    for file in record.iter().flat_map(|record| &record.metrics) {
+        metrics::remove_stale(file, dir.name())?;
+    }
     let spill = record.and_then(|record| record.spill);
     spill.map_or(Ok(()), |spill| spill.remove_if_unused())
 }
@@ -152,8 +155,8 @@ pub(crate) struct Traces {
     pub(crate) dir: Option<RunDir>,
     /// Its FUSE mount.
     pub(crate) fuse: Option<PathBuf>,
-    /// Its Unix sockets outside the run directory.
-    pub(crate) sockets: Vec<PathBuf>,
+    /// Its Unix sockets outside the run directory, and the files of its metrics.
+    pub(crate) files: Vec<PathBuf>,
     /// The backing file, if it made it.
     pub(crate) spill: Option<FileId>,
 }
@@ -161,8 +164,8 @@ pub(crate) struct Traces {
 impl Traces {
     /// Removes them all, hardly waiting for anyone; what fails is left to the next start.
     pub(crate) fn remove_now(&self) {
-        for socket in &self.sockets {
-            let _ = fs::remove_file(socket);
+        for file in &self.files {
+            let _ = fs::remove_file(file);
         }
         let record = self.dir.as_ref().and_then(RunDir::record);
         // Before the mount, because nobody finds them once that is gone.

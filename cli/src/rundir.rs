@@ -305,6 +305,9 @@ pub(crate) struct Record {
     pub(crate) mountpoint: Option<PathBuf>,
     /// The backing file, if the server made it and so is to remove it.
     pub(crate) spill: Option<FileId>,
+    /// The files that its metrics are written to.
+    #[serde(default)]
+    pub(crate) metrics: Vec<PathBuf>,
     /// The image that what is written goes home to.
     #[serde(default)]
     pub(crate) home: Option<PathBuf>,
@@ -379,6 +382,7 @@ mod tests {
             fuse_device: None,
             mountpoint: None,
             spill: None,
+            metrics: vec!["/m.prom".into()],
             home: None,
             stopping: false,
         };

@@ -249,7 +249,7 @@ fn start_nbd(
         Address::Unix(path) => Some(path.clone()),
         Address::Tcp { .. } => None,
     });
-    stopper.note(|traces| traces.sockets.extend(sockets));
+    stopper.note(|traces| traces.files.extend(sockets));
     Ok(Some(server))
 }
 
@@ -276,11 +276,11 @@ fn start_exporter(
     stopper: &Stopper,
 ) -> Result<Exporter> {
     let exporter = Exporter::start(&settings.metrics, &settings.name, device)?;
-    let sockets = settings.metrics.iter().filter_map(|sink| match sink {
-        Sink::Http(Address::Unix(path)) => Some(path.clone()),
-        _ => None,
+    let files = settings.metrics.iter().filter_map(|sink| match sink {
+        Sink::Http(Address::Unix(path)) | Sink::File(path) => Some(path.clone()),
+        Sink::Http(Address::Tcp { .. }) => None,
     });
-    stopper.note(|traces| traces.sockets.extend(sockets));
+    stopper.note(|traces| traces.files.extend(files));
     Ok(exporter)
 }
 

@@ -230,6 +230,14 @@ impl Settings {
         matches!(origin.usage, OriginUse::WriteBack(_)).then(|| origin.path.clone())
     }
 
+    fn metrics_files(&self) -> Vec<PathBuf> {
+        let files = self.metrics.iter().filter_map(|sink| match sink {
+            Sink::File(path) => Some(path.clone()),
+            Sink::Http(_) => None,
+        });
+        files.collect()
+    }
+
     /// What others need to know of a server that does this.
     pub(crate) fn record(&self) -> Record {
         Record {
@@ -239,6 +247,7 @@ impl Settings {
             fuse_device: None,
             mountpoint: self.mountpoint.clone(),
             spill: None,
+            metrics: self.metrics_files(),
             home: self.home(),
             stopping: false,
         }

@@ -249,6 +249,20 @@ fn replace(path: &Path, text: &str) -> Result<()> {
         .with_context(|| format!("cannot write {}", path.display()))
 }
 
+/// Removes the file that a dead server of `name` has written to; any other's stays.
+///
+/// # Errors
+/// If it is there and cannot be removed.
+pub(crate) fn remove_stale(path: &Path, name: &Name) -> Result<()> {
+    let theirs = format!("uzram_up{{device=\"{name}\"}}");
+    match fs::read_to_string(path) {
+        Ok(text) if text.contains(&theirs) => {
+            fs::remove_file(path).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use uzram::DeviceConfig;

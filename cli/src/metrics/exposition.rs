@@ -2,6 +2,7 @@
 //! <https://github.com/prometheus/OpenMetrics/blob/main/specification/OpenMetrics.md>).
 
 use std::fmt::Write;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use uzram::{Latency, OperationLatencies, Stats};
 
@@ -104,6 +105,17 @@ pub(super) fn exposition(devices: &[Observed], format: Format) -> String {
         .map(|device| (device.name.as_str(), u64::from(device.seen.is_some())));
     let help = "Whether the server answers.";
     append(&mut text, format, "uzram_up", Kind::Gauge, help, up);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let now = now.unwrap_or_default().as_secs();
+    let answers = devices.iter().filter(|device| device.seen.is_some());
+    append(
+        &mut text,
+        format,
+        "uzram_observed_timestamp_seconds",
+        Kind::Gauge,
+        "When these figures were true, in seconds since 1970.",
+        answers.map(|device| (device.name.as_str(), now)),
+    );
     for metric in METRICS {
         let figures = devices.iter().filter_map(|device| {
             let (stats, _) = device.seen.as_ref()?;
@@ -183,6 +195,8 @@ fn append_histogram(text: &mut String, labels: &str, latency: &Latency) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -237,6 +251,11 @@ mod tests {
             assert!(text.lines().any(|there| there == line), "{line} in\n{text}");
         }
         assert!(!text.contains("uzram_memory_bytes{device=\"b\"}"));
+        let observed = "\nuzram_observed_timestamp_seconds{device=\"a\"} ";
+        let (_, at) = text.split_once(observed).unwrap();
+        let at: u64 = at.lines().next().unwrap().parse().unwrap();
+        let age = SystemTime::now().duration_since(UNIX_EPOCH + Duration::from_secs(at));
+        assert!(age.unwrap() < Duration::from_secs(60));
         let text = exposition(&devices, Format::OpenMetrics);
         assert!(text.contains("# TYPE uzram_failed_reads counter\nuzram_failed_reads_total{"));
         assert!(text.ends_with("\n# EOF\n"));

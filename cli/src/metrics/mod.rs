@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::Result;
 use uzram::control::Client;
 
-pub(crate) use self::exporter::Exporter;
+pub(crate) use self::exporter::{Exporter, remove_stale};
 use self::exposition::{Format, Observed, exposition};
 pub(crate) use self::sink::Sink;
 use crate::output;

@@ -86,6 +86,28 @@ fn metrics_are_served_and_written_to_a_file() {
     }
 }
 
+#[test]
+fn the_file_of_a_killed_server_goes_with_what_else_it_left() {
+    let world = World::new();
+    let file = world.path("m.prom");
+    let killed = || {
+        let mut server = world.serve(&["vm", "--size=1M", "--metrics=file:m.prom"]);
+        server.kill_9();
+        assert!(file.exists());
+    };
+    killed();
+    world.ok(&["detach", "vm"]);
+    assert!(!file.exists());
+    killed();
+    drop(world.serve(&["vm", "--size=1M"]));
+    assert!(!file.exists());
+    killed();
+    // By then it may be another server's.
+    fs::write(&file, "uzram_up{device=\"other\"} 1\n").unwrap();
+    world.ok(&["detach", "vm"]);
+    assert!(file.exists());
+}
+
 /// The names of the metrics in `text`.
 fn names(text: &str) -> BTreeSet<&str> {
     let lines = text.lines().filter(|line| !line.starts_with('#'));
