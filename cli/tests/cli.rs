@@ -19,6 +19,8 @@ mod recompress;
 mod save;
 #[path = "cli/scrub.rs"]
 mod scrub;
+#[path = "cli/swap.rs"]
+mod swap;
 #[path = "cli/terminal.rs"]
 mod terminal;
 #[path = "cli/unit.rs"]

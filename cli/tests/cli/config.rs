@@ -1,9 +1,8 @@
 //! `uzram up` and `down`, and servers of swap.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 
-use crate::common::{Serve, World, can_mount, finish, one_line};
+use crate::common::{Serve, World, can_mount};
 use crate::scrub::fill;
 
 #[test]
@@ -124,71 +123,4 @@ fn what_has_a_mountpoint_is_mounted() {
     assert!(line.contains("mountpoint"), "{line}");
     assert_eq!(world.ok(&["down", config]), "");
     assert!(world.leftovers().is_empty(), "{:?}", world.leftovers());
-}
-
-/// The swap areas on loop devices of this test, with their priorities.
-fn swaps(world: &World) -> Vec<(String, String)> {
-    let ours: Vec<_> = world
-        .loops()
-        .into_iter()
-        .map(|(device, _)| device)
-        .collect();
-    let table = fs::read_to_string("/proc/swaps").unwrap();
-    let fields = table.lines().map(|line| line.split_whitespace());
-    let areas = fields
-        .filter_map(|mut fields| Some((fields.next()?.to_owned(), fields.last()?.to_owned())));
-    areas.filter(|(device, _)| ours.contains(device)).collect()
-}
-
-#[test]
-fn what_has_a_swap_priority_is_swapped_to() {
-    if !can_mount("what_has_a_swap_priority_is_swapped_to") {
-        return;
-    }
-    let world = World::new();
-    let table = "[vm]\nsize = \"16M\"\nswap-priority = 7\n";
-    fs::write(world.path("uzram.toml"), table).unwrap();
-    let config = "--config=uzram.toml";
-    let output = world.run(&["up", config]);
-    let complaint = String::from_utf8_lossy(&output.stderr);
-    if complaint.contains("Operation not permitted") {
-        eprintln!("SKIPPED: what_has_a_swap_priority_is_swapped_to: no swap here");
-        return;
-    }
-    let [(device, priority)] = &swaps(&world)[..] else {
-        panic!("{complaint}");
-    };
-    assert_eq!(priority, "7");
-    let said = String::from_utf8(output.stdout).unwrap();
-    let begins = format!("vm (16 MiB) is swapped to, as {device}, priority 7");
-    assert!(said.starts_with(&begins), "{said}");
-    let line = world.refused(1, &["stop", "vm"]);
-    assert!(line.contains(&format!("swapoff {device}")), "{line}");
-    assert_eq!(world.ok(&["down", config]), "");
-    assert!(swaps(&world).is_empty());
-    assert!(world.leftovers().is_empty(), "{:?}", world.leftovers());
-}
-
-#[test]
-fn a_step_of_swapping_that_fails_undoes_the_others() {
-    if !can_mount("a_step_of_swapping_that_fails_undoes_the_others") {
-        return;
-    }
-    let world = World::new();
-    let tools = world.dir("tools");
-    let table = "[vm]\nsize = \"16M\"\nswap-priority = 7\n";
-    fs::write(world.path("uzram.toml"), table).unwrap();
-    let path = std::env::var("PATH").unwrap();
-    for tool in ["swapon", "mkswap"] {
-        let stub = tools.join(tool);
-        fs::write(&stub, "#!/bin/sh\necho it is forbidden >&2\nexit 1\n").unwrap();
-        fs::set_permissions(&stub, fs::Permissions::from_mode(0o755)).unwrap();
-        let args = ["up", "--config=uzram.toml"];
-        let mut command = world.command(&args);
-        command.env("PATH", format!("{}:{path}", tools.display()));
-        let line = one_line(&finish(&mut command), 1, &args);
-        let words = format!("uzram.toml:1: vm: {tool} failed: it is forbidden");
-        assert!(line.contains(&words), "{line}");
-        assert!(world.leftovers().is_empty(), "{:?}", world.leftovers());
-    }
 }

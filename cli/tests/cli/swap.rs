@@ -1,0 +1,165 @@
+//! Devices of a file that this machine swaps to.
+
+use std::fs;
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+use crate::common::{HANG, World, can_mount, ended, finish, one_line};
+
+const CONFIG: &str = "--config=uzram.toml";
+
+/// Swaps to a device `vm` with these keys, and returns what `up` says; `None`, and says so, where nobody
+/// may swap.
+fn up(world: &World, keys: &str) -> Option<String> {
+    fs::write(world.path("uzram.toml"), format!("[vm]\n{keys}")).unwrap();
+    let output = world.run(&["up", CONFIG]);
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    if complaint.contains("Operation not permitted") {
+        eprintln!("SKIPPED: no swap here: {complaint}");
+        return None;
+    }
+    assert!(output.status.success(), "{complaint}");
+    Some(String::from_utf8(output.stdout).unwrap())
+}
+
+/// The swap areas on loop devices of this test, with their priorities.
+fn swaps(world: &World) -> Vec<(String, String)> {
+    let ours: Vec<_> = world
+        .loops()
+        .into_iter()
+        .map(|(device, _)| device)
+        .collect();
+    let table = fs::read_to_string("/proc/swaps").unwrap();
+    let fields = table.lines().map(|line| line.split_whitespace());
+    let areas = fields
+        .filter_map(|mut fields| Some((fields.next()?.to_owned(), fields.last()?.to_owned())));
+    areas.filter(|(device, _)| ours.contains(device)).collect()
+}
+
+#[test]
+fn what_has_a_swap_priority_is_swapped_to() {
+    if !can_mount("what_has_a_swap_priority_is_swapped_to") {
+        return;
+    }
+    let world = World::new();
+    let Some(said) = up(&world, "size = \"16M\"\nswap-priority = 7\n") else {
+        return;
+    };
+    let [(device, priority)] = &swaps(&world)[..] else {
+        panic!("{said}");
+    };
+    assert_eq!(priority, "7");
+    let begins = format!("vm (16 MiB) is swapped to, as {device}, priority 7");
+    assert!(said.starts_with(&begins), "{said}");
+    let line = world.refused(1, &["stop", "vm"]);
+    assert!(line.contains(&format!("swapoff {device}")), "{line}");
+    assert_eq!(world.ok(&["down", CONFIG]), "");
+    assert!(swaps(&world).is_empty());
+    assert!(world.leftovers().is_empty(), "{:?}", world.leftovers());
+}
+
+#[test]
+fn a_step_of_swapping_that_fails_undoes_the_others() {
+    if !can_mount("a_step_of_swapping_that_fails_undoes_the_others") {
+        return;
+    }
+    let world = World::new();
+    let tools = world.dir("tools");
+    let table = "[vm]\nsize = \"16M\"\nswap-priority = 7\n";
+    fs::write(world.path("uzram.toml"), table).unwrap();
+    let path = std::env::var("PATH").unwrap();
+    for tool in ["swapon", "mkswap"] {
+        let stub = tools.join(tool);
+        fs::write(&stub, "#!/bin/sh\necho it is forbidden >&2\nexit 1\n").unwrap();
+        fs::set_permissions(&stub, fs::Permissions::from_mode(0o755)).unwrap();
+        let args = ["up", CONFIG];
+        let mut command = world.command(&args);
+        command.env("PATH", format!("{}:{path}", tools.display()));
+        let line = one_line(&finish(&mut command), 1, &args);
+        let words = format!("uzram.toml:1: vm: {tool} failed: it is forbidden");
+        assert!(line.contains(&words), "{line}");
+        assert!(world.leftovers().is_empty(), "{:?}", world.leftovers());
+    }
+}
+
+/// A group of processes that may have so much memory; gone when dropped.
+struct Group(PathBuf);
+
+impl Group {
+    /// `None`, and says so, where there can be none.
+    fn new(limit: &str) -> Option<Self> {
+        let name = format!("uzram-swap-{}", std::process::id());
+        for (root, file) in [
+            ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
+            ("/sys/fs/cgroup", "memory.max"),
+        ] {
+            let group = Path::new(root).join(&name);
+            if !Path::new(root).join("cgroup.procs").exists() || fs::create_dir(&group).is_err() {
+                continue;
+            }
+            let group = Self(group);
+            if fs::write(group.0.join(file), limit).is_ok() {
+                return Some(group);
+            }
+        }
+        eprintln!("SKIPPED: no control group for memory here");
+        None
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+/// `tail` keeps all that it may have to print, which is three times what it may have in memory. The
+/// device has less, and spills.
+#[test]
+fn a_job_with_too_little_memory_finds_what_was_swapped() {
+    const COPIES: usize = 6;
+    if !can_mount("a_job_with_too_little_memory_finds_what_was_swapped") {
+        return;
+    }
+    let world = World::new();
+    let Some(group) = Group::new("32M") else {
+        return;
+    };
+    let keys = "size = \"512M\"\nmem-limit = \"16M\"\nbacking = \"spill\"\nswap-priority = 32000\n";
+    if up(&world, keys).is_none() {
+        return;
+    }
+    let mut data = fs::read(std::env::current_exe().unwrap()).unwrap();
+    data.truncate(16 << 20);
+    fs::write(world.path("data"), &data).unwrap();
+    let joins = group.0.join("cgroup.procs");
+    let job = format!(
+        "echo $$ > {}; cat {} | tail -c {}",
+        joins.display(),
+        "data ".repeat(COPIES),
+        data.len() * COPIES
+    );
+    let mut child = Command::new("sh")
+        .args(["-c", &job])
+        .current_dir(world.path(""))
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    let mut copy = vec![0; data.len()];
+    for _ in 0..COPIES {
+        stdout.read_exact(&mut copy).unwrap();
+        assert!(copy == data);
+    }
+    assert!(ended(&mut child, HANG).unwrap().success());
+    let stats: Value = serde_json::from_str(&world.ok(&["stat", "vm", "--json"])).unwrap();
+    for counter in ["bd_writes", "bd_reads"] {
+        assert!(stats[counter].as_u64() > Some(1000), "{stats}");
+    }
+    assert_eq!(world.ok(&["down", CONFIG]), "");
+    assert!(world.leftovers().is_empty(), "{:?}", world.leftovers());
+}
