@@ -411,14 +411,9 @@ pub(crate) struct AttachArgs {
     fuse: bool,
 
     /// With the NBD driver: seconds that a request may take before it and the device fail, rather than
-    /// wait for ever for a server that does not answer; 0 to wait.
-    #[arg(
-        long,
-        value_name = "SECONDS",
-        default_value_t = 60,
-        conflicts_with = "fuse"
-    )]
-    pub(crate) timeout: u32,
+    /// wait for ever for a server that does not answer; 0 to wait [default: 60].
+    #[arg(long, value_name = "SECONDS", conflicts_with = "fuse")]
+    pub(crate) timeout: Option<u32>,
 }
 
 impl AttachArgs {

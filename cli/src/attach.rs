@@ -13,6 +13,9 @@ use crate::output;
 use crate::rundir::{Record, RunDir, RunRoot};
 use crate::server;
 
+/// Seconds that a request to the kernel's NBD device may take.
+const TIMEOUT: u32 = 60;
+
 /// `uzram attach`.
 pub(crate) fn attach(args: &AttachArgs, root: &RunRoot) -> Result<()> {
     require_root("attach")?;
@@ -30,13 +33,16 @@ pub(crate) fn attach(args: &AttachArgs, root: &RunRoot) -> Result<()> {
         Some(_) => Transport::Fuse,
         None => Transport::Nbd,
     });
+    if transport == Transport::Fuse && args.timeout.is_some() {
+        bail!("--timeout: a loop device has none: leave it out, or use --nbd");
+    }
     let device = match (transport, &record.fuse) {
         (Transport::Fuse, Some(fuse)) => loopdev::attach(&fuse.join("disk"))?.path,
         (Transport::Fuse, None) => bail!(
             "--fuse: {} is not served over FUSE: start it with uzram serve ... --fuse DIR",
             args.name
         ),
-        (Transport::Nbd, _) => attach_nbd(&dir, &record, args.timeout)?,
+        (Transport::Nbd, _) => attach_nbd(&dir, &record, args.timeout.unwrap_or(TIMEOUT))?,
     };
     output::line(format_args!("{}", device.display()))
 }

@@ -515,6 +515,8 @@ fn attach_and_detach() {
     let mut server = world.serve(&["disk", "--size=8M", "--fuse=fuse"]);
     let line = world.refused(1, &["detach", "disk"]);
     assert!(line.contains("not attached"), "{line}");
+    let line = world.refused(1, &["attach", "disk", "--timeout=5"]);
+    assert!(line.contains("--nbd"), "{line}");
     let device = world.ok(&["attach", "disk"]);
     let device = device.trim();
     let of = format!("of={device}");
