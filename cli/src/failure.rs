@@ -4,7 +4,6 @@
 //! refuses or lacks. Either way stderr gets exactly one line.
 
 use std::fmt;
-use std::io;
 
 use rustix::io::Errno;
 
@@ -39,15 +38,6 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
             }
     });
     if usage { 2 } else { 1 }
-}
-
-/// Whether the reader of our stdout went away, which is no failure of ours.
-pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| {
-        cause
-            .downcast_ref::<io::Error>()
-            .is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
-    })
 }
 
 /// `error` with its causes, on one line; a cause that its parent already quotes is left out.

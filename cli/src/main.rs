@@ -58,6 +58,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::args::{Cli, LoggingArgs, Verb};
 use crate::failure::Usage;
+use crate::output::StdoutGone;
 use crate::rundir::RunRoot;
 use crate::settings::Settings;
 
@@ -68,7 +69,7 @@ fn main() -> ExitCode {
     };
     match start_logging(cli.logging).and_then(|()| run(cli)) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) if failure::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) if error.is::<StdoutGone>() => ExitCode::SUCCESS,
         Err(error) => {
             complain(&failure::one_line(&error));
             ExitCode::from(failure::exit_code(&error))

@@ -1,7 +1,8 @@
-//! Everything that goes to stdout, so that a reader that goes away is an error like any other.
+//! Everything that goes to stdout. A reader of it that goes away has read enough: that is
+//! [`StdoutGone`], told from every other pipe that breaks.
 
 use std::fmt;
-use std::io::{self, Write};
+use std::io::{self, ErrorKind, Write};
 
 use anyhow::Result;
 use serde::Serialize;
@@ -9,19 +10,34 @@ use serde_json::Value;
 
 use crate::args::ReportArgs;
 
+/// The reader of our stdout went away, which is no failure of ours.
+#[derive(Debug)]
+pub(crate) struct StdoutGone;
+
+impl fmt::Display for StdoutGone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("nobody reads stdout any more")
+    }
+}
+
+impl std::error::Error for StdoutGone {}
+
 /// Prints `text` and a newline.
 pub(crate) fn line(text: fmt::Arguments<'_>) -> Result<()> {
-    let mut stdout = io::stdout().lock();
-    stdout.write_fmt(text)?;
-    stdout.write_all(b"\n")?;
-    Ok(stdout.flush()?)
+    print(format_args!("{text}\n"))
 }
 
 /// Prints `text` as it is.
 pub(crate) fn text(text: &str) -> Result<()> {
+    print(format_args!("{text}"))
+}
+
+fn print(text: fmt::Arguments<'_>) -> Result<()> {
     let mut stdout = io::stdout().lock();
-    stdout.write_all(text.as_bytes())?;
-    Ok(stdout.flush()?)
+    match stdout.write_fmt(text).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Err(StdoutGone.into()),
+        printed => Ok(printed?),
+    }
 }
 
 /// Prints what was done, as `value` or as `text`.

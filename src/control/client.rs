@@ -1,6 +1,6 @@
 //! The asking side.
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -80,7 +80,10 @@ impl Client {
         let sent = self.lines.send(request);
         let received = match self.lines.receive(self.timeout) {
             Ok(Some(line)) => Ok(line),
-            Ok(None) => Err(sent.err().unwrap_or(ErrorKind::UnexpectedEof.into())),
+            Ok(None) => Err(io::Error::new(
+                sent.map_or_else(|error| error.kind(), |()| ErrorKind::UnexpectedEof),
+                "the server ended the connection before it answered: it may be stopping",
+            )),
             Err(error) => Err(error),
         };
         let line = received.map_err(|error| Error::io(&action, error))?;

@@ -178,3 +178,25 @@ fn tool(words: &[&str]) {
     let output = Command::new(words[0]).args(&words[1..]).output().unwrap();
     assert!(output.status.success(), "{words:?}: {output:?}");
 }
+
+#[test]
+fn who_watches_is_told_of_the_end() {
+    let world = World::new();
+    let mut server = world.serve(&["seen", "--size=1M"]);
+    let mut command = world.command(&["stat", "seen", "initstate", "--watch"]);
+    let mut watch = command.spawn().unwrap();
+    let mut shown = BufReader::new(watch.stdout.take().unwrap());
+    let mut line = String::new();
+    shown.read_line(&mut line).unwrap();
+    assert_eq!(line, "1\n");
+    world.ok(&["stop", "seen"]);
+    assert_eq!(server.ended(STOP), Some(0));
+    let output = watch.wait_with_output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("control.sock") && said.contains("ended"),
+        "{said}"
+    );
+    assert_eq!(said.lines().count(), 1, "{said}");
+}
