@@ -18,7 +18,7 @@ die() {
 # The Debian package that holds a tool.
 package_of() {
     case $1 in
-        blkdiscard | fallocate | findmnt | fstrim | losetup | prlimit | setpriv) echo util-linux ;;
+        blkdiscard | fallocate | findmnt | fstrim | prlimit | setpriv) echo util-linux ;;
         btrfs | mkfs.btrfs) echo btrfs-progs ;;
         busybox) echo busybox-static ;;
         cc) echo gcc libc6-dev ;;
@@ -26,7 +26,7 @@ package_of() {
         fs_mark) echo fsmark ;;
         fusermount3) echo fuse3 ;;
         mkfs.xfs | xfs_repair) echo xfsprogs ;;
-        mount | umount) echo mount ;;
+        losetup | mount | umount) echo mount ;;
         nbdcopy | nbdfuse | nbdinfo) echo libnbd-bin ;;
         nbdsh) echo python3-libnbd ;;
         pg_ctlcluster) echo postgresql ;;

@@ -9,7 +9,7 @@ set -euo pipefail
 
 need_rust
 need_packages btrfs busybox cpio e2fsck findmnt fallocate fio flock fs_mark fusermount3 losetup mkfs.xfs mount \
-    nbd-client nbdcopy nbdfuse nbdinfo nbdkit nbdsh prlimit python3 qemu-io strace stress-ng tmux xz
+    nbd-client nbdcopy nbdfuse nbdinfo nbdkit nbdsh openssl prlimit python3 qemu-io strace stress-ng tmux xz
 
 # What the guest is made of; only here are apt's lists known to be fresh.
 if [[ $(uname -m) == x86_64 && ! -d $target/guest/kernel ]]; then
