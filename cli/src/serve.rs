@@ -115,6 +115,10 @@ impl Server {
         stopper.note(|traces| traces.spill = spill.clone());
         record.spill = spill;
         lock.write_record(&record)?;
+        // It may spill, and take long: whoever ends it must find the spill.
+        if let Some(image) = &settings.restore {
+            restore(&device, image)?;
+        }
         let nbd = start_nbd(settings, sockets, &device, stopper)?;
         if let Some(nbd) = &nbd {
             // Port 0 has become a real one.
@@ -205,9 +209,6 @@ fn start_device(settings: &Settings) -> Result<(Arc<Device>, Option<FileId>)> {
     let path = settings.device.backing.as_ref().map(|b| b.path.as_path());
     let new = path.filter(|path| fs::symlink_metadata(path).is_err());
     let device = Arc::new(Device::new(&settings.device)?);
-    if let Some(image) = &settings.restore {
-        restore(&device, image)?;
-    }
     let keep = device.backing_keep();
     let ours = new.filter(|_| keep != BackingKeep::Keep);
     let wipe = keep == BackingKeep::Wipe;

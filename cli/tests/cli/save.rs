@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -201,4 +201,57 @@ fn without_room_the_old_image_stays() {
     assert!(fs::read(world.path("tiny/image")).unwrap() == old);
     assert_eq!(fs::read_dir(&at).unwrap().count(), 1);
     is_on(&world, &data);
+}
+
+#[test]
+fn a_restore_that_is_ended_leaves_no_spill() {
+    let world = World::new();
+    let mut server = world.serve(&["vm", "--size=64M", "--nbd=unix:s"]);
+    crate::scrub::fill(&world);
+    let image = world.path("image");
+    world.ok(&["save", "vm", image.to_str().unwrap()]);
+    world.ok(&["stop", "vm"]);
+    assert_eq!(server.ended(HANG), Some(0));
+    // Damaged at its end, so that what is seen of the server is seen before that.
+    let file = File::options().read(true).write(true).open(&image).unwrap();
+    let at = file.metadata().unwrap().len() - 10_000;
+    file.write_all_at(b"damaged", at).unwrap();
+
+    let spill = world.path("spill");
+    let args = [
+        "serve",
+        "vm",
+        "--restore=image",
+        "--mem-limit=4M",
+        "--backing=spill",
+    ];
+    for killed in [true, false] {
+        let mut restore = world.command(&args).spawn().unwrap();
+        let record = world.rundir().join("vm/record");
+        let names_the_spill = || {
+            let record = fs::read(&record).ok()?;
+            let record: Value = serde_json::from_slice(&record).ok()?;
+            record["spill"]["path"].as_str().map(str::to_owned)
+        };
+        while names_the_spill().is_none() {
+            assert!(
+                restore.try_wait().unwrap().is_none(),
+                "nobody would find it"
+            );
+        }
+        if killed {
+            restore.kill().unwrap();
+        } else {
+            // The first asks for an end, which the restore holds up, the second has it at once.
+            signal(restore.id(), "TERM");
+            std::thread::sleep(Duration::from_millis(5));
+            signal(restore.id(), "TERM");
+        }
+        ended(&mut restore, HANG).expect("it ends");
+        if killed {
+            world.ok(&["detach", "vm"]);
+        }
+        assert!(!spill.exists(), "killed: {killed}");
+        assert_eq!(world.leftovers(), [""; 0]);
+    }
 }
