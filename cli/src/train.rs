@@ -35,7 +35,7 @@ pub(crate) fn train_dict(args: &TrainDictArgs, root: &RunRoot) -> Result<()> {
         }
         None => {
             let dictionary = uzram::train_dictionary(&samples(&args.files)?, len)?;
-            uzram::write_whole(&output, &dictionary)?;
+            uzram::write_whole(&output, &dictionary, 0o600)?;
         }
     }
     let made = std::fs::metadata(&output)?.len();

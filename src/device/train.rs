@@ -29,7 +29,7 @@ impl Device {
             samples.push(page);
         }
         let dictionary = train_dictionary(&samples, len)?;
-        write_whole(path, &dictionary)
+        write_whole(path, &dictionary, 0o600)
     }
 
     /// Pages to learn from, as far apart as there are so many.

@@ -22,6 +22,10 @@ impl ImageFile {
     /// # Errors
     /// [`Error::Unusable`] if something other than a plain file is there; [`Error::Io`].
     pub(crate) fn create(path: &Path) -> Result<Self> {
+        Self::create_with_mode(path, 0o600)
+    }
+
+    fn create_with_mode(path: &Path, mode: u32) -> Result<Self> {
         if fs::metadata(path).is_ok_and(|there| !there.is_file()) {
             return Err(Error::Unusable {
                 path: path.to_owned(),
@@ -34,7 +38,7 @@ impl ImageFile {
                 OpenOptions::new()
                     .write(true)
                     .create_new(true)
-                    .mode(0o600)
+                    .mode(mode)
                     .open(new)
             })
             .map_err(|error| failed(path, error))?;
@@ -77,12 +81,13 @@ impl Write for ImageFile {
     }
 }
 
-/// Makes a file at `path` of `bytes`, or replaces one, as a whole or not at all.
+/// Makes a file at `path` of `bytes` with permissions `mode`, less the umask, or replaces one, as a
+/// whole or not at all.
 ///
 /// # Errors
 /// [`Error::Unusable`] if something other than a plain file is there; [`Error::Io`].
-pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut file = ImageFile::create(path)?;
+pub fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    let mut file = ImageFile::create_with_mode(path, mode)?;
     file.write_all(bytes).map_err(|error| failed(path, error))?;
     file.sync()?;
     file.commit()

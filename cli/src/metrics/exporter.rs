@@ -240,13 +240,10 @@ impl Drop for FileWriter {
     }
 }
 
-/// Puts `text` in the place of the file `path`, for others to see all of it or nothing.
+/// Puts `text` in the place of the file `path`, for others to see all of it or nothing. They may be
+/// other users, and the directory theirs.
 fn replace(path: &Path, text: &str) -> Result<()> {
-    let mut new = path.as_os_str().to_owned();
-    new.push(".new");
-    fs::write(&new, text)
-        .and_then(|()| fs::rename(&new, path))
-        .with_context(|| format!("cannot write {}", path.display()))
+    Ok(uzram::write_whole(path, text.as_bytes(), 0o644)?)
 }
 
 /// Removes the file that a dead server of `name` has written to; any other's stays.
@@ -265,6 +262,8 @@ pub(crate) fn remove_stale(path: &Path, name: &Name) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use uzram::DeviceConfig;
 
     use super::*;
@@ -321,7 +320,19 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("uzram.prom");
         let (source, _device) = source();
+        // Where others can write they plant links, to have us write elsewhere.
+        let (elsewhere, planted) = (
+            dir.path().join("elsewhere"),
+            dir.path().join("uzram.prom.new"),
+        );
+        fs::write(&elsewhere, "precious").unwrap();
+        std::os::unix::fs::symlink(&elsewhere, &planted).unwrap();
         let writer = FileWriter::start(&path, Arc::new(source)).unwrap();
+        assert_eq!(fs::read_to_string(&elsewhere).unwrap(), "precious");
+        fs::remove_file(&planted).unwrap();
+        fs::remove_file(&elsewhere).unwrap();
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o444, 0o444, "{mode:o}");
         let text = fs::read_to_string(&path).unwrap();
         assert!(text.contains("uzram_up{device=\"a\"} 1\n"), "{text}");
         drop(writer);
