@@ -4,14 +4,16 @@
 use std::env;
 use std::fs::{self, File};
 use std::io::ErrorKind;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
 use rustix::fs::FlockOperation;
 use rustix::mount::UnmountFlags;
 use serde::{Deserialize, Serialize};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use uzram::mounts;
 use uzram::remove_dead_socket;
 
@@ -40,8 +42,9 @@ pub(crate) fn clear_dead(dir: &RunDir) -> Result<()> {
     }
     remove_dead_socket(&dir.nbd_socket())?;
     remove_dead_socket(&dir.control_socket())?;
-    for file in record.iter().flat_map(|record| &record.metrics) {
-        metrics::remove_stale(file, dir.name())?;
+    for place in record.iter().flat_map(|record| &record.metrics) {
+        remove_dead_socket(place)?;
+        metrics::remove_stale(place, dir.name())?;
     }
     let spill = record.and_then(|record| record.spill);
     spill.map_or(Ok(()), |spill| spill.remove_if_unused())
@@ -148,6 +151,45 @@ impl FileId {
     }
 }
 
+/// Overwrites the file of a spill, and is not stopped by what ends the server that asked for it: when a
+/// unit's server is gone, systemd tells all processes of the unit to end as well.
+pub(crate) fn wipe_spill(path: &Path) -> Result<()> {
+    // Fails only for a leader of a process group, which then is not the server's child.
+    let _ = rustix::process::setsid();
+    for signal in [SIGTERM, SIGINT, SIGHUP] {
+        signal_hook::flag::register(signal, Arc::default()).context("cannot handle signals")?;
+    }
+    Ok(uzram::wipe_spill(path)?)
+}
+
+/// The file of a socket that we listen on, told from another server's in its place: its inode is not
+/// used again before we are gone.
+#[derive(Clone, Debug)]
+pub(crate) struct SocketId {
+    path: PathBuf,
+    dev: u64,
+    ino: u64,
+}
+
+impl SocketId {
+    /// The socket at `path`, if there is one.
+    pub(crate) fn of(path: &Path) -> Option<Self> {
+        let meta = fs::symlink_metadata(path).ok()?;
+        meta.file_type().is_socket().then(|| Self {
+            path: path.to_owned(),
+            dev: meta.dev(),
+            ino: meta.ino(),
+        })
+    }
+
+    fn remove_now(&self) {
+        let there = Self::of(&self.path).map(|there| (there.dev, there.ino));
+        if there == Some((self.dev, self.ino)) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
 /// What a server has made outside its memory; enough to remove it all without its cooperation.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Traces {
@@ -155,7 +197,9 @@ pub(crate) struct Traces {
     pub(crate) dir: Option<RunDir>,
     /// Its FUSE mount.
     pub(crate) fuse: Option<PathBuf>,
-    /// Its Unix sockets outside the run directory, and the files of its metrics.
+    /// Its Unix sockets outside the run directory.
+    pub(crate) sockets: Vec<SocketId>,
+    /// The files that its metrics are written to.
     pub(crate) files: Vec<PathBuf>,
     /// The backing file, if it made it.
     pub(crate) spill: Option<FileId>,
@@ -164,6 +208,9 @@ pub(crate) struct Traces {
 impl Traces {
     /// Removes them all, hardly waiting for anyone; what fails is left to the next start.
     pub(crate) fn remove_now(&self) {
+        for socket in &self.sockets {
+            socket.remove_now();
+        }
         for file in &self.files {
             let _ = fs::remove_file(file);
         }
@@ -206,4 +253,34 @@ fn detach_mount(dir: &Path) {
         ["-u".as_ref(), "-z".as_ref(), dir.as_os_str()],
         HURRY,
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn the_socket_of_a_successor_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let ours = UnixListener::bind(&path).unwrap();
+        let traces = Traces {
+            sockets: SocketId::of(&path).into_iter().collect(),
+            ..Traces::default()
+        };
+        fs::remove_file(&path).unwrap();
+        let successor = UnixListener::bind(&path).unwrap();
+        traces.remove_now();
+        assert!(path.exists());
+        drop((ours, successor));
+
+        let last = Traces {
+            sockets: SocketId::of(&path).into_iter().collect(),
+            ..Traces::default()
+        };
+        last.remove_now();
+        assert!(!path.exists());
+    }
 }

@@ -106,7 +106,7 @@ fn run(cli: Cli) -> Result<()> {
         Verb::Sync(args) => manage::sync(&args, &root),
         Verb::TrainDict(args) => train::train_dict(&args, &root),
         Verb::Reset(args) => manage::reset(&args, &root),
-        Verb::WipeSpill(args) => Ok(uzram::wipe_spill(&args.path)?),
+        Verb::WipeSpill(args) => leftovers::wipe_spill(&args.path),
         Verb::Completions(args) => generate::completions(&args),
         Verb::Man(args) => generate::man(&args),
         Verb::Stop(args) => manage::stop(&args, &root),

@@ -305,7 +305,7 @@ pub(crate) struct Record {
     pub(crate) mountpoint: Option<PathBuf>,
     /// The backing file, if the server made it and so is to remove it.
     pub(crate) spill: Option<FileId>,
-    /// The files that its metrics are written to.
+    /// The Unix sockets that its metrics are served on, and the files that they are written to.
     #[serde(default)]
     pub(crate) metrics: Vec<PathBuf>,
     /// The image that what is written goes home to.

@@ -18,7 +18,7 @@ use uzram::nbd::{Address, InheritedSocket};
 use uzram::{BackingKeep, BlockDevice, Device, control, fuse, mounts, nbd};
 
 use crate::attachments::{self, Attachment};
-use crate::leftovers::FileId;
+use crate::leftovers::{FileId, SocketId};
 use crate::metrics::{Exporter, Sink};
 use crate::progress::Progress;
 use crate::rundir::{Lock, Record, RunRoot};
@@ -247,10 +247,10 @@ fn start_nbd(
     let addresses = settings.nbd.addresses.iter();
     let ours = addresses.filter(|address| !inherited.contains(address));
     let sockets = ours.filter_map(|address| match address {
-        Address::Unix(path) => Some(path.clone()),
+        Address::Unix(path) => SocketId::of(path),
         Address::Tcp { .. } => None,
     });
-    stopper.note(|traces| traces.files.extend(sockets));
+    stopper.note(|traces| traces.sockets.extend(sockets));
     Ok(Some(server))
 }
 
@@ -277,11 +277,15 @@ fn start_exporter(
     stopper: &Stopper,
 ) -> Result<Exporter> {
     let exporter = Exporter::start(&settings.metrics, &settings.name, device)?;
-    let files = settings.metrics.iter().filter_map(|sink| match sink {
-        Sink::Http(Address::Unix(path)) | Sink::File(path) => Some(path.clone()),
-        Sink::Http(Address::Tcp { .. }) => None,
+    stopper.note(|traces| {
+        for sink in &settings.metrics {
+            match sink {
+                Sink::Http(Address::Unix(path)) => traces.sockets.extend(SocketId::of(path)),
+                Sink::Http(Address::Tcp { .. }) => {}
+                Sink::File(path) => traces.files.push(path.clone()),
+            }
+        }
     });
-    stopper.note(|traces| traces.files.extend(files));
     Ok(exporter)
 }
 

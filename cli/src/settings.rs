@@ -230,12 +230,12 @@ impl Settings {
         matches!(origin.usage, OriginUse::WriteBack(_)).then(|| origin.path.clone())
     }
 
-    fn metrics_files(&self) -> Vec<PathBuf> {
-        let files = self.metrics.iter().filter_map(|sink| match sink {
-            Sink::File(path) => Some(path.clone()),
-            Sink::Http(_) => None,
+    fn metrics_paths(&self) -> Vec<PathBuf> {
+        let paths = self.metrics.iter().filter_map(|sink| match sink {
+            Sink::Http(Address::Unix(path)) | Sink::File(path) => Some(path.clone()),
+            Sink::Http(Address::Tcp { .. }) => None,
         });
-        files.collect()
+        paths.collect()
     }
 
     /// What others need to know of a server that does this.
@@ -247,7 +247,7 @@ impl Settings {
             fuse_device: None,
             mountpoint: self.mountpoint.clone(),
             spill: None,
-            metrics: self.metrics_files(),
+            metrics: self.metrics_paths(),
             home: self.home(),
             stopping: false,
         }

@@ -1,7 +1,7 @@
 //! What becomes of a spill with each `--backing-keep`.
 
 use std::fs::{self, File};
-use std::io::{Read, Seek};
+use std::io::{Read, Seek, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -106,4 +106,37 @@ fn only_a_spill_is_wiped() {
     assert!(line.contains("keep, remove or wipe"), "{line}");
     world.refused(2, &["serve", "a", "--size=1M", "--backing-keep=keep"]);
     world.refused(2, &["serve", "a", "--size=1M", "--backing-encrypt"]);
+}
+
+#[test]
+fn wiping_is_not_ended_by_what_ends_its_server() {
+    let world = World::new();
+    let spill = world.path("spill");
+    let mut server = spilled(&world, "keep");
+    signal(server.pid(), "TERM");
+    assert_eq!(server.ended(STOP), Some(0));
+    // Enough for it to be at work when the signals come.
+    let mut more = File::options().append(true).open(&spill).unwrap();
+    for _ in 0..160 {
+        more.write_all(&[7; 1 << 20]).unwrap();
+    }
+    let mut wipe = world.command(&["wipe-spill", "spill"]).spawn().unwrap();
+    let status = format!("/proc/{}/status", wipe.id());
+    let handles_hup = |status: &str| {
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+        let caught = caught.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+        caught.is_some_and(|mask| mask & 1 != 0)
+    };
+    while !handles_hup(&fs::read_to_string(&status).unwrap()) {
+        assert!(
+            wipe.try_wait().unwrap().is_none(),
+            "it takes no care of signals"
+        );
+    }
+    for name in ["TERM", "INT", "HUP"] {
+        signal(wipe.id(), name);
+    }
+    let ended = crate::common::ended(&mut wipe, HANG).expect("it ends");
+    assert_eq!(ended.code(), Some(0));
+    assert_eq!(bytes_left(&open(&spill)), 0);
 }

@@ -81,30 +81,38 @@ fn metrics_are_served_and_written_to_a_file() {
 
     crate::signal(server.pid(), "TERM");
     assert_eq!(server.ended(HANG), Some(0));
-    for gone in ["metrics.sock", "vm.prom", "vm.prom.new"] {
+    for gone in ["metrics.sock", "vm.prom"] {
         assert!(!world.path(gone).exists(), "{gone}");
     }
 }
 
 #[test]
-fn the_file_of_a_killed_server_goes_with_what_else_it_left() {
+fn what_a_killed_server_said_of_itself_goes_with_what_else_it_left() {
     let world = World::new();
-    let file = world.path("m.prom");
+    let (socket, file) = (world.path("m.sock"), world.path("m.prom"));
+    let args = [
+        "vm",
+        "--size=1M",
+        "--metrics=unix:m.sock",
+        "--metrics=file:m.prom",
+    ];
     let killed = || {
-        let mut server = world.serve(&["vm", "--size=1M", "--metrics=file:m.prom"]);
-        server.kill_9();
-        assert!(file.exists());
+        world.serve(&args).kill_9();
+        assert!(socket.exists() && file.exists());
     };
     killed();
     world.ok(&["detach", "vm"]);
-    assert!(!file.exists());
+    assert!(!socket.exists() && !file.exists());
     killed();
-    drop(world.serve(&["vm", "--size=1M"]));
-    assert!(!file.exists());
+    let again = world.serve(&["vm", "--size=1M"]);
+    assert!(!socket.exists() && !file.exists());
+    drop(again);
     killed();
-    // By then it may be another server's.
-    fs::write(&file, "uzram_up{device=\"other\"} 1\n").unwrap();
+    // By then they may be another server's.
+    let _other = world.serve(&[&["other"], &args[1..]].concat());
     world.ok(&["detach", "vm"]);
+    let answer = get(&socket, "GET /metrics HTTP/1.1\r\n\r\n");
+    assert!(answer.contains("uzram_up{device=\"other\"} 1"), "{answer}");
     assert!(file.exists());
 }
 
