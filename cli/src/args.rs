@@ -253,17 +253,22 @@ pub(crate) struct ExportArgs {
     #[arg(long, value_name = "DIR")]
     pub(crate) tls_certificates: Option<PathBuf>,
 
-    /// Whether clients can or must use TLS [default: on with --tls-certificates, else off].
+    /// Whether clients can or must use TLS [default: on with --tls-certificates, require with
+    /// --tls-verify-peer, else off].
     #[arg(long, value_name = "MODE", value_enum)]
     pub(crate) tls: Option<TlsMode>,
 
-    /// Turn away TLS clients without a certificate that ca-cert.pem vouches for.
+    /// Turn away clients without a certificate that ca-cert.pem vouches for, and so without TLS.
     #[arg(long, requires = "tls_certificates")]
     pub(crate) tls_verify_peer: bool,
 
-    /// Listen without TLS even where other machines can connect.
+    /// Listen even where other machines can connect without TLS.
     #[arg(long)]
     pub(crate) insecure: bool,
+
+    /// Turn away NBD clients beyond so many [default: 100].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) max_connections: Option<u32>,
 }
 
 /// What is told of the device while it is served.

@@ -178,6 +178,10 @@ impl Settings {
         for sink in &self.metrics {
             option("metrics", sink_text(sink));
         }
+        option(
+            "max-connections",
+            self.nbd.max_connections.to_string().into(),
+        );
         if let Some(slow) = device.slow_request {
             option("slow", slow.as_millis().to_string().into());
         }
@@ -314,6 +318,9 @@ fn resolve_export(name: &Name, args: ExportArgs, default: &Path) -> Result<Serve
     let mut config = ServerConfig::new(name.as_str(), addresses);
     config.read_only = args.read_only;
     config.insecure = args.insecure;
+    if let Some(most) = args.max_connections {
+        config.max_connections = most.try_into()?;
+    }
     config.tls = match (args.tls, args.tls_certificates) {
         (Some(TlsMode::Off), _) | (None, None) => None,
         (Some(TlsMode::On | TlsMode::Require), None) => {
@@ -321,7 +328,10 @@ fn resolve_export(name: &Name, args: ExportArgs, default: &Path) -> Result<Serve
         }
         (mode, Some(directory)) => Some(TlsConfig {
             certificates: absolute_option(&directory, "--tls-certificates")?,
-            required: mode == Some(TlsMode::Require),
+            required: match mode {
+                Some(mode) => mode == TlsMode::Require,
+                None => args.tls_verify_peer,
+            },
             verify_peer: args.tls_verify_peer,
         }),
     };
@@ -393,6 +403,7 @@ mod tests {
             "--tls=require",
             "--tls-verify-peer",
             "--insecure",
+            "--max-connections=7",
             "--metrics=unix:m.sock",
             "--metrics=file:/var/m.prom",
             "--slow=20",
@@ -458,12 +469,14 @@ mod tests {
 
     #[test]
     fn certificates_mean_tls_and_tls_may_be_seen_by_others() {
-        let words = ["x", "--size=1G", "--nbd=tcp:0.0.0.0:0"];
+        let words = ["x", "--size=1G", "--nbd=tcp:127.0.0.1:0"];
         let tls = |more: &[&str]| resolve(&[&words, more].concat()).map(|found| found.nbd.tls);
         let on = tls(&["--tls-certificates=/d"]).unwrap().unwrap();
         assert!(!on.required && !on.verify_peer);
         let required = tls(&["--tls-certificates=/d", "--tls=require"]).unwrap();
         assert!(required.unwrap().required);
+        let verified = tls(&["--tls-certificates=/d", "--tls-verify-peer"]).unwrap();
+        assert!(verified.unwrap().required);
         assert_eq!(tls(&["--insecure"]).unwrap(), None);
     }
 
@@ -480,6 +493,19 @@ mod tests {
             &["x", "--size=1G", &long],
             &["x", "--size=1G", "--tls=require"],
             &["x", "--size=1G", "--nbd=tcp:0.0.0.0:0"],
+            &[
+                "x",
+                "--size=1G",
+                "--nbd=tcp:0.0.0.0:0",
+                "--tls-certificates=d",
+            ],
+            &[
+                "x",
+                "--size=1G",
+                "--tls-certificates=d",
+                "--tls=on",
+                "--tls-verify-peer",
+            ],
             &[
                 "x",
                 "--size=1G",

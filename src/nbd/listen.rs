@@ -1,15 +1,17 @@
 //! The sockets that the server listens on, Unix and TCP. A Unix socket's file goes when its
 //! listener does, unless the socket is somebody else's who has handed it to us.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::io::ioctl_fionbio;
-use rustix::net::sockopt::socket_acceptconn;
+use rustix::net::sockopt::{self, socket_acceptconn};
 use rustix::net::{SocketAddrUnix, getsockname};
 
 use crate::error::{Error, Result};
@@ -104,29 +106,58 @@ impl AsFd for Listener {
 }
 
 fn bind_tcp(host: &str, port: u16) -> Result<Vec<Listener>> {
-    let action = |address: &dyn std::fmt::Display| format!("listen on tcp:{address}");
     let whole = Address::Tcp {
         host: host.to_owned(),
         port,
     };
     let named = |error| Error::io(format!("listen on {whole}"), error);
+    let mut candidates: Vec<_> = (host, port).to_socket_addrs().map_err(named)?.collect();
+    // A hosts file may name one twice.
+    let mut seen = HashSet::new();
+    candidates.retain(|candidate| seen.insert(*candidate));
+    let listeners = bind_all(&candidates)?;
+    if listeners.is_empty() {
+        return Err(named(io::ErrorKind::AddrNotAvailable.into()));
+    }
+    Ok(listeners)
+}
+
+/// Listens on all that a name stands for, but for what this machine does not have, IPv6 say. One that
+/// another program has fails: half of the clients would find that program there.
+fn bind_all(candidates: &[SocketAddr]) -> Result<Vec<Listener>> {
     let mut listeners: Vec<Listener> = Vec::new();
-    let mut failure = None;
-    for candidate in (host, port).to_socket_addrs().map_err(named)? {
+    let mut failures = Vec::new();
+    for candidate in candidates {
         // Any free port is meant to be one port.
-        if port == 0 && !listeners.is_empty() {
+        if candidate.port() == 0 && !listeners.is_empty() {
             break;
         }
-        match tcp_listener(candidate) {
+        let failed = |error| Error::io(format!("listen on tcp:{candidate}"), error);
+        match tcp_listener(*candidate) {
             Ok(listener) => listeners.push(listener),
-            Err(error) => failure = Some(Error::io(action(&candidate), error)),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => return Err(failed(error)),
+            Err(error) => failures.push(failed(error)),
         }
     }
-    match failure {
-        Some(error) if listeners.is_empty() => Err(error),
-        None if listeners.is_empty() => Err(named(io::ErrorKind::AddrNotAvailable.into())),
-        _ => Ok(listeners),
+    if listeners.is_empty()
+        && let Some(error) = failures.pop()
+    {
+        return Err(error);
     }
+    for error in failures {
+        tracing::warn!("{error}");
+    }
+    Ok(listeners)
+}
+
+/// Has small replies leave at once, and a client that vanished give its place back, after two minutes.
+pub(super) fn tune_tcp(connection: impl AsFd) -> rustix::io::Result<()> {
+    let connection = connection.as_fd();
+    sockopt::set_tcp_nodelay(connection, true)?;
+    sockopt::set_socket_keepalive(connection, true)?;
+    sockopt::set_tcp_keepidle(connection, Duration::from_secs(60))?;
+    sockopt::set_tcp_keepintvl(connection, Duration::from_secs(10))?;
+    sockopt::set_tcp_keepcnt(connection, 6)
 }
 
 fn tcp_listener(address: SocketAddr) -> io::Result<Listener> {
@@ -205,6 +236,38 @@ mod tests {
             let error = InheritedSocket::new(fd).err().expect("refused");
             assert!(error.is_usage(), "{error}");
         }
+    }
+
+    #[test]
+    fn an_address_of_several_that_is_taken_fails_and_one_that_is_not_there_does_not() {
+        let taken = TcpListener::bind("127.0.0.1:0").expect("any port");
+        let taken = taken.local_addr().expect("an address");
+        let beside = SocketAddr::new("127.0.0.2".parse().expect("an address"), taken.port());
+        for candidates in [[beside, taken], [taken, beside]] {
+            let error = bind_all(&candidates).err().expect("taken").to_string();
+            assert!(error.contains(&format!("listen on tcp:{taken}")), "{error}");
+        }
+        // For documentation only (RFC 5737).
+        let nowhere = SocketAddr::new("192.0.2.1".parse().expect("an address"), taken.port());
+        assert_eq!(bind_all(&[nowhere, beside]).expect("one of them").len(), 1);
+        let error = bind_all(&[nowhere])
+            .err()
+            .expect("none of them")
+            .to_string();
+        assert!(error.contains("192.0.2.1"), "{error}");
+    }
+
+    #[test]
+    fn a_tcp_client_that_vanished_is_found_out() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("any port");
+        let address = listener.local_addr().expect("an address");
+        let client = std::net::TcpStream::connect(address).expect("it listens");
+        tune_tcp(&client).expect("set");
+        assert!(sockopt::socket_keepalive(&client).expect("known"));
+        let idle = sockopt::tcp_keepidle(&client).expect("known");
+        let between = sockopt::tcp_keepintvl(&client).expect("known");
+        let probes = sockopt::tcp_keepcnt(&client).expect("known");
+        assert_eq!(idle + between * probes, Duration::from_secs(120));
     }
 
     #[test]

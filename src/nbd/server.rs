@@ -13,18 +13,17 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
-use rustix::net::sockopt::{set_socket_keepalive, set_tcp_nodelay};
 use rustix::net::{Shutdown, SocketFlags, accept_with};
 
 use crate::block_device::BlockDevice;
 use crate::error::{Error, Result};
 
 use super::address::Address;
-use super::connections::{Connections, Place};
+use super::connections::{Connections, Place, Refusals};
 use super::export::Export;
 use super::fault::Fault;
 use super::lane::Workers;
-use super::listen::{InheritedSocket, Listener};
+use super::listen::{InheritedSocket, Listener, tune_tcp};
 use super::negotiation::{Agreement, Haggling, Outcome, Security, greet};
 use super::reply::Growth;
 use super::socket::{Socket, Stream};
@@ -59,7 +58,8 @@ pub struct ServerConfig {
     pub read_only: bool,
     /// TLS, if clients may or must use it.
     pub tls: Option<TlsConfig>,
-    /// Whether to listen without TLS where other machines can connect.
+    /// Whether to listen without TLS, or with TLS that clients may do without, where other machines
+    /// can connect.
     pub insecure: bool,
 }
 
@@ -91,7 +91,7 @@ impl ServerConfig {
         } else if self.max_connections == 0 {
             "a server needs room for at least one connection"
         } else {
-            return self.check_exposure();
+            return self.check_tls();
         };
         Err(Error::InvalidConfig {
             option: "--nbd",
@@ -99,28 +99,27 @@ impl ServerConfig {
         })
     }
 
-    fn warn_of_clients_without_tls(&self) {
-        let exposed = self.addresses.iter().any(Address::is_exposed);
-        if let Some(tls) = &self.tls
-            && !tls.required
-            && (exposed || tls.verify_peer)
-        {
-            tracing::warn!("clients may do without TLS; --tls=require turns such clients away");
-        }
-    }
-
     /// Whoever can connect without TLS can read along and write; beyond this machine that must be
-    /// meant.
-    fn check_exposure(&self) -> Result<()> {
-        if self.tls.is_some() || self.insecure {
+    /// meant. And a certificate is only asked of those who use TLS.
+    fn check_tls(&self) -> Result<()> {
+        let required = self.tls.as_ref().is_some_and(|tls| tls.required);
+        let verify_peer = self.tls.as_ref().is_some_and(|tls| tls.verify_peer);
+        if verify_peer && !required {
+            return Err(Error::InvalidConfig {
+                option: "--tls-verify-peer",
+                reason: "clients without TLS would get in without a certificate: use --tls require"
+                    .to_owned(),
+            });
+        }
+        if required || self.insecure {
             return Ok(());
         }
         match self.addresses.iter().find(|address| address.is_exposed()) {
             Some(address) => Err(Error::InvalidConfig {
                 option: "--nbd",
                 reason: format!(
-                    "{address} is open to other machines without TLS: add --tls-certificates DIR, \
-                     or --insecure if that is meant"
+                    "{address} is open to other machines without TLS: add --tls-certificates DIR \
+                     --tls require, or --insecure if that is meant"
                 ),
             }),
             None => Ok(()),
@@ -143,6 +142,7 @@ struct Shared {
     growth: Growth,
     handshake_timeout: Duration,
     connections: Arc<Connections>,
+    refusals: Refusals,
     stopping: Arc<AtomicBool>,
     /// Readable once the server stops.
     stop: OwnedFd,
@@ -187,7 +187,6 @@ impl Server {
         config.addresses.extend(there);
         config.validate()?;
         let tls = config.tls.as_ref().map(Tls::load).transpose()?;
-        config.warn_of_clients_without_tls();
         for address in &missing {
             listeners.extend(Listener::bind(address)?);
         }
@@ -205,6 +204,7 @@ impl Server {
             growth: Growth::new(),
             handshake_timeout: config.handshake_timeout,
             connections: Connections::new(config.max_connections),
+            refusals: Refusals::new(config.max_connections),
             stopping: Arc::new(AtomicBool::new(false)),
             stop,
         });
@@ -313,19 +313,13 @@ impl Shared {
     fn open(self: &Arc<Self>, fd: OwnedFd, address: &Address) {
         let fd = Arc::new(fd);
         let Some(place) = self.connections.admit(&fd) else {
-            tracing::debug!("refused a connection on {address}: all places are taken");
+            self.refusals.note(address);
             return;
         };
-        if matches!(address, Address::Tcp { .. }) {
-            // Small replies leave at once, and a client that vanished gives its place back.
-            for set in [
-                set_tcp_nodelay(&*fd, true),
-                set_socket_keepalive(&*fd, true),
-            ] {
-                if let Err(error) = set {
-                    tracing::debug!("connection {}: socket option: {error}", place.id());
-                }
-            }
+        if matches!(address, Address::Tcp { .. })
+            && let Err(error) = tune_tcp(&*fd)
+        {
+            tracing::debug!("connection {}: socket option: {error}", place.id());
         }
         tracing::debug!("connection {} opened on {address}", place.id());
         let shared = Arc::clone(self);

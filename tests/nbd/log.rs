@@ -63,4 +63,20 @@ fn clients_cannot_fill_the_log() {
         }
     };
     assert_eq!(level, Level::DEBUG);
+
+    // But those whom it turns away for want of a place are for the administrator to know of.
+    let fixture = serve_with(|config| config.max_connections = 1);
+    let mut first = fixture.simple();
+    first.request(READ, 0, 0, 1, &[]);
+    assert_eq!(first.simple_reply(1).0, 0);
+    fixture.connect().assert_closed();
+    let path = fixture.socket.display().to_string();
+    let level = loop {
+        let event = events.recv_timeout(Duration::from_secs(20));
+        let (level, words) = event.expect("it is logged");
+        if words.contains("turned away") && words.contains(&path) {
+            break level;
+        }
+    };
+    assert_eq!(level, Level::WARN);
 }

@@ -332,7 +332,7 @@ fn files_that_will_not_do_are_named() {
         let mut config = ServerConfig::new(NAME, vec![address.parse().expect("an address")]);
         config.tls = Some(TlsConfig {
             certificates: certificates.server(),
-            required: false,
+            required: verify_peer,
             verify_peer,
         });
         Server::start(config, Arc::new(MemoryDevice::new())).map(drop)
@@ -379,12 +379,24 @@ fn other_machines_are_served_without_tls_only_if_that_is_meant() {
     assert!(error.is_usage());
     assert!(error.to_string().contains("--insecure"), "{error}");
     start(&|config| config.insecure = true).expect("it is meant");
-    start(&|config| {
-        config.tls = Some(TlsConfig {
-            certificates: certificates.server(),
-            required: true,
-            verify_peer: false,
-        });
-    })
-    .expect("nobody can read along");
+    let tls = |required, verify_peer| TlsConfig {
+        certificates: certificates.server(),
+        required,
+        verify_peer,
+    };
+    start(&|config| config.tls = Some(tls(true, false))).expect("nobody can read along");
+    let error = start(&|config| config.tls = Some(tls(false, false)));
+    let error = error.expect_err("clients may do without");
+    assert!(error.is_usage());
+    assert!(error.to_string().contains("--tls require"), "{error}");
+    // Whose clients' certificates are checked, even with consent, has none without.
+    let error = start(&|config| {
+        config.insecure = true;
+        config.tls = Some(tls(false, true));
+    });
+    let error = error.expect_err("clients may do without").to_string();
+    assert!(
+        error.contains("--tls-verify-peer") && error.contains("--tls require"),
+        "{error}"
+    );
 }

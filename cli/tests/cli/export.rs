@@ -83,17 +83,48 @@ fn tls_is_on_with_certificates_and_required_when_told() {
         nbdsh(&world, secure);
         nbdsh(&world, plain);
     }
-    let _server = serve(&world, &[&option, "--tls=require"]);
-    nbdsh(&world, secure);
+    let refused = "try:\n\
+                   \x20   h.connect_uri(uri)\n\
+                   except nbd.Error:\n\
+                   \x20   pass\n\
+                   else:\n\
+                   \x20   raise AssertionError('it needs no TLS')";
+    {
+        let _server = serve(&world, &[&option, "--tls=require"]);
+        nbdsh(&world, secure);
+        nbdsh(&world, refused);
+    }
+    // Who asks for certificates lets nobody in beside those that have one.
+    let _server = serve(&world, &[&option, "--tls-verify-peer"]);
+    nbdsh(&world, refused);
+    let both = [
+        "serve",
+        "b",
+        "--size=1M",
+        &option,
+        "--tls=on",
+        "--tls-verify-peer",
+    ];
+    let line = world.refused(2, &both);
+    assert!(line.contains("--tls require"), "{line}");
+}
+
+#[test]
+fn a_client_more_than_allowed_is_turned_away() {
+    let world = World::new();
+    let _server = serve(&world, &["--max-connections=1"]);
     nbdsh(
         &world,
-        "try:\n\
-         \x20   h.connect_uri(uri)\n\
+        "h.connect_uri(uri)\n\
+         h.pread(512, 0)\n\
+         try:\n\
+         \x20   nbd.NBD().connect_uri(uri)\n\
          except nbd.Error:\n\
          \x20   pass\n\
          else:\n\
-         \x20   raise AssertionError('it needs no TLS')",
+         \x20   raise AssertionError('there was a place')",
     );
+    world.refused(2, &["serve", "b", "--size=1M", "--max-connections=0"]);
 }
 
 #[test]
@@ -118,5 +149,8 @@ fn other_machines_need_tls_or_consent() {
     let world = World::new();
     let args = ["serve", "a", "--size=1M", "--nbd=tcp:0.0.0.0:0"];
     assert!(world.refused(2, &args).contains("--insecure"));
+    let tls = format!("--tls-certificates={}", certificates(&world));
+    let may_do_without = [&args[..], &[tls.as_str()]].concat();
+    assert!(world.refused(2, &may_do_without).contains("--tls require"));
     let _server = world.serve(&["a", "--size=1M", "--nbd=tcp:0.0.0.0:0", "--insecure"]);
 }
