@@ -16,7 +16,8 @@
 //!
 //! What a client can make the server hold: a thread, at most 64 KiB during the handshake, and then
 //! two buffers of 132 KiB, with TLS another 400 KiB. All clients together: 32 buffers of 132 KiB
-//! for what workers do, and 8 of 1284 KiB for reads that cannot be sent in pieces.
+//! for what workers do, and 8 of 1284 KiB for reads that cannot be sent in pieces, which a client has only
+//! until its replies are sent.
 
 mod address;
 mod block_status;

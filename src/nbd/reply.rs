@@ -2,13 +2,14 @@
 //! together. Read data is produced in place, behind the room for its header.
 //!
 //! Invariant: `bytes[..end]` is whole replies, or whole pieces of one too large for the buffer.
-//! Whoever appends makes room first. The buffer has room for a piece; it grows once, for a read
-//! that cannot be sent in pieces, and only while fewer than [`LARGE_BUFFERS`] have.
+//! Whoever appends makes room first. The buffer has room for a piece; for a read that cannot be sent
+//! in pieces it is exchanged for a large one, of which all connections together have
+//! [`LARGE_BUFFERS`], until that is sent and the connection waits for input.
 
 use std::io::{self, Write};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
+use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use crate::error::Error;
@@ -27,7 +28,7 @@ pub(super) const HEADERS: usize = 512;
 const SEND_AT: usize = PIECE;
 /// Bytes of a buffer.
 const CAPACITY: usize = PIECE + 4096;
-/// Bytes of one that has grown.
+/// Bytes of a large one.
 const LARGE_CAPACITY: usize = MAX_DATA + 4096;
 /// Buffers of that size at once.
 const LARGE_BUFFERS: usize = 8;
@@ -64,36 +65,61 @@ impl From<&Error> for NbdError {
     }
 }
 
-/// How many buffers may still grow; all connections share it.
+/// The large buffers, which all connections share. The lock is held to take one or to give one back.
 #[derive(Clone)]
-pub(super) struct Growth(Arc<AtomicUsize>);
+pub(super) struct Growth(Arc<Mutex<LargeBuffers>>);
+
+/// Invariant: `taken + spare.len() <= LARGE_BUFFERS`.
+#[derive(Default)]
+struct LargeBuffers {
+    taken: usize,
+    spare: Vec<Box<[u8]>>,
+}
 
 impl Growth {
     pub(super) fn new() -> Self {
-        Self(Arc::new(AtomicUsize::new(LARGE_BUFFERS)))
+        Self(Arc::default())
     }
 
-    fn take(&self) -> bool {
-        let left = |left: usize| left.checked_sub(1);
-        self.0
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, left)
-            .is_ok()
+    fn take(&self) -> Option<Box<[u8]>> {
+        let mut buffers = self.0.lock();
+        if buffers.taken == LARGE_BUFFERS {
+            return None;
+        }
+        buffers.taken += 1;
+        let spare = buffers.spare.pop();
+        drop(buffers);
+        Some(spare.unwrap_or_else(|| vec![0; LARGE_CAPACITY].into_boxed_slice()))
+    }
+
+    fn give_back(&self, buffer: Box<[u8]>) {
+        let mut buffers = self.0.lock();
+        buffers.taken -= 1;
+        buffers.spare.push(buffer);
+    }
+
+    /// Frees a spare one: no more are kept than there are connections that may want one.
+    fn free_spare(&self) {
+        let spare = self.0.lock().spare.pop();
+        drop(spare);
     }
 }
 
 pub(super) struct Replies {
     bytes: Box<[u8]>,
     end: usize,
+    /// The buffer of a piece, while `bytes` is a large one.
+    small: Option<Box<[u8]>>,
     /// `None` for one that never grows.
     growth: Option<Growth>,
 }
 
 impl Drop for Replies {
     fn drop(&mut self) {
-        if let Some(growth) = &self.growth
-            && self.bytes.len() > CAPACITY
-        {
-            growth.0.fetch_add(1, Ordering::Relaxed);
+        self.clear();
+        self.shrink();
+        if let Some(growth) = &self.growth {
+            growth.free_spare();
         }
     }
 }
@@ -110,6 +136,7 @@ impl Replies {
         Self {
             bytes: vec![0; CAPACITY].into_boxed_slice(),
             end: 0,
+            small: None,
             growth: None,
         }
     }
@@ -120,16 +147,24 @@ impl Replies {
 
     /// Grows if need be and if it may; says whether it can hold `count` bytes, headers included.
     pub(super) fn try_to_hold(&mut self, count: usize) -> bool {
-        let may_grow = |growth: &Growth| growth.take();
         if count > self.bytes.len()
-            && self.bytes.len() == CAPACITY
-            && self.growth.as_ref().is_some_and(may_grow)
+            && self.small.is_none()
+            && let Some(mut large) = self.growth.as_ref().and_then(Growth::take)
         {
-            let mut grown = vec![0; LARGE_CAPACITY];
-            grown[..self.end].copy_from_slice(&self.bytes[..self.end]);
-            self.bytes = grown.into_boxed_slice();
+            large[..self.end].copy_from_slice(&self.bytes[..self.end]);
+            self.small = Some(std::mem::replace(&mut self.bytes, large));
         }
         count <= self.bytes.len()
+    }
+
+    /// Leaves a large buffer, all of which was sent, to others.
+    pub(super) fn shrink(&mut self) {
+        debug_assert_eq!(self.end, 0);
+        if let Some(growth) = &self.growth
+            && let Some(small) = self.small.take()
+        {
+            growth.give_back(std::mem::replace(&mut self.bytes, small));
+        }
     }
 
     /// What has gathered.

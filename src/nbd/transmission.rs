@@ -3,7 +3,7 @@
 //! As many requests as one receive brought are executed before their replies are sent together,
 //! and no reply is held back while the connection waits for more. Written data goes to the
 //! device straight out of the receive buffer and read data comes straight into the reply buffer;
-//! neither buffer grows, and no request allocates.
+//! and but for reads that cannot be sent in pieces neither buffer changes.
 //!
 //! A write larger than the receive buffer reaches the device in pieces that end on pages. If its
 //! sender leaves half-way, the pages received so far may be new, the others are old: what any
@@ -139,6 +139,7 @@ impl<S: Stream> Session<'_, S> {
         loop {
             self.collect(false)?;
             self.replies.send(self.stream)?;
+            self.replies.shrink();
             match &self.lane {
                 Some(lane) if !lane.is_idle() => {
                     if self.stream.wait_readable(lane.wake())? {

@@ -395,3 +395,28 @@ fn disconnect_answers_what_came_before_and_ignores_what_comes_after() {
     client.assert_closed();
     assert_eq!(fixture.device.bytes(0..4), b"data");
 }
+
+#[test]
+fn large_reads_of_clients_that_say_no_more_cost_others_nothing() {
+    let fixture = serve();
+    let mut silent = Vec::new();
+    for _ in 0..12 {
+        let mut client = fixture.structured();
+        client.request(READ, DF, 0, MIB, &[]);
+        let chunks = client.structured_reply();
+        assert_eq!(chunks.len(), 1);
+        assert_eq!(
+            (chunks[0].kind, chunks[0].payload.len()),
+            (CHUNK_DATA, 8 + MIB as usize)
+        );
+        silent.push(client);
+    }
+    // Another's error is still told rather than hung up on.
+    let mut client = fixture.simple();
+    let broken = u64::from(MIB) - 4096;
+    fixture.device.break_range(broken..broken + 4096);
+    client.request(READ, 0, 0, MIB, &[]);
+    assert_eq!(client.simple_reply(0).0, EIO);
+    client.request(READ, 0, 0, 4096, &[]);
+    assert_eq!(client.simple_reply(4096).0, 0);
+}
