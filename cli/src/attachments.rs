@@ -105,7 +105,7 @@ pub(crate) fn owner(device: &Path, root: &RunRoot) -> Result<Option<Owner>> {
             continue;
         };
         if of(&dir, &record)?.iter().any(|a| a.path() == device) {
-            let alive = dir.owner()?.is_some();
+            let alive = dir.holder()?.is_some();
             let owner = Owner { dir, record };
             if alive {
                 return Ok(Some(owner));

@@ -11,7 +11,7 @@ use uzram::control::Client;
 use crate::args::ListArgs;
 use crate::attachments;
 use crate::output;
-use crate::rundir::{RunDir, RunRoot};
+use crate::rundir::{Holder, RunDir, RunRoot};
 use crate::table::{Align, bytes, columns};
 
 /// How long each server may take to answer: one that is stuck must not hide the others.
@@ -21,8 +21,10 @@ const PATIENCE: Duration = Duration::from_secs(1);
 #[derive(Debug, Serialize)]
 struct Entry {
     name: String,
-    /// The server; `None` if it is dead.
+    /// The server; `None` if it is dead, or of another PID namespace.
     pid: Option<i32>,
+    /// Whether there is a server.
+    alive: bool,
     size: u64,
     nbd: Vec<String>,
     fuse: Option<PathBuf>,
@@ -52,19 +54,24 @@ fn entry(dir: &RunDir) -> Result<Option<Entry>> {
     let Some(record) = dir.record() else {
         return Ok(None);
     };
-    let pid = dir.owner()?.map(rustix::process::Pid::as_raw_pid);
+    let holder = dir.holder()?;
+    let pid = match holder {
+        Some(Holder::Process(pid)) => Some(pid.as_raw_pid()),
+        Some(Holder::Elsewhere) | None => None,
+    };
     let attached = attachments::of(dir, &record)?;
     let mut mountpoints = Vec::new();
     for device in &attached {
         mountpoints.extend(device.mounts()?.into_iter().map(|m| m.mountpoint));
     }
-    let stats = pid.and_then(|_| {
+    let stats = holder.and_then(|_| {
         let mut client = Client::connect(&dir.control_socket(), PATIENCE).ok()?;
         client.stat().ok()
     });
     Ok(Some(Entry {
         name: dir.name().to_string(),
         pid,
+        alive: holder.is_some(),
         size: stats.map_or(record.size, |stats| stats.disksize),
         nbd: record.nbd,
         fuse: record.fuse,
@@ -102,9 +109,11 @@ fn list_row(entry: &Entry) -> [String; 8] {
         figure(|s| s.mem_used_total),
         limit,
         figure(|s| s.backing_bytes_used),
-        entry
-            .pid
-            .map_or_else(|| "dead".to_owned(), |p| p.to_string()),
+        match entry.pid {
+            Some(pid) => pid.to_string(),
+            None if entry.alive => "?".to_owned(),
+            None => "dead".to_owned(),
+        },
         whereabouts(entry),
     ]
 }

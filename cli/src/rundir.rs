@@ -14,7 +14,8 @@
 //! 1. Whoever changes anything in `RUNDIR/NAME` holds its lock, but for `nbd-device`, for which
 //!    `attach` and `detach` take turns with a lock (flock(2)) on the directory. The lock is a record lock
 //!    (fcntl(2)): the kernel releases it when the process dies however it dies, and tells anyone
-//!    who asks which process holds it.
+//!    who asks which process holds it. Commands that stop the server take turns with a lock of the
+//!    other kind (flock(2)) on the same file.
 //! 2. The directory is removed by the holder of the lock only, and a lock counts only if its file
 //!    is still the one the path names; so two servers never hold one name.
 //! 3. A lock file is open at most once in a process: closing any descriptor of it would release
@@ -89,6 +90,14 @@ impl RunRoot {
     }
 }
 
+/// Who serves a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Holder {
+    Process(Pid),
+    /// A process of another PID namespace.
+    Elsewhere,
+}
+
 /// One device's directory.
 #[derive(Clone, Debug)]
 pub(crate) struct RunDir {
@@ -134,7 +143,22 @@ impl RunDir {
     }
 
     /// The process that serves this name; `None` if there is none.
+    ///
+    /// # Errors
+    /// Also if it is of another PID namespace, where it has no number that we could use.
     pub(crate) fn owner(&self) -> Result<Option<Pid>> {
+        match self.holder()? {
+            None => Ok(None),
+            Some(Holder::Process(pid)) => Ok(Some(pid)),
+            Some(Holder::Elsewhere) => bail!(
+                "{} is served from another PID namespace, another container say: stop it from there",
+                self.name
+            ),
+        }
+    }
+
+    /// Who serves this name; `None` if nobody does.
+    pub(crate) fn holder(&self) -> Result<Option<Holder>> {
         let file = match File::open(self.lock_file()) {
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
             file => file.with_context(|| format!("cannot open {}", self.lock_file().display()))?,
@@ -143,18 +167,14 @@ impl RunDir {
         let question = Flock::from(FlockType::ReadLock);
         let holder = rustix::process::fcntl_getlk(&file, &question)
             .with_context(|| format!("cannot query {}", self.lock_file().display()))?;
-        match holder {
-            None => Ok(None),
-            Some(Flock { pid: Some(pid), .. }) => Ok(Some(pid)),
-            Some(_) => bail!("{} is served from another PID namespace", self.name),
-        }
+        Ok(holder.map(|lock| lock.pid.map_or(Holder::Elsewhere, Holder::Process)))
     }
 
-    /// [`RunDir::owner`], or an error that says how to start one.
-    pub(crate) fn require_owner(&self) -> Result<Pid> {
+    /// Refuses, and says how to start it, if there is no server, wherever it might run.
+    pub(crate) fn require_owner(&self) -> Result<()> {
         let name = &self.name;
-        match self.owner()? {
-            Some(pid) => Ok(pid),
+        match self.holder()? {
+            Some(_) => Ok(()),
             None if self.exists() => {
                 let clear = match self.record().and_then(|record| record.mountpoint) {
                     Some(mountpoint) => format!("uzram umount {}", mountpoint.display()),
@@ -185,6 +205,19 @@ impl RunDir {
             ),
             Err(e) => Err(e).with_context(|| format!("cannot lock {shown}")),
         }
+    }
+
+    /// Waits for every other `stop` of this name to have asked its server, and keeps them out while
+    /// what it returns lives; `None` if there is nothing to stop any more.
+    pub(crate) fn take_turn_to_stop(&self) -> Result<Option<File>> {
+        let path = self.lock_file();
+        let file = match File::open(&path) {
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+            file => file.with_context(|| format!("cannot open {}", path.display()))?,
+        };
+        rustix::fs::flock(&file, FlockOperation::LockExclusive)
+            .with_context(|| format!("cannot lock {}", path.display()))?;
+        Ok(Some(file))
     }
 
     /// Takes the name, making its directory; refused while another process has it.

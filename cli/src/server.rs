@@ -108,7 +108,7 @@ pub(crate) fn stop(dir: &RunDir) -> Result<()> {
 
 /// Clears what a dead server left, and its directory; one that is alive is left alone.
 fn clear_dead(dir: &RunDir) -> Result<()> {
-    if dir.exists() && dir.owner()?.is_none() {
+    if dir.exists() && dir.holder()?.is_none() {
         let lock = dir.lock()?;
         lock.clear_leftovers()?;
         lock.remove()?;
@@ -147,16 +147,22 @@ fn end_process(process: BorrowedFd<'_>, signals: &[(Signal, Duration)]) -> Resul
 }
 
 /// Asks a server to end, and waits until it has written all to its image. One that has been asked is
-/// not asked again, which would have it give up.
+/// not asked again, which would have it give up; so who asks keeps others from it until the server
+/// has said that it stops.
 fn end_writer(process: BorrowedFd<'_>, dir: &RunDir, image: &Path) -> Result<()> {
     const MENTIONED_AFTER: Duration = Duration::from_secs(5);
     const FOREVER: Duration = Duration::from_secs(24 * 60 * 60);
-    if !dir.record().is_some_and(|record| record.stopping) {
+    const OFTEN: Duration = Duration::from_millis(20);
+    let is_stopping = || dir.record().is_some_and(|record| record.stopping);
+    let turn = dir.take_turn_to_stop()?;
+    if !is_stopping() {
         match rustix::process::pidfd_send_signal(process, Signal::TERM) {
             Ok(()) | Err(Errno::SRCH) => {}
             Err(e) => return Err(e.into()),
         }
+        while !ended_within(process, OFTEN)? && !is_stopping() {}
     }
+    drop(turn);
     if ended_within(process, MENTIONED_AFTER)? {
         return Ok(());
     }
@@ -173,7 +179,7 @@ fn end_writer(process: BorrowedFd<'_>, dir: &RunDir, image: &Path) -> Result<()>
 fn ended_within(process: BorrowedFd<'_>, patience: Duration) -> Result<bool> {
     let timeout = Timespec {
         tv_sec: i64::try_from(patience.as_secs())?,
-        tv_nsec: 0,
+        tv_nsec: patience.subsec_nanos().into(),
     };
     loop {
         let mut fds = [PollFd::from_borrowed_fd(process, PollFlags::IN)];

@@ -540,6 +540,51 @@ fn a_dead_mount_is_cleared() {
 }
 
 #[test]
+fn a_server_of_another_pid_namespace_hides_no_other() {
+    let world = World::new();
+    let _server = world.serve(&["there", "--size=1M"]);
+    let elsewhere = |args: &[&str]| {
+        let uzram = world.command(args);
+        let mut command = Command::new("unshare");
+        command
+            .args(["--pid", "--fork"])
+            .arg(uzram.get_program())
+            .args(uzram.get_args())
+            .env("UZRAM_RUNDIR", world.rundir())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        finish(&mut command)
+    };
+    let list = elsewhere(&["list"]);
+    let complaint = String::from_utf8(list.stderr).unwrap();
+    if complaint.starts_with("unshare:") {
+        eprintln!("SKIPPED: a_server_of_another_pid_namespace_hides_no_other: {complaint}");
+        return;
+    }
+    let table = String::from_utf8(list.stdout).unwrap();
+    let row = table
+        .lines()
+        .nth(1)
+        .unwrap_or_else(|| panic!("{complaint}"));
+    assert!(
+        row.starts_with("there ") && row.contains(" ?  unix:"),
+        "{row}"
+    );
+    let list = elsewhere(&["list", "--json"]);
+    let list: Value = serde_json::from_slice(&list.stdout).unwrap();
+    assert_eq!(
+        (&list[0]["pid"], &list[0]["alive"]),
+        (&Value::Null, &true.into())
+    );
+    assert!(elsewhere(&["stat", "there"]).status.success());
+    let args = ["stop", "there"];
+    let line = one_line(&elsewhere(&args), 1, &args);
+    assert!(line.contains("stop it from there"), "{line}");
+    world.ok(&["stop", "there"]);
+}
+
+#[test]
 fn systemd_is_told() {
     let world = World::new();
     let path = world.path("notify");

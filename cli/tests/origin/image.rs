@@ -1,6 +1,7 @@
 //! The image after an orderly end, while it fails, and under many snapshots.
 
 use std::fs::{self, File};
+use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -62,6 +63,41 @@ fn an_orderly_end_writes_all() {
         assert_eq!(page(&path, 8), [7; PAGE]);
         assert!(world.leftovers().is_empty());
     }
+}
+
+/// Of two that stop it the second must not give up what the first waits for, also while the server
+/// has not got to its stop.
+#[test]
+fn stopping_it_twice_at_once_writes_all() {
+    let (world, path, origin) = image(64);
+    // Full, so that the server waits for its `ready` to be taken.
+    let (mut said, mut full) = std::io::pipe().unwrap();
+    full.write_all(&[b' '; 64 << 10]).unwrap();
+    let mut command = world.command(&["serve", "x", &origin]);
+    let mut server = command.stdout(full).spawn().unwrap();
+    drop(command);
+    let socket = world.rundir().join("x/control.sock");
+    while !socket.exists() {
+        assert!(server.try_wait().unwrap().is_none(), "it does not start");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let mut client = Client::connect(&world.rundir().join("x/nbd.sock")).unwrap();
+    client.write(5 * PAGE as u64, &[1; PAGE], false).unwrap();
+    let mut stops = [0, 1].map(|_| {
+        let stop = world.command(&["stop", "x"]).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(700));
+        stop
+    });
+    assert!(server.try_wait().unwrap().is_none(), "it has given up");
+    said.read_exact(&mut [0; 64 << 10]).unwrap();
+    let ended = crate::common::ended(&mut server, HANG).expect("it ends");
+    assert_eq!(ended.code(), Some(0));
+    for stop in &mut stops {
+        let ended = crate::common::ended(stop, HANG).expect("it ends");
+        assert_eq!(ended.code(), Some(0));
+    }
+    assert_eq!(page(&path, 5), [1; PAGE]);
+    assert!(world.leftovers().is_empty());
 }
 
 #[test]
