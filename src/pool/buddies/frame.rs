@@ -117,9 +117,7 @@ impl Frame {
         chunks: u8,
         shift: impl FnOnce(Range<u8>, u8),
     ) -> Buddy {
-        let buddy = if !self.is_used(Buddy::First) && !self.is_used(Buddy::Middle) {
-            Buddy::First
-        } else if !self.is_used(Buddy::Last) {
+        let buddy = if !self.is_used(Buddy::Last) {
             Buddy::Last
         } else if !self.is_used(Buddy::First) {
             Buddy::First
