@@ -191,6 +191,28 @@ fn compaction_frees_what_churn_left_sparse() {
     }
 }
 
+/// Two zspages that would fit in one hold no more frames than that one would.
+#[test]
+fn what_frees_nothing_is_not_moved() {
+    let mut harness = Harness::new(PoolKind::Zsmalloc, FrameBudget::UNLIMITED);
+    let zspages = [(); 2].map(|()| {
+        let stored = [(); 50].map(|()| harness.store(40).expect("no limit"));
+        harness.isolate(stored[0].zspage);
+        stored[0].zspage
+    });
+    for zspage in std::mem::take(&mut harness.isolated) {
+        harness.pool.put_back(zspage);
+    }
+    assert_ne!(zspages[0], zspages[1]);
+    let held = (harness.pool.frames_in_use(), harness.pool.frames_freeable());
+    assert_eq!(held, (2, 0));
+    let moved = harness
+        .pool
+        .compact(&mut |owner, _, _| panic!("{owner:?} moved"));
+    assert!(moved.is_none());
+    harness.drain();
+}
+
 #[test]
 fn idle_frames_are_released_and_reused() {
     for kind in PoolKind::ALL {

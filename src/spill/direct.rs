@@ -165,6 +165,28 @@ mod tests {
         }
     }
 
+    /// Where there is no direct I/O it is off from the start.
+    #[test]
+    fn direct_io_that_is_refused_is_off_from_then_on() {
+        // What the kernel says of an offset like that is what it says of a refused transfer.
+        const NO_OFFSET: u64 = 1 << 63;
+        let mut block = BlockBuf::default();
+        block.extend_from_slice(&[7; BLOCK]);
+        type Use = fn(&DirectFile, &mut [u8], u64) -> io::Result<()>;
+        let uses: [Use; 2] = [
+            |file, block, at| file.write_all(block, at),
+            |file, block, at| file.read_exact(block, at),
+        ];
+        for used in uses {
+            let file = DirectFile::new(tempfile::tempfile_in("/var/tmp").expect("a file"));
+            file.write_all(&block, 0).expect("written");
+            used(&file, &mut block, NO_OFFSET).expect_err("no such place");
+            assert!(!file.direct.load(Relaxed));
+            used(&file, &mut block, 0).expect("it goes on without");
+            assert_eq!(block[..], [7; BLOCK]);
+        }
+    }
+
     #[test]
     fn a_write_that_is_not_aligned_succeeds_all_the_same() {
         let file = DirectFile::new(tempfile::tempfile_in("/var/tmp").expect("a file"));

@@ -520,3 +520,6 @@ impl SegmentLog {
         &mut self.spaces[usize::from(store.0)]
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -146,7 +146,7 @@ fn what_is_no_file_is_refused_with_its_remedy() {
     let link = dir.path().join("link");
     std::os::unix::fs::symlink(dir.path().join("nowhere"), &link).expect("linked");
     for (path, says) in [
-        (link.as_path(), "symbolic link"),
+        (link.as_path(), "give the path it leads to"),
         (dir.path(), "is a directory"),
         (
             &dir.path().join("missing/spill"),
