@@ -1,6 +1,7 @@
 //! The device over a backing that misbehaves.
 
 mod algorithms;
+mod block_backing;
 mod compaction;
 mod faults;
 mod idle;
