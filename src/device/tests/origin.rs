@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
+use super::selected::noise;
 use super::{Device, PAGE, eventually, expect, tagged, write};
 use crate::block_device::BlockDevice;
 use crate::config::{DeviceConfig, PoolKind};
@@ -91,6 +92,51 @@ fn neighbours_are_written_together() {
     device.flush().expect("the image works");
     assert_eq!(device.stats().origin_writes, 1024);
     assert!(image.calls.load(Ordering::Relaxed) <= 4);
+}
+
+/// A page that leaves memory takes the dirty ones around it along, as far as they are one run.
+#[test]
+fn neighbours_go_home_with_the_page_that_leaves() {
+    let (device, _image) = device(64, 128, 1);
+    // Alone in its zspage, since it does not compress, and the oldest.
+    device.write(20 * PAGE, &noise(20)).expect("room");
+    assert_eq!(device.stats().huge_pages, 1);
+    for page in (0..64).filter(|&page| page != 20) {
+        write(&device, page, page).expect("room");
+    }
+    assert_eq!(device.evict(PAGE).expect("the image works"), PAGE);
+    let stats = device.stats();
+    assert_eq!((device.dirty_pages(), stats.origin_writes), (32, 32));
+    assert_eq!(stats.resident_pages, 63);
+    device.check();
+}
+
+/// What costs no write goes first, wherever it lies and however old it is.
+#[test]
+fn what_is_clean_leaves_before_what_is_dirty() {
+    for pool in PoolKind::ALL {
+        let (device, _image) = over(2000, 2000, 2, SyncPolicy::Flush, pool);
+        for page in 400..1400 {
+            write(&device, page, page).expect("room");
+        }
+        device.flush().expect("the image works");
+        device.evict(u64::MAX).expect("clean");
+        for page in 0..400 {
+            write(&device, page, page).expect("room");
+        }
+        // Read of the image, so that zspages hold pages from all over the device.
+        for page in (0..1000).map(|n| 400 + n * 619 % 1000) {
+            expect(&device, page, page);
+        }
+        let before = device.stats();
+        let freed = device.evict(100 * PAGE).expect("clean");
+        let after = device.stats();
+        assert!(freed >= 100 * PAGE, "{freed} of {pool:?}");
+        assert_eq!(before.mem_used_total - after.mem_used_total, freed);
+        assert_eq!(after.origin_writes, before.origin_writes);
+        assert_eq!(device.dirty_pages(), 400);
+        device.check();
+    }
 }
 
 #[test]

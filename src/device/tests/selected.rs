@@ -1,7 +1,7 @@
 //! Writing chosen pages back: which, how many, and what happens to them meanwhile.
 
 use std::sync::Weak;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use rustix::io::Errno;
 
@@ -16,7 +16,7 @@ fn write_back(device: &Device, what: &str) -> crate::Result<u64> {
 }
 
 /// A page that does not compress.
-fn noise(tag: u64) -> Page {
+pub(super) fn noise(tag: u64) -> Page {
     let mut state = tag | 1 << 62;
     let mut page = [0; PAGE_SIZE];
     for byte in &mut page {
@@ -239,6 +239,50 @@ fn without_a_backing_or_time_it_is_refused() {
         [Errno::INTR, Errno::NOSPC].contains(&error.errno()),
         "{error}"
     );
+}
+
+/// What is on its way may have room made for more: a backing is full only once it has landed.
+#[test]
+fn a_backing_is_not_full_while_its_pages_go() {
+    // Eviction leaves one of the two segments to cleaning.
+    let backing = Arc::new(FaultyBacking::new(2));
+    let device = Arc::new(device(900, 2000, 1, &backing));
+    for page in 0..900 {
+        device.write(page * PAGE, &noise(page)).expect("room");
+    }
+    let (going, writes) = (Arc::downgrade(&device), AtomicU64::new(0));
+    backing.before_write(move || {
+        // The first two fill the segment.
+        if writes.fetch_add(1, Relaxed) < 2
+            && let Some(device) = going.upgrade()
+        {
+            std::thread::sleep(Duration::from_millis(200));
+            device.discard(0, 500 * PAGE).expect("no room needed");
+        }
+    });
+    let written = write_back(&device, "page_indexes=0-899").expect("there is room");
+    assert_eq!((written, device.stats().written_back_pages), (400, 400));
+    device.check();
+}
+
+/// Whoever waits for what takes long is told when nothing is written any more.
+#[test]
+fn writing_back_ends_when_spilling_does() {
+    let backing = Arc::new(FaultyBacking::new(100));
+    let device = Arc::new(device(20_000, 20_000, 1, &backing));
+    for page in 0..20_000 {
+        write(&device, page, page).expect("room");
+    }
+    backing.before_write(|| std::thread::sleep(Duration::from_millis(50)));
+    let waiting = std::thread::spawn({
+        let device = Arc::clone(&device);
+        move || write_back(&device, "page_indexes=0-19999")
+    });
+    eventually("begun", || device.stats().written_back_pages > 0);
+    assert!(device.stop_spilling(Duration::from_secs(60)));
+    eventually("answered", || waiting.is_finished());
+    let error = waiting.join().expect("no panic").expect_err("it ends");
+    assert_eq!(error.errno(), Errno::INTR, "{error}");
 }
 
 #[test]

@@ -131,6 +131,37 @@ fn the_spill_stays_within_bounds_while_it_is_overwritten() {
     device.check();
 }
 
+/// Cleaning is work, too: a spill of a few segments is left alone, however much of it is dead.
+#[test]
+fn a_small_spill_is_not_cleaned() {
+    let backing = Arc::new(FaultyBacking::new(100));
+    let reads = Arc::new(AtomicU32::new(0));
+    let counted = Arc::clone(&reads);
+    backing.before_read(move || {
+        counted.fetch_add(1, Relaxed);
+    });
+    let device = device(5000, 600, 1, &backing);
+    for page in 0..4000 {
+        write(&device, page, page).expect("room");
+    }
+    for page in (0..2400).step_by(2) {
+        device.discard(page * PAGE, PAGE).expect("no room needed");
+    }
+    // Eviction looks whether cleaning has to keep pace.
+    for page in 4000..4500 {
+        write(&device, page, page).expect("room");
+    }
+    // The thread obeys, looks at the spill, and obeys again.
+    device.check();
+    device.check();
+    let used = device.stats().backing_bytes_used;
+    assert!(
+        (2 * SEGMENT_BYTES..4 * SEGMENT_BYTES).contains(&used),
+        "{used}"
+    );
+    assert_eq!(reads.load(Relaxed), 0, "{used}");
+}
+
 #[test]
 fn freed_memory_goes_back_to_the_kernel() {
     for pages in [100, 4000] {
