@@ -385,7 +385,7 @@ impl Device {
     ///
     /// # Errors
     /// [`Error::Refused`]: EBUSY while the device is in use, as in zram; EPERM for one whose pages
-    /// go home to an image.
+    /// go home to an image; EROFS after [`Device::refuse_changes`].
     pub fn reset(&self) -> Result<()> {
         if self.core.origin.home().is_some() {
             return Err(Error::Refused {
@@ -394,11 +394,17 @@ impl Device {
                 errno: Errno::PERM,
             });
         }
-        let done = self.users.while_none(|| self.forget());
-        done.ok_or_else(|| Error::Refused {
-            what: "reset",
-            reason: "the device is in use; unmount, detach or disconnect it first".to_owned(),
-            errno: Errno::BUSY,
+        let forget = || {
+            self.check_changeable()?;
+            self.forget();
+            Ok(())
+        };
+        self.users.while_none(forget).unwrap_or_else(|| {
+            Err(Error::Refused {
+                what: "reset",
+                reason: "the device is in use; unmount, detach or disconnect it first".to_owned(),
+                errno: Errno::BUSY,
+            })
         })
     }
 

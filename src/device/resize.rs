@@ -23,7 +23,7 @@ impl Device {
     /// # Errors
     /// [`Error::InvalidConfig`] for what is no size of a device; [`Error::Refused`], EFBIG beyond
     /// [`Device::max_size`], EPERM over an image, EBUSY for a smaller size while the device is in use or there is data
-    /// beyond it.
+    /// beyond it, EROFS after [`Device::refuse_changes`].
     pub fn resize(&self, bytes: u64) -> Result<()> {
         self.resize_to(bytes, false)
     }
@@ -55,12 +55,17 @@ impl Device {
         }
         let resizing = self.resizing.lock();
         if bytes >= self.size() {
+            self.check_changeable()?;
             self.core.layout.resize(bytes >> PAGE_SHIFT);
             return Ok(());
         }
         // Who saves a device for the last time keeps its users out, and then its size.
         drop(resizing);
-        match self.users.while_none(|| self.shrink(bytes, discard)) {
+        let shrink = || {
+            self.check_changeable()?;
+            Ok(self.shrink(bytes, discard))
+        };
+        match self.users.while_none(shrink).transpose()? {
             Some(true) => Ok(()),
             Some(false) => refuse(
                 Errno::BUSY,

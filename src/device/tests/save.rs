@@ -316,6 +316,14 @@ fn the_last_image_has_all_that_was_ever_written() {
         Errno::ROFS
     );
     assert!(device.discard(0, PAGES * PAGE).is_err() && device.write_zeroes(0, PAGE).is_err());
+    for refused in [
+        device.reset(),
+        device.resize(4 * PAGE),
+        device.resize_discarding(PAGE),
+        device.resize(2 * PAGES * PAGE),
+    ] {
+        assert_eq!(refused.expect_err("final").errno(), Errno::ROFS);
+    }
     let tags = restored(&path, &DeviceConfig::new(PAGES * PAGE));
     assert_eq!((tags[3], tags[4]), (33, 44));
     expect(&device, 3, 33);
