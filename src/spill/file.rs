@@ -51,14 +51,22 @@ impl FileBacking {
         let path = config.path.as_path();
         check_size(config.size)?;
         let (file, made) = open(path)?;
-        let backing = Self::check_and_claim(file, made, config);
-        if backing.is_err() && made {
-            let _ = fs::remove_file(path);
+        Self::claim(file, made, config)
+    }
+
+    /// Takes an open file, and if it cannot be used removes one that was made.
+    fn claim(file: File, made: bool, config: &BackingConfig) -> Result<Self> {
+        let backing = Self::check_and_lock(file, made, config);
+        // What cannot be used of a new file is the file system; or another device had opened and
+        // locked the file before we did, and it is that one's.
+        let is_anothers = matches!(backing, Err(Error::Unusable { .. }));
+        if made && backing.is_err() && !is_anothers {
+            let _ = fs::remove_file(&config.path);
         }
         backing
     }
 
-    fn check_and_claim(file: File, made: bool, config: &BackingConfig) -> Result<Self> {
+    fn check_and_lock(file: File, made: bool, config: &BackingConfig) -> Result<Self> {
         let path = config.path.as_path();
         let unusable = |reason: &str| Error::Unusable {
             path: path.into(),

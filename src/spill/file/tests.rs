@@ -24,6 +24,18 @@ fn a_file_is_made_private_and_removed() {
 }
 
 #[test]
+fn a_file_that_another_locks_first_is_left_to_it() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("spill");
+    let (file, made) = open(&path).expect("made");
+    let theirs = opens(&path).expect("nobody has locked it");
+    let refused = FileBacking::claim(file, made, &BackingConfig::new(&path));
+    let refused = refused.expect_err("in use").to_string();
+    assert!(made && refused.contains("in use"), "{refused}");
+    assert!(theirs.is_at_path().expect("there"));
+}
+
+#[test]
 fn what_is_wiped_is_overwritten_where_nothing_can_be_given_back() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("spill");
