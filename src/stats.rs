@@ -24,7 +24,7 @@ pub struct Stats {
     pub pages_compacted: u64,
     /// Resident pages stored raw because compression did not pay.
     pub huge_pages: u64,
-    /// Pages ever stored raw.
+    /// Pages ever written that were stored raw.
     pub huge_pages_since: u64,
     /// Pages that recompression has made smaller, ever.
     pub recompressed_pages: u64,
@@ -46,7 +46,7 @@ pub struct Stats {
     pub bd_writes: u64,
     /// Pages in memory that are not in the image as they are.
     pub dirty_pages: u64,
-    /// Pages ever read from the image.
+    /// Pages ever read from the image, those read ahead too.
     pub origin_reads: u64,
     /// Pages ever written to the image.
     pub origin_writes: u64,

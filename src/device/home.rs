@@ -112,12 +112,14 @@ impl Core {
                 io::ErrorKind::UnexpectedEof => io::Error::other("it is shorter than it was"),
                 _ => source,
             },
-        })
+        })?;
+        let pages = group.len() as u64;
+        self.requests.origin_reads.fetch_add(pages, Relaxed);
+        Ok(())
     }
 
     /// Makes a page of what was read of the image, or of what it is by now.
     fn accept(&self, page: PageIndex, departures: u32, copy: &Page, out: &mut Page) -> Result<()> {
-        self.requests.origin_reads.fetch_add(1, Relaxed);
         if self.keeps_absent() {
             if self.keep(page, departures, copy) {
                 *out = *copy;
@@ -181,7 +183,6 @@ impl Core {
                 copy.copy_from_slice(buffer);
                 Ok::<_, Error>(())
             })?;
-            self.requests.origin_reads.fetch_add(1, Relaxed);
         }
         Ok(PageCopy::new(Slot::EMPTY, u64::from(departures), copy))
     }

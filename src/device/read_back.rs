@@ -268,7 +268,7 @@ impl Core {
         let unchanged = now.is_some_and(|now| now.is_same(&spilled));
         if unchanged || without(Protection::PromotedIfUnchanged) {
             // Without room it stays where it is.
-            let _ = shard.store(run.slot, spilled.codec, object);
+            let _ = shard.bring_back(run.slot, spilled.codec, object);
         }
         drop(shard);
         self.wake_if_needed(false);

@@ -47,7 +47,7 @@ pub(crate) struct Counts {
     pub(crate) huge_pages: u64,
     /// Compressed bytes of resident pages.
     pub(crate) compr_bytes: u64,
-    /// Pages ever stored raw.
+    /// Pages ever written that were stored raw.
     pub(crate) huge_pages_since: u64,
     /// Frames that compaction ever freed.
     pub(crate) pages_compacted: u64,
@@ -178,10 +178,22 @@ impl Shard {
         codec: Codec,
         data: &[u8],
     ) -> Result<(), NoRoom> {
+        self.bring_back(index, codec, data)?;
+        self.counts.huge_pages_since += u64::from(codec == Codec::Raw);
+        Ok(())
+    }
+
+    /// The same for what the slot's page is already, but elsewhere.
+    ///
+    /// # Errors
+    /// Those of [`Shard::store`].
+    pub(crate) fn bring_back(
+        &mut self,
+        index: SlotIndex,
+        codec: Codec,
+        data: &[u8],
+    ) -> Result<(), NoRoom> {
         let object = self.allocate(index, data)?;
-        if codec == Codec::Raw {
-            self.counts.huge_pages_since += 1;
-        }
         let slot = Slot::resident(object, data.len(), codec);
         self.set(index, slot.written_in(self.present.tag()));
         self.note_change(index, false);

@@ -154,7 +154,9 @@ impl Batch {
             };
             let mut shard = core.shard(entry.shard);
             !shard.slot(entry.index).same_place(entry.expected)
-                || shard.store(entry.index, record.codec, record.data).is_ok()
+                || shard
+                    .bring_back(entry.index, record.codec, record.data)
+                    .is_ok()
         })
     }
 }

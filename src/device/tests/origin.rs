@@ -292,6 +292,24 @@ fn a_sync_that_failed_is_never_forgotten() {
 }
 
 #[test]
+fn what_is_read_ahead_of_the_image_is_counted_too() {
+    let (device, image) = device(200, 400, 2);
+    let reads = Arc::new(AtomicU64::new(0));
+    image.after_read({
+        let reads = Arc::clone(&reads);
+        move || {
+            reads.fetch_add(1, Ordering::SeqCst);
+        }
+    });
+    for page in 0..200 {
+        expect_bytes(&device, page, 7);
+    }
+    let reads = reads.load(Ordering::SeqCst);
+    assert!(reads < 50, "{reads}");
+    assert_eq!(device.stats().origin_reads, 200);
+}
+
+#[test]
 fn a_page_that_cannot_be_read_fails_alone() {
     let (device, image) = device(64, 128, 1);
     write(&device, 1, 1).expect("room");

@@ -234,6 +234,27 @@ fn what_is_counted_is_what_happened() {
 }
 
 #[test]
+fn pages_that_come_back_are_not_counted_as_new() {
+    let backing = Arc::new(FaultyBacking::new(100));
+    let device = device(100, 1000, 2, &backing);
+    let noise: Vec<u8> = (0..10 * PAGE)
+        .map(|i| ((i * i * 2_654_435_761) >> 13) as u8)
+        .collect();
+    device.write(0, &noise).expect("room");
+    device.evict(100 * PAGE).expect("evicted");
+    let huge = || {
+        let stats = device.stats();
+        (stats.huge_pages, stats.huge_pages_since)
+    };
+    assert_eq!(huge(), (0, 10));
+    device.prefetch(0..5 * PAGE).expect("readable");
+    assert_eq!(huge(), (5, 10));
+    device.replace_backing(None, None).expect("room");
+    assert_eq!(huge(), (10, 10));
+    device.check();
+}
+
+#[test]
 fn usage_by_class_adds_up_to_the_whole() {
     let backing = Arc::new(FaultyBacking::new(4));
     let device = device(2000, 2000, 3, &backing);
