@@ -141,6 +141,8 @@ pub(crate) struct Core {
     pub(crate) latencies: Latencies,
     pub(crate) room: Room,
     pub(crate) allowance: Allowance,
+    /// Most bytes of the backing that may be used; 0 for all it has.
+    pub(crate) backing_size: AtomicU64,
     /// Whether what takes long is to end early.
     stopping: AtomicBool,
     /// What wakes the writeback thread.
@@ -227,6 +229,7 @@ impl Core {
             latencies: Latencies::new(config.slow_request),
             room: Room::new(),
             allowance,
+            backing_size: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
             waker,
             time: Timepiece::default(),

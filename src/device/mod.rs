@@ -49,7 +49,7 @@ use crate::shard::Counts;
 use crate::spill::{Backing, FileBacking, RecordFormat, random_sequence};
 use crate::stats::{Stats, rss_bytes};
 use crate::sync::Mutex;
-use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use crate::sync::channel::{self, Sender};
 use crate::sync::thread::{self, JoinHandle};
 use crate::units::{Extent, PAGE_SHIFT, PAGE_SIZE, PageIndex};
@@ -63,8 +63,6 @@ pub struct Device {
     users: Arc<Users>,
     /// Held while the device changes its size.
     resizing: Mutex<()>,
-    /// Most bytes of the backing that may be used; 0 for all it has.
-    backing_size: AtomicU64,
     /// What becomes of the first backing, and of those that take its place.
     backing_keep: BackingKeep,
     /// Whether it stays as it is, since it was saved to be stopped.
@@ -111,7 +109,6 @@ impl Device {
             core,
             users: Arc::default(),
             resizing: Mutex::default(),
-            backing_size: AtomicU64::new(0),
             backing_keep: config
                 .backing
                 .as_ref()
@@ -299,7 +296,11 @@ impl Device {
         let capacity = capacity.transpose()?.unwrap_or(0);
         let (done, answer) = channel::bounded(1);
         self.command(Command::Replace {
-            backing: backing.map(|backing| NewBacking { backing, capacity }),
+            backing: backing.map(|backing| NewBacking {
+                backing,
+                capacity,
+                size,
+            }),
             done,
         });
         let stopping = || Err("the device is stopping".to_owned());
@@ -308,40 +309,29 @@ impl Device {
             what: "backing_dev",
             reason,
             errno: Errno::BUSY,
-        })?;
-        self.backing_size.store(size.unwrap_or(0), Relaxed);
-        Ok(())
+        })
     }
 
     /// Most bytes of the backing that may be used, if there is a bound.
     pub fn backing_size(&self) -> Option<u64> {
-        Some(self.backing_size.load(Relaxed)).filter(|&size| size != 0)
+        Some(self.core.backing_size.load(Relaxed)).filter(|&size| size != 0)
     }
 
     /// Sets how many bytes of the backing may be used; with `None`, all it has.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] below two segments; [`Error::Refused`] (EBUSY) if there is no
-    /// backing, or more of it is in use.
+    /// backing, another is still leaving, or more of it is in use.
     pub fn set_backing_size(&self, size: Option<u64>) -> Result<()> {
-        let refuse = |reason: &str| Error::Refused {
-            what: "backing_size",
-            reason: reason.to_owned(),
-            errno: Errno::BUSY,
-        };
-        let backing = self.core.stores.current();
-        let backing = backing.ok_or_else(|| refuse("there is no backing"))?;
-        let capacity = backing.capacity(size)?;
         let (done, answer) = channel::bounded(1);
-        self.command(Command::Resize { capacity, done });
-        match answer.recv() {
-            Ok(true) => {
-                self.backing_size.store(size.unwrap_or(0), Relaxed);
-                Ok(())
-            }
-            Ok(false) => Err(refuse("what lies beyond that size is in use")),
-            Err(_) => Err(refuse("the device is stopping")),
-        }
+        self.command(Command::Resize { size, done });
+        answer.recv().unwrap_or_else(|_| {
+            Err(Error::Refused {
+                what: "backing_size",
+                reason: "the device is stopping".to_owned(),
+                errno: Errno::BUSY,
+            })
+        })
     }
 
     /// Empties sparse zspages into fuller ones of their class until none can be freed that way;

@@ -16,6 +16,7 @@ impl SegmentLog {
     ) -> Result<(), Arc<dyn Backing>> {
         let store = self.stores.add(backing)?;
         self.seal_heads();
+        self.retired = self.current;
         *self.space_mut(store) = Space {
             capacity,
             ..Space::default()
@@ -27,14 +28,14 @@ impl SegmentLog {
     /// Appends to nothing from here on: the current backing is to leave.
     pub(crate) fn retire(&mut self) {
         self.seal_heads();
-        self.current = None;
+        self.retired = self.current.take();
         self.stores.set_current(None);
     }
 
     /// Appends again to the backing that was to leave; one that came in its place is now to leave
     /// itself.
     pub(crate) fn reinstate(&mut self) {
-        if let Some(store) = self.leaving() {
+        if let Some(store) = self.retired.take() {
             self.seal_heads();
             self.current = Some(store);
             self.stores.set_current(self.current);
@@ -60,12 +61,13 @@ impl SegmentLog {
         true
     }
 
-    /// The place of the backing that is to leave.
+    /// The place of a backing that is to leave; the one that might come back is the last.
     fn leaving(&self) -> Option<StoreIndex> {
         let stores = (0..STORES as u8).map(StoreIndex);
         stores
             .filter(|&store| Some(store) != self.current)
-            .find(|&store| self.stores.of(SegmentIndex::in_store(store, 0)).is_some())
+            .filter(|&store| self.stores.of(SegmentIndex::in_store(store, 0)).is_some())
+            .min_by_key(|&store| self.retired == Some(store))
     }
 
     /// What is left to do before the backing that is to leave can.
@@ -88,6 +90,7 @@ impl SegmentLog {
             None => {
                 *self.space_mut(store) = Space::default();
                 self.stores.remove(store);
+                self.retired.take_if(|retired| *retired == store);
                 // There may be another.
                 self.leave()
             }

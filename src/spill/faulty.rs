@@ -24,6 +24,7 @@ pub(crate) struct FaultyBacking {
     unreadable: Mutex<Option<u32>>,
     /// What goes wrong by itself.
     faults: Mutex<Option<Faults>>,
+    before_capacity: RwLock<Option<Hook>>,
     before_write: RwLock<Option<Hook>>,
     before_read: RwLock<Option<Hook>>,
     after_read: RwLock<Option<Hook>>,
@@ -39,6 +40,7 @@ impl FaultyBacking {
             fail_reads: AtomicBool::new(false),
             unreadable: Mutex::new(None),
             faults: Mutex::new(None),
+            before_capacity: RwLock::new(None),
             before_write: RwLock::new(None),
             before_read: RwLock::new(None),
             after_read: RwLock::new(None),
@@ -59,6 +61,11 @@ impl FaultyBacking {
     /// What goes wrong with the next use, if anything does by itself.
     fn fault(&self, chance: fn(&Chances) -> u64) -> Option<Fault> {
         self.faults.lock().as_mut()?.next(chance)
+    }
+
+    /// Has `hook` called before it says how much it holds, in the thread that asks.
+    pub(crate) fn before_capacity(&self, hook: impl Fn() + Send + Sync + 'static) {
+        *self.before_capacity.write() = Some(Box::new(hook));
     }
 
     /// Has `hook` called before each write, in the writing thread.
@@ -103,6 +110,9 @@ impl FaultyBacking {
 
 impl Backing for FaultyBacking {
     fn capacity(&self, _size: Option<u64>) -> Result<u32> {
+        if let Some(hook) = &*self.before_capacity.read() {
+            hook();
+        }
         Ok(self.segments)
     }
 

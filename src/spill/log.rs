@@ -212,6 +212,8 @@ pub(crate) struct SegmentLog {
     spaces: [Space; STORES],
     /// Which of them is appended to; none without a backing.
     pub(super) current: Option<StoreIndex>,
+    /// Which of them was before, and is again if it cannot leave.
+    pub(super) retired: Option<StoreIndex>,
     /// The open segment of each [`Head`].
     heads: [Option<SegmentIndex>; 2],
     last_sequence: u64,
@@ -231,6 +233,7 @@ impl SegmentLog {
             counts,
             spaces: Default::default(),
             current: None,
+            retired: None,
             heads: [None; 2],
             last_sequence: sequence,
         }

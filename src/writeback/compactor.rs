@@ -118,6 +118,7 @@ mod tests {
             Some(NewBacking {
                 backing,
                 capacity: 4,
+                size: None,
             }),
             done,
         );

@@ -59,18 +59,22 @@ pub(crate) enum Command {
         backing: Option<NewBacking>,
         done: Sender<Result<(), String>>,
     },
-    /// Have the backing hold so many segments.
-    Resize { capacity: u32, done: Sender<bool> },
+    /// Have the backing hold at most so many bytes, or all it can.
+    Resize {
+        size: Option<u64>,
+        done: Sender<crate::Result<()>>,
+    },
     /// Wait for what is under way.
     Land { done: Sender<()> },
     /// Assert that everything adds up, while nothing is isolated.
     Check { done: Sender<()> },
 }
 
-/// A backing, and the segments it may hold.
+/// A backing, and the segments it may hold, which are at most so many bytes.
 pub(crate) struct NewBacking {
     pub(crate) backing: Arc<dyn Backing>,
     pub(crate) capacity: u32,
+    pub(crate) size: Option<u64>,
 }
 
 /// The thread's state.
@@ -92,7 +96,7 @@ pub(crate) struct Writeback {
     hand: Hand,
     /// Whether a shard has told of many freed objects since all were compacted.
     churned: bool,
-    /// A backing that is to leave, and who waits for that.
+    /// A backing that is to leave.
     replaced: Option<Leaving>,
     /// Whether the last attempt to write failed, so that it is logged once.
     failing: bool,
@@ -188,8 +192,8 @@ impl Writeback {
                 }
                 Ok(Command::WriteBack { selection, done }) => self.select(selection, done),
                 Ok(Command::Replace { backing, done }) => self.replace(backing, done),
-                Ok(Command::Resize { capacity, done }) => {
-                    let _ = done.send(self.log.set_capacity(capacity));
+                Ok(Command::Resize { size, done }) => {
+                    let _ = done.send(self.resize(size));
                 }
                 Ok(Command::Land { done }) => {
                     // What failed is logged.

@@ -1,24 +1,35 @@
 //! A backing leaves while the device is in use: what is live in it moves to the one that took its
 //! place, or to memory.
+//!
+//! One that cannot leave becomes current again, and the one that came in its place is to leave
+//! itself. If that cannot either, for want of room, it stays beside the current one, is read, and
+//! is tried again when its place is asked for.
+
+use rustix::io::Errno;
 
 use super::{NewBacking, Writeback};
-use crate::spill::BlockBuf;
+use crate::error::Error;
+use crate::spill::{BlockBuf, Leave};
+use crate::sync::atomic::Ordering::Relaxed;
 use crate::sync::channel::Sender;
 
-/// A backing that is to leave.
-pub(super) struct Leaving {
-    /// Who waits for it; nobody for one that came and could not stay.
-    done: Option<Sender<Result<(), String>>>,
+/// Told when a backing has left that another was to take the place of, or why it cannot.
+pub(super) type Done = Sender<Result<(), String>>;
+
+/// A backing that is to leave, and what is to be done then.
+pub(super) enum Leaving {
+    /// It was current. Most bytes of the one in its place that may be used, and who waits.
+    Replaced { size: Option<u64>, done: Done },
+    /// It came and could not stay.
+    Guest,
+    /// The same, and its place is for another.
+    GuestFor(NewBacking, Done),
 }
 
 impl Writeback {
     /// Spills to `backing` from here on; `done` is told when the backing before it has left, or
     /// why it cannot.
-    pub(super) fn replace(
-        &mut self,
-        backing: Option<NewBacking>,
-        done: Sender<Result<(), String>>,
-    ) {
+    pub(super) fn replace(&mut self, backing: Option<NewBacking>, done: Done) {
         // Whoever asked may have gone, here and below.
         if self.replaced.is_some() {
             let _ = done.send(Err("another backing is still leaving".to_owned()));
@@ -26,9 +37,19 @@ impl Writeback {
         }
         // What failed is logged, and its data is still in memory.
         let _ = self.land_all();
-        // One that could not leave earlier may have been emptied since.
+        // A guest may have been emptied since it could not leave.
         self.log.free_emptied();
-        let _ = self.log.leave();
+        match (backing, self.log.leave()) {
+            (Some(new), leave) if leave != Leave::Done => {
+                self.replaced = Some(Leaving::GuestFor(new, done));
+            }
+            (backing, _) => self.put_in_place(backing, done),
+        }
+        self.core.waker.wake();
+    }
+
+    fn put_in_place(&mut self, backing: Option<NewBacking>, done: Done) {
+        let size = backing.as_ref().and_then(|new| new.size);
         match backing {
             None => self.log.retire(),
             Some(new) => {
@@ -40,8 +61,7 @@ impl Writeback {
         }
         self.stuck_at = None;
         self.failing = false;
-        self.replaced = Some(Leaving { done: Some(done) });
-        self.core.waker.wake();
+        self.replaced = Some(Leaving::Replaced { size, done });
     }
 
     fn attach(&mut self, new: NewBacking) -> Result<(), String> {
@@ -65,26 +85,71 @@ impl Writeback {
             return true;
         }
         if self.core.is_stopping() {
-            // Whoever waits learns it by that.
-            self.replaced = None;
+            self.give_up_leaving();
             return true;
         }
         let end = match self.leave_some() {
             Ok(false) => return false,
             Ok(true) => Ok(()),
-            Err(reason) => Err(reason.to_owned()),
+            Err(reason) => Err(reason),
         };
-        let done = self.replaced.take().and_then(|leaving| leaving.done);
-        let returns = end.is_err() && done.is_some();
-        if returns {
-            // It serves on, and what came in its place goes.
+        match (self.replaced.take(), end) {
+            (Some(Leaving::Replaced { size, done }), Ok(())) => {
+                self.core.backing_size.store(size.unwrap_or(0), Relaxed);
+                let _ = done.send(Ok(()));
+            }
+            (Some(Leaving::Replaced { done, .. }), Err(reason)) => {
+                // It serves on, and what came in its place goes.
+                self.log.reinstate();
+                self.failing = false;
+                self.replaced = Some(Leaving::Guest);
+                let _ = done.send(Err(reason.to_owned()));
+            }
+            (Some(Leaving::GuestFor(new, done)), Ok(())) => self.put_in_place(Some(new), done),
+            (Some(Leaving::GuestFor(_, done)), Err(reason)) => {
+                let reason = format!("a backing that came earlier still has to leave: {reason}");
+                let _ = done.send(Err(reason));
+            }
+            (Some(Leaving::Guest), Err(reason)) => tracing::warn!(
+                "the backing that could not stay cannot leave yet, {reason}: it is read, and tried \
+                 again when backing_dev is set"
+            ),
+            (Some(Leaving::Guest) | None, _) => {}
+        }
+        self.replaced.is_none()
+    }
+
+    /// Leaves things as they are; whoever waits learns by that that the device stops.
+    fn give_up_leaving(&mut self) {
+        self.replaced = None;
+        if !self.core.stores.spills() {
+            // Clients may still write.
             self.log.reinstate();
-            self.failing = false;
-            self.replaced = Some(Leaving { done: None });
         }
-        if let Some(done) = done {
-            let _ = done.send(end);
+    }
+
+    /// Has the current backing hold at most `size` bytes, or all it can.
+    ///
+    /// # Errors
+    /// Those of [`crate::Device::set_backing_size`].
+    pub(super) fn resize(&mut self, size: Option<u64>) -> crate::Result<()> {
+        let refuse = |reason: &str| {
+            Err(Error::Refused {
+                what: "backing_size",
+                reason: reason.to_owned(),
+                errno: Errno::BUSY,
+            })
+        };
+        if self.replaced.is_some() {
+            return refuse("a backing is still leaving");
         }
-        !returns
+        let Some(backing) = self.core.stores.current() else {
+            return refuse("there is no backing");
+        };
+        if !self.log.set_capacity(backing.capacity(size)?) {
+            return refuse("what lies beyond that size is in use");
+        }
+        self.core.backing_size.store(size.unwrap_or(0), Relaxed);
+        Ok(())
     }
 }

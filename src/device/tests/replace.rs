@@ -1,9 +1,13 @@
 //! The backing is replaced, taken away, and changed in size while pages are in it.
 
+use std::sync::Weak;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use rustix::io::Errno;
 
 use super::*;
 use crate::error::Error;
+use crate::spill::SEGMENT_BYTES;
 
 /// A device with half its pages spilled to `backing`, tagged with their own numbers.
 fn half_spilled(pages: u64, limit_pages: u64, backing: &Arc<FaultyBacking>) -> Device {
@@ -96,6 +100,82 @@ fn a_backing_that_cannot_be_read_or_written_does_not_lose_what_is_in_the_other()
 }
 
 #[test]
+fn a_backing_that_could_not_stay_leaves_once_there_is_room() {
+    let [small, roomy, other] = [4, 100, 100].map(|n| Arc::new(FaultyBacking::new(n)));
+    let device = device(20_000, 1000, 2, &small);
+    let full = (0..20_000).find(|&page| write(&device, page, page).is_err());
+    let full = full.expect("four segments are not enough");
+    small.damage(|segment| segment[SEGMENT_BYTES as usize / 2] ^= 1);
+    let refused = replace(&device, Some(&roomy)).expect_err("damaged");
+    assert!(refused.to_string().contains("damaged"), "{refused}");
+    // What is damaged stays, and what has moved does not fit beside it.
+    eventually("given up", || {
+        let refused = replace(&device, Some(&other)).expect_err("no room");
+        refused.to_string().contains("no room")
+    });
+    assert!(roomy.in_use() > 0 && other.in_use() == 0);
+    device.check();
+    let lost = (0..full).filter(|&page| {
+        let read = device.read(page * PAGE, &mut [0; PAGE_SIZE]);
+        read.is_err()
+    });
+    for page in lost.collect::<Vec<_>>() {
+        device.discard(page * PAGE, PAGE).expect("no room needed");
+    }
+    let half = full / 2 * PAGE;
+    device.discard(half, half).expect("no room needed");
+    replace(&device, Some(&other)).expect("there is room");
+    assert!(small.in_use() == 0 && roomy.in_use() == 0);
+    device.check();
+}
+
+/// A device of which a part is spilled, what replacing its `backing` came to, and what `then` did
+/// as that began to leave.
+fn while_one_leaves<T>(
+    backing: &Arc<FaultyBacking>,
+    with: Option<&Arc<FaultyBacking>>,
+    then: impl FnOnce(&Arc<Device>) -> T,
+) -> (Arc<Device>, crate::Result<()>, T) {
+    let device = Arc::new(device(20_000, 2000, 2, backing));
+    for page in 0..4000 {
+        write(&device, page, page).expect("room");
+    }
+    device.evict(1000 * PAGE).expect("evicted");
+    assert!(backing.in_use() > 1);
+    let (reading, read) = (
+        Arc::new(AtomicBool::new(false)),
+        Arc::new(AtomicBool::new(false)),
+    );
+    backing.before_read({
+        let (reading, read) = (Arc::clone(&reading), Arc::clone(&read));
+        move || {
+            reading.store(true, Relaxed);
+            eventually("let go", || read.load(Relaxed));
+        }
+    });
+    let (replaced, done) = std::thread::scope(|scope| {
+        let replacing = scope.spawn(|| replace(&device, with));
+        eventually("leaving", || reading.load(Relaxed));
+        let done = then(&device);
+        read.store(true, Relaxed);
+        (replacing.join().expect("no panic"), done)
+    });
+    (device, replaced, done)
+}
+
+#[test]
+fn a_stop_leaves_the_backing_to_those_who_still_write() {
+    let backing = Arc::new(FaultyBacking::new(100));
+    let (device, replaced, ()) = while_one_leaves(&backing, None, |device| device.stop());
+    let refused = replaced.expect_err("it stops");
+    assert!(refused.to_string().contains("stopping"), "{refused}");
+    for page in 4000..10_000 {
+        write(&device, page, page).expect("spills");
+    }
+    expect_all(&device, 10_000);
+}
+
+#[test]
 fn a_device_in_use_reads_and_writes_on_while_its_backing_is_replaced() {
     const PAGES: u64 = 4000;
     let backing = Arc::new(FaultyBacking::new(100));
@@ -123,6 +203,56 @@ fn a_device_in_use_reads_and_writes_on_while_its_backing_is_replaced() {
         stop.store(true, Relaxed);
     });
     expect_all(&device, PAGES);
+}
+
+#[test]
+fn a_size_is_refused_while_a_backing_leaves() {
+    let [backing, next] = [(); 2].map(|()| Arc::new(FaultyBacking::new(100)));
+    let (device, replaced, sizing) = while_one_leaves(&backing, Some(&next), |device| {
+        let sized = Arc::clone(device);
+        let sizing = std::thread::spawn(move || sized.set_backing_size(Some(64 << 20)));
+        let commands = device.commands.as_ref().expect("it runs");
+        eventually("asked", || !commands.is_empty());
+        sizing
+    });
+    let refused = sizing.join().expect("no panic").expect_err("one leaves");
+    assert_eq!(refused.errno(), Errno::BUSY);
+    replaced.expect("there is room");
+    assert_eq!(device.backing_size(), None);
+    device
+        .set_backing_size(Some(64 << 20))
+        .expect("it has left");
+    assert_eq!(device.backing_size(), Some(64 << 20));
+}
+
+#[test]
+fn a_size_is_of_the_backing_that_there_is() {
+    let [first, small] = [100, 4].map(|n| Arc::new(FaultyBacking::new(n)));
+    let device = Arc::new(device(20_000, 1000, 2, &first));
+    let (weak, (started, replacing)): (Weak<Device>, _) =
+        (Arc::downgrade(&device), std::sync::mpsc::channel());
+    first.before_capacity({
+        let small = Arc::clone(&small);
+        move || {
+            let Some(device) = weak.upgrade() else { return };
+            let small = Arc::clone(&small);
+            let replaces = std::thread::spawn(move || replace(&device, Some(&small)));
+            // Not for ever: it may wait for this.
+            let start = Instant::now();
+            while !replaces.is_finished() && start.elapsed() < Duration::from_secs(1) {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            started.send(replaces).expect("the test waits");
+        }
+    });
+    device.set_backing_size(None).expect("resized");
+    let replaced = replacing.recv().expect("asked");
+    replaced.join().expect("no panic").expect("replaced");
+    let mut pages = 0..20_000;
+    let full = pages.find_map(|page| write(&device, page, page).err());
+    let full = full.expect("four segments are not enough");
+    assert!(full.to_string().contains("is full"), "{full}");
+    device.check();
 }
 
 #[test]

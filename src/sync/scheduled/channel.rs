@@ -57,6 +57,10 @@ impl<T> Sender<T> {
         self.0.changed.notify_all();
         Ok(())
     }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.state.lock().queue.is_empty()
+    }
 }
 
 impl<T> Receiver<T> {
