@@ -28,6 +28,12 @@ use crate::units::PAGE_SIZE;
 /// Bytes that the lengths of the objects of one pass differ by at most.
 const BAND: usize = PAGE_SIZE / 8;
 
+/// Slots that are looked at while a lock is held.
+const LOOKED_AT_ONCE: u32 = 4096;
+
+/// Times that a step takes a lock: it looks at half a million slots, a few milliseconds' work.
+const HOLDS: usize = 128;
+
 /// Selections to be written back, one after the other. Only the first has pages under way, and
 /// none is forgotten while it has.
 #[derive(Default)]
@@ -64,7 +70,7 @@ struct Cursor {
 enum Stop {
     /// There are no more such pages.
     Over,
-    /// The batch is full.
+    /// The batch is full, or the step has taken long enough.
     Full,
     /// The batch has as many pages as it may, and there are more.
     Spent,
@@ -97,9 +103,11 @@ impl Job {
         }
     }
 
-    /// Adds chosen pages to a batch, at most `pages` and about `room` bytes.
+    /// Adds chosen pages to a batch, at most `pages` and about `room` bytes, of those that a step
+    /// comes by.
     fn collect(&mut self, core: &Core, batch: &mut Batch, room: usize, pages: u64) -> Stop {
         let shards = core.layout.shards().count() as u32;
+        let mut holds = 0;
         while let Some(part) = self.parts.get(self.at.part) {
             let shard = ShardIndex(self.at.shard);
             let slots = core.layout.slots_of(shard, part.pages.clone());
@@ -110,8 +118,12 @@ impl Job {
                 let limits = Limits { room, pages };
                 let (next, stop) = pick_some(core, batch, shard, at..slots.end, &wanted, limits);
                 self.at.slot = next;
+                holds += 1;
                 if let Some(stop) = stop {
                     return stop;
+                }
+                if holds == HOLDS {
+                    return Stop::Full;
                 }
                 continue;
             }
@@ -153,7 +165,6 @@ fn pick_some(
     limits: Limits,
 ) -> (u32, Option<Stop>) {
     const PICKED_AT_ONCE: usize = 32;
-    const LOOKED_AT_ONCE: u32 = 4096;
     const SEARCHED_AT_ONCE: u32 = 1 << 19;
     let end = slots.end.min(slots.start.saturating_add(SEARCHED_AT_ONCE));
     let (before, mut looked, mut at) = (batch.records(), 0, slots.start);
@@ -283,4 +294,50 @@ fn refused<T>(errno: Errno, reason: &str) -> Result<T> {
         reason: reason.to_owned(),
         errno,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::config::DeviceConfig;
+    use crate::origin::Origin;
+    use crate::shard::SlotIndex;
+    use crate::spill::FaultyBacking;
+    use crate::sync::channel;
+    use crate::writeback::NewBacking;
+
+    #[test]
+    fn a_step_ends_where_little_of_much_is_chosen() {
+        const MOST: u32 = HOLDS as u32 * LOOKED_AT_ONCE;
+        const PAGES: u32 = 2 * MOST + 1000;
+        let mut config = DeviceConfig::new(u64::from(PAGES) * PAGE_SIZE as u64);
+        config.shards = Some(1);
+        let core = Arc::new(Core::new(&config, Origin::Blank).expect("addresses"));
+        let (_commands, receiver) = channel::unbounded();
+        let mut writeback = Writeback::new(Arc::clone(&core), receiver, 1);
+        let (done, _answer) = channel::bounded(1);
+        let new = NewBacking {
+            backing: Arc::new(FaultyBacking::new(4)),
+            capacity: 4,
+            size: None,
+        };
+        writeback.replace(Some(new), done);
+        for slot in 0..PAGES {
+            let mut shard = core.shard(ShardIndex(0));
+            shard.store_same_filled(SlotIndex(slot), 5);
+        }
+        let all = format!("page_indexes=0-{}", PAGES - 1);
+        let selection = Selection::parse(&all, u64::from(PAGES)).expect("valid");
+        let (done, answer) = channel::bounded(1);
+        writeback.select(selection, done);
+        for step in 1..=2 {
+            assert!(!writeback.go_on_selected());
+            let at = writeback.selected.jobs.front().expect("not done").at;
+            assert_eq!(at.slot, step * MOST);
+        }
+        while !writeback.go_on_selected() {}
+        assert_eq!(answer.recv().expect("done").expect("nothing to do"), 0);
+    }
 }
