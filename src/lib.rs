@@ -5,7 +5,7 @@
 //!  fuse::Mount ──┼─ BlockDevice ── Shard ×N ─┼─ SlotTable
 //!  (your code) ──┘    Device       one lock  └─ Lru of zspages
 //!                       │          each
-//!                       ├─ codec: compresses and decompresses, never under a lock
+//!                       ├─ codec: compresses and decompresses, under a lock only what changes in part
 //!                       ├─ Writeback, a thread ── SegmentLog ── Backing: a file, a block device
 //!                       └─ Origin, if there is one: an Image that pages come from, and go home to
 //!
@@ -16,7 +16,8 @@
 //!
 //! - **Written**, it is compressed into scratch memory of the calling thread; then, under its
 //!   shard's lock, copied to an object in the pool, and its slot points there. One that repeats a
-//!   pattern is the pattern, in its slot. One that does not compress is stored raw.
+//!   pattern is the pattern, in its slot. One that does not compress is stored raw. One that is
+//!   written in part is decompressed, changed and compressed under the lock, as in zram.
 //! - **Read**, its object is copied out under the lock and decompressed after it; the slot
 //!   remembers that it was accessed.
 //! - **Evicted**, when memory is above the high watermark: the writeback thread isolates the zspage

@@ -1,6 +1,6 @@
 //! The algorithms, and each thread's scratch for them.
 //!
-//! Nothing here is shared but dictionaries, so nothing locks.
+//! Nothing here is shared but dictionaries: looking one up takes its lock, for a moment.
 
 use std::cell::RefCell;
 use std::io;

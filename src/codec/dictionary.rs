@@ -43,7 +43,7 @@ impl DictionaryId {
 pub(crate) struct Dictionary {
     bytes: Vec<u8>,
     decompressing: DDict<'static>,
-    /// By level. A leaf.
+    /// By level. A leaf, held for no longer than it takes to look.
     compressing: Mutex<BTreeMap<i8, Arc<CDict<'static>>>>,
 }
 
@@ -56,14 +56,19 @@ impl Dictionary {
         &self.decompressing
     }
 
-    pub(super) fn compressing(&self, level: i8) -> Option<Arc<CDict<'static>>> {
-        let mut all = self.compressing.lock();
-        if let Some(made) = all.get(&level) {
-            return Some(Arc::clone(made));
+    fn prepare(&self, level: i8) -> Result<()> {
+        if self.compressing(level).is_some() {
+            return Ok(());
         }
-        let made = Arc::new(CDict::try_create(&self.bytes, level.into())?);
-        all.insert(level, Arc::clone(&made));
-        Some(made)
+        let made = CDict::try_create(&self.bytes, level.into());
+        let made = made.ok_or_else(|| Error::io("prepare the dictionary", Errno::NOMEM))?;
+        self.compressing.lock().insert(level, Arc::new(made));
+        Ok(())
+    }
+
+    /// What compressing at a level takes, once that is prepared.
+    pub(super) fn compressing(&self, level: i8) -> Option<Arc<CDict<'static>>> {
+        self.compressing.lock().get(&level).map(Arc::clone)
     }
 }
 
@@ -79,6 +84,16 @@ impl Dictionaries {
     /// The dictionary of a number, if it was given.
     pub(crate) fn get(&self, id: DictionaryId) -> Option<&Dictionary> {
         self.all[id.index()].get()
+    }
+
+    /// Makes what compressing with a dictionary at a level takes, which may take a large part of a
+    /// second; until then no page is compressed so.
+    ///
+    /// # Errors
+    /// [`Error::Io`] (ENOMEM).
+    pub(crate) fn prepare(&self, id: DictionaryId, level: i8) -> Result<()> {
+        let there = self.get(id);
+        there.map_or(Ok(()), |dictionary| dictionary.prepare(level))
     }
 
     /// Keeps a dictionary; returns its number.

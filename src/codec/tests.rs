@@ -46,6 +46,7 @@ fn ways(dictionaries: &Dictionaries) -> Vec<(Compression, Priority)> {
     let samples: Vec<Page> = (0..2000).map(words_page).collect();
     let trained = train_dictionary(&samples, 4096).expect("enough");
     let id = dictionaries.add(&trained).expect("a dictionary");
+    dictionaries.prepare(id, 3).expect("memory");
     let mut ways: Vec<Compression> = ["lz4", "lz4hc", "lz4hc:12", "zstd", "zstd:9", "deflate"]
         .map(|text| text.parse::<Algorithm>().expect(text).into())
         .to_vec();
@@ -95,6 +96,25 @@ fn a_dictionary_makes_pages_smaller_that_are_like_its_own() {
     };
     let (with, without) = (len(with), len(without));
     assert!(with * 10 < without * 9, "{with} {without}");
+}
+
+/// It may be compressed under a lock.
+#[test]
+fn no_page_waits_for_a_dictionary_to_be_prepared() {
+    let dictionaries = Dictionaries::default();
+    let id = dictionaries.add(&[7; 1000]).expect("anything may serve");
+    let mut out = [0; MAX_COMPRESSED_LEN];
+    let mut is_made = |level, dictionaries: &Dictionaries| {
+        let way = Compression {
+            algorithm: Algorithm::Zstd { level },
+            dictionary: Some(id),
+        };
+        let (primary, page) = (Priority::PRIMARY, text_page(1));
+        compress(way, primary, dictionaries, &page, &mut out, PAGE_SIZE).is_some()
+    };
+    assert!(!is_made(3, &dictionaries));
+    dictionaries.prepare(id, 3).expect("memory");
+    assert!(is_made(3, &dictionaries) && !is_made(9, &dictionaries));
 }
 
 #[test]

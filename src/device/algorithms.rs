@@ -114,7 +114,8 @@ impl Device {
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] if there is no algorithm, if it has no such level, or if the
-    /// dictionary is none, or not for zstd; [`Error::Io`] if it cannot be read;
+    /// dictionary is none, or not for zstd; [`Error::Io`] if it cannot be read, or there is no
+    /// memory for it;
     /// [`Error::Refused`] (ENOSPC) after 32 of them.
     pub fn set_algorithm_params(
         &self,
@@ -154,6 +155,9 @@ impl Device {
                 Some(self.core.algorithms.dictionaries.add(&bytes)?)
             }
         };
+        if let (Algorithm::Zstd { level }, Some(id)) = (algorithm, dictionary) {
+            self.core.algorithms.dictionaries.prepare(id, level)?;
+        }
         let how = Compression {
             algorithm,
             dictionary,

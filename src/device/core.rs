@@ -1,7 +1,8 @@
 //! What the device's callers and its writeback thread share.
 //!
 //! Locks: each shard has one mutex, and no two are held at once, except all of them for a moment by
-//! who begins to save the device. No other lock is taken while one is held; shards are locked under
+//! who begins to save the device. No other lock is taken while one is held, but for a dictionary's, to
+//! look up what compressing with it takes; shards are locked under
 //! `recompressing`, under that of [`Ages`], which is taken under the former if at all, under those of
 //! [`crate::origin`], and under no other.
 

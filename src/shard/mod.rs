@@ -1,6 +1,7 @@
 //! A shard: a slice of the slot table with the pool that holds its pages and the order in which
 //! its zspages were used. One mutex covers all of it; a function here runs with that mutex held,
-//! which `&mut self` stands for, and does nothing slow: it neither compresses nor does I/O.
+//! which `&mut self` stands for, and does nothing slow: it neither compresses nor does I/O. The device
+//! compresses under that mutex what is written to part of a page, as zram does, and nothing else.
 //!
 //! Invariants, proved by [`Shard::check`]:
 //! 1. An object in the pool is the one that its owner's slot points at, and the other way round.
@@ -168,7 +169,8 @@ impl Shard {
         self.slots.next_used(range)
     }
 
-    /// Stores `data` as the slot's page. The old data is given up only once the new is in place.
+    /// Stores `data` as the slot's page, which is new. The old data is given up only once the new
+    /// is in place.
     ///
     /// # Errors
     /// [`NoRoom`]; the slot is as it was.
