@@ -12,13 +12,8 @@
 use std::io::{BufWriter, Write};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::thread;
 use std::time::Duration;
 
-use crossbeam::channel::{self, Receiver, RecvTimeoutError, Sender};
-use parking_lot::Mutex;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +26,10 @@ use crate::error::{Error, Result};
 use crate::image::{ImageFile, ImageWriter, PageData};
 use crate::pool::NoRoom;
 use crate::shard::{SaveId, Shard, SlotIndex, SlotState, Unsaved};
+use crate::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use crate::sync::atomic::{AtomicBool, AtomicU64};
+use crate::sync::channel::{self, Receiver, RecvTimeoutError, Sender};
+use crate::sync::{Mutex, Protection, thread, without};
 use crate::units::{PAGE_SHIFT, PageIndex};
 
 /// Runs that wait for the file: at most 8 MiB.
@@ -166,7 +165,7 @@ impl Core {
         loop {
             let mut unsaved = false;
             self.store_with_room(run.shard, |shard| {
-                unsaved = shard.is_unsaved(run.slot);
+                unsaved = shard.is_unsaved(run.slot) && !without(Protection::SavedBeforeChanged);
                 if unsaved { Ok(()) } else { change(shard) }
             })?;
             if !unsaved {
@@ -248,7 +247,8 @@ impl Core {
                 }
                 // What was read is still true if nobody has saved the run: who changes it does.
                 shard = self.shard(index);
-                if !shard.is_unsaved_by(save.id, slot) {
+                let is_news = shard.is_unsaved_by(save.id, slot);
+                if !is_news && !without(Protection::SavedOnce) {
                     return Ok(None);
                 }
             }
@@ -316,13 +316,13 @@ impl Core {
         let tables = tables.map_err(|error| Error::io("reserve address space", error))?;
         self.saves.begin(Arc::clone(save));
         // Nobody else holds two, so the order matters to nobody.
-        let mut shards: Vec<_> = self
-            .layout
-            .shards()
-            .map(|index| self.shard(index))
-            .collect();
-        for (shard, table) in shards.iter_mut().zip(tables) {
+        let mut held = Vec::with_capacity(tables.len());
+        for (index, table) in self.layout.shards().zip(tables) {
+            let mut shard = self.shard(index);
             shard.begin_saving(table);
+            if !without(Protection::SavedAsOfOneTime) {
+                held.push(shard);
+            }
         }
         Ok(())
     }
@@ -501,13 +501,11 @@ impl Device {
         drop(resizing);
         let (walking, walked) = channel::bounded(0);
         thread::scope(|scope| {
-            let walk = thread::Builder::new()
-                .name("uzram-save".into())
-                .spawn_scoped(scope, || {
-                    // What failed is noted.
-                    let _ = core.save_all(&save);
-                    drop(walking);
-                });
+            let walk = thread::spawn_scoped(scope, "uzram-save", || {
+                // What failed is noted.
+                let _ = core.save_all(&save);
+                drop(walking);
+            });
             if let Err(error) = walk {
                 save.fail(Error::io("start the thread that saves", error));
             }

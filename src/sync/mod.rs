@@ -14,10 +14,27 @@ pub(crate) use self::scheduled::*;
 #[cfg(not(all(test, feature = "shuttle")))]
 mod of_the_system {
     pub(crate) use std::sync::atomic;
-    pub(crate) use std::{thread, thread_local};
+    pub(crate) use std::thread_local;
 
     pub(crate) use crossbeam::channel;
     pub(crate) use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
+
+    pub(crate) mod thread {
+        use std::io;
+        pub(crate) use std::thread::*;
+
+        /// Starts a thread of a scope.
+        ///
+        /// # Errors
+        /// The kernel's.
+        pub(crate) fn spawn_scoped<'scope, T: Send + 'scope>(
+            scope: &'scope Scope<'scope, '_>,
+            name: &str,
+            f: impl FnOnce() -> T + Send + 'scope,
+        ) -> io::Result<ScopedJoinHandle<'scope, T>> {
+            Builder::new().name(name.to_owned()).spawn_scoped(scope, f)
+        }
+    }
 
     pub(crate) mod time {
         pub(crate) use std::time::Instant;

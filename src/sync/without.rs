@@ -27,6 +27,12 @@ pub(crate) enum Protection {
     OnceInABatch,
     /// What was read of the image is the page only if that never left memory meanwhile.
     DeparturesCounted,
+    /// A save begins on all shards at one time.
+    SavedAsOfOneTime,
+    /// What is there when a save begins is saved before it changes.
+    SavedBeforeChanged,
+    /// What was read to be saved is saved only if nobody else has saved it meanwhile.
+    SavedOnce,
     /// Each use of a segment has a number of its own.
     SegmentUsesNumbered,
     /// A wake while the thread is at work is not forgotten.

@@ -5,7 +5,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub(crate) use crossbeam::channel::{RecvError, RecvTimeoutError, SendError, TryRecvError};
+pub(crate) use crossbeam::channel::{
+    RecvError, RecvTimeoutError, SendError, SendTimeoutError, TryRecvError,
+};
 
 use super::time::Instant;
 use super::{Condvar, Mutex};
@@ -60,6 +62,11 @@ impl<T> Sender<T> {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.0.state.lock().queue.is_empty()
+    }
+
+    pub(crate) fn send_timeout(&self, message: T, _: Duration) -> Result<(), SendTimeoutError<T>> {
+        let sent = self.send(message);
+        sent.map_err(|SendError(message)| SendTimeoutError::Disconnected(message))
     }
 }
 

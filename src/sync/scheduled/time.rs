@@ -16,11 +16,12 @@ std::thread_local! {
 
 struct Clock {
     now: Duration,
-    /// Who is to be woken, and when.
+    /// Who is to be woken, and from when on.
     sleepers: Vec<(Duration, Sleeper)>,
 }
 
 /// Who waits for a time.
+#[derive(Clone)]
 enum Sleeper {
     Thread(Thread),
     Condvar(Arc<Condvar>),
@@ -33,6 +34,12 @@ impl Sleeper {
             (Self::Condvar(a), Self::Condvar(b)) => Arc::ptr_eq(a, b),
             _ => false,
         }
+    }
+
+    /// Whether it may miss that it is woken: a condition variable, with which somebody may be only
+    /// about to wait.
+    fn may_miss_it(&self) -> bool {
+        matches!(self, Self::Condvar(condvar) if Arc::strong_count(condvar) > 1)
     }
 
     fn wake(&self) {
@@ -103,14 +110,14 @@ pub(crate) fn advance(by: Duration) {
     let due: Vec<_> = CLOCK.with_borrow_mut(|clock| {
         clock.now += by;
         let now = clock.now;
+        let due = clock.sleepers.iter().filter(|(at, _)| *at <= now);
+        let due = due.map(|(_, sleeper)| sleeper.clone()).collect();
         clock
             .sleepers
-            .extract_if(.., |(at, _)| *at <= now)
-            .collect()
+            .retain(|(at, sleeper)| *at > now || sleeper.may_miss_it());
+        due
     });
-    for (_, sleeper) in due {
-        sleeper.wake();
-    }
+    due.iter().for_each(Sleeper::wake);
 }
 
 /// Begins time anew, with nobody who waits.

@@ -8,6 +8,7 @@
 mod home;
 mod in_place;
 mod run;
+mod saved;
 mod simulation;
 mod spilled;
 mod waiting;
