@@ -2,10 +2,9 @@
 //! near each other, so who reads pages in order finds the next records here. They are in the appends
 //! of a few batches that were collected about the same time, hence several windows.
 //!
-//! What is written at an offset of one use of a segment stays, so a window holds it, or what was
-//! there before it was written, which does not verify. Only a write that failed may have left a
-//! record there that does, and is written over: whoever sees one fail forgets all windows. One mutex, which
-//! is held to look and to copy, never while the backing is read; no other lock is taken under it.
+//! What is written at an offset under one sequence number stays, so a window of that number holds it,
+//! or what was there before it was written, which does not verify. One mutex, which is held to look
+//! and to copy, never while the backing is read; no other lock is taken under it.
 
 use std::collections::VecDeque;
 use std::io;
@@ -31,7 +30,7 @@ const STREAMS: usize = 8;
 /// Places that are remembered.
 const WINDOWS: usize = 24;
 
-/// Bytes of a use of a segment.
+/// Bytes of a segment that were written under one sequence number, and may be followed by others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     pub(super) segment: SegmentIndex,

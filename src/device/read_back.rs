@@ -15,7 +15,7 @@ use crate::codec::Codec;
 use crate::error::{Error, Result};
 use crate::latency::Operation;
 use crate::shard::{Shard, Slot, SlotIndex, SlotState};
-use crate::spill::{MAX_RECORD_LEN, RecordAddress, RecordBuf, RecordFormat, SegmentIndex};
+use crate::spill::{MAX_RECORD_LEN, RecordAddress, RecordBuf, RecordFormat};
 use crate::sync::atomic::Ordering::Relaxed;
 use crate::sync::{Protection, without};
 use crate::units::{PAGE_SIZE, Page, PageIndex};
@@ -27,7 +27,7 @@ pub(super) struct Spilled {
     pub(super) record: RecordAddress,
     pub(super) len: usize,
     pub(super) codec: Codec,
-    /// The use of the record's segment that the slot referred to.
+    /// The number that the record was written under.
     pub(super) sequence: u64,
     /// Whether it belongs in memory again: it was read back not long ago, too, or is asked for.
     pub(super) again: bool,
@@ -66,7 +66,7 @@ pub(super) struct PageCopy {
 }
 
 impl PageCopy {
-    /// The page of a slot, read from that use of a segment; or, of an empty slot, from the image
+    /// The page of a slot, whose record was written under that number; or, of an empty slot, from the image
     /// after so many departures.
     pub(super) fn new(slot: Slot, sequence: u64, page: Page) -> Self {
         Self {
@@ -76,7 +76,7 @@ impl PageCopy {
         }
     }
 
-    /// Whether `slot`, whose segment is in use `sequence`, names the record that was read.
+    /// Whether `slot`, whose record was written under `sequence`, names the record that was read.
     pub(super) fn is_of(&self, slot: Slot, sequence: u64) -> bool {
         self.slot.same_place(slot) && self.sequence == sequence
     }
@@ -359,9 +359,9 @@ impl Core {
         read.map_err(|_| Error::Corrupt { page: page.0 })
     }
 
-    /// The use of a record's segment. Stands still only under the lock of a shard with a slot
-    /// that refers to the record.
+    /// The number that a record was written under. Stands still only under the lock of a shard with
+    /// a slot that refers to the record.
     pub(super) fn sequence(&self, record: RecordAddress) -> u64 {
-        self.segments.sequence(SegmentIndex::of(record))
+        self.segments.sequence_at(record)
     }
 }

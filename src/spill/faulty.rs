@@ -19,6 +19,8 @@ pub(crate) struct FaultyBacking {
     segments: u32,
     contents: Mutex<HashMap<StoreSegment, Vec<u8>>>,
     pub(crate) fail_writes: AtomicBool,
+    /// Whether writes do nothing, and seem to have worked.
+    pub(crate) lose_writes: AtomicBool,
     pub(crate) fail_reads: AtomicBool,
     /// The segment whose reads fail.
     unreadable: Mutex<Option<u32>>,
@@ -37,6 +39,7 @@ impl FaultyBacking {
             segments,
             contents: Mutex::default(),
             fail_writes: AtomicBool::new(false),
+            lose_writes: AtomicBool::new(false),
             fail_reads: AtomicBool::new(false),
             unreadable: Mutex::new(None),
             faults: Mutex::new(None),
@@ -130,6 +133,7 @@ impl Backing for FaultyBacking {
         let part = (data.len() / 2).next_multiple_of(BLOCK).min(data.len());
         let (segment, written) = match fault {
             None if fails => (segment, data.len() / 2),
+            None if self.lose_writes.load(Relaxed) => (segment, 0),
             None => (segment, data.len()),
             Some(Fault::Refused | Fault::Lost) => (segment, 0),
             Some(Fault::Short | Fault::Torn) => (segment, part),

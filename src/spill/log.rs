@@ -4,9 +4,10 @@
 //! refers to it and no append to it is under way. The log belongs to the writeback thread, so
 //! nothing here locks.
 //!
-//! Invariant: an offset in a use of a segment is given out at most once an attempt; attempts are
-//! counted up when an append failed and its place is given out again. So no two records ever have
-//! the same address, sequence number and attempt, and these make a nonce.
+//! Invariant: a place in a segment is given out at most once under one sequence number; there is a
+//! new one for each use of a segment, and for a place that is given out again because an append to
+//! it failed. So no two records ever have the same address and sequence number, which make a nonce,
+//! and what a failed append left is no record of the next.
 
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
@@ -18,7 +19,7 @@ use std::time::Duration;
 use super::backing::Backing;
 use super::blocks::{BLOCK, BlockBuf};
 use super::record::{RecordAddress, RecordFormat};
-use super::segment::{SEGMENT_BYTES, SegmentIndex, SegmentTable};
+use super::segment::{MAX_RETRIES, SEGMENT_BYTES, SegmentIndex, SegmentTable};
 use super::stores::{STORES, StoreIndex, Stores};
 use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use crate::sync::time::Instant;
@@ -57,8 +58,8 @@ const READ_AGAIN: Duration = Duration::from_secs(3);
 /// Segments that are given back at once: each may take a while.
 const FREED_AT_ONCE: usize = 16;
 
-/// Attempts that a sequence number stands for.
-const ATTEMPTS: u64 = 1 << u8::BITS;
+/// How far apart the sequence numbers of two uses of segments are.
+const USE: u64 = MAX_RETRIES + 1;
 
 /// Every segment is in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,7 +85,6 @@ pub(crate) struct Target {
     segment: SegmentIndex,
     offset: u32,
     sequence: u64,
-    attempt: u8,
 }
 
 impl Target {
@@ -117,7 +117,7 @@ impl Target {
     /// Seals the record of an object of `len` bytes, `at` bytes into `append`, for its place.
     pub(crate) fn seal(&self, format: &RecordFormat, append: &mut [u8], at: usize, len: usize) {
         let (bytes, address) = (&mut append[at..], self.address(at));
-        format.seal(bytes, len, address, self.sequence, self.attempt);
+        format.seal(bytes, len, address, self.sequence);
     }
 
     /// Writes the append. Any thread may call it.
@@ -168,8 +168,6 @@ pub(super) struct Segment {
     used: u32,
     /// Appends under way.
     pub(super) in_flight: u32,
-    /// Appends that failed and whose place was given out again.
-    attempt: u8,
     /// When to try again to read it, which failed.
     read_again: Option<Instant>,
     /// Where the records of appends that succeeded are.
@@ -182,7 +180,6 @@ impl Segment {
         end: 0,
         used: 0,
         in_flight: 0,
-        attempt: 0,
         read_again: None,
         written: Vec::new(),
     };
@@ -248,11 +245,12 @@ impl SegmentLog {
             Some(open) if self.room(open) >= MIN_APPEND => open,
             _ => self.open_segment(head, spare)?,
         };
+        let offset = self.segment(segment).end;
+        let place = RecordAddress::from_byte(segment.byte() + u64::from(offset));
         Ok(Target {
             segment,
-            offset: self.segment(segment).end,
-            sequence: self.table.sequence(segment),
-            attempt: self.segment(segment).attempt,
+            offset,
+            sequence: self.table.sequence_at(place),
         })
     }
 
@@ -269,7 +267,7 @@ impl SegmentLog {
             SegmentIndex::in_store(store, space.segments.len() as u32 - 1)
         });
         if !without(Protection::SegmentUsesNumbered) {
-            self.last_sequence += ATTEMPTS;
+            self.last_sequence += USE;
         }
         self.table.set_sequence(segment, self.last_sequence);
         *self.segment_mut(segment) = Segment {
@@ -347,9 +345,8 @@ impl SegmentLog {
         } else {
             segment.used -= bytes;
             let is_last = segment.end == target.offset + bytes && segment.in_flight == 0;
-            if is_last && segment.attempt < u8::MAX {
-                segment.attempt += 1;
-                segment.end = target.offset;
+            if is_last && self.table.retry_from(target.segment, target.offset) {
+                self.segment_mut(target.segment).end = target.offset;
             }
             self.counts.used_bytes.fetch_sub(u64::from(bytes), Relaxed);
             for head in Head::ALL {

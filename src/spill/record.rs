@@ -8,8 +8,7 @@
 //! | 4..8   | page                                                                |
 //! | 8..10  | bytes of the object, less one                                       |
 //! | 10     | codec                                                               |
-//! | 11     | attempt to write here in this use of the segment                    |
-//! | 12..   | the object; zeroes up to a multiple of 16                           |
+//! | 11..   | the object; zeroes up to a multiple of 16                           |
 //!
 //! Sealed, they look random, down to where one ends and the next begins:
 //!
@@ -17,15 +16,14 @@
 //! |--------|---------------------------------------------------------------------|
 //! | 0..16  | AES-256-GCM tag over the length, the address, and all that follows  |
 //! | 16..18 | bytes of the object, less one, masked                               |
-//! | 18     | attempt, masked                                                     |
-//! | 19..23 | page, encrypted like all that follows                               |
-//! | 23     | codec                                                               |
-//! | 24..   | the object; zeroes up to a multiple of 16                           |
+//! | 18..22 | page, encrypted like all that follows                               |
+//! | 22     | codec                                                               |
+//! | 23..   | the object; zeroes up to a multiple of 16                           |
 //!
-//! The sequence number of the segment, plus the attempt, and the record's address go into the
+//! The sequence number that the place was given out under and the record's address go into the
 //! checksum, and into the nonce and what the tag covers, but not into the record: one that is read
-//! back from the wrong place, or that an earlier use of the segment left there, does not verify. A
-//! log starts with a random sequence number ([`random_sequence`]), so nor does one that another
+//! back from the wrong place, or that an earlier use of the segment or an append that failed left
+//! there, does not verify. A log starts with a random sequence number ([`random_sequence`]), so nor does one that another
 //! device left.
 
 use std::fmt;
@@ -42,10 +40,10 @@ use crate::units::{PAGE_SIZE, PageIndex};
 /// Bytes that record addresses and lengths are multiples of.
 pub(super) const RECORD_ALIGN: usize = 16;
 
-const CHECKED_HEADER_LEN: usize = 12;
-const SEALED_HEADER_LEN: usize = 24;
+const CHECKED_HEADER_LEN: usize = 11;
+const SEALED_HEADER_LEN: usize = 23;
 /// Where the encrypted part of a sealed record starts.
-const ENCRYPTED: usize = TAG_LEN + 3;
+const ENCRYPTED: usize = TAG_LEN + 2;
 
 /// The longest record: of a raw page, sealed.
 pub(crate) const MAX_RECORD_LEN: usize =
@@ -132,12 +130,11 @@ impl RecordFormat {
                 out.extend_from_slice(&[0; 4]);
                 out.extend_from_slice(&page.0.to_le_bytes());
                 out.extend_from_slice(&len);
-                out.extend_from_slice(&[codec as u8, 0]);
+                out.extend_from_slice(&[codec as u8]);
             }
             Self::Sealed(_) => {
                 out.extend_from_slice(&[0; TAG_LEN]);
                 out.extend_from_slice(&len);
-                out.extend_from_slice(&[0]);
                 out.extend_from_slice(&page.0.to_le_bytes());
                 out.extend_from_slice(&[codec as u8]);
             }
@@ -156,10 +153,10 @@ impl RecordFormat {
             .split_at_checked(self.header_len())
             .ok_or(DamagedRecord)?;
         let (page, len, codec) = match (self, header) {
-            (Self::Checked, &[_, _, _, _, p0, p1, p2, p3, l0, l1, codec, _]) => {
+            (Self::Checked, &[_, _, _, _, p0, p1, p2, p3, l0, l1, codec]) => {
                 ([p0, p1, p2, p3], [l0, l1], codec)
             }
-            (Self::Sealed(_), &[.., l0, l1, _, p0, p1, p2, p3, codec]) => {
+            (Self::Sealed(_), &[.., l0, l1, p0, p1, p2, p3, codec]) => {
                 ([p0, p1, p2, p3], [l0, l1], codec)
             }
             _ => return Err(DamagedRecord),
@@ -175,33 +172,22 @@ impl RecordFormat {
         })
     }
 
-    /// Makes the encoded record of an object of `len` bytes that starts `bytes` the record at `at`
-    /// in segment use `sequence`, written in that `attempt`. With one address, sequence number and
-    /// attempt this is done once.
-    pub(super) fn seal(
-        &self,
-        bytes: &mut [u8],
-        len: usize,
-        at: RecordAddress,
-        sequence: u64,
-        attempt: u8,
-    ) {
+    /// Makes the encoded record of an object of `len` bytes that starts `bytes` the record at `at`,
+    /// written under the number `sequence`. With one address and number this is done once.
+    pub(super) fn seal(&self, bytes: &mut [u8], len: usize, at: RecordAddress, sequence: u64) {
         let bytes = &mut bytes[..self.record_len(len)];
-        let tried = sequence + u64::from(attempt);
         match self {
             Self::Checked => {
-                bytes[CHECKED_HEADER_LEN - 1] = attempt;
-                let checksum = checksum(&bytes[4..CHECKED_HEADER_LEN + len], at, tried);
+                let checksum = checksum(&bytes[4..CHECKED_HEADER_LEN + len], at, sequence);
                 bytes[..4].copy_from_slice(&checksum.to_le_bytes());
             }
             Self::Sealed(key) => {
                 let len = len as u16 - 1;
                 let (header, encrypted) = bytes.split_at_mut(ENCRYPTED);
-                let tag = key.seal(encrypted, len, at, tried);
+                let tag = key.seal(encrypted, len, at, sequence);
                 header[..TAG_LEN].copy_from_slice(tag.as_ref());
-                let masked = len ^ key.mask(at, tried).len;
-                header[TAG_LEN..TAG_LEN + 2].copy_from_slice(&masked.to_le_bytes());
-                header[TAG_LEN + 2] = attempt ^ key.mask(at, sequence).attempt;
+                let masked = len ^ key.mask(at, sequence);
+                header[TAG_LEN..].copy_from_slice(&masked.to_le_bytes());
             }
         }
     }
@@ -210,7 +196,7 @@ impl RecordFormat {
     /// is encrypted.
     ///
     /// # Errors
-    /// [`DamagedRecord`] if it is not one that was written at `at` in segment use `sequence`.
+    /// [`DamagedRecord`] if it is not one that was written at `at` under the number `sequence`.
     pub(crate) fn open<'a>(
         &self,
         bytes: &'a [u8],
@@ -222,8 +208,7 @@ impl RecordFormat {
             Self::Checked => {
                 let record = self.parse(bytes)?;
                 let covered = &bytes[4..CHECKED_HEADER_LEN + record.data.len()];
-                let tried = sequence + u64::from(bytes[CHECKED_HEADER_LEN - 1]);
-                let expected = checksum(covered, at, tried).to_le_bytes();
+                let expected = checksum(covered, at, sequence).to_le_bytes();
                 (bytes[..4] == expected)
                     .then_some(record)
                     .ok_or(DamagedRecord)
@@ -256,16 +241,15 @@ impl RecordFormat {
         let (header, _) = bytes
             .split_first_chunk::<SEALED_HEADER_LEN>()
             .ok_or(DamagedRecord)?;
-        let [tag @ .., l0, l1, attempt, _, _, _, _, _] = *header;
-        let tried = sequence + u64::from(attempt ^ key.mask(at, sequence).attempt);
-        let len = u16::from_le_bytes([l0, l1]) ^ key.mask(at, tried).len;
+        let [tag @ .., l0, l1, _, _, _, _, _] = *header;
+        let len = u16::from_le_bytes([l0, l1]) ^ key.mask(at, sequence);
         let sealed = (usize::from(len) < PAGE_SIZE)
             .then(|| bytes.get(..self.record_len(usize::from(len) + 1)))
             .flatten()
             .ok_or(DamagedRecord)?;
         let opened = &mut scratch[..sealed.len()];
         opened.copy_from_slice(sealed);
-        key.open(tag, &mut opened[ENCRYPTED..], len, at, tried)
+        key.open(tag, &mut opened[ENCRYPTED..], len, at, sequence)
             .map_err(|NotSealed| DamagedRecord)?;
         opened[TAG_LEN..TAG_LEN + 2].copy_from_slice(&len.to_le_bytes());
         Ok(())
@@ -312,17 +296,17 @@ mod tests {
     }
 
     fn sealed(format: &RecordFormat, data: &[u8]) -> Vec<u8> {
-        sealed_at(format, data, AT, 0)
+        sealed_at(format, data, AT, 5)
     }
 
-    fn sealed_at(format: &RecordFormat, data: &[u8], at: RecordAddress, attempt: u8) -> Vec<u8> {
+    fn sealed_at(format: &RecordFormat, data: &[u8], at: RecordAddress, sequence: u64) -> Vec<u8> {
         let mut bytes = BlockBuf::default();
         format.encode(record(data), &mut bytes);
         assert_eq!(bytes.len(), format.record_len(data.len()));
         assert_eq!(format.parse(&bytes), Ok(record(data)));
-        format.seal(&mut bytes, data.len(), at, 5, attempt);
+        format.seal(&mut bytes, data.len(), at, sequence);
         let mut scratch = [0; MAX_RECORD_LEN];
-        let opened = format.open(&bytes, &mut scratch, at, 5);
+        let opened = format.open(&bytes, &mut scratch, at, sequence);
         assert_eq!(opened, Ok(record(data)));
         bytes.to_vec()
     }
@@ -388,8 +372,8 @@ mod tests {
     fn the_same_object_is_another_ciphertext_in_each_place() {
         let [_, format] = formats();
         let mut seen = std::collections::HashSet::new();
-        for (at, attempt) in [(77, 0), (78, 0), (77, 1), (77, 255)] {
-            let bytes = sealed_at(&format, &[9; 64], RecordAddress(at), attempt);
+        for (at, sequence) in [(77, 5), (78, 5), (77, 6), (77, 260)] {
+            let bytes = sealed_at(&format, &[9; 64], RecordAddress(at), sequence);
             let (header, encrypted) = bytes.split_at(ENCRYPTED);
             assert!(seen.insert(encrypted.to_vec()) && seen.insert(header.to_vec()));
         }

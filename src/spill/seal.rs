@@ -2,9 +2,8 @@
 //!
 //! Invariants:
 //! 1. The keys are random, made for one device, and nowhere but in one page of locked memory.
-//! 2. A nonce is used once: it is the sequence number of a use of a segment, plus the attempt, with
-//!    an offset in the segment. A log gives out the numbers of each use and its attempts once, and
-//!    each offset in an attempt once ([`super::SegmentLog`]).
+//! 2. A nonce is used once: it is a sequence number with an offset in a segment. A log gives out
+//!    each offset once under a number ([`super::SegmentLog`]).
 
 use std::io;
 
@@ -77,23 +76,14 @@ impl SealKey {
         opened.map(drop).map_err(|Unspecified| NotSealed)
     }
 
-    /// What hides the header of the record at a place.
-    pub(super) fn mask(&self, at: RecordAddress, sequence: u64) -> Mask {
+    /// What the length in the header of the record at a place is combined with by exclusive or.
+    pub(super) fn mask(&self, at: RecordAddress, sequence: u64) -> u16 {
         let mut block = [0; 16];
         block[..12].copy_from_slice(&nonce(at, sequence));
         let mask = self.0.headers.new_mask(&block);
-        let [l0, l1, attempt, ..] = mask.expect("a block is 16 bytes");
-        Mask {
-            len: u16::from_le_bytes([l0, l1]),
-            attempt,
-        }
+        let [l0, l1, ..] = mask.expect("a block is 16 bytes");
+        u16::from_le_bytes([l0, l1])
     }
-}
-
-/// What the fields of a record's header are combined with by exclusive or.
-pub(super) struct Mask {
-    pub(super) len: u16,
-    pub(super) attempt: u8,
 }
 
 impl Keys {

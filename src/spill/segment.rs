@@ -1,5 +1,6 @@
 //! The segments of a backing: how much of each is still referred to.
 
+use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, OnceLock};
 
@@ -9,6 +10,7 @@ use zerocopy::FromZeros;
 use super::record::{RecordAddress, RecordFormat};
 use super::stores::{STORES, StoreSegment};
 use crate::memory::LazyTable;
+use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::writeback::Waker;
 
@@ -17,6 +19,10 @@ pub(crate) const SEGMENT_BYTES: u64 = 2 << 20;
 
 /// Live bytes at which a segment becomes worth a look by the cleaner.
 const SPARSE: u32 = SEGMENT_BYTES as u32 / 2;
+
+/// How often places may be given out again in one use of a segment. The numbers of uses are further
+/// apart than that.
+pub(super) const MAX_RETRIES: u64 = u8::MAX as u64;
 
 /// Segments that a backing can have, 16 TiB: half of what a record's address can reach.
 pub(crate) const SEGMENTS_PER_STORE: u32 = 1 << 23;
@@ -50,17 +56,22 @@ struct Entry {
     sequence: AtomicU64,
     /// Bytes of the records that slots refer to.
     live: AtomicU32,
+    /// How often a place was given out again in this use.
+    retries: AtomicU32,
 }
 
 /// What any thread may know of the segments. There is no lock: `live` counts slots' references,
 /// and a slot changes under its shard's lock; `sequence` changes only while `live` is 0, so under
-/// the lock of a shard that has a slot in the segment it stands still.
+/// the lock of a shard that has a slot in the segment it stands still. That of a record does so from
+/// before a slot refers to it: what is given out again is behind all records that one does.
 pub(crate) struct SegmentTable {
     /// None until the first backing comes.
     entries: OnceLock<LazyTable<Entry>>,
     live_bytes: AtomicU64,
     /// Segments whose last record was released, for the writeback thread to free.
     emptied: SegQueue<SegmentIndex>,
+    /// Offsets in segments, in rising order, from which on places were given out again. A leaf.
+    retried: Mutex<HashMap<SegmentIndex, Vec<u32>>>,
     waker: Arc<Waker>,
     format: RecordFormat,
 }
@@ -72,6 +83,7 @@ impl SegmentTable {
             entries: OnceLock::new(),
             live_bytes: AtomicU64::new(0),
             emptied: SegQueue::new(),
+            retried: Mutex::default(),
             waker,
             format,
         }
@@ -136,12 +148,45 @@ impl SegmentTable {
         self.entry(segment).sequence.load(Ordering::Acquire)
     }
 
+    /// The number under which what is now at a place was written: that of the segment's use, plus
+    /// how often the place was given out again.
+    pub(crate) fn sequence_at(&self, place: RecordAddress) -> u64 {
+        let segment = SegmentIndex::of(place);
+        let offset = (place.byte() - segment.byte()) as u32;
+        let retries = match self.entry(segment).retries.load(Ordering::Acquire) {
+            0 => 0,
+            _ => self
+                .retried
+                .lock()
+                .get(&segment)
+                .map_or(0, |retried| retried.partition_point(|&from| from <= offset)),
+        };
+        self.sequence(segment) + retries as u64
+    }
+
     /// Starts a new use of an empty segment.
     pub(crate) fn set_sequence(&self, segment: SegmentIndex, sequence: u64) {
         debug_assert_eq!(self.live(segment), 0);
-        self.entry(segment)
-            .sequence
-            .store(sequence, Ordering::Release);
+        let entry = self.entry(segment);
+        if entry.retries.swap(0, Ordering::Relaxed) > 0 {
+            self.retried.lock().remove(&segment);
+        }
+        entry.sequence.store(sequence, Ordering::Release);
+    }
+
+    /// Has what is written from an offset on, where nothing is live, be told from what may have been
+    /// written there before; returns false if that has been done as often as numbers allow.
+    pub(crate) fn retry_from(&self, segment: SegmentIndex, offset: u32) -> bool {
+        let mut retried = self.retried.lock();
+        let offsets = retried.entry(segment).or_default();
+        debug_assert!(offsets.last().is_none_or(|&last| last <= offset));
+        let allowed = (offsets.len() as u64) < MAX_RETRIES;
+        if allowed {
+            offsets.push(offset);
+            let retries = &self.entry(segment).retries;
+            retries.fetch_add(1, Ordering::Release);
+        }
+        allowed
     }
 
     fn entry(&self, segment: SegmentIndex) -> &Entry {

@@ -297,7 +297,6 @@ impl Source for Walk<'_> {
     /// Where the next record starts after one that does not verify is unknown, so it goes on with
     /// the next append.
     fn pick_live(&mut self, core: &Core, batch: &mut Batch, bytes: &[u8], limit: usize) {
-        let sequence = core.segments.sequence(self.segment);
         let mut scratch = [0; MAX_RECORD_LEN];
         while let Some(append) = self.written.first() {
             let end = append.end as usize;
@@ -307,6 +306,7 @@ impl Source for Walk<'_> {
             }
             let address = RecordAddress::from_byte(self.segment.byte() + self.at as u64);
             let bytes = &bytes[self.at..end];
+            let sequence = core.segments.sequence_at(address);
             let record = core.format.open(bytes, &mut scratch, address, sequence);
             let known = record
                 .ok()

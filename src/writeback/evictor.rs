@@ -172,7 +172,6 @@ impl Writeback {
         self.note_health(&written);
         let written = written.is_ok();
         if !written {
-            self.core.read_ahead.forget();
             self.moves_failed |= matches!(cargo, Cargo::Moved);
         }
         let taken = cargo.taken(&batch, &target);

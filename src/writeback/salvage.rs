@@ -54,7 +54,7 @@ impl Salvage {
             slot,
         } = reference;
         let page = core.layout.page(shard, index);
-        let sequence = core.segments.sequence(self.segment);
+        let sequence = core.segments.sequence_at(address);
         let from = (address.byte() - self.segment.byte()) as usize;
         let bytes = bytes.get(from..).unwrap_or_default();
         let mut scratch = [0; MAX_RECORD_LEN];

@@ -15,7 +15,9 @@ use crate::config::BackingConfig;
 use crate::device::Scrubbed;
 use crate::origin::Origin;
 use crate::shard::SlotState;
-use crate::spill::{RecordAddress, SEGMENT_BYTES, SegmentIndex, StoreSegment};
+use crate::spill::{
+    MAX_RECORD_LEN, RecordAddress, RecordFormat, SEGMENT_BYTES, SegmentIndex, StoreSegment,
+};
 
 /// A device whose records are of either format.
 fn device_of(format: Format, pages: u64, backing: Arc<dyn Backing>) -> Device {
@@ -279,9 +281,9 @@ fn an_encrypted_backing_shows_nothing_of_the_pages() {
     }
 }
 
-/// Asserts of checked records that no two ever have one address, sequence number and attempt,
-/// whether they are written successfully or not.
-struct OncePerAttempt {
+/// Asserts of checked records that no two ever have one address and sequence number, whether they
+/// are written successfully or not.
+struct OncePerNumber {
     inner: FaultyBacking,
     uses: Mutex<BTreeMap<StoreSegment, Use>>,
 }
@@ -289,37 +291,48 @@ struct OncePerAttempt {
 /// A use of a segment.
 #[derive(Default)]
 struct Use {
-    sequence: u64,
-    /// What was written to, and in which attempt.
-    writes: Vec<(Range<u32>, u8)>,
+    /// Its own number.
+    first: u64,
+    /// What was written to, and how many numbers behind the first.
+    writes: Vec<(Range<u32>, u64)>,
 }
 
-impl OncePerAttempt {
+impl OncePerNumber {
     fn note(&self, segment: StoreSegment, offset: u32, data: &[u8]) {
+        const NUMBERS: u64 = 256;
         let mut uses = self.uses.lock();
         let present = uses.entry(segment).or_default();
-        let mut first_record = data;
+        let (mut record, mut at) = (data, segment.byte() + u64::from(offset));
         if offset == 0 {
             let (header, records) = data.split_at(32);
             let sequence = u64::from_le_bytes(header[12..20].try_into().expect("8 bytes"));
-            if sequence != present.sequence {
+            let first = sequence / NUMBERS * NUMBERS;
+            if first != present.first {
                 *present = Use {
-                    sequence,
+                    first,
                     writes: Vec::new(),
                 };
             }
-            first_record = records;
+            (record, at) = (records, at + 32);
         }
-        let (range, attempt) = (offset..offset + data.len() as u32, first_record[11]);
+        let (at, mut scratch) = (RecordAddress::from_byte(at), [0; MAX_RECORD_LEN]);
+        let mut opens = |number| {
+            let sequence = present.first + number;
+            let opened = RecordFormat::Checked.open(record, &mut scratch, at, sequence);
+            opened.is_ok()
+        };
+        let number = (0..NUMBERS).find(|&number| opens(number));
+        let number = number.expect("it is of this use of the segment");
+        let range = offset..offset + data.len() as u32;
         for (earlier, before) in &present.writes {
             let apart = range.end <= earlier.start || earlier.end <= range.start;
-            assert!(apart || attempt > *before, "{segment:?} {range:?}");
+            assert!(apart || number > *before, "{segment:?} {range:?}");
         }
-        present.writes.push((range, attempt));
+        present.writes.push((range, number));
     }
 }
 
-impl Backing for OncePerAttempt {
+impl Backing for OncePerNumber {
     fn capacity(&self, size: Option<u64>) -> crate::Result<u32> {
         self.inner.capacity(size)
     }
@@ -344,15 +357,15 @@ impl Backing for OncePerAttempt {
 
 #[test]
 fn no_nonce_is_used_twice_even_if_writes_fail() {
-    let backing = Arc::new(OncePerAttempt {
+    let backing = Arc::new(OncePerNumber {
         inner: FaultyBacking::new(4),
         uses: Mutex::default(),
     });
     let device = device_of(Format::Checked, 3000, Arc::clone(&backing) as _);
     write_while_writes_fail(&device, &backing.inner);
     let uses = backing.uses.lock();
-    let attempts = uses.values().flat_map(|present| &present.writes);
-    assert!(attempts.map(|(_, attempt)| attempt).max() > Some(&0));
+    let writes = uses.values().flat_map(|present| &present.writes);
+    assert!(writes.map(|(_, number)| number).max() > Some(&0));
 }
 
 #[test]

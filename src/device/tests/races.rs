@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use super::*;
 use crate::device::core::Core;
 use crate::shard::{Slot, SlotState};
-use crate::spill::SegmentIndex;
 
 /// The bug that zswap and zsmalloc each shipped: a page is freed or rewritten while eviction is
 /// writing its old contents.
@@ -53,15 +52,13 @@ fn what_changes_during_a_write_is_not_undone_by_it() {
     }
 }
 
-/// A spilled page's slot, and the use of the segment that its record is in.
+/// A spilled page's slot, and the number that its record was written under.
 fn record_of(core: &Core, page: u64) -> Option<(Slot, u64)> {
     let run = core.layout.run(crate::PageIndex(page as u32), page + 1);
     let shard = core.shard(run.shard);
     let slot = shard.slot(run.slot);
     match slot.state() {
-        SlotState::WrittenBack { record, .. } => {
-            Some((slot, core.segments.sequence(SegmentIndex::of(record))))
-        }
+        SlotState::WrittenBack { record, .. } => Some((slot, core.segments.sequence_at(record))),
         _ => None,
     }
 }
