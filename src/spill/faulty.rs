@@ -30,6 +30,7 @@ pub(crate) struct FaultyBacking {
     before_write: RwLock<Option<Hook>>,
     before_read: RwLock<Option<Hook>>,
     after_read: RwLock<Option<Hook>>,
+    before_discard: RwLock<Option<Hook>>,
 }
 
 impl FaultyBacking {
@@ -47,6 +48,7 @@ impl FaultyBacking {
             before_write: RwLock::new(None),
             before_read: RwLock::new(None),
             after_read: RwLock::new(None),
+            before_discard: RwLock::new(None),
         }
     }
 
@@ -84,6 +86,11 @@ impl FaultyBacking {
     /// Has `hook` called after each read, in the reading thread.
     pub(crate) fn after_read(&self, hook: impl Fn() + Send + Sync + 'static) {
         *self.after_read.write() = Some(Box::new(hook));
+    }
+
+    /// Has `hook` called before each discard, in the discarding thread.
+    pub(crate) fn before_discard(&self, hook: impl Fn() + Send + Sync + 'static) {
+        *self.before_discard.write() = Some(Box::new(hook));
     }
 
     /// Lets `damage` change the contents of each segment.
@@ -180,6 +187,9 @@ impl Backing for FaultyBacking {
     }
 
     fn discard(&self, segment: StoreSegment) {
+        if let Some(hook) = &*self.before_discard.read() {
+            hook();
+        }
         self.contents.lock().remove(&segment);
     }
 

@@ -55,9 +55,6 @@ pub(super) fn is_segment(start: &[u8]) -> bool {
 /// How long a segment that could not be read is left alone, so that others are cleaned.
 const READ_AGAIN: Duration = Duration::from_secs(3);
 
-/// Segments that are given back at once: each may take a while.
-const FREED_AT_ONCE: usize = 16;
-
 /// How far apart the sequence numbers of two uses of segments are.
 const USE: u64 = MAX_RETRIES + 1;
 
@@ -188,6 +185,21 @@ impl Segment {
 /// Bytes that an append of `len` takes.
 fn padded(len: usize) -> u32 {
     len.next_multiple_of(BLOCK) as u32
+}
+
+/// The blocks that ranges in rising order are in, those that follow each other joined: what lies
+/// between, where an append failed, may be unreadable.
+fn whole_blocks(ranges: &[Range<u32>]) -> Vec<Range<usize>> {
+    let mut blocks: Vec<Range<usize>> = Vec::new();
+    for range in ranges {
+        let (start, end) = (range.start as usize / BLOCK * BLOCK, range.end as usize);
+        let end = end.next_multiple_of(BLOCK);
+        match blocks.last_mut() {
+            Some(last) if last.end == start => last.end = end,
+            _ => blocks.push(start..end),
+        }
+    }
+    blocks
 }
 
 /// The segments of one backing.
@@ -390,13 +402,13 @@ impl SegmentLog {
         self.space_mut(segment.store()).free.insert(segment);
     }
 
-    /// Frees segments that have been emptied, some of them if they are many; returns whether those
-    /// were all.
-    pub(crate) fn free_emptied(&mut self) -> bool {
-        for _ in 0..FREED_AT_ONCE {
+    /// Frees segments that have been emptied, about so many of them; returns how many it looked at:
+    /// fewer than `most`, and those were all.
+    pub(crate) fn free_emptied(&mut self, most: usize) -> usize {
+        for looked_at in 0..most {
             let Some(segment) = self.table.pop_emptied() else {
                 self.seal_emptied_heads();
-                return true;
+                return looked_at;
             };
             // Its backing may have gone since.
             let space = &self.spaces[usize::from(segment.store().0)];
@@ -404,7 +416,7 @@ impl SegmentLog {
                 self.free_if_empty(segment);
             }
         }
-        false
+        most
     }
 
     fn seal_emptied_heads(&mut self) {
@@ -461,13 +473,17 @@ impl SegmentLog {
         segment: SegmentIndex,
         out: &mut BlockBuf,
     ) -> io::Result<Vec<Range<u32>>> {
-        let written = self.segment(segment).written.clone();
-        let end = written.iter().map(|range| range.end).max().unwrap_or(0);
+        let mut written = self.segment(segment).written.clone();
+        written.sort_unstable_by_key(|range| range.start);
+        let end = written.last().map_or(0, |range| range.end);
         out.resize((end as usize).next_multiple_of(BLOCK));
         let backing = self.stores.of(segment).ok_or(io::ErrorKind::NotFound)?;
-        if let Err(error) = backing.read(segment.within_store(), 0, out) {
-            self.segment_mut(segment).read_again = Some(Instant::now() + READ_AGAIN);
-            return Err(error);
+        for blocks in whole_blocks(&written) {
+            let (start, bytes) = (blocks.start as u32, &mut out[blocks]);
+            if let Err(error) = backing.read(segment.within_store(), start, bytes) {
+                self.segment_mut(segment).read_again = Some(Instant::now() + READ_AGAIN);
+                return Err(error);
+            }
         }
         self.segment_mut(segment).state = State::Cleaning;
         Ok(written)

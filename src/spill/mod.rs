@@ -38,7 +38,7 @@ pub(crate) use faulty::FaultyBacking;
 #[cfg(all(test, feature = "shuttle"))]
 pub(crate) use faulty::{Chances, Faults};
 pub(crate) use file::{FileBacking, block_device_size};
-pub(crate) use log::{Head, LogCounts, LogFull, MIN_APPEND, SegmentLog, Target};
+pub(crate) use log::{Head, LogCounts, MIN_APPEND, SegmentLog, Target};
 pub(crate) use record::{
     MAX_RECORD_LEN, Record, RecordAddress, RecordBuf, RecordFormat, random_sequence,
 };

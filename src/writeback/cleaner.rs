@@ -1,5 +1,6 @@
 //! Cleaning: the live records of a segment move to the log's end, and the segment is free.
 
+use std::io;
 use std::ops::Range;
 
 use crate::device::core::Core;
@@ -39,7 +40,7 @@ impl Writeback {
         const SEGMENTS: usize = 3;
         for _ in 0..SEGMENTS {
             // What fails here is logged, and fails a writer only if it comes to need the space.
-            if !self.is_bloated() || !matches!(self.clean_best(), Ok(true)) {
+            if !self.is_bloated() || !self.clean_best() {
                 return;
             }
         }
@@ -54,7 +55,7 @@ impl Writeback {
                 return true;
             }
             // What fails here is logged, and fails a writer only if it comes to need the space.
-            if !matches!(self.clean_best(), Ok(true)) {
+            if !self.clean_best() {
                 return true;
             }
             if self.should_yield() {
@@ -71,38 +72,33 @@ impl Writeback {
         )
     }
 
-    /// Cleans the segment that it pays most to clean; returns whether there was one worth it.
-    ///
-    /// # Errors
-    /// Why the backing cannot be read or written.
-    pub(super) fn clean_best(&mut self) -> Result<bool, &'static str> {
-        match self
-            .log
-            .best_to_clean(SEGMENT_BYTES as u32 / 100 * KEPT_LIVE as u32)
-        {
-            Some(segment) => self.clean(segment),
-            None => Ok(false),
-        }
+    /// Cleans the segment that it pays most to clean; returns whether there may be another.
+    fn clean_best(&mut self) -> bool {
+        let most_live = SEGMENT_BYTES as u32 / 100 * KEPT_LIVE as u32;
+        let best = self.log.best_to_clean(most_live);
+        let cleaned = best.map(|segment| self.clean(segment));
+        matches!(cleaned, Some(Ok(Cleaned::All | Cleaned::Damaged)))
     }
 
-    /// Cleans the segment that gains most space at once; returns whether there was one worth it.
+    /// Cleans the segment that gains most space at once.
     ///
     /// # Errors
-    /// Why the backing cannot be read or written.
-    pub(super) fn clean_emptiest(&mut self) -> Result<bool, &'static str> {
+    /// Why the backing cannot be written.
+    pub(super) fn clean_emptiest(&mut self) -> Result<Cleaned, &'static str> {
         match self.log.emptiest() {
             Some((segment, live)) if live <= MAX_LIVE => self.clean(segment),
-            _ => Ok(false),
+            _ => Ok(Cleaned::NoRoom),
         }
     }
 
-    fn clean(&mut self, segment: SegmentIndex) -> Result<bool, &'static str> {
+    fn clean(&mut self, segment: SegmentIndex) -> Result<Cleaned, &'static str> {
         if self.core.may_write().is_err() {
-            return Ok(false);
+            return Ok(Cleaned::NoRoom);
         }
-        let written = self.read_segment(segment)?;
-        let cleaned = self.empty_and_land(segment, &written);
-        cleaned.map(|cleaned| cleaned != Cleaned::NoRoom)
+        match self.read_segment(segment) {
+            Some(written) => self.empty_and_land(segment, &written),
+            None => Ok(Cleaned::Unreadable),
+        }
     }
 
     /// Empties the segment whose contents are in `self.segment`, in the ranges that were `written`,
@@ -127,7 +123,7 @@ impl Writeback {
         let stays = cleaned == Cleaned::All && self.core.segments.live(segment) > 0;
         let damaged = landed.is_ok() && (cleaned == Cleaned::Damaged || stays);
         self.log.end_cleaning(segment, damaged);
-        landed.map(|()| cleaned)
+        landed.map(|()| if damaged { Cleaned::Damaged } else { cleaned })
     }
 
     /// Moves the live records of the segment whose contents are in `self.segment`, in the ranges
@@ -160,15 +156,17 @@ impl Writeback {
         }
     }
 
-    fn read_segment(&mut self, segment: SegmentIndex) -> Result<Vec<Range<u32>>, &'static str> {
+    /// Reads what was written to a segment to `self.segment`; returns where in it that is, `None` if
+    /// it cannot be read, which is logged.
+    fn read_segment(&mut self, segment: SegmentIndex) -> Option<Vec<Range<u32>>> {
         let read = self.log.begin_cleaning(segment, &mut self.segment);
-        read.map_err(|error| {
+        let note = |error: &io::Error| {
             if let Some(end) = self.core.log_limit.admit() {
                 let segment = segment.0;
                 tracing::warn!("cannot read segment {segment} of the backing: {error}{end}");
             }
-            UNREADABLE
-        })
+        };
+        read.inspect_err(note).ok()
     }
 
     /// Sends live records, whose segment's contents are in `self.segment`, to the log's end.
@@ -220,12 +218,11 @@ impl Writeback {
             }
             Leave::Move(segment) => segment,
         };
-        let read = self.read_segment(segment);
-        let written = read.map_err(|_| "it cannot be read")?;
+        let written = self.read_segment(segment).ok_or("it cannot be read")?;
         let cleaned = self.empty_and_land(segment, &written);
         match cleaned.map_err(|_| "the backing that takes its place cannot be written to")? {
             Cleaned::NoRoom => Err("there is no room for what it holds"),
-            Cleaned::All | Cleaned::Damaged => Ok(false),
+            Cleaned::All | Cleaned::Damaged | Cleaned::Unreadable => Ok(false),
         }
     }
 
@@ -256,12 +253,14 @@ pub(super) trait Source {
 
 /// How cleaning a segment ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Cleaned {
+pub(super) enum Cleaned {
     All,
     /// But for records that do not verify.
     Damaged,
-    /// Until there was nowhere to write.
+    /// Until there was nowhere to write; or nothing was, because that gains nothing.
     NoRoom,
+    /// Not at all.
+    Unreadable,
 }
 
 /// A walk through the records of a segment.

@@ -7,20 +7,20 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::allowance::Taken;
 use super::batch::MAX_BATCH;
-use super::cleaner::UNREADABLE;
+use super::cleaner::{Cleaned, UNREADABLE};
 use super::flights::{Flight, Landed};
-use super::{Batch, Writeback};
+use super::{Batch, FREED_AT_ONCE, Writeback};
 use crate::device::core::Core;
 use crate::device::layout::ShardIndex;
 use crate::device::room::RoundEnd;
 use crate::latency::Operation;
 use crate::pool::ZspageId;
 use crate::shard::Chances;
-use crate::spill::{BLOCK, Head, LogFull, MIN_APPEND, Target};
+use crate::spill::{BLOCK, Head, MIN_APPEND, Target};
 use crate::sync::atomic::Ordering::Relaxed;
 
 /// Objects of one batch that may be spared because they were accessed.
@@ -28,6 +28,9 @@ const CHANCES: Chances = Chances(1024);
 
 /// Segments that eviction leaves free, so that cleaning always has one to write to.
 const CLEANING_RESERVE: u32 = 1;
+
+/// How long, at one go, segments are tried from which cleaning gains nothing.
+const CLEANING_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a reason says to a writer, before what it says to anybody.
 pub(super) const AT_LIMIT: &str = "the memory limit is reached and ";
@@ -242,22 +245,33 @@ impl Writeback {
 
     /// Where to write, cleaning a segment first if there is no free one.
     pub(super) fn eviction_target(&mut self) -> Result<Target, &'static str> {
+        let mut wasted = Duration::ZERO;
         loop {
             if !self.core.stores.spills() {
                 return Err(NO_BACKING);
             }
-            self.log.free_emptied();
-            match self.log.target(Head::Evicted, CLEANING_RESERVE) {
-                Ok(target) => return Ok(target),
-                // What is under way may fill, or empty, a segment that could be cleaned.
-                Err(LogFull) if self.flights.under_way() > 0 => self.land_all()?,
-                Err(LogFull) => match self.clean_emptiest() {
-                    Ok(true) => {}
-                    // It is left alone for a while: another may do.
-                    Err(UNREADABLE) => {}
-                    Ok(false) => return Err(FULL),
-                    Err(reason) => return Err(reason),
-                },
+            if let Ok(target) = self.log.target(Head::Evicted, CLEANING_RESERVE) {
+                return Ok(target);
+            }
+            if self.log.free_emptied(FREED_AT_ONCE) > 0 {
+                continue;
+            }
+            // What is under way may fill, or empty, a segment that could be cleaned.
+            if self.flights.under_way() > 0 {
+                self.land_all()?;
+                continue;
+            }
+            let began = Instant::now();
+            let reason = match self.clean_emptiest()? {
+                Cleaned::All => continue,
+                Cleaned::NoRoom => return Err(FULL),
+                // It is left alone, for a while or for good: another may do.
+                Cleaned::Damaged => FULL,
+                Cleaned::Unreadable => UNREADABLE,
+            };
+            wasted += began.elapsed();
+            if wasted > CLEANING_PATIENCE || self.core.room.is_closed() {
+                return Err(reason);
             }
         }
     }

@@ -42,6 +42,9 @@ const IDLE: Duration = Duration::from_millis(500);
 /// How long eviction rests after it found that it can do nothing, unless a writer waits.
 const REST: Duration = Duration::from_millis(100);
 
+/// Segments that are given back at once: each may take a while.
+const FREED_AT_ONCE: usize = 4;
+
 /// What the thread is asked to do.
 pub(crate) enum Command {
     /// Evict the oldest zspages, of at least so many frames in all.
@@ -155,19 +158,29 @@ impl Writeback {
                 let _ = self.land_all();
                 return;
             }
-            let freed_all = self.log.free_emptied();
             if self.core.room.is_closed() {
                 self.dismiss();
+                done = true;
+            } else {
+                done = self.work(woken);
             }
-            done = self.core.room.is_closed()
-                || freed_all
-                    && self.make_room()
-                    && self.compact_sparse_shards(woken)
-                    && self.go_on_selected()
-                    && self.clean_sparse_segments()
-                    && self.go_on_leaving();
             unsettled = self.core.trim(woken) || self.churned;
         }
+    }
+
+    /// Does what is to be done; returns false if more is to be done at once.
+    fn work(&mut self, woken: bool) -> bool {
+        let roomy = self.make_room();
+        let freed_all = self.log.free_emptied(FREED_AT_ONCE) < FREED_AT_ONCE;
+        // What somebody has asked for gets on, step by step, even if writers never let up.
+        let selected = self.go_on_selected();
+        let left = self.go_on_leaving();
+        roomy
+            && freed_all
+            && self.compact_sparse_shards(woken)
+            && self.clean_sparse_segments()
+            && selected
+            && left
     }
 
     /// Ends what takes long: whoever waits for it learns that the device stops.
@@ -223,13 +236,17 @@ impl Writeback {
     }
 
     /// Evicts from the high watermark to the low one, or while writers wait; returns false if it
-    /// was interrupted.
+    /// was interrupted, also once what somebody has asked for has waited for it long enough.
     fn make_room(&mut self) -> bool {
+        /// Rounds, each of about a batch.
+        const IN_TURN: usize = 16;
+
         let core = Arc::clone(&self.core);
         let rests = self.stuck_at.is_some_and(|at| at.elapsed() < REST);
         if !core.room.demand() && (rests || core.budget.used() <= core.watermarks().high) {
             return true;
         }
+        let mut rounds = 0;
         loop {
             // Cheaper than writing, where it frees as much.
             self.compact_sparse_shards(true);
@@ -240,12 +257,17 @@ impl Writeback {
             if !more {
                 return self.flights.under_way() == 0;
             }
-            self.log.free_emptied();
+            // A round fills less than these.
+            self.log.free_emptied(2);
             core.release_warm_frames(core.warm_frames_to_keep());
             self.keep_pace();
             if self.should_yield() {
                 // What failed is logged.
                 let _ = self.land_all();
+                return false;
+            }
+            rounds += 1;
+            if rounds >= IN_TURN && (self.replaced.is_some() || !self.selected.is_empty()) {
                 return false;
             }
         }

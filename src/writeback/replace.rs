@@ -7,7 +7,7 @@
 
 use rustix::io::Errno;
 
-use super::{NewBacking, Writeback};
+use super::{FREED_AT_ONCE, NewBacking, Writeback};
 use crate::error::Error;
 use crate::spill::{BlockBuf, Leave};
 use crate::sync::atomic::Ordering::Relaxed;
@@ -38,7 +38,7 @@ impl Writeback {
         // What failed is logged, and its data is still in memory.
         let _ = self.land_all();
         // A guest may have been emptied since it could not leave.
-        self.log.free_emptied();
+        self.log.free_emptied(FREED_AT_ONCE);
         match (backing, self.log.leave()) {
             (Some(new), leave) if leave != Leave::Done => {
                 self.replaced = Some(Leaving::GuestFor(new, done));

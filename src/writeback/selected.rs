@@ -45,6 +45,13 @@ pub(super) struct Selected {
     failed: bool,
 }
 
+impl Selected {
+    /// Whether there is nothing to do.
+    pub(super) fn is_empty(&self) -> bool {
+        self.jobs.is_empty()
+    }
+}
+
 /// A selection, and how far the search for its pages is.
 struct Job {
     parts: Vec<Part>,

@@ -279,3 +279,41 @@ fn the_size_of_a_backing_follows_its_bound() {
     eventually("freed", || device.stats().backing_bytes_used == 0);
     device.set_backing_size(Some(4 << 20)).expect("shrunk");
 }
+
+/// Writers that are faster than a backing do not keep it from being replaced.
+#[test]
+fn a_backing_is_replaced_while_writers_wait_for_it() {
+    let (slow, fast) = (
+        Arc::new(FaultyBacking::new(100)),
+        Arc::new(FaultyBacking::new(100)),
+    );
+    let device = half_spilled(2000, 64, &slow);
+    slow.before_write(|| std::thread::sleep(Duration::from_millis(20)));
+    fast.before_write(|| std::thread::sleep(Duration::from_millis(20)));
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for writer in 0..4 {
+            let (device, stop) = (&device, &stop);
+            scope.spawn(move || {
+                for at in (0..500).cycle() {
+                    let page = writer * 500 + at;
+                    write(device, page, page).expect("room");
+                    if stop.load(Relaxed) {
+                        break;
+                    }
+                }
+            });
+        }
+        let replacing = scope.spawn(|| replace(&device, Some(&fast)));
+        let began = Instant::now();
+        while !replacing.is_finished() && began.elapsed() < Duration::from_secs(20) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let is_replaced = replacing.is_finished();
+        stop.store(true, Relaxed);
+        assert!(is_replaced);
+        replacing.join().expect("no panic").expect("room");
+    });
+    assert_eq!(slow.in_use(), 0);
+    device.check();
+}

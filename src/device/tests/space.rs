@@ -1,6 +1,6 @@
 //! Space: what is freed, cleaned, given back and counted.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use super::*;
 use crate::spill::SEGMENT_BYTES;
@@ -309,4 +309,60 @@ fn a_failed_eviction_keeps_the_order() {
     assert_eq!(device.stats().bd_reads, reads, "younger pages went first");
     expect(&device, 0, 0);
     assert_eq!(device.stats().bd_reads, reads + 1, "the oldest page stayed");
+}
+
+/// However long reads that fail take, a writer is not kept for ever, and what was asked for is done.
+#[test]
+fn a_backing_that_cannot_be_read_holds_nobody_up_for_long() {
+    let backing = Arc::new(FaultyBacking::new(8));
+    let device = device(20_000, 64, 1, &backing);
+    let written = fill(&device);
+    for page in (0..written).step_by(2) {
+        device.discard(page * PAGE, PAGE).expect("no room needed");
+    }
+    backing.fail_reads.store(true, Relaxed);
+    // All of them take longer than one is left alone after it could not be read.
+    backing.before_read(|| std::thread::sleep(Duration::from_millis(600)));
+    let began = Instant::now();
+    (0..written)
+        .find(|&page| write(&device, page, page).is_err())
+        .expect("full");
+    assert!(began.elapsed() < Duration::from_secs(30));
+    device.check();
+    assert!(began.elapsed() < Duration::from_secs(45));
+}
+
+/// Giving back what a large discard frees may take long; eviction does not wait for all of it.
+#[test]
+fn writers_get_room_while_much_is_given_back() {
+    let backing = Arc::new(FaultyBacking::new(200));
+    let device = device(80_000, 64, 1, &backing);
+    for page in 0..80_000 {
+        write(&device, page, page).expect("room");
+    }
+    device.evict(u64::MAX / 2).expect("evicted");
+    let in_use = backing.in_use() as u64;
+    let given_back = Arc::new(AtomicU64::new(0));
+    let (count, has_written) = (Arc::clone(&given_back), Arc::new(AtomicBool::new(false)));
+    let hurry = Arc::clone(&has_written);
+    backing.before_discard(move || {
+        count.fetch_add(1, Relaxed);
+        if !hurry.load(Relaxed) {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    });
+    device.discard(0, 79_000 * PAGE).expect("no room needed");
+    let evicted = device.stats().bd_writes;
+    let has_evicted = (0..1000).any(|page| {
+        write(&device, page, page).expect("room");
+        device.stats().bd_writes > evicted
+    });
+    let before = given_back.load(Relaxed);
+    has_written.store(true, Relaxed);
+    assert!(
+        has_evicted && in_use > 40 && before < in_use / 2,
+        "{before} of {in_use}"
+    );
+    eventually("given back", || backing.in_use() < 4);
+    device.check();
 }

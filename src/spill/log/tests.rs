@@ -52,9 +52,9 @@ fn what_is_sparse_is_cleaned_first_and_of_that_what_is_old() {
     );
 }
 
-/// An attempt is what tells records of one place and sequence number apart, and it has eight bits.
+/// There are so many numbers for the places of a use of a segment.
 #[test]
-fn a_place_is_given_out_anew_only_while_attempts_can_be_told_apart() {
+fn a_place_is_given_out_anew_only_while_there_are_numbers() {
     let mut log = log(1);
     let target = log.target(Head::Evicted, 0).expect("room");
     log.begin_append(&target, 4096);
@@ -63,12 +63,23 @@ fn a_place_is_given_out_anew_only_while_attempts_can_be_told_apart() {
     let mut given_out = BTreeSet::new();
     for _ in 0..300 {
         let target = log.target(Head::Evicted, 0).expect("room");
-        assert!(given_out.insert((target.offset, target.sequence, target.attempt)));
+        assert!(given_out.insert((target.offset, target.sequence)));
         log.begin_append(&target, 4096);
         log.end_append(&target, 4096, false);
     }
-    assert_eq!(
-        given_out.last().map(|&(.., attempt)| attempt),
-        Some(u8::MAX)
-    );
+    let last = given_out.last().map(|&(_, sequence)| sequence);
+    assert_eq!(last, Some(target.sequence + MAX_RETRIES));
+}
+
+#[test]
+fn what_lies_between_appends_is_not_read() {
+    let block = BLOCK as u32;
+    let written = [
+        32..block + 100,
+        2 * block..2 * block + 16,
+        5 * block..6 * block,
+    ];
+    let blocks = whole_blocks(&written);
+    assert_eq!(blocks, [0..3 * BLOCK, 5 * BLOCK..6 * BLOCK]);
+    assert!(whole_blocks(&[]).is_empty());
 }
