@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::*;
-use crate::image::{ImageReader, PageData, Part};
+use crate::image::{ImageReader, PageData, Part, SegmentBuffer};
 use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use crate::sync::thread::{scope, yield_now};
 use crate::sync::time;
@@ -15,14 +15,14 @@ model!(
     /// An image holds no write without those that had ended before it began.
     a_save_beside_writes_to_two_shards,
     without SavedAsOfOneTime,
-    || writes_in_turn()
+    writes_in_turn
 );
 
 model!(
     /// What is there when a save begins is in the image, though it changes before its turn comes.
     a_save_beside_writes,
     without SavedBeforeChanged,
-    || writes_in_turn()
+    writes_in_turn
 );
 
 /// Writes to a page of one shard, then to one of another, while the device is saved.
@@ -80,7 +80,7 @@ fn save(device: &Device) -> Vec<u8> {
                 yield_now();
             }
         });
-        let saved = device.save_to(Vec::new(), Path::new("image"));
+        let saved = device.save_to(Vec::new(), Path::new("image"), &|| true);
         is_over.store(true, Relaxed);
         saved.expect("nothing fails").0
     })
@@ -91,8 +91,9 @@ fn tags(device: &Device, image: &[u8]) -> [u64; 2 * RUN as usize] {
     let file = tempfile::NamedTempFile::new().expect("a file");
     std::fs::write(file.path(), image).expect("written");
     let mut image = ImageReader::open(file.path()).expect("an image");
+    let mut buffer = SegmentBuffer::new();
     let mut tags = [None; 2 * RUN as usize];
-    while let Some(part) = image.next().expect("whole") {
+    while let Some(part) = image.next(&mut buffer).expect("whole") {
         let Part::Pages(part) = part else {
             panic!("there is no dictionary");
         };
