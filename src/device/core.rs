@@ -1,10 +1,10 @@
 //! What the device's callers and its writeback thread share.
 //!
 //! Locks: each shard has one mutex, and no two are held at once, except all of them for a moment by
-//! who begins to save the device. No other lock is taken while one is held, but for a dictionary's, to
-//! look up what compressing with it takes; shards are locked under
-//! `recompressing`, under that of [`Ages`], which is taken under the former if at all, under those of
-//! [`crate::origin`], and under no other.
+//! who begins to save the device. Under a shard's only leaves are taken, to look something up: a
+//! dictionary's, for what compressing with it takes, and the segments', for the number of a record in
+//! one that a write failed to. Shards are locked under `recompressing`, under that of [`Ages`], which
+//! is taken under the former if at all, under those of [`crate::origin`], and under no other.
 
 use std::io;
 use std::ops::Range;
