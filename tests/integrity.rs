@@ -182,12 +182,12 @@ fn records(bytes: &[u8], pages: u64) -> Vec<(u64, Range<usize>)> {
 /// The page and the length of the record that starts `bytes`, if one does.
 fn record_at(bytes: &[u8], address: u64, sequence: u64, pages: u64) -> Option<(u64, usize)> {
     let page = u64::from(u32::from_le_bytes(bytes[4..8].try_into().ok()?));
-    let len = 12 + usize::from(u16::from_le_bytes([bytes[8], bytes[9]])) + 1;
-    if page >= pages || len > 12 + PAGE_SIZE || len > bytes.len() {
+    let len = 11 + usize::from(u16::from_le_bytes([bytes[8], bytes[9]])) + 1;
+    if page >= pages || len > 11 + PAGE_SIZE || len > bytes.len() {
         return None;
     }
     let mut place = [0; 16];
-    place[..8].copy_from_slice(&(sequence + u64::from(bytes[11])).to_le_bytes());
+    place[..8].copy_from_slice(&sequence.to_le_bytes());
     place[8..].copy_from_slice(&address.to_le_bytes());
     let checksum = crc32c::crc32c_append(crc32c::crc32c(&place), &bytes[4..len]);
     (bytes[..4] == checksum.to_le_bytes()).then_some((page, len))
