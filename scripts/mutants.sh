@@ -79,7 +79,7 @@ end() {
 }
 trap end EXIT
 # The builds stay, to be gone on from: the sources are newer.
-rm -rf "$work"/job*/{list,tree,tmp,unit,integration,models}
+rm -rf "$work"/job*/{list,tree,tmp,*.log,unit,integration,models}
 for ((i = 0; i < jobs; i++)); do
     job=$work/job$i
     mkdir -p "$job"/{tree,tmp}
