@@ -77,6 +77,7 @@ mod config;
 pub mod control;
 mod device;
 mod error;
+mod file_lock;
 pub mod fuse;
 #[cfg(fuzzing)]
 #[doc(hidden)]

@@ -416,7 +416,7 @@ pub(crate) struct AttachArgs {
     fuse: bool,
 
     /// With the NBD driver: seconds that a request may take before it and the device fail, rather than
-    /// wait for ever for a server that does not answer; 0 to wait [default: 60].
+    /// wait for ever for a server that does not answer; 0 to wait [default: 180; over an image 0].
     #[arg(long, value_name = "SECONDS", conflicts_with = "fuse")]
     pub(crate) timeout: Option<u32>,
 }

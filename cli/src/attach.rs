@@ -13,8 +13,12 @@ use crate::output;
 use crate::rundir::{Record, RunDir, RunRoot};
 use crate::server;
 
-/// Seconds that a request to the kernel's NBD device may take.
-const TIMEOUT: u32 = 60;
+/// Seconds that a request to the kernel's NBD device may take. A write is refused after 60 s without
+/// room, perhaps once more.
+const TIMEOUT: u32 = 180;
+
+/// Over an image: a flush writes home all that is dirty.
+const NO_TIMEOUT: u32 = 0;
 
 /// `uzram attach`.
 pub(crate) fn attach(args: &AttachArgs, root: &RunRoot) -> Result<()> {
@@ -42,7 +46,10 @@ pub(crate) fn attach(args: &AttachArgs, root: &RunRoot) -> Result<()> {
             "--fuse: {} is not served over FUSE: start it with uzram serve ... --fuse DIR",
             args.name
         ),
-        (Transport::Nbd, _) => attach_nbd(&dir, &record, args.timeout.unwrap_or(TIMEOUT))?,
+        (Transport::Nbd, _) => {
+            let usual = record.home.as_ref().map_or(TIMEOUT, |_| NO_TIMEOUT);
+            attach_nbd(&dir, &record, args.timeout.unwrap_or(usual))?
+        }
     };
     output::line(format_args!("{}", device.display()))
 }

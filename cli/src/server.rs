@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -155,12 +155,18 @@ fn end_writer(process: BorrowedFd<'_>, dir: &RunDir, image: &Path) -> Result<()>
     const OFTEN: Duration = Duration::from_millis(20);
     let is_stopping = || dir.record().is_some_and(|record| record.stopping);
     let turn = dir.take_turn_to_stop()?;
+    let mut mentioned = false;
     if !is_stopping() {
         match rustix::process::pidfd_send_signal(process, Signal::TERM) {
             Ok(()) | Err(Errno::SRCH) => {}
             Err(e) => return Err(e.into()),
         }
-        while !ended_within(process, OFTEN)? && !is_stopping() {}
+        let began = Instant::now();
+        while !ended_within(process, OFTEN)? && !is_stopping() {
+            if began.elapsed() > MENTIONED_AFTER && !std::mem::replace(&mut mentioned, true) {
+                tracing::info!("waiting for {} to begin to stop", dir.name());
+            }
+        }
     }
     drop(turn);
     if ended_within(process, MENTIONED_AFTER)? {

@@ -23,7 +23,7 @@ pub(crate) struct Damage {
 }
 
 impl Damage {
-    /// Notes that the record at an address in segment use `sequence` is damaged; returns whether
+    /// Notes that the record at an address of the number `sequence` is damaged; returns whether
     /// that is news.
     fn note(&self, record: RecordAddress, sequence: u64) -> bool {
         let mut known = self.known.lock();

@@ -3,7 +3,7 @@
 //! No lock is held while a record is read, and nothing is pinned: meanwhile the page may be
 //! rewritten or discarded, its record moved, and its segment written anew. The checksum tells a
 //! record from anything else that may be there. When it does not match, the slot decides: if it
-//! still names the same record in the same use of the segment, the record is damaged.
+//! still names the same record under the same number, the record is damaged.
 
 use std::io;
 

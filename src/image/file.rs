@@ -62,12 +62,17 @@ impl ImageFile {
     /// # Errors
     /// [`Error::Io`]; what is there stays.
     pub(crate) fn commit(self) -> Result<()> {
-        let Self { path, file } = self;
-        let committed = file
-            .persist(&path)
-            .map_err(|error| error.error)
-            .and_then(|_| File::open(directory(&path))?.sync_all());
+        let path = self.path.clone();
+        self.put_in_place()?;
+        let committed = File::open(directory(&path)).and_then(|dir| dir.sync_all());
         committed.map_err(|error| failed(&path, error))
+    }
+
+    fn put_in_place(self) -> Result<()> {
+        let Self { path, file } = self;
+        let placed = file.persist(&path);
+        placed.map_err(|error| failed(&path, error.error))?;
+        Ok(())
     }
 }
 
@@ -82,15 +87,14 @@ impl Write for ImageFile {
 }
 
 /// Makes a file at `path` of `bytes` with permissions `mode`, less the umask, or replaces one, as a
-/// whole or not at all.
+/// whole or not at all for whoever looks at it. Nothing waits for a disk.
 ///
 /// # Errors
 /// [`Error::Unusable`] if something other than a plain file is there; [`Error::Io`].
 pub fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     let mut file = ImageFile::create_with_mode(path, mode)?;
     file.write_all(bytes).map_err(|error| failed(path, error))?;
-    file.sync()?;
-    file.commit()
+    file.put_in_place()
 }
 
 fn directory(path: &Path) -> &Path {

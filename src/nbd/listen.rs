@@ -222,10 +222,11 @@ mod tests {
         assert_eq!(*inherited.address(), Address::Unix(path.clone()));
         drop(inherited);
         assert!(path.exists());
-        let socket = TcpListener::bind("[::1]:0").expect("any port");
+        let socket = TcpListener::bind("127.0.0.1:0").expect("any port");
         let port = socket.local_addr().expect("bound").port();
         let inherited = InheritedSocket::new(socket.into()).expect("it listens");
-        assert_eq!(inherited.address().to_string(), format!("tcp:[::1]:{port}"));
+        let expected = format!("tcp:127.0.0.1:{port}");
+        assert_eq!(inherited.address().to_string(), expected);
     }
 
     #[test]

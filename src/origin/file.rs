@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use super::config::OriginConfig;
 use super::image::Image;
 use crate::error::{Error, Result};
+use crate::file_lock;
 use crate::spill::{BlockBuf, DirectFile, block_device_size};
 use crate::units::{MAX_DEVICE_BYTES, PAGE_SIZE};
 
@@ -62,7 +63,8 @@ impl FileImage {
         let failed = |error: io::Error| Error::io(format!("use {}", path.display()), error);
         let file = open(path, !config.is_snapshot())?;
         let metadata = file.metadata().map_err(failed)?;
-        let size = if metadata.file_type().is_block_device() {
+        let is_block_device = metadata.file_type().is_block_device();
+        let size = if is_block_device {
             block_device_size(&file).map_err(failed)?
         } else if metadata.is_file() {
             metadata.len()
@@ -75,7 +77,7 @@ impl FileImage {
         } else {
             FlockOperation::NonBlockingLockExclusive
         };
-        match rustix::fs::flock(&file, lock) {
+        match file_lock::lock(&file, lock, is_block_device) {
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => {
                 return Err(unusable("is in use by another device".to_owned()));

@@ -79,7 +79,11 @@ impl SegmentLog {
         if segments.iter().any(|segment| segment.in_flight > 0) {
             return Leave::Land;
         }
-        let segments = (0..).zip(segments);
+        // What was emptied needs no more than that.
+        for at in 0..segments.len() as u32 {
+            self.free_if_empty(SegmentIndex::in_store(store, at));
+        }
+        let segments = (0..).zip(&self.space_mut(store).segments);
         let mut left = segments
             .filter(|(_, segment)| segment.state != State::Free)
             .map(|(at, segment)| (SegmentIndex::in_store(store, at), segment.state));

@@ -19,6 +19,7 @@ use super::stores::StoreSegment;
 use super::wipe;
 use crate::config::{BackingConfig, BackingKeep};
 use crate::error::{Error, Result};
+use crate::file_lock;
 
 /// An open file, locked for us alone. When this is dropped, what [`BackingKeep`] says is done.
 #[derive(Debug)]
@@ -81,7 +82,8 @@ impl FileBacking {
         if !is_block_device && !made {
             check_private(&metadata).map_err(unusable)?;
         }
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        let alone = FlockOperation::NonBlockingLockExclusive;
+        match file_lock::lock(&file, alone, is_block_device) {
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => return Err(unusable("is in use by another device")),
             Err(error) => return Err(failed(error.into())),

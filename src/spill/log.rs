@@ -383,7 +383,7 @@ impl SegmentLog {
     }
 
     /// Frees a sealed segment that no slot refers to and no append goes to.
-    fn free_if_empty(&mut self, segment: SegmentIndex) {
+    pub(super) fn free_if_empty(&mut self, segment: SegmentIndex) {
         let &Segment {
             state,
             used,
@@ -402,13 +402,12 @@ impl SegmentLog {
         self.space_mut(segment.store()).free.insert(segment);
     }
 
-    /// Frees segments that have been emptied, about so many of them; returns how many it looked at:
-    /// fewer than `most`, and those were all.
+    /// Frees segments that have been emptied, about `most` of them; returns for how many it did
+    /// anything: fewer than `most`, and those were all.
     pub(crate) fn free_emptied(&mut self, most: usize) -> usize {
         for looked_at in 0..most {
             let Some(segment) = self.table.pop_emptied() else {
-                self.seal_emptied_heads();
-                return looked_at;
+                return looked_at + self.seal_emptied_heads();
             };
             // Its backing may have gone since.
             let space = &self.spaces[usize::from(segment.store().0)];
@@ -419,17 +418,20 @@ impl SegmentLog {
         most
     }
 
-    fn seal_emptied_heads(&mut self) {
+    /// Where nothing is live the open segments are freed as well; returns how many were.
+    fn seal_emptied_heads(&mut self) -> usize {
         if self.table.live_bytes() > 0 {
-            return;
+            return 0;
         }
-        // Nothing refers to the open segments either: start afresh.
+        let mut sealed = 0;
         for head in Head::ALL {
             let idle = |open| self.segment(open).in_flight == 0 && self.segment(open).end > 0;
             if self.heads[head as usize].is_some_and(idle) {
                 self.seal(head);
+                sealed += 1;
             }
         }
+        sealed
     }
 
     /// The sealed segment that it pays most to clean, with its live bytes: it is sparse, or what
@@ -443,7 +445,7 @@ impl SegmentLog {
             (1.0 - live) * age / (1.0 + live)
         };
         self.sealed()
-            .filter(|&index| self.is_quiet(index) && self.table.live(index) <= most_live)
+            .filter(|&index| self.is_to_clean(index) && self.table.live(index) <= most_live)
             .map(|index| (score(index), index))
             .max_by(|(a, _), (b, _)| a.partial_cmp(b).unwrap_or(Ordering::Equal))
             .map(|(_, index)| index)
@@ -452,15 +454,18 @@ impl SegmentLog {
     /// The sealed segment with the fewest live bytes, and how many.
     pub(crate) fn emptiest(&self) -> Option<(SegmentIndex, u32)> {
         self.sealed()
-            .filter(|&index| self.is_quiet(index))
+            .filter(|&index| self.is_to_clean(index))
             .map(|index| (index, self.table.live(index)))
             .min_by_key(|&(_, live)| live)
     }
 
-    /// Whether no append to a segment is under way, and it could be read lately.
-    fn is_quiet(&self, segment: SegmentIndex) -> bool {
-        let segment = self.segment(segment);
-        segment.in_flight == 0 && segment.read_again.is_none_or(|at| at <= Instant::now())
+    /// Whether there is anything to move out of a segment, no append to it is under way, and it could
+    /// be read lately.
+    fn is_to_clean(&self, index: SegmentIndex) -> bool {
+        let segment = self.segment(index);
+        segment.in_flight == 0
+            && self.table.live(index) > 0
+            && segment.read_again.is_none_or(|at| at <= Instant::now())
     }
 
     /// Reads all that was appended to a sealed segment, and keeps it from being appended to until

@@ -5,6 +5,7 @@ use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -113,7 +114,14 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        let _ = fs::remove_dir(&self.0);
+        let began = Instant::now();
+        while fs::remove_dir(&self.0).is_err() && began.elapsed() < HANG {
+            let processes = fs::read_to_string(self.0.join("cgroup.procs")).unwrap_or_default();
+            for process in processes.lines() {
+                let _ = Command::new("kill").args(["-9", process]).status();
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 }
 
@@ -138,9 +146,10 @@ fn a_job_with_too_little_memory_finds_what_was_swapped() {
     fs::write(world.path("data"), &data).unwrap();
     let joins = group.0.join("cgroup.procs");
     let job = format!(
-        "echo $$ > {}; cat {} | tail -c {}",
+        "echo $$ > {}; cat {} | timeout {} tail -c {}",
         joins.display(),
         "data ".repeat(COPIES),
+        HANG.as_secs(),
         data.len() * COPIES
     );
     let mut child = Command::new("sh")
