@@ -6,13 +6,16 @@
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::thread::JoinHandle;
-use std::time::Instant;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
 /// Clients at one time; one more takes the place of an idle one, or is told EAGAIN.
 pub const MAX_CLIENTS: usize = 32;
+
+/// How long a new client waits for many that were sent away to end.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Since when a client has been idle; `None` while a request of its is executed.
 #[derive(Debug)]
@@ -66,6 +69,11 @@ impl Clients {
     /// Makes sure that there is a place, by sending the client away that has been idle for
     /// longest; false if all are busy, or many that were sent away have not ended yet.
     pub(super) fn make_room(&mut self) -> bool {
+        let came = Instant::now();
+        while self.0.len() >= 2 * MAX_CLIENTS && came.elapsed() < FAREWELL {
+            thread::sleep(Duration::from_millis(1));
+            self.collect();
+        }
         let all = self.0.len();
         let mut staying: Vec<_> = self.0.iter_mut().filter(|c| !c.sent_away).collect();
         if staying.len() < MAX_CLIENTS {

@@ -86,17 +86,23 @@ fn a_second_signal_exits_at_once() {
     }
     let world = World::new();
     world.dir("fuse");
-    let mut server = world.serve(&["two", "--size=1M", "--fuse=fuse"]);
-    // An open file holds up an orderly unmount for half a second.
-    let open = fs::File::open(world.path("fuse/disk")).unwrap();
-    let mut log = BufReader::new(server.child.stderr.take().unwrap()).lines();
-    signal(server.pid(), "TERM");
-    let stopping = log.find(|line| line.as_ref().unwrap().contains("stopping"));
-    assert!(stopping.is_some());
-    signal(server.pid(), "TERM");
-    assert_eq!(server.ended(STOP), Some(1));
-    drop(open);
-    assert_eq!(world.leftovers(), [""; 0]);
+    // A stop in order may be over before the second signal on a machine that is busy.
+    let is_cut_short = (0..10).any(|_| {
+        let mut server = world.serve(&["two", "--size=1M", "--fuse=fuse"]);
+        // An open file holds up an orderly unmount for half a second.
+        let open = fs::File::open(world.path("fuse/disk")).unwrap();
+        let mut log = BufReader::new(server.child.stderr.take().unwrap()).lines();
+        signal(server.pid(), "TERM");
+        let stopping = log.find(|line| line.as_ref().unwrap().contains("stopping"));
+        assert!(stopping.is_some());
+        signal(server.pid(), "TERM");
+        let code = server.ended(STOP);
+        drop(open);
+        assert_eq!(world.leftovers(), [""; 0]);
+        assert!([Some(0), Some(1)].contains(&code), "{code:?}");
+        code == Some(1)
+    });
+    assert!(is_cut_short);
 }
 
 #[test]
