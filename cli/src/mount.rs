@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use crate::args::{MountArgs, UmountArgs};
 use crate::attachments::{self, Owner};
 use crate::filesystem::{self, FsType};
-use crate::loopdev;
+use crate::loopdev::{self, LoopDevice};
 use crate::name::Name;
 use crate::output;
 use crate::release;
@@ -91,20 +91,8 @@ fn make<'a>(
 ) -> Result<PathBuf> {
     let made = (!settings.holds_data()).then_some(fs);
     let mkfs = made.map(FsType::mkfs).transpose()?;
-    let Some(fuse_dir) = &settings.fuse else {
-        bail!("a mounted device needs a FUSE directory");
-    };
     let steps = Steps::new(4);
-
-    steps.next(format!("starting the server of {}", settings.name));
-    server::start(settings, dir, interrupt)?;
-    undo.push(|| server::stop(dir));
-
-    steps.next("attaching a loop device");
-    interrupt.check()?;
-    let device = loopdev::attach(&fuse_dir.join("disk"))?;
-    let attached = device.clone();
-    undo.push(move || loopdev::detach(&attached));
+    let device = serve_and_attach(settings, dir, interrupt, &steps, undo)?;
 
     if let Some(mkfs) = mkfs {
         steps.next(format!("making {} on {}", fs.name(), device.path.display()));
@@ -120,6 +108,29 @@ fn make<'a>(
 
     interrupt.check()?;
     Ok(device.path)
+}
+
+/// Two steps: starts the server and attaches its disk as a loop device; how to undo them is in `undo`.
+pub(crate) fn serve_and_attach<'a>(
+    settings: &Settings,
+    dir: &'a RunDir,
+    interrupt: &Interrupt,
+    steps: &Steps,
+    undo: &mut Undo<'a>,
+) -> Result<LoopDevice> {
+    let Some(fuse_dir) = &settings.fuse else {
+        bail!("a device of this machine needs a FUSE directory");
+    };
+    steps.next(format!("starting the server of {}", settings.name));
+    server::start(settings, dir, interrupt)?;
+    undo.push(|| server::stop(dir));
+
+    steps.next("attaching a loop device");
+    interrupt.check()?;
+    let device = loopdev::attach(&fuse_dir.join("disk"))?;
+    let attached = device.clone();
+    undo.push(move || loopdev::detach(&attached));
+    Ok(device)
 }
 
 /// An empty directory on which nothing is mounted, in absolute form.

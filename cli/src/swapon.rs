@@ -4,17 +4,17 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use crate::args::ServeArgs;
 use crate::attachments::{self, Attachment};
 use crate::failure::Usage;
-use crate::mount::require_root;
+use crate::mount::{require_root, serve_and_attach};
 use crate::rundir::{RunDir, RunRoot};
 use crate::settings::Settings;
 use crate::table::bytes;
 use crate::undo::{Interrupt, Steps, Undo};
-use crate::{loopdev, manage, output, program, server};
+use crate::{manage, output, program};
 
 /// Which of several swap areas is filled first: the one of the highest (swapon(2)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,20 +69,8 @@ fn make<'a>(
 ) -> Result<PathBuf> {
     let mkswap = program::find("mkswap", "util-linux")?;
     let swapon = program::find("swapon", "mount")?;
-    let Some(fuse_dir) = &settings.fuse else {
-        bail!("a device that is swapped to needs a FUSE directory");
-    };
     let steps = Steps::new(4);
-
-    steps.next(format!("starting the server of {}", settings.name));
-    server::start(settings, dir, interrupt)?;
-    undo.push(|| server::stop(dir));
-
-    steps.next("attaching a loop device");
-    interrupt.check()?;
-    let device = loopdev::attach(&fuse_dir.join("disk"))?;
-    let attached = device.clone();
-    undo.push(move || loopdev::detach(&attached));
+    let device = serve_and_attach(settings, dir, interrupt, &steps, undo)?;
 
     let path = device.path;
     steps.next(format!("making a swap area on {}", path.display()));

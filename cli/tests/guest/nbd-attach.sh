@@ -32,14 +32,18 @@ mounted() {
     grep -q ' /mnt ' /proc/mounts
 }
 
-# Serves, attaches, makes a file system and mounts it, by hand.
-up() {
+serve() {
     mkfifo /tmp/ready
     uzram serve dev --size 64M >/tmp/ready &
     server=$!
     read -r ready </tmp/ready
     rm /tmp/ready
     [ "$ready" = ready ] || die "not ready"
+}
+
+# Serves, attaches, makes a file system and mounts it, by hand.
+up() {
+    serve
     device=$(uzram attach dev)
     [ "$device" = /dev/nbd0 ] || die "attached as $device"
     connected || die "not connected"
@@ -76,12 +80,7 @@ uzram stop dev
 wait "$server"
 
 step "a server that does not answer does not hold up its users"
-mkfifo /tmp/ready
-uzram serve dev --size 64M >/tmp/ready &
-server=$!
-read -r ready </tmp/ready
-rm /tmp/ready
-[ "$ready" = ready ] || die "not ready"
+serve
 uzram attach dev --timeout 2 >/dev/null
 kill -STOP "$server"
 begun=$(cut -d. -f1 /proc/uptime)
