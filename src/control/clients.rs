@@ -119,7 +119,6 @@ impl Clients {
 #[cfg(test)]
 mod tests {
     use std::io::Read;
-    use std::thread;
 
     use super::*;
 
@@ -166,11 +165,19 @@ mod tests {
     #[test]
     fn those_who_are_slow_to_go_are_bounded_too() {
         let mut clients = Clients::default();
-        let mut ends = Vec::new();
+        let (may_go, waits) = crossbeam::channel::bounded::<()>(0);
+        let mut added = 0;
         while clients.make_room() {
-            ends.push(add(&mut clients));
+            let (stream, _) = UnixStream::pair().expect("a pair");
+            let waits = waits.clone();
+            let thread = thread::spawn(move || assert!(waits.recv().is_err()));
+            clients.add(stream, thread, Activity::new());
+            added += 1;
         }
-        assert_eq!(ends.len(), 2 * MAX_CLIENTS);
+        assert_eq!(added, 2 * MAX_CLIENTS);
+        // They are waited for, a moment.
+        drop(may_go);
+        assert!(clients.make_room());
         clients.join();
     }
 }
