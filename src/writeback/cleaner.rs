@@ -27,6 +27,8 @@ const KEPT_LIVE: u64 = 73;
 pub(super) const UNREADABLE: &str =
     "the memory limit is reached and the backing cannot be read to clean it";
 
+const UNREADABLE_TO_LEAVE: &str = "it cannot be read";
+
 impl Writeback {
     /// Whether so much of the spill is dead that cleaning must keep pace with eviction even while
     /// memory is short: a file without a bound would fill its file system.
@@ -218,11 +220,12 @@ impl Writeback {
             }
             Leave::Move(segment) => segment,
         };
-        let written = self.read_segment(segment).ok_or("it cannot be read")?;
+        let written = self.read_segment(segment).ok_or(UNREADABLE_TO_LEAVE)?;
         let cleaned = self.empty_and_land(segment, &written);
         match cleaned.map_err(|_| "the backing that takes its place cannot be written to")? {
             Cleaned::NoRoom => Err("there is no room for what it holds"),
-            Cleaned::All | Cleaned::Damaged | Cleaned::Unreadable => Ok(false),
+            Cleaned::Unreadable => Err(UNREADABLE_TO_LEAVE),
+            Cleaned::All | Cleaned::Damaged => Ok(false),
         }
     }
 
