@@ -321,6 +321,11 @@ fn resolve_export(name: &Name, args: ExportArgs, default: &Path) -> Result<Serve
     if let Some(most) = args.max_connections {
         config.max_connections = most.try_into()?;
     }
+    if args.tls == Some(TlsMode::Off) && args.tls_verify_peer {
+        return Err(Usage::error(
+            "--tls-verify-peer: without TLS no client has a certificate: leave out --tls off",
+        ));
+    }
     config.tls = match (args.tls, args.tls_certificates) {
         (Some(TlsMode::Off), _) | (None, None) => None,
         (Some(TlsMode::On | TlsMode::Require), None) => {
@@ -504,6 +509,13 @@ mod tests {
                 "--size=1G",
                 "--tls-certificates=d",
                 "--tls=on",
+                "--tls-verify-peer",
+            ],
+            &[
+                "x",
+                "--size=1G",
+                "--tls-certificates=d",
+                "--tls=off",
                 "--tls-verify-peer",
             ],
             &[

@@ -40,6 +40,10 @@ pub(crate) fn up(mut args: ServeArgs, priority: SwapPriority, root: &RunRoot) ->
         ));
     }
     let dir = root.dir(&settings.name);
+    // The kernel would go on swapping to one whose server was killed, beside the new one.
+    if is_swapped_to(&dir)? {
+        down(&dir)?;
+    }
     let interrupt = Interrupt::install()?;
     let mut undo = Undo::default();
     let path = match make(&settings, priority, &dir, &interrupt, &mut undo) {
@@ -101,6 +105,13 @@ pub(crate) fn down(dir: &RunDir) -> Result<()> {
         attached.iter().try_for_each(Attachment::detach)?;
     }
     manage::stop_unused(dir)
+}
+
+/// Whether this machine swaps to a device that is attached.
+pub(crate) fn is_swapped_to(dir: &RunDir) -> Result<bool> {
+    let record = dir.record();
+    let attached = record.map_or(Ok(Vec::new()), |record| attachments::of(dir, &record))?;
+    Ok(attached.iter().any(|device| is_swap(device.path())))
 }
 
 fn swap_off(device: &Path) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 
 use crate::args::{DownArgs, ServeArgs, UpArgs};
 use crate::config::{Config, Entry, Wanted};
@@ -25,7 +25,12 @@ pub(crate) fn up(args: &UpArgs, root: &RunRoot) -> Result<()> {
         return foreground(&config, entry, root);
     }
     for entry in entries {
-        if root.dir(&entry.name).owner()?.is_some() {
+        let dir = root.dir(&entry.name);
+        if dir.owner()?.is_some() {
+            if entry.swap_priority().is_some() && !swapon::is_swapped_to(&dir)? {
+                let error = anyhow!("it is served, and not swapped to: uzram down it first");
+                return Err(config.explain(entry, error));
+            }
             output::line(format_args!("{} is up already", entry.name))?;
             continue;
         }

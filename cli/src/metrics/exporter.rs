@@ -13,7 +13,7 @@ use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use uzram::nbd::Address;
 use uzram::{Device, SocketFile, listen_unix};
 
@@ -202,6 +202,7 @@ const OPEN: &[u8] = b"application/openmetrics-text";
 /// figures for those of a device that lives.
 struct FileWriter {
     path: PathBuf,
+    name: Name,
     /// Dropped to stop it.
     stop: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
@@ -209,7 +210,9 @@ struct FileWriter {
 
 impl FileWriter {
     fn start(path: &Path, source: Arc<Source>) -> Result<Self> {
+        check_replaceable(path)?;
         replace(path, &source.text(Format::Prometheus))?;
+        let name = source.name.clone();
         let (stop, stopped) = mpsc::channel();
         let written = path.to_owned();
         let thread = spawn(move || {
@@ -221,6 +224,7 @@ impl FileWriter {
         })?;
         Ok(Self {
             path: path.to_owned(),
+            name,
             stop: Some(stop),
             thread: Some(thread),
         })
@@ -234,9 +238,22 @@ impl Drop for FileWriter {
             // It has no end but the one just asked for.
             let _ = thread.join();
         }
-        if let Err(error) = fs::remove_file(&self.path) {
-            tracing::warn!("cannot remove {}: {error}", self.path.display());
+        if let Err(error) = remove_stale(&self.path, &self.name) {
+            tracing::warn!("{error:#}");
         }
+    }
+}
+
+/// Fails if something is there that is no file of metrics of ours, nor empty.
+fn check_replaceable(path: &Path) -> Result<()> {
+    match fs::read(path) {
+        Ok(bytes) if bytes.is_empty() || bytes.starts_with(b"# HELP uzram_") => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Ok(_) => bail!(
+            "{} holds something else: remove it, or give another path",
+            path.display()
+        ),
+        Err(error) => Err(error).with_context(|| format!("cannot use {}", path.display())),
     }
 }
 
@@ -246,7 +263,7 @@ fn replace(path: &Path, text: &str) -> Result<()> {
     Ok(uzram::write_whole(path, text.as_bytes(), 0o644)?)
 }
 
-/// Removes the file that a dead server of `name` has written to; any other's stays.
+/// Removes the file that a server of `name` has written to; any other's stays.
 ///
 /// # Errors
 /// If it is there and cannot be removed.
@@ -337,5 +354,22 @@ mod tests {
         assert!(text.contains("uzram_up{device=\"a\"} 1\n"), "{text}");
         drop(writer);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_file_of_somebody_else_is_neither_replaced_nor_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("notes");
+        let (source, _device) = source();
+        let source = Arc::new(source);
+        fs::write(&path, "precious").unwrap();
+        let error = FileWriter::start(&path, Arc::clone(&source)).err().unwrap();
+        assert!(error.to_string().contains("remove it"), "{error}");
+        // As mktemp makes them.
+        fs::write(&path, "").unwrap();
+        let writer = FileWriter::start(&path, source).unwrap();
+        fs::write(&path, "precious").unwrap();
+        drop(writer);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
     }
 }

@@ -63,6 +63,48 @@ fn what_has_a_swap_priority_is_swapped_to() {
     assert!(world.leftovers().is_empty(), "{:?}", world.leftovers());
 }
 
+/// A dead device would be swapped to beside the new one.
+#[test]
+fn up_takes_down_the_swap_of_a_killed_server() {
+    if !can_mount("up_takes_down_the_swap_of_a_killed_server") {
+        return;
+    }
+    let world = World::new();
+    let keys = "size = \"16M\"\nswap-priority = 3\n";
+    if up(&world, keys).is_none() {
+        return;
+    }
+    let devices: Value = serde_json::from_str(&world.ok(&["list", "--json"])).unwrap();
+    let pid = devices[0]["pid"].to_string();
+    let killed = Command::new("kill").args(["-9", &pid]).status();
+    assert!(killed.unwrap().success());
+    world.ok(&["up", CONFIG]);
+    let table = fs::read_to_string("/proc/swaps").unwrap();
+    let priorities = table
+        .lines()
+        .filter_map(|line| line.split_whitespace().last());
+    // That of no other test.
+    assert_eq!(
+        priorities.filter(|priority| *priority == "3").count(),
+        1,
+        "{table}"
+    );
+    let [(device, _)] = &swaps(&world)[..] else {
+        panic!("{table}");
+    };
+    assert!(
+        Command::new("swapoff")
+            .arg(device)
+            .status()
+            .unwrap()
+            .success()
+    );
+    let line = world.refused(1, &["up", CONFIG]);
+    assert!(line.contains("not swapped to: uzram down"), "{line}");
+    world.ok(&["down", CONFIG]);
+    assert!(world.leftovers().is_empty(), "{:?}", world.leftovers());
+}
+
 #[test]
 fn a_step_of_swapping_that_fails_undoes_the_others() {
     if !can_mount("a_step_of_swapping_that_fails_undoes_the_others") {
