@@ -96,8 +96,7 @@ fn make<'a>(
 /// Takes a device down, what is swapped to it brought back first.
 pub(crate) fn down(dir: &RunDir) -> Result<()> {
     require_root("swap-priority")?;
-    let record = dir.record();
-    let attached = record.map_or(Ok(Vec::new()), |record| attachments::of(dir, &record))?;
+    let attached = attached(dir)?;
     for device in attached.iter().filter(|device| is_swap(device.path())) {
         swap_off(device.path())?;
     }
@@ -109,9 +108,12 @@ pub(crate) fn down(dir: &RunDir) -> Result<()> {
 
 /// Whether this machine swaps to a device that is attached.
 pub(crate) fn is_swapped_to(dir: &RunDir) -> Result<bool> {
+    Ok(attached(dir)?.iter().any(|device| is_swap(device.path())))
+}
+
+fn attached(dir: &RunDir) -> Result<Vec<Attachment>> {
     let record = dir.record();
-    let attached = record.map_or(Ok(Vec::new()), |record| attachments::of(dir, &record))?;
-    Ok(attached.iter().any(|device| is_swap(device.path())))
+    record.map_or(Ok(Vec::new()), |record| attachments::of(dir, &record))
 }
 
 fn swap_off(device: &Path) -> Result<()> {
