@@ -241,7 +241,7 @@ pub(crate) struct DeviceArgs {
 #[derive(Clone, Debug, Args)]
 pub(crate) struct ExportArgs {
     /// Serve NBD on unix:PATH or tcp:HOST:PORT; may be given several times. Sockets inherited from systemd
-    /// are served as well.
+    /// (LISTEN_FDS) are served as well.
     #[arg(long, value_name = "ADDRESS", value_parser = parse::address)]
     pub(crate) nbd: Vec<Address>,
 
@@ -331,7 +331,7 @@ pub(crate) struct MountArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct UpArgs {
-    /// Which devices [default: all].
+    /// Which devices [default: all]. With sockets inherited from systemd (LISTEN_FDS) one, which serves them.
     #[arg(value_name = "NAME")]
     pub(crate) names: Vec<Name>,
 

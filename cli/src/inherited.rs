@@ -1,18 +1,26 @@
 //! Listening sockets from whoever started this process (sd_listen_fds(3)): systemd, of a socket unit.
 
 use std::os::fd::OwnedFd;
+use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use listenfd::ListenFd;
+use rustix::io::{FdFlags, fcntl_setfd};
 use uzram::nbd::InheritedSocket;
 
 use crate::failure::Usage;
+
+/// How many there are, in the environment; they stand one after the other from [`FIRST`] on.
+const COUNT: &str = "LISTEN_FDS";
+
+/// Which process they are for.
+const FOR: &str = "LISTEN_PID";
 
 /// The number of the first descriptor (SD_LISTEN_FDS_START).
 const FIRST: usize = 3;
 
 /// The sockets that were handed to this process, if any were. To be asked once, while there are no
-/// other threads: it takes them out of the environment.
+/// other threads: it takes them out of the environment. Tools that this process runs do not get them.
 ///
 /// # Errors
 /// If one is no listening stream socket.
@@ -29,10 +37,27 @@ pub(crate) fn take() -> Result<Vec<InheritedSocket>> {
         match fd {
             Ok(Some(fd)) => Ok(InheritedSocket::new(fd)?),
             _ => Err(Usage::error(format!(
-                "LISTEN_FDS: descriptor {} is no stream socket: use ListenStream= in the unit",
+                "{COUNT}: descriptor {} is no stream socket: use ListenStream= in the unit",
                 FIRST + index
             ))),
         }
     });
     taken.collect()
+}
+
+/// Hands all that [`take`] returned on to the process that `command` starts. Every process that is
+/// started before they are dropped gets them.
+pub(crate) fn hand_on(sockets: &[InheritedSocket], command: &mut Command) -> Result<()> {
+    if sockets.is_empty() {
+        return Ok(());
+    }
+    // The number of the process is not known before it runs; without one they are for whoever reads
+    // how many there are.
+    command
+        .env(COUNT, sockets.len().to_string())
+        .env_remove(FOR);
+    for socket in sockets {
+        fcntl_setfd(socket, FdFlags::empty()).context("cannot hand on an inherited socket")?;
+    }
+    Ok(())
 }

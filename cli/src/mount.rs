@@ -16,13 +16,14 @@ use crate::loopdev::{self, LoopDevice};
 use crate::name::Name;
 use crate::output;
 use crate::release;
-use crate::rundir::{Record, RunDir, RunRoot};
+use crate::rundir::{Record, RunRoot};
 use crate::save;
-use crate::server;
+use crate::server::{self, Launch};
 use crate::settings::Settings;
 use crate::table::bytes;
 use crate::undo::{Interrupt, Steps, Undo};
 use uzram::mounts::{self, MountEntry};
+use uzram::nbd::InheritedSocket;
 
 /// Fails unless we are root, which `verb` needs.
 pub(crate) fn require_root(verb: &str) -> Result<()> {
@@ -32,8 +33,8 @@ pub(crate) fn require_root(verb: &str) -> Result<()> {
     Ok(())
 }
 
-/// `uzram mount`.
-pub(crate) fn mount(args: MountArgs, root: &RunRoot) -> Result<()> {
+/// `uzram mount`; its server serves `sockets` as well.
+pub(crate) fn mount(args: MountArgs, sockets: Vec<InheritedSocket>, root: &RunRoot) -> Result<()> {
     let absolute = mounts::absolute(&args.mountpoint)?;
     let name = args.name.unwrap_or_else(|| Name::for_mountpoint(&absolute));
     let mut device = args.device;
@@ -56,7 +57,13 @@ pub(crate) fn mount(args: MountArgs, root: &RunRoot) -> Result<()> {
     }
     let interrupt = Interrupt::install()?;
     let mut undo = Undo::default();
-    let path = match make(&settings, args.fs, &mountpoint, &dir, &interrupt, &mut undo) {
+    let launch = Launch {
+        settings: &settings,
+        dir: &dir,
+        interrupt: &interrupt,
+        sockets,
+    };
+    let path = match make(launch, args.fs, &mountpoint, &mut undo) {
         Ok(path) => path,
         Err(error) => {
             let undone = undo.unwind();
@@ -82,17 +89,16 @@ pub(crate) fn mount(args: MountArgs, root: &RunRoot) -> Result<()> {
 
 /// Makes it all; how to unmake what it has made by then is in `undo`.
 fn make<'a>(
-    settings: &Settings,
+    launch: Launch<'a>,
     fs: FsType,
     mountpoint: &Path,
-    dir: &'a RunDir,
-    interrupt: &Interrupt,
     undo: &mut Undo<'a>,
 ) -> Result<PathBuf> {
-    let made = (!settings.holds_data()).then_some(fs);
+    let interrupt = launch.interrupt;
+    let made = (!launch.settings.holds_data()).then_some(fs);
     let mkfs = made.map(FsType::mkfs).transpose()?;
     let steps = Steps::new(4);
-    let device = serve_and_attach(settings, dir, interrupt, &steps, undo)?;
+    let device = serve_and_attach(launch, &steps, undo)?;
 
     if let Some(mkfs) = mkfs {
         steps.next(format!("making {} on {}", fs.name(), device.path.display()));
@@ -112,21 +118,20 @@ fn make<'a>(
 
 /// Two steps: starts the server and attaches its disk as a loop device; how to undo them is in `undo`.
 pub(crate) fn serve_and_attach<'a>(
-    settings: &Settings,
-    dir: &'a RunDir,
-    interrupt: &Interrupt,
+    mut launch: Launch<'a>,
     steps: &Steps,
     undo: &mut Undo<'a>,
 ) -> Result<LoopDevice> {
+    let (settings, dir) = (launch.settings, launch.dir);
     let Some(fuse_dir) = &settings.fuse else {
         bail!("a device of this machine needs a FUSE directory");
     };
     steps.next(format!("starting the server of {}", settings.name));
-    server::start(settings, dir, interrupt)?;
+    launch.start()?;
     undo.push(|| server::stop(dir));
 
     steps.next("attaching a loop device");
-    interrupt.check()?;
+    launch.interrupt.check()?;
     let device = loopdev::attach(&fuse_dir.join("disk"))?;
     let attached = device.clone();
     undo.push(move || loopdev::detach(&attached));

@@ -13,7 +13,9 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fd::{AsFd, BorrowedFd};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal};
+use uzram::nbd::InheritedSocket;
 
+use crate::inherited;
 use crate::rundir::{RunDir, RunRoot};
 use crate::settings::Settings;
 use crate::undo::Interrupt;
@@ -24,23 +26,41 @@ const STOP_PATIENCE: Duration = Duration::from_secs(7);
 /// How long a killed process may take to go.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Starts a server that outlives us, and waits until it is ready.
-pub(crate) fn start(settings: &Settings, dir: &RunDir, interrupt: &Interrupt) -> Result<()> {
-    let program = env::current_exe().context("cannot find the uzram program")?;
-    let mut child = Command::new(program)
-        .args(settings.to_args())
-        .current_dir("/")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .context("cannot start the server")?;
-    let ready = wait_ready(&mut child, interrupt);
-    if ready.is_err() {
-        end_child(&mut child)?;
-        clear_dead(dir)?;
+/// A server that is to be started in the background.
+pub(crate) struct Launch<'a> {
+    pub(crate) settings: &'a Settings,
+    pub(crate) dir: &'a RunDir,
+    pub(crate) interrupt: &'a Interrupt,
+    /// What we inherited, for it to serve.
+    pub(crate) sockets: Vec<InheritedSocket>,
+}
+
+impl Launch<'_> {
+    /// Starts a server that outlives us, and waits until it is ready.
+    pub(crate) fn start(&mut self) -> Result<()> {
+        let mut child = self.spawn()?;
+        let ready = wait_ready(&mut child, self.interrupt);
+        if ready.is_err() {
+            end_child(&mut child)?;
+            clear_dead(self.dir)?;
+        }
+        ready
     }
-    ready
+
+    /// From then on the sockets are the server's alone.
+    fn spawn(&mut self) -> Result<Child> {
+        let sockets = std::mem::take(&mut self.sockets);
+        let program = env::current_exe().context("cannot find the uzram program")?;
+        let mut command = Command::new(program);
+        command
+            .args(self.settings.to_args())
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        inherited::hand_on(&sockets, &mut command)?;
+        command.spawn().context("cannot start the server")
+    }
 }
 
 /// Ends a child that may be anywhere in its start, or already at its end.

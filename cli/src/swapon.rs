@@ -5,12 +5,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use uzram::nbd::InheritedSocket;
 
 use crate::args::ServeArgs;
 use crate::attachments::{self, Attachment};
 use crate::failure::Usage;
 use crate::mount::{require_root, serve_and_attach};
 use crate::rundir::{RunDir, RunRoot};
+use crate::server::Launch;
 use crate::settings::Settings;
 use crate::table::bytes;
 use crate::undo::{Interrupt, Steps, Undo};
@@ -28,8 +30,13 @@ impl SwapPriority {
     }
 }
 
-/// Starts the device and swaps to it.
-pub(crate) fn up(mut args: ServeArgs, priority: SwapPriority, root: &RunRoot) -> Result<()> {
+/// Starts the device and swaps to it; its server serves `sockets` as well.
+pub(crate) fn up(
+    mut args: ServeArgs,
+    priority: SwapPriority,
+    sockets: Vec<InheritedSocket>,
+    root: &RunRoot,
+) -> Result<()> {
     require_root("swap-priority")?;
     let fuse = args.device.fuse.take();
     args.device.fuse = Some(fuse.unwrap_or_else(|| root.dir(&args.name).fuse_dir()));
@@ -46,7 +53,13 @@ pub(crate) fn up(mut args: ServeArgs, priority: SwapPriority, root: &RunRoot) ->
     }
     let interrupt = Interrupt::install()?;
     let mut undo = Undo::default();
-    let path = match make(&settings, priority, &dir, &interrupt, &mut undo) {
+    let launch = Launch {
+        settings: &settings,
+        dir: &dir,
+        interrupt: &interrupt,
+        sockets,
+    };
+    let path = match make(launch, priority, &mut undo) {
         Ok(path) => path,
         Err(error) => {
             let undone = undo.unwind();
@@ -64,17 +77,12 @@ pub(crate) fn up(mut args: ServeArgs, priority: SwapPriority, root: &RunRoot) ->
 }
 
 /// Makes it all; how to unmake what it has made by then is in `undo`.
-fn make<'a>(
-    settings: &Settings,
-    priority: SwapPriority,
-    dir: &'a RunDir,
-    interrupt: &Interrupt,
-    undo: &mut Undo<'a>,
-) -> Result<PathBuf> {
+fn make<'a>(launch: Launch<'a>, priority: SwapPriority, undo: &mut Undo<'a>) -> Result<PathBuf> {
+    let interrupt = launch.interrupt;
     let mkswap = program::find("mkswap", "util-linux")?;
     let swapon = program::find("swapon", "mount")?;
     let steps = Steps::new(4);
-    let device = serve_and_attach(settings, dir, interrupt, &steps, undo)?;
+    let device = serve_and_attach(launch, &steps, undo)?;
 
     let path = device.path;
     steps.next(format!("making a swap area on {}", path.display()));

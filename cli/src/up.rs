@@ -3,15 +3,17 @@
 use std::path::Path;
 
 use anyhow::{Result, anyhow, bail};
+use uzram::nbd::InheritedSocket;
 
 use crate::args::{DownArgs, ServeArgs, UpArgs};
 use crate::config::{Config, Entry, Wanted};
 use crate::output;
 use crate::rundir::RunRoot;
+use crate::server::Launch;
 use crate::settings::Settings;
 use crate::table::bytes;
 use crate::undo::Interrupt;
-use crate::{manage, mount, serve, server, swapon};
+use crate::{inherited, manage, mount, serve, swapon};
 
 /// `uzram up`: in the order of the file; the first that fails ends it, and what is up stays up.
 pub(crate) fn up(args: &UpArgs, root: &RunRoot) -> Result<()> {
@@ -24,8 +26,13 @@ pub(crate) fn up(args: &UpArgs, root: &RunRoot) -> Result<()> {
         };
         return foreground(&config, entry, root);
     }
+    let mut sockets = inherited::take()?;
+    if !sockets.is_empty() && entries.len() != 1 {
+        bail!("sockets were inherited (LISTEN_FDS): name the one device that is to serve them");
+    }
     for entry in entries {
         let dir = root.dir(&entry.name);
+        let sockets = std::mem::take(&mut sockets);
         if dir.owner()?.is_some() {
             if entry.swap_priority().is_some() && !swapon::is_swapped_to(&dir)? {
                 let error = anyhow!("it is served, and not swapped to: uzram down it first");
@@ -35,9 +42,9 @@ pub(crate) fn up(args: &UpArgs, root: &RunRoot) -> Result<()> {
             continue;
         }
         let started = match config.wanted(entry)? {
-            Wanted::Served(args) => background(args, root),
-            Wanted::Mounted(args) => mount::mount(args, root),
-            Wanted::SwappedTo(args, priority) => swapon::up(args, priority, root),
+            Wanted::Served(args) => background(args, sockets, root),
+            Wanted::Mounted(args) => mount::mount(args, sockets, root),
+            Wanted::SwappedTo(args, priority) => swapon::up(args, priority, sockets, root),
         };
         started.map_err(|error| config.explain(entry, error))?;
     }
@@ -62,16 +69,24 @@ fn foreground(config: &Config, entry: &Entry, root: &RunRoot) -> Result<()> {
     served.map_err(|error| config.explain(entry, error))
 }
 
-fn background(args: ServeArgs, root: &RunRoot) -> Result<()> {
+fn background(args: ServeArgs, sockets: Vec<InheritedSocket>, root: &RunRoot) -> Result<()> {
     let settings = Settings::resolve(args.name, args.device, root)?;
     let interrupt = Interrupt::install()?;
     let dir = root.dir(&settings.name);
-    server::start(&settings, &dir, &interrupt)?;
+    let mut launch = Launch {
+        settings: &settings,
+        dir: &dir,
+        interrupt: &interrupt,
+        sockets,
+    };
+    launch.start()?;
+    // The server has added what it inherited, and found real ports.
+    let record = dir.record().unwrap_or_else(|| settings.record());
     output::line(format_args!(
         "{} ({}) is served on {}",
         settings.name,
         bytes(settings.device.size),
-        settings.record().places().join(" and ")
+        record.places().join(" and ")
     ))
 }
 

@@ -87,6 +87,12 @@ impl InheritedSocket {
     }
 }
 
+impl AsFd for InheritedSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 fn unix_address(name: &SocketAddrUnix) -> Option<Address> {
     let path = name.path()?;
     Some(Address::Unix(OsStr::from_bytes(path.to_bytes()).into()))

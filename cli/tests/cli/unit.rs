@@ -1,13 +1,13 @@
 //! The systemd units, as far as systemd can tell without being in charge.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::process::{Command, Stdio};
 
-use crate::common::{HANG, Serve, World, finish, one_line, signal};
+use crate::common::{HANG, Serve, World, can_mount, finish, one_line, signal};
 use crate::recompress::fill;
 
 #[test]
@@ -51,7 +51,7 @@ fn systemd_has_no_objection_to_the_units() {
 }
 
 /// What a service manager does: the socket is descriptor 3 of the process that the variables name.
-fn start_with(world: &World, socket: OwnedFd, args: &str) -> Serve {
+fn with_socket(world: &World, socket: OwnedFd, args: &str) -> Command {
     let start = format!(
         "LISTEN_PID=$$ LISTEN_FDS=1 exec {} {args} 3<&0 0</dev/null",
         env!("CARGO_BIN_EXE_uzram")
@@ -65,7 +65,17 @@ fn start_with(world: &World, socket: OwnedFd, args: &str) -> Serve {
         .stdin(socket)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    Serve::start(&mut command)
+    command
+}
+
+fn start_with(world: &World, socket: OwnedFd, args: &str) -> Serve {
+    Serve::start(&mut with_socket(world, socket, args))
+}
+
+/// Whether an NBD server answers there.
+fn greets(mut client: impl Read) -> bool {
+    let mut greeting = [0; 8];
+    client.read_exact(&mut greeting).is_ok() && &greeting == b"NBDMAGIC"
 }
 
 #[test]
@@ -106,10 +116,53 @@ fn an_inherited_port_is_served_beside_the_default_socket() {
         "{listed}"
     );
     assert!(listed.contains("nbd.sock"), "{listed}");
-    let mut greeting = [0; 8];
-    let mut client = TcpStream::connect(("127.0.0.1", port)).unwrap();
-    client.read_exact(&mut greeting).unwrap();
-    assert_eq!(&greeting, b"NBDMAGIC");
+    assert!(greets(TcpStream::connect(("127.0.0.1", port)).unwrap()));
+}
+
+/// Clients would wait for ever on a socket that is open and that nobody serves.
+#[test]
+fn a_server_in_the_background_serves_what_its_starter_inherits() {
+    let world = World::new();
+    let table = "[vm]\nsize = \"8M\"\n[other]\nsize = \"8M\"\n";
+    fs::write(world.path("uzram.toml"), table).unwrap();
+    let mnt = world.dir("mnt");
+    let path = world.path("s");
+    let listen = || UnixListener::bind(&path).unwrap();
+    let mut ways = vec![("up vm --config=uzram.toml", ["stop", "vm"])];
+    if can_mount("the mounted half of a_server_in_the_background_serves_what_its_starter_inherits")
+    {
+        let way = ("mount --size=8M --name=vm mnt", ["umount", "mnt"]);
+        ways.push(way);
+    }
+    for (start, end) in ways {
+        let output = finish(&mut with_socket(&world, listen().into(), start));
+        assert!(output.status.success(), "{start}: {output:?}");
+        let client = UnixStream::connect(&path).unwrap();
+        client.set_read_timeout(Some(HANG)).unwrap();
+        assert!(greets(client), "{start}");
+        assert!(
+            world
+                .ok(&["list", "--json"])
+                .contains(path.to_str().unwrap())
+        );
+        world.ok(&end);
+        let refused = UnixStream::connect(&path).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{start}");
+        fs::remove_file(&path).unwrap();
+    }
+    assert!(fs::read_dir(mnt).unwrap().next().is_none());
+
+    let all = "up --config=uzram.toml";
+    let line = one_line(
+        &finish(&mut with_socket(&world, listen().into(), all)),
+        1,
+        &[all],
+    );
+    assert!(
+        line.contains("LISTEN_FDS") && line.contains("name the one"),
+        "{line}"
+    );
+    assert_eq!(world.leftovers(), [""; 0]);
 }
 
 /// Those of another process are nothing to us, and what does not listen is no socket of a unit.
