@@ -35,10 +35,9 @@ pub(crate) fn clear_dead(dir: &RunDir) -> Result<()> {
         clear_attachments(dir, record)?;
     }
     uzram::fuse::detach_stale(&dir.fuse_dir())?;
-    for address in record.iter().flat_map(|r| &r.nbd) {
-        if let Some(path) = address.strip_prefix("unix:") {
-            remove_dead_socket(Path::new(path))?;
-        }
+    // To look at one that was inherited is to be its client, for whom systemd starts a server.
+    for path in record.iter().flat_map(Record::own_nbd_sockets) {
+        remove_dead_socket(path)?;
     }
     remove_dead_socket(&dir.nbd_socket())?;
     remove_dead_socket(&dir.control_socket())?;

@@ -330,6 +330,9 @@ pub(crate) struct Record {
     pub(crate) size: u64,
     /// NBD addresses, as `--nbd` takes them.
     pub(crate) nbd: Vec<String>,
+    /// Those of them whose sockets somebody else has made, and keeps.
+    #[serde(default)]
+    pub(crate) inherited: Vec<String>,
     /// The FUSE directory, absolute.
     pub(crate) fuse: Option<PathBuf>,
     /// The device number of the mount there, `major:minor`; `None` until it is mounted.
@@ -350,6 +353,13 @@ pub(crate) struct Record {
 }
 
 impl Record {
+    /// The Unix sockets that it listens on and has made.
+    pub(crate) fn own_nbd_sockets(&self) -> impl Iterator<Item = &Path> {
+        let own = |address: &&String| !self.inherited.contains(address);
+        let paths = self.nbd.iter().filter(own);
+        paths.filter_map(|address| Some(Path::new(address.strip_prefix("unix:")?)))
+    }
+
     /// Where its clients find it.
     pub(crate) fn places(&self) -> Vec<String> {
         let fuse = self.fuse.iter().map(|dir| dir.display().to_string());
@@ -411,6 +421,7 @@ mod tests {
         let record = Record {
             size: 4096,
             nbd: vec!["unix:/x".to_owned()],
+            inherited: Vec::new(),
             fuse: None,
             fuse_device: None,
             mountpoint: None,

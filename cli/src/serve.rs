@@ -109,6 +109,7 @@ impl Server {
             server::clear_dead_users_of(fuse, lock.dir(), root)?;
         }
         let mut record = settings.record();
+        record.inherited = sockets.iter().map(|s| s.address().to_string()).collect();
         lock.write_record(&record)?;
         let (device, spill) = start_device(settings)?;
         stopper.keep(&device);

@@ -247,6 +247,7 @@ impl Settings {
         Record {
             size: self.device.size,
             nbd: self.nbd.addresses.iter().map(ToString::to_string).collect(),
+            inherited: Vec::new(),
             fuse: self.fuse.clone(),
             fuse_device: None,
             mountpoint: self.mountpoint.clone(),

@@ -104,6 +104,23 @@ fn an_inherited_socket_is_served_and_left_where_it_is() {
     }
 }
 
+/// systemd would start a server again for whoever comes to look at it.
+#[test]
+fn the_inherited_socket_of_a_killed_server_is_left_alone() {
+    let world = World::new();
+    let path = world.path("s");
+    let socket = UnixListener::bind(&path).unwrap();
+    let kept = socket.try_clone().unwrap();
+    kept.set_nonblocking(true).unwrap();
+    let args = "serve vm --size=8M --nbd=unix:s --nbd=unix:own";
+    start_with(&world, socket.into(), args).kill_9();
+    assert!(world.path("own").exists());
+    world.ok(&["detach", "vm"]);
+    assert_eq!(kept.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
+    assert!(path.exists() && !world.path("own").exists());
+    assert_eq!(world.leftovers(), [""; 0]);
+}
+
 #[test]
 fn an_inherited_port_is_served_beside_the_default_socket() {
     let world = World::new();
