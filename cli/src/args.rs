@@ -518,7 +518,7 @@ pub(crate) struct StopArgs {
     /// The device's name.
     pub(crate) name: Name,
 
-    /// Even if the device is mounted or attached.
+    /// Even if the device is mounted or attached, but not while this machine swaps to it.
     #[arg(long)]
     pub(crate) force: bool,
 

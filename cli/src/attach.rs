@@ -10,6 +10,7 @@ use crate::loopdev;
 use crate::mount::require_root;
 use crate::nbddev::NbdDevice;
 use crate::output;
+use crate::release;
 use crate::rundir::{Record, RunDir, RunRoot};
 use crate::server;
 
@@ -79,6 +80,7 @@ pub(crate) fn detach(args: &NameArgs, root: &RunRoot) -> Result<()> {
         require_root("detach")?;
     }
     if dir.owner()?.is_none() {
+        release::refuse_if_swapped_to(&dir)?;
         return server::stop(&dir);
     }
     if attached.is_empty() {

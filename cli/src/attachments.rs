@@ -48,6 +48,12 @@ pub(crate) fn of(dir: &RunDir, record: &Record) -> Result<Vec<Attachment>> {
     Ok(loops.into_iter().map(Attachment::Loop).chain(nbd).collect())
 }
 
+/// [`of`] what the server of `dir` recorded, if it did.
+pub(crate) fn of_dir(dir: &RunDir) -> Result<Vec<Attachment>> {
+    let record = dir.record();
+    record.map_or(Ok(Vec::new()), |record| of(dir, &record))
+}
+
 /// The loop device `uzram mount` made, if the FUSE mount below it was detached by force.
 fn below_mountpoint(record: &Record) -> Result<Option<LoopDevice>> {
     let Some(mountpoint) = &record.mountpoint else {
@@ -159,11 +165,8 @@ impl Attachment {
             };
             return Ok(Some(format!("mounted on {at}: {tool} {at}")));
         }
-        for node in self.nodes() {
-            let shown = node.display();
-            if is_swap(&node) {
-                return Ok(Some(format!("swap space: swapoff {shown}")));
-            }
+        if let Some(area) = self.swap_area() {
+            return Ok(Some(format!("swap space: swapoff {}", area.display())));
         }
         let holders = fs::read_dir(self.sysfs().join("holders"));
         let holder = holders.into_iter().flatten().flatten().next();
@@ -172,6 +175,11 @@ impl Attachment {
             let holder = holder.display();
             format!("a part of {holder}: take {holder} down")
         }))
+    }
+
+    /// What of it this machine swaps to.
+    pub(crate) fn swap_area(&self) -> Option<PathBuf> {
+        self.nodes().into_iter().find(|node| is_swap(node))
     }
 
     /// Has it be as large as its server's device has become. The kernel's NBD driver learns that

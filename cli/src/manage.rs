@@ -165,8 +165,9 @@ pub(crate) fn stop(args: &StopArgs, root: &RunRoot) -> Result<()> {
     if !dir.exists() {
         bail!("no device {} is being served: see uzram list", args.name);
     }
-    if !args.force && dir.owner()?.is_some() {
-        refuse_if_used(&dir)?;
+    match args.force {
+        true => release::refuse_if_swapped_to(&dir)?,
+        false => refuse_to_stop(&dir)?,
     }
     if let Some(file) = &args.save {
         save::save_last(&dir, file)?;
@@ -176,10 +177,16 @@ pub(crate) fn stop(args: &StopArgs, root: &RunRoot) -> Result<()> {
 
 /// Stops the server of `dir`, unless its device is mounted or attached.
 pub(crate) fn stop_unused(dir: &RunDir) -> Result<()> {
-    if dir.owner()?.is_some() {
-        refuse_if_used(dir)?;
-    }
+    refuse_to_stop(dir)?;
     server::stop(dir)
+}
+
+/// What is on a dead device is no reason to keep it, but what is swapped to it must be known.
+fn refuse_to_stop(dir: &RunDir) -> Result<()> {
+    match dir.owner()? {
+        Some(_) => refuse_if_used(dir),
+        None => release::refuse_if_swapped_to(dir),
+    }
 }
 
 fn refuse_if_used(dir: &RunDir) -> Result<()> {

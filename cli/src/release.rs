@@ -3,11 +3,11 @@
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::attachments::{self, Attachment};
-use crate::program;
 use crate::rundir::{Record, RunDir};
+use crate::{program, swapon};
 use uzram::mounts::{self, MountEntry};
 
 /// How long a file system may take to be written out when its server is asked to stop.
@@ -40,6 +40,20 @@ pub(crate) fn describe_users(dir: &RunDir) -> Result<Option<String>> {
     Ok(attached)
 }
 
+/// Fails while this machine swaps to the device of `dir`: with its server go the pages of who knows
+/// what programs.
+pub(crate) fn refuse_if_swapped_to(dir: &RunDir) -> Result<()> {
+    let attached = attachments::of_dir(dir)?;
+    if let Some(area) = attached.iter().find_map(Attachment::swap_area) {
+        bail!(
+            "{} is swap space: swapoff {} first",
+            dir.name(),
+            area.display()
+        );
+    }
+    Ok(())
+}
+
 /// Unmounts a file system on a living device; one in use stays as it is.
 pub(crate) fn unmount(mount: &MountEntry) -> Result<()> {
     let at = mount.mountpoint.display();
@@ -55,6 +69,12 @@ pub(crate) fn unmount(mount: &MountEntry) -> Result<()> {
 pub(crate) fn clear_dead(device: &Attachment) -> Result<()> {
     // Before the unmounts: from then on the device goes whatever becomes of us.
     device.request_detach(DEAD)?;
+    if let Some(area) = device.swap_area() {
+        let area = area.display();
+        tracing::error!(
+            "the server of {area} was killed, and what was swapped to it is lost: swapoff {area}"
+        );
+    }
     for mount in device.mounts()? {
         umount(&mount.mountpoint, &[], DEAD)
             .or_else(|_| umount(&mount.mountpoint, &["-l"], DEAD))
@@ -65,7 +85,7 @@ pub(crate) fn clear_dead(device: &Attachment) -> Result<()> {
 
 /// Frees a server that is stopping from what is attached to it, as far as there is time: what is
 /// still in use is taken out of sight, and fails when the server is gone. Where the data `outlives`
-/// the server, there is time for all of it to be written out.
+/// the server, there is time for all of it to be written out. What was swapped is brought back.
 pub(crate) fn free_stopping(attached: &[Attachment], outlives: bool) {
     let write_out = if outlives { UNHURRIED } else { STOPPING };
     for device in attached {
@@ -92,6 +112,14 @@ fn free_in_a_hurry(device: &Attachment, write_out: Duration, brief: Duration) {
     if matches!(device, Attachment::Loop(_)) {
         warn(device.request_detach(brief));
     }
+    if let Some(area) = device.swap_area()
+        && let Err(error) = bring_back(&area, write_out)
+    {
+        let area = area.display();
+        tracing::error!(
+            "{error:#}: what is there is lost, and the programs that need it: swapoff {area}"
+        );
+    }
     for mount in device.mounts().unwrap_or_default() {
         let at = &mount.mountpoint;
         if write_out.is_zero() || umount(at, &[], write_out).is_err() {
@@ -102,6 +130,13 @@ fn free_in_a_hurry(device: &Attachment, write_out: Duration, brief: Duration) {
     if matches!(device, Attachment::Nbd(_)) {
         warn(device.request_detach(brief));
     }
+}
+
+fn bring_back(area: &Path, patience: Duration) -> Result<()> {
+    if patience.is_zero() {
+        bail!("{} is swapped to, and there is no time", area.display());
+    }
+    swapon::swap_off(area, patience)
 }
 
 /// umount(8), in a process of its own; see [`program`].

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use uzram::nbd::InheritedSocket;
@@ -17,6 +18,9 @@ use crate::settings::Settings;
 use crate::table::bytes;
 use crate::undo::{Interrupt, Steps, Undo};
 use crate::{manage, output, program};
+
+/// How long it may take to bring back what was swapped.
+const LONG: Duration = Duration::from_secs(600);
 
 /// Which of several swap areas is filled first: the one of the highest (swapon(2)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,7 +99,7 @@ fn make<'a>(launch: Launch<'a>, priority: SwapPriority, undo: &mut Undo<'a>) -> 
     let args = ["--discard", "--priority", &number].map(AsRef::as_ref);
     program::run(&swapon, args.into_iter().chain([path.as_os_str()]))?;
     let area = path.clone();
-    undo.push(move || swap_off(&area));
+    undo.push(move || swap_off(&area, LONG));
 
     interrupt.check()?;
     Ok(path)
@@ -104,9 +108,9 @@ fn make<'a>(launch: Launch<'a>, priority: SwapPriority, undo: &mut Undo<'a>) -> 
 /// Takes a device down, what is swapped to it brought back first.
 pub(crate) fn down(dir: &RunDir) -> Result<()> {
     require_root("swap-priority")?;
-    let attached = attached(dir)?;
-    for device in attached.iter().filter(|device| is_swap(device.path())) {
-        swap_off(device.path())?;
+    let attached = attachments::of_dir(dir)?;
+    for area in attached.iter().filter_map(Attachment::swap_area) {
+        swap_off(&area, LONG)?;
     }
     if dir.owner()?.is_some() {
         attached.iter().try_for_each(Attachment::detach)?;
@@ -116,20 +120,16 @@ pub(crate) fn down(dir: &RunDir) -> Result<()> {
 
 /// Whether this machine swaps to a device that is attached.
 pub(crate) fn is_swapped_to(dir: &RunDir) -> Result<bool> {
-    Ok(attached(dir)?.iter().any(|device| is_swap(device.path())))
+    let attached = attachments::of_dir(dir)?;
+    Ok(attached.iter().any(|device| device.swap_area().is_some()))
 }
 
-fn attached(dir: &RunDir) -> Result<Vec<Attachment>> {
-    let record = dir.record();
-    record.map_or(Ok(Vec::new()), |record| attachments::of(dir, &record))
-}
-
-fn swap_off(device: &Path) -> Result<()> {
-    let shown = device.display();
+/// Brings back what is swapped to `area`.
+pub(crate) fn swap_off(area: &Path, patience: Duration) -> Result<()> {
     let swapoff = program::find("swapoff", "mount")?;
-    program::run(&swapoff, [device])
+    program::run_within(&swapoff, [area], patience)
         .map(drop)
-        .with_context(|| format!("{shown} is still swapped to"))
+        .with_context(|| format!("{} is still swapped to", area.display()))
 }
 
 /// Whether `device` is in `/proc/swaps` (proc_swaps(5)).

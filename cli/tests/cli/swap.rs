@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::common::{HANG, World, can_mount, ended, finish, one_line};
+use crate::common::{HANG, Serve, World, can_mount, ended, finish, one_line, signal};
 
 const CONFIG: &str = "--config=uzram.toml";
 
@@ -56,8 +56,17 @@ fn what_has_a_swap_priority_is_swapped_to() {
     assert_eq!(priority, "7");
     let begins = format!("vm (16 MiB) is swapped to, as {device}, priority 7");
     assert!(said.starts_with(&begins), "{said}");
-    let line = world.refused(1, &["stop", "vm"]);
-    assert!(line.contains(&format!("swapoff {device}")), "{line}");
+    for args in [
+        &["stop", "vm"][..],
+        &["stop", "--force", "vm"],
+        &["detach", "vm"],
+    ] {
+        let line = world.refused(1, args);
+        assert!(
+            line.contains(&format!("swapoff {device} first")),
+            "{args:?}: {line}"
+        );
+    }
     assert_eq!(world.ok(&["down", CONFIG]), "");
     assert!(swaps(&world).is_empty());
     assert!(world.leftovers().is_empty(), "{:?}", world.leftovers());
@@ -74,35 +83,113 @@ fn up_takes_down_the_swap_of_a_killed_server() {
     if up(&world, keys).is_none() {
         return;
     }
-    let devices: Value = serde_json::from_str(&world.ok(&["list", "--json"])).unwrap();
-    let pid = devices[0]["pid"].to_string();
-    let killed = Command::new("kill").args(["-9", &pid]).status();
-    assert!(killed.unwrap().success());
-    world.ok(&["up", CONFIG]);
-    let table = fs::read_to_string("/proc/swaps").unwrap();
-    let priorities = table
-        .lines()
-        .filter_map(|line| line.split_whitespace().last());
-    // That of no other test.
-    assert_eq!(
-        priorities.filter(|priority| *priority == "3").count(),
-        1,
-        "{table}"
-    );
+    signal(pid(&world), "KILL");
     let [(device, _)] = &swaps(&world)[..] else {
-        panic!("{table}");
+        panic!("it is not swapped to");
     };
-    assert!(
-        Command::new("swapoff")
-            .arg(device)
-            .status()
-            .unwrap()
-            .success()
-    );
+    for args in [
+        &["stop", "vm"][..],
+        &["stop", "--force", "vm"],
+        &["detach", "vm"],
+    ] {
+        let line = world.refused(1, args);
+        assert!(
+            line.contains(&format!("swapoff {device} first")),
+            "{args:?}: {line}"
+        );
+    }
+    world.ok(&["up", CONFIG]);
+    // A priority that no other test has.
+    assert_eq!(areas_of("3").len(), 1);
+    let [(device, _)] = &swaps(&world)[..] else {
+        panic!("it is not swapped to");
+    };
+    tool(&["swapoff", device]);
     let line = world.refused(1, &["up", CONFIG]);
     assert!(line.contains("not swapped to: uzram down"), "{line}");
     world.ok(&["down", CONFIG]);
     assert!(world.leftovers().is_empty(), "{:?}", world.leftovers());
+}
+
+#[test]
+fn a_server_that_is_told_to_end_brings_back_what_was_swapped() {
+    if !can_mount("a_server_that_is_told_to_end_brings_back_what_was_swapped") {
+        return;
+    }
+    let world = World::new();
+    if up(&world, "size = \"16M\"\nswap-priority = 4\n").is_none() {
+        return;
+    }
+    let [(device, _)] = &swaps(&world)[..] else {
+        panic!("it is not swapped to");
+    };
+    let _area = Area(device.clone());
+    signal(pid(&world), "TERM");
+    let begun = Instant::now();
+    while !areas_of("4").is_empty() {
+        assert!(begun.elapsed() < HANG, "it is swapped to still");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A swap area that is given up, also by a test that fails.
+struct Area(String);
+
+impl Drop for Area {
+    fn drop(&mut self) {
+        let _ = Command::new("swapoff").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_server_that_leaves_swap_behind_says_so() {
+    if !can_mount("a_server_that_leaves_swap_behind_says_so") {
+        return;
+    }
+    let world = World::new();
+    let stub = world.dir("tools").join("swapoff");
+    fs::write(&stub, "#!/bin/sh\necho there is no memory >&2\nexit 1\n").unwrap();
+    fs::set_permissions(&stub, fs::Permissions::from_mode(0o755)).unwrap();
+    world.dir("fuse");
+    let log = world.path("log");
+    let mut command = world.command(&["serve", "vm", "--size=16M", "--fuse=fuse"]);
+    let path = std::env::var("PATH").unwrap();
+    command
+        .env("PATH", format!("{}:{path}", world.path("tools").display()))
+        .stderr(fs::File::create(&log).unwrap());
+    let mut server = Serve::start(&mut command);
+    let device = world.ok(&["attach", "vm"]).trim().to_owned();
+    tool(&["mkswap", &device]);
+    let swapped = Command::new("swapon").arg(&device).output().unwrap();
+    if !swapped.status.success() {
+        eprintln!("SKIPPED: no swap here: {swapped:?}");
+        return;
+    }
+    let _area = Area(device.clone());
+    signal(server.pid(), "TERM");
+    assert_eq!(server.ended(HANG), Some(0));
+    let said = fs::read_to_string(&log).unwrap();
+    let line = format!("{device} is still swapped to: swapoff failed: there is no memory");
+    assert!(said.contains(&line) && said.contains("is lost"), "{said}");
+}
+
+fn tool(words: &[&str]) {
+    let output = Command::new(words[0]).args(&words[1..]).output().unwrap();
+    assert!(output.status.success(), "{words:?}: {output:?}");
+}
+
+/// The process of the only server.
+fn pid(world: &World) -> u32 {
+    let devices: Value = serde_json::from_str(&world.ok(&["list", "--json"])).unwrap();
+    u32::try_from(devices[0]["pid"].as_u64().unwrap()).unwrap()
+}
+
+/// The swap areas with a priority, of this test or not.
+fn areas_of(priority: &str) -> Vec<String> {
+    let table = fs::read_to_string("/proc/swaps").unwrap();
+    let mut areas: Vec<_> = table.lines().map(str::to_owned).collect();
+    areas.retain(|area| area.split_whitespace().last() == Some(priority));
+    areas
 }
 
 #[test]
