@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 
 use crate::args::{AttachArgs, NameArgs, Transport};
 use crate::attachments::{self, Attachment};
-use crate::loopdev;
+use crate::loopdev::{self, SectorSize};
 use crate::mount::require_root;
 use crate::nbddev::NbdDevice;
 use crate::output;
@@ -42,7 +42,10 @@ pub(crate) fn attach(args: &AttachArgs, root: &RunRoot) -> Result<()> {
         bail!("--timeout: a loop device has none: leave it out, or use --nbd");
     }
     let device = match (transport, &record.fuse) {
-        (Transport::Fuse, Some(fuse)) => loopdev::attach(&fuse.join("disk"))?.path,
+        (Transport::Fuse, Some(fuse)) => {
+            let disk = fuse.join("disk");
+            loopdev::attach(&disk, SectorSize::for_contents(&disk))?.path
+        }
         (Transport::Fuse, None) => bail!(
             "--fuse: {} is not served over FUSE: start it with uzram serve ... --fuse DIR",
             args.name

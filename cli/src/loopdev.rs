@@ -58,12 +58,62 @@ fn sysfs(path: &Path) -> Option<PathBuf> {
         .then(|| Path::new("/sys/block").join(name))
 }
 
-/// Binds a free loop device to `disk`, with direct I/O and 4 KiB sectors.
-pub(crate) fn attach(disk: &Path) -> Result<LoopDevice> {
+/// Bytes in a sector of a loop device: what it can be read and written by, and what file systems may not
+/// go below.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SectorSize {
+    /// As many as in a page of the device: a smaller write would be a read and a write there.
+    Page,
+    /// As few as there are anywhere.
+    Least,
+}
+
+impl SectorSize {
+    fn bytes(self) -> u32 {
+        match self {
+            Self::Page => 4096,
+            Self::Least => 512,
+        }
+    }
+
+    /// What suits that which is on `disk`: a file system may have smaller blocks than a page, and a
+    /// partition table counts in sectors without saying how large they are.
+    pub(crate) fn for_contents(disk: &Path) -> Self {
+        let args = ["--probe", "--output", "export"].map(AsRef::as_ref);
+        let found = program::find("blkid", "util-linux")
+            .and_then(|blkid| {
+                let args = args.into_iter().chain([disk.as_os_str()]);
+                program::run_within(&blkid, args, PATIENCE)
+            })
+            .unwrap_or_else(|error| {
+                // Also if there is nothing on it that blkid(8) knows.
+                tracing::debug!("{error:#}");
+                String::new()
+            });
+        Self::for_signature(&found)
+    }
+
+    /// [`SectorSize::for_contents`] of what blkid(8) exports.
+    fn for_signature(found: &str) -> Self {
+        let is_small = |line: &str| match line.split_once('=') {
+            Some(("BLOCK_SIZE", bytes)) => bytes.parse().is_ok_and(|n: u32| n < Self::Page.bytes()),
+            Some(("PTTYPE", _)) => true,
+            _ => false,
+        };
+        match found.lines().any(is_small) {
+            true => Self::Least,
+            false => Self::Page,
+        }
+    }
+}
+
+/// Binds a free loop device to `disk`, with direct I/O.
+pub(crate) fn attach(disk: &Path, sectors: SectorSize) -> Result<LoopDevice> {
     let losetup = program::find("losetup", "mount")?;
-    let mut args = ["--find", "--show", "--direct-io=on", "--sector-size=4096"]
+    let mut args = ["--find", "--show", "--direct-io=on"]
         .map(Into::into)
         .to_vec();
+    args.push(format!("--sector-size={}", sectors.bytes()).into());
     args.push(disk.as_os_str().to_owned());
     let path = PathBuf::from(program::run(&losetup, args).context("cannot attach a loop device")?);
     // The device below has no seek order to gain from; a scheduler only costs time.
@@ -119,5 +169,25 @@ pub(crate) fn request_detach(device: &LoopDevice, patience: Duration) -> Result<
         result => result
             .map(drop)
             .with_context(|| format!("cannot detach {}", device.path.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sectors_are_small_for_what_needs_it() {
+        for (found, sectors) in [
+            ("", SectorSize::Page),
+            ("DEVNAME=disk\nBLOCK_SIZE=4096\nTYPE=ext4", SectorSize::Page),
+            ("BLOCK_SIZE=1024\nTYPE=ext4", SectorSize::Least),
+            ("TYPE=xfs\nBLOCK_SIZE=512", SectorSize::Least),
+            ("BLOCK_SIZE=131072\nTYPE=squashfs", SectorSize::Page),
+            ("TYPE=crypto_LUKS\nUSAGE=crypto", SectorSize::Page),
+            ("PTUUID=7c5c\nPTTYPE=dos", SectorSize::Least),
+        ] {
+            assert_eq!(SectorSize::for_signature(found), sectors, "{found}");
+        }
     }
 }

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use crate::args::{MountArgs, UmountArgs};
 use crate::attachments::{self, Owner};
 use crate::filesystem::{self, FsType};
-use crate::loopdev::{self, LoopDevice};
+use crate::loopdev::{self, LoopDevice, SectorSize};
 use crate::name::Name;
 use crate::output;
 use crate::release;
@@ -132,7 +132,12 @@ pub(crate) fn serve_and_attach<'a>(
 
     steps.next("attaching a loop device");
     launch.interrupt.check()?;
-    let device = loopdev::attach(&fuse_dir.join("disk"))?;
+    let disk = fuse_dir.join("disk");
+    let sectors = match settings.holds_data() {
+        true => SectorSize::for_contents(&disk),
+        false => SectorSize::Page,
+    };
+    let device = loopdev::attach(&disk, sectors)?;
     let attached = device.clone();
     undo.push(move || loopdev::detach(&attached));
     Ok(device)

@@ -5,6 +5,8 @@ mod common;
 mod kills;
 #[path = "../../tests/fuse/offered.rs"]
 mod offered;
+#[path = "mount/sectors.rs"]
+mod sectors;
 #[path = "mount/takedown.rs"]
 mod takedown;
 #[path = "mount/uring.rs"]
