@@ -26,7 +26,7 @@ pub(crate) struct Cli {
 }
 
 /// Where the devices of a machine are described.
-const DEFAULT_CONFIG: &str = "/etc/uzram.toml";
+pub(crate) const DEFAULT_CONFIG: &str = "/etc/uzram.toml";
 
 /// How much is logged, to stderr; `UZRAM_LOG` (as in `debug` or `uzram=trace`) says it finer.
 #[derive(Clone, Copy, Debug, Args)]

@@ -4,6 +4,7 @@
 //! refuses or lacks. Either way stderr gets exactly one line.
 
 use std::fmt;
+use std::io::{self, Write};
 
 use rustix::io::Errno;
 
@@ -25,6 +26,29 @@ impl fmt::Display for Usage {
 }
 
 impl std::error::Error for Usage {}
+
+/// Whatever failed has been said.
+#[derive(Debug)]
+pub(crate) struct Said;
+
+impl fmt::Display for Said {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("it failed, as was said")
+    }
+}
+
+impl std::error::Error for Said {}
+
+/// Says on stderr what failed.
+pub(crate) fn complain(error: &anyhow::Error) {
+    say(&one_line(error));
+}
+
+/// Says on stderr what is wrong.
+pub(crate) fn say(line: &str) {
+    // Without a stderr there is nobody left to tell.
+    let _ = writeln!(io::stderr(), "uzram: {line}");
+}
 
 /// 2 if the user asked for something impossible, otherwise 1.
 pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {

@@ -49,7 +49,7 @@ mod undo;
 mod up;
 mod watchdog;
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -57,7 +57,7 @@ use clap::error::ErrorKind;
 use tracing_subscriber::EnvFilter;
 
 use crate::args::{Cli, LoggingArgs, Verb};
-use crate::failure::Usage;
+use crate::failure::{Said, Usage};
 use crate::output::StdoutGone;
 use crate::rundir::RunRoot;
 use crate::settings::Settings;
@@ -71,7 +71,9 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.is::<StdoutGone>() => ExitCode::SUCCESS,
         Err(error) => {
-            complain(&failure::one_line(&error));
+            if !error.is::<Said>() {
+                failure::complain(&error);
+            }
             ExitCode::from(failure::exit_code(&error))
         }
     }
@@ -122,14 +124,9 @@ fn refuse(error: &clap::Error) -> ExitCode {
             // A reader of the help that goes away has read enough.
             let _ = error.print();
         }
-        _ => complain(&failure::clap_line(error)),
+        _ => failure::say(&failure::clap_line(error)),
     }
     ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
-}
-
-fn complain(line: &str) {
-    // Without a stderr there is nobody left to tell.
-    let _ = writeln!(io::stderr(), "uzram: {line}");
 }
 
 fn start_logging(args: LoggingArgs) -> Result<()> {

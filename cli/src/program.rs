@@ -9,11 +9,13 @@ use std::ffi::OsStr;
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
+
+use crate::undo::Interrupt;
 
 /// Where administrators' tools are when a user's PATH leaves them out.
 const SYSTEM_DIRS: [&str; 3] = ["/usr/sbin", "/sbin", "/usr/local/sbin"];
@@ -52,7 +54,47 @@ pub(crate) fn run_within<S: AsRef<OsStr>>(
     args: impl IntoIterator<Item = S>,
     patience: Duration,
 ) -> Result<String> {
-    let shown = tool.file_name().unwrap_or(tool.as_os_str()).display();
+    let deadline = Instant::now() + patience;
+    run_while(tool, args, |shown, _| {
+        if Instant::now() >= deadline {
+            bail!("{shown} did not finish within {} s", patience.as_secs_f32());
+        }
+        Ok(())
+    })
+}
+
+/// [`run`], for as long as it takes, unless that is interrupted; the tool is then killed.
+pub(crate) fn run_unless<S: AsRef<OsStr>>(
+    tool: &Path,
+    args: impl IntoIterator<Item = S>,
+    interrupt: &Interrupt,
+) -> Result<String> {
+    let ended = run_while(tool, args, |_, child| {
+        interrupt.check().inspect_err(|_| kill(child))
+    });
+    // Ctrl-C is for the tool as well: what counts is not what it says of that.
+    interrupt.check().and(ended)
+}
+
+/// Kills a tool and waits until it is gone, unless it waits for a dead disk.
+fn kill(child: &mut Child) {
+    const PATIENCE: Duration = Duration::from_secs(2);
+    let deadline = Instant::now() + PATIENCE;
+    // It may have ended by itself.
+    let _ = child.kill();
+    while matches!(child.try_wait(), Ok(None)) && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Runs a tool to its end, or until `go_on`, which is asked often and told its name, fails.
+fn run_while<S: AsRef<OsStr>>(
+    tool: &Path,
+    args: impl IntoIterator<Item = S>,
+    go_on: impl Fn(&str, &mut Child) -> Result<()>,
+) -> Result<String> {
+    let shown = tool.file_name().unwrap_or(tool.as_os_str());
+    let shown = shown.to_string_lossy();
     let mut child = Command::new(tool)
         .args(args)
         .env("LC_ALL", "C")
@@ -64,15 +106,12 @@ pub(crate) fn run_within<S: AsRef<OsStr>>(
         .with_context(|| format!("cannot run {}", tool.display()))?;
     let stdout = drain(child.stdout.take());
     let stderr = drain(child.stderr.take());
-    let deadline = Instant::now() + patience;
     let mut pause = Duration::from_millis(1);
     let status = loop {
         if let Some(status) = child.try_wait()? {
             break status;
         }
-        if Instant::now() >= deadline {
-            bail!("{shown} did not finish within {} s", patience.as_secs_f32());
-        }
+        go_on(&shown, &mut child)?;
         thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(20));
     };

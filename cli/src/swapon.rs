@@ -34,11 +34,13 @@ impl SwapPriority {
     }
 }
 
-/// Starts the device and swaps to it; its server serves `sockets` as well.
+/// Starts the device and swaps to it; its server serves `sockets` as well. `down_command` is what takes
+/// it down.
 pub(crate) fn up(
     mut args: ServeArgs,
     priority: SwapPriority,
     sockets: Vec<InheritedSocket>,
+    down_command: &str,
     root: &RunRoot,
 ) -> Result<()> {
     require_root("swap-priority")?;
@@ -72,7 +74,7 @@ pub(crate) fn up(
     };
     undo.disarm();
     output::line(format_args!(
-        "{} ({}) is swapped to, as {}, priority {}; to take it down: uzram down {0}",
+        "{} ({}) is swapped to, as {}, priority {}; to take it down: {down_command}",
         settings.name,
         bytes(settings.device.size),
         path.display(),
@@ -110,7 +112,7 @@ pub(crate) fn down(dir: &RunDir) -> Result<()> {
     require_root("swap-priority")?;
     let attached = attachments::of_dir(dir)?;
     for area in attached.iter().filter_map(Attachment::swap_area) {
-        swap_off(&area, LONG)?;
+        bring_back(&area)?;
     }
     if dir.owner()?.is_some() {
         attached.iter().try_for_each(Attachment::detach)?;
@@ -124,12 +126,25 @@ pub(crate) fn is_swapped_to(dir: &RunDir) -> Result<bool> {
     Ok(attached.iter().any(|device| device.swap_area().is_some()))
 }
 
-/// Brings back what is swapped to `area`.
+/// Brings back what is swapped to `area`, unless that takes longer.
 pub(crate) fn swap_off(area: &Path, patience: Duration) -> Result<()> {
     let swapoff = program::find("swapoff", "mount")?;
     program::run_within(&swapoff, [area], patience)
         .map(drop)
         .with_context(|| format!("{} is still swapped to", area.display()))
+}
+
+/// Brings back what is swapped to `area`, however long that takes, unless it is interrupted.
+fn bring_back(area: &Path) -> Result<()> {
+    let swapoff = program::find("swapoff", "mount")?;
+    let interrupt = Interrupt::install()?;
+    match program::run_unless(&swapoff, [area], &interrupt) {
+        Err(error) if is_swap(area) => {
+            let shown = area.display();
+            Err(error.context(format!("{shown} is still swapped to")))
+        }
+        ended => ended.map(drop),
+    }
 }
 
 /// Whether `device` is in `/proc/swaps` (proc_swaps(5)).

@@ -1,42 +1,96 @@
 //! Doing several steps so that a failure, or Ctrl-C, leaves nothing half made.
 
-use std::io::IsTerminal;
-use std::sync::Arc;
+use std::fmt;
+use std::io::{self, IsTerminal};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock, Once};
 use std::time::Duration;
 
-use anyhow::{Context, Error, Result, anyhow, bail};
+use anyhow::{Context, Error, Result};
 use indicatif::{ProgressBar, ProgressStyle};
+use signal_hook::SigId;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::flag;
 
-/// Notes SIGINT, SIGTERM and SIGHUP instead of dying of them.
+/// What ends a program unless it is handled.
+const SIGNALS: [i32; 3] = [SIGINT, SIGTERM, SIGHUP];
+
+/// Whether nobody notes signals. Then they do what they do to any program.
+static IDLE: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
+
+/// A signal has come, and this is what became of what was being done.
 #[derive(Debug)]
-pub(crate) struct Interrupt(Arc<AtomicBool>);
+pub(crate) struct Interrupted(&'static str);
+
+impl fmt::Display for Interrupted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+impl std::error::Error for Interrupted {}
+
+/// Notes SIGINT, SIGTERM and SIGHUP instead of dying of them, while it lives. There is one at a time.
+#[derive(Debug)]
+pub(crate) struct Interrupt {
+    came: Arc<AtomicBool>,
+    ids: Vec<SigId>,
+}
 
 impl Interrupt {
     pub(crate) fn install() -> Result<Self> {
-        let flag = Arc::new(AtomicBool::new(false));
-        for signal in [SIGINT, SIGTERM, SIGHUP] {
-            signal_hook::flag::register(signal, Arc::clone(&flag))
-                .context("cannot handle signals")?;
+        static FIRST: Once = Once::new();
+        let mut registered = Ok(());
+        // Actions of a signal are done in the order in which they came.
+        FIRST.call_once(|| {
+            registered = SIGNALS.iter().try_for_each(|&signal| {
+                flag::register_conditional_default(signal, Arc::clone(&IDLE)).map(drop)
+            });
+        });
+        IDLE.store(false, Ordering::SeqCst);
+        let mut interrupt = Self {
+            came: Arc::default(),
+            ids: Vec::new(),
+        };
+        registered
+            .and_then(|()| interrupt.note())
+            .context("cannot handle signals")?;
+        Ok(interrupt)
+    }
+
+    fn note(&mut self) -> io::Result<()> {
+        for signal in SIGNALS {
+            let id = flag::register(signal, Arc::clone(&self.came))?;
+            self.ids.push(id);
         }
-        Ok(Self(flag))
+        Ok(())
     }
 
     /// Fails once a signal has come.
     pub(crate) fn check(&self) -> Result<()> {
-        if self.0.load(Ordering::SeqCst) {
-            bail!("interrupted");
+        match self.came.load(Ordering::SeqCst) {
+            true => Err(Interrupted("interrupted").into()),
+            false => Ok(()),
         }
-        Ok(())
     }
 
     /// What to say of `error`: after a signal, which the tools got too, not what they said of it.
     pub(crate) fn explain(&self, error: Error, undone: bool) -> Error {
         match (self.check(), undone) {
             (Ok(()), _) => error,
-            (Err(_), true) => anyhow!("interrupted, everything was undone"),
-            (Err(_), false) => anyhow!("interrupted, but not everything could be undone"),
+            (Err(_), true) => Interrupted("interrupted, everything was undone").into(),
+            (Err(_), false) => {
+                Interrupted("interrupted, but not everything could be undone").into()
+            }
+        }
+    }
+}
+
+impl Drop for Interrupt {
+    fn drop(&mut self) {
+        IDLE.store(true, Ordering::SeqCst);
+        for id in self.ids.drain(..) {
+            signal_hook::low_level::unregister(id);
         }
     }
 }
@@ -87,7 +141,7 @@ pub(crate) struct Steps {
 
 impl Steps {
     pub(crate) fn new(count: u64) -> Self {
-        let bar = if std::io::stderr().is_terminal() {
+        let bar = if io::stderr().is_terminal() {
             ProgressBar::new(count)
         } else {
             ProgressBar::hidden()
@@ -115,6 +169,7 @@ impl Drop for Steps {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use anyhow::bail;
     use std::cell::RefCell;
 
     #[test]

@@ -5,17 +5,18 @@ use std::path::Path;
 use anyhow::{Result, anyhow, bail};
 use uzram::nbd::InheritedSocket;
 
-use crate::args::{DownArgs, ServeArgs, UpArgs};
+use crate::args::{DEFAULT_CONFIG, DownArgs, ServeArgs, UpArgs};
 use crate::config::{Config, Entry, Wanted};
-use crate::output;
+use crate::failure::{self, Said};
+use crate::output::{self, StdoutGone};
 use crate::rundir::RunRoot;
 use crate::server::Launch;
 use crate::settings::Settings;
 use crate::table::bytes;
-use crate::undo::Interrupt;
+use crate::undo::{Interrupt, Interrupted};
 use crate::{inherited, manage, mount, serve, swapon};
 
-/// `uzram up`: in the order of the file; the first that fails ends it, and what is up stays up.
+/// `uzram up`: in the order of the file.
 pub(crate) fn up(args: &UpArgs, root: &RunRoot) -> Result<()> {
     let config = Config::read(&args.config)?;
     let entries = config.select(&args.names)?;
@@ -30,25 +31,11 @@ pub(crate) fn up(args: &UpArgs, root: &RunRoot) -> Result<()> {
     if !sockets.is_empty() && entries.len() != 1 {
         bail!("sockets were inherited (LISTEN_FDS): name the one device that is to serve them");
     }
-    for entry in entries {
-        let dir = root.dir(&entry.name);
+    each(&entries, |entry| {
+        let down = down_command(entry, &args.config);
         let sockets = std::mem::take(&mut sockets);
-        if dir.owner()?.is_some() {
-            if entry.swap_priority().is_some() && !swapon::is_swapped_to(&dir)? {
-                let error = anyhow!("it is served, and not swapped to: uzram down it first");
-                return Err(config.explain(entry, error));
-            }
-            output::line(format_args!("{} is up already", entry.name))?;
-            continue;
-        }
-        let started = match config.wanted(entry)? {
-            Wanted::Served(args) => background(args, sockets, root),
-            Wanted::Mounted(args) => mount::mount(args, sockets, root),
-            Wanted::SwappedTo(args, priority) => swapon::up(args, priority, sockets, root),
-        };
-        started.map_err(|error| config.explain(entry, error))?;
-    }
-    Ok(())
+        start(&config, entry, sockets, &down, root)
+    })
 }
 
 /// Relative paths in the file are relative to it.
@@ -57,6 +44,64 @@ fn go_to(config: &Path) -> Result<()> {
         Some(dir) if !dir.as_os_str().is_empty() => Ok(std::env::set_current_dir(dir)?),
         _ => Ok(()),
     }
+}
+
+/// What takes a device down, as one would type it.
+fn down_command(entry: &Entry, config: &Path) -> String {
+    match config == Path::new(DEFAULT_CONFIG) {
+        true => format!("uzram down {}", entry.name),
+        false => format!("uzram down --config {} {}", config.display(), entry.name),
+    }
+}
+
+/// Does `work` for each device, whatever becomes of the others. A failure is said when it happens; that
+/// of an only device is the whole's.
+fn each(entries: &[&Entry], mut work: impl FnMut(&Entry) -> Result<()>) -> Result<()> {
+    let mut failed = false;
+    for (i, entry) in entries.iter().enumerate() {
+        let error = match work(entry) {
+            Ok(()) => continue,
+            // It is not for who reads about them that devices come and go.
+            Err(error) if error.is::<StdoutGone>() => continue,
+            Err(error) if entries.len() == 1 => return Err(error),
+            Err(error) => error,
+        };
+        failure::complain(&error);
+        failed = true;
+        let others = &entries[i + 1..];
+        if error.is::<Interrupted>() && !others.is_empty() {
+            let others: Vec<_> = others.iter().map(|entry| entry.name.to_string()).collect();
+            bail!("interrupted: left as they were: {}", others.join(", "));
+        }
+    }
+    match failed {
+        true => Err(Said.into()),
+        false => Ok(()),
+    }
+}
+
+/// Has a device be up, as far as it is not; `down` is what takes it down.
+fn start(
+    config: &Config,
+    entry: &Entry,
+    sockets: Vec<InheritedSocket>,
+    down: &str,
+    root: &RunRoot,
+) -> Result<()> {
+    let dir = root.dir(&entry.name);
+    if dir.owner()?.is_some() {
+        if entry.swap_priority().is_some() && !swapon::is_swapped_to(&dir)? {
+            let error = anyhow!("it is served, and not swapped to: {down} first");
+            return Err(config.explain(entry, error));
+        }
+        return output::line(format_args!("{} is up already", entry.name));
+    }
+    let started = match config.wanted(entry)? {
+        Wanted::Served(args) => background(args, sockets, root),
+        Wanted::Mounted(args) => mount::mount(args, sockets, root),
+        Wanted::SwappedTo(args, priority) => swapon::up(args, priority, sockets, down, root),
+    };
+    started.map_err(|error| config.explain(entry, error))
 }
 
 fn foreground(config: &Config, entry: &Entry, root: &RunRoot) -> Result<()> {
@@ -95,17 +140,15 @@ pub(crate) fn down(args: &DownArgs, root: &RunRoot) -> Result<()> {
     let config = Config::read(&args.config)?;
     let mut entries = config.select(&args.names)?;
     entries.reverse();
-    for entry in entries {
+    each(&entries, |entry| {
         let dir = root.dir(&entry.name);
         if !dir.exists() {
-            output::line(format_args!("{} is not up", entry.name))?;
-            continue;
+            return output::line(format_args!("{} is not up", entry.name));
         }
         match dir.record().and_then(|record| record.mountpoint) {
-            Some(mountpoint) => mount::unmount(&mountpoint, None, root)?,
-            None if entry.swap_priority().is_some() => swapon::down(&dir)?,
-            None => manage::stop_unused(&dir)?,
+            Some(mountpoint) => mount::unmount(&mountpoint, None, root),
+            None if entry.swap_priority().is_some() => swapon::down(&dir),
+            None => manage::stop_unused(&dir),
         }
-    }
-    Ok(())
+    })
 }

@@ -33,6 +33,53 @@ fn devices_of_a_file_come_and_go() {
 }
 
 #[test]
+fn a_device_that_fails_keeps_no_other_from_coming_or_going() {
+    let world = World::new();
+    let table = "[a]\nsize = \"8M\"\n\n[b]\nsize = \"8M\"\nmem-limit = 5\n\n[c]\nsize = \"8M\"\n\n\
+                 [d]\nsize = \"8M\"\nnbd = \"unix:missing/s\"\n";
+    fs::write(world.path("uzram.toml"), table).unwrap();
+    let config = "--config=uzram.toml";
+    let output = world.run(&["up", config]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let lines: Vec<_> = said.lines().collect();
+    let [b, d] = lines[..] else { panic!("{said}") };
+    assert!(b.starts_with("uzram: uzram.toml:6: mem-limit: "), "{said}");
+    assert!(
+        d.starts_with("uzram: uzram.toml:13: nbd: ") && d.contains("mkdir"),
+        "{said}"
+    );
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(said.lines().count(), 2, "{said}");
+    assert!(
+        said.contains("a (8 MiB) is served") && said.contains("c (8 MiB) is served"),
+        "{said}"
+    );
+    let said = world.ok(&["down", config]);
+    assert_eq!(said, "d is not up\nb is not up\n");
+    assert!(world.leftovers().is_empty(), "{:?}", world.leftovers());
+}
+
+#[test]
+fn a_device_in_use_keeps_no_other_from_going() {
+    if !can_mount("a_device_in_use_keeps_no_other_from_going") {
+        return;
+    }
+    let world = World::new();
+    let mnt = world.dir("mnt");
+    let table = "[a]\nsize = \"8M\"\n\n[m]\nsize = \"8M\"\nmountpoint = \"mnt\"\n";
+    fs::write(world.path("uzram.toml"), table).unwrap();
+    let config = "--config=uzram.toml";
+    world.ok(&["up", config]);
+    let open = fs::File::create(mnt.join("file")).unwrap();
+    let line = world.refused(1, &["down", config]);
+    assert!(line.contains("fuser -vm"), "{line}");
+    drop(open);
+    assert_eq!(world.ok(&["down", config]), "a is not up\n");
+    assert!(world.leftovers().is_empty(), "{:?}", world.leftovers());
+}
+
+#[test]
 fn what_is_wrong_in_a_file_is_named() {
     let world = World::new();
     let table = "[vm]\nsize = \"64M\"\nbacking-size = \"1G\"\n";

@@ -54,8 +54,11 @@ fn what_has_a_swap_priority_is_swapped_to() {
         panic!("{said}");
     };
     assert_eq!(priority, "7");
-    let begins = format!("vm (16 MiB) is swapped to, as {device}, priority 7");
-    assert!(said.starts_with(&begins), "{said}");
+    let whole = format!(
+        "vm (16 MiB) is swapped to, as {device}, priority 7; to take it down: uzram down --config \
+         uzram.toml vm\n"
+    );
+    assert_eq!(said, whole);
     for args in [
         &["stop", "vm"][..],
         &["stop", "--force", "vm"],
@@ -132,12 +135,60 @@ fn a_server_that_is_told_to_end_brings_back_what_was_swapped() {
     }
 }
 
+/// Ctrl-C ends uzram and what it waits for, and the device is as it was.
+#[test]
+fn a_swapoff_is_interrupted_and_that_is_said() {
+    if !can_mount("a_swapoff_is_interrupted_and_that_is_said") {
+        return;
+    }
+    let world = World::new();
+    let keys = "size = \"16M\"\nswap-priority = 5\n";
+    if up(&world, keys).is_none() {
+        return;
+    }
+    let [(device, _)] = &swaps(&world)[..] else {
+        panic!("it is not swapped to");
+    };
+    let table = format!("[other]\nsize = \"8M\"\n[vm]\n{keys}");
+    fs::write(world.path("uzram.toml"), table).unwrap();
+    world.ok(&["up", CONFIG, "other"]);
+    let tools = world.dir("tools");
+    let pid = tools.join("pid");
+    let (stub, shown) = (tools.join("swapoff"), pid.display());
+    let script =
+        format!("#!/bin/sh\necho $$ > {shown}.new\nmv {shown}.new {shown}\nexec sleep 600\n");
+    fs::write(&stub, script).unwrap();
+    fs::set_permissions(&stub, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut command = world.command(&["down", CONFIG]);
+    let path = std::env::var("PATH").unwrap();
+    command.env("PATH", format!("{}:{path}", tools.display()));
+    let mut down = command.spawn().unwrap();
+    let begun = Instant::now();
+    while !pid.exists() {
+        assert!(begun.elapsed() < HANG);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    signal(down.id(), "INT");
+    let status = ended(&mut down, HANG).expect("it ends");
+    let mut said = String::new();
+    down.stderr.unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!(status.code(), Some(1), "{said}");
+    let lines = format!(
+        "uzram: {device} is still swapped to: interrupted\nuzram: interrupted: left as they were: other\n"
+    );
+    assert_eq!(said, lines);
+    let swapoff = fs::read_to_string(&pid).unwrap();
+    assert!(!Path::new("/proc").join(swapoff.trim()).exists());
+    world.ok(&["down", CONFIG]);
+    assert!(world.leftovers().is_empty(), "{:?}", world.leftovers());
+}
+
 /// A swap area that is given up, also by a test that fails.
 struct Area(String);
 
 impl Drop for Area {
     fn drop(&mut self) {
-        let _ = Command::new("swapoff").arg(&self.0).status();
+        let _ = Command::new("swapoff").arg(&self.0).output();
     }
 }
 
