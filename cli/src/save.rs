@@ -3,19 +3,22 @@
 use std::path::{Path, absolute};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow};
-use uzram::Saved;
+use anyhow::{Context, Error, Result, anyhow};
 use uzram::control::Client;
+use uzram::{SaveProgress, Saved};
 
 use crate::args::SaveArgs;
+use crate::leftovers::FileId;
 use crate::manage::LONG;
+use crate::name::Name;
 use crate::output;
 use crate::progress::Progress;
 use crate::rundir::{RunDir, RunRoot};
 use crate::stat::PATIENCE;
 use crate::table::{bytes, count};
+use crate::undo::{Interrupt, Interrupted};
 
 /// How often it is asked how far it is.
 const EVERY: Duration = Duration::from_millis(200);
@@ -45,27 +48,73 @@ fn say(file: &Path, saved: Saved) -> Result<()> {
     ))
 }
 
+/// Has the server save; Ctrl-C has it end that, and says what has become of it.
 fn save_to(dir: &RunDir, file: &Path, last: bool) -> Result<Saved> {
     dir.require_owner()?;
+    let interrupt = Interrupt::install()?;
     let socket = dir.control_socket();
     let path =
         absolute(file).with_context(|| format!("cannot make sense of {}", file.display()))?;
+    let before = FileId::of(&path);
     let mut saver = Client::connect(&socket, PATIENCE)?.with_timeout(LONG);
-    let mut watcher = Client::connect(&socket, PATIENCE)?;
-    let pages = watcher.stat()?.orig_data_size / uzram::PAGE_SIZE as u64;
+    let pages =
+        Client::connect(&socket, PATIENCE)?.stat()?.orig_data_size / uzram::PAGE_SIZE as u64;
     let mut progress = Progress::new(pages, "pages saved");
+    let hang_up = saver.hang_up()?;
     let (done, saved) = mpsc::channel();
-    thread::spawn(move || done.send(saver.save(&path, last)));
+    let target = path.clone();
+    thread::spawn(move || done.send(saver.save(&target, last)));
     let saved = loop {
         match saved.recv_timeout(EVERY) {
             Ok(saved) => break saved?,
             Err(RecvTimeoutError::Disconnected) => return Err(anyhow!("the save came to no end")),
             Err(RecvTimeoutError::Timeout) => {}
         }
-        if let Some(now) = watcher.save_progress()? {
+        if interrupt.check().is_err() {
+            hang_up.hang_up();
+            progress.end();
+            let is_over = wait_for_end(&socket);
+            let is_there = FileId::of(&path).is_some_and(|file| Some(file) != before);
+            return Err(interrupted(dir.name(), file, last, is_over, is_there));
+        }
+        if let Ok(Some(now)) = ask(&socket) {
             progress.show(now.pages);
         }
     };
     progress.end();
     Ok(saved)
+}
+
+/// How far a save is. A server that does not say may be saving all the same.
+fn ask(socket: &Path) -> uzram::Result<Option<SaveProgress>> {
+    const PATIENCE: Duration = Duration::from_secs(1);
+    Client::connect(socket, PATIENCE)?.save_progress()
+}
+
+/// Whether a save ends, whose client has gone.
+fn wait_for_end(socket: &Path) -> bool {
+    const PATIENCE: Duration = Duration::from_secs(3);
+    let deadline = Instant::now() + PATIENCE;
+    while Instant::now() < deadline {
+        match ask(socket) {
+            Ok(None) => return true,
+            Ok(Some(_)) => thread::sleep(Duration::from_millis(20)),
+            Err(_) => return false,
+        }
+    }
+    false
+}
+
+fn interrupted(name: &Name, file: &Path, last: bool, is_over: bool, is_there: bool) -> Error {
+    let mut text = match (is_there, is_over) {
+        (true, _) => format!("interrupted, but {} was complete by then", file.display()),
+        (false, true) => "interrupted: nothing was saved".to_owned(),
+        (false, false) => {
+            format!("interrupted: {name} was told to end the save, and has not said that it did")
+        }
+    };
+    if last {
+        text.push_str(&format!("; {name} is not stopped"));
+    }
+    Interrupted::error(text)
 }

@@ -20,11 +20,18 @@ static IDLE: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
 /// A signal has come, and this is what became of what was being done.
 #[derive(Debug)]
-pub(crate) struct Interrupted(&'static str);
+pub(crate) struct Interrupted(String);
+
+impl Interrupted {
+    /// With what is to be said of it.
+    pub(crate) fn error(became: impl Into<String>) -> Error {
+        Self(became.into()).into()
+    }
+}
 
 impl fmt::Display for Interrupted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.0)
+        f.write_str(&self.0)
     }
 }
 
@@ -69,7 +76,7 @@ impl Interrupt {
     /// Fails once a signal has come.
     pub(crate) fn check(&self) -> Result<()> {
         match self.came.load(Ordering::SeqCst) {
-            true => Err(Interrupted("interrupted").into()),
+            true => Err(Interrupted::error("interrupted")),
             false => Ok(()),
         }
     }
@@ -78,9 +85,9 @@ impl Interrupt {
     pub(crate) fn explain(&self, error: Error, undone: bool) -> Error {
         match (self.check(), undone) {
             (Ok(()), _) => error,
-            (Err(_), true) => Interrupted("interrupted, everything was undone").into(),
+            (Err(_), true) => Interrupted::error("interrupted, everything was undone"),
             (Err(_), false) => {
-                Interrupted("interrupted, but not everything could be undone").into()
+                Interrupted::error("interrupted, but not everything could be undone")
             }
         }
     }

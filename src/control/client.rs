@@ -1,6 +1,7 @@
 //! The asking side.
 
 use std::io::{self, ErrorKind};
+use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -26,6 +27,19 @@ pub struct Client {
     path: PathBuf,
     lines: LineStream,
     timeout: Duration,
+}
+
+/// Ends a connection from beside whoever waits for an answer on it. A save that was asked for on it
+/// ends with it.
+#[derive(Debug)]
+pub struct HangUp(UnixStream);
+
+impl HangUp {
+    /// Ends it; one that has ended stays so.
+    pub fn hang_up(&self) {
+        // It fails only if the server has gone.
+        let _ = self.0.shutdown(Shutdown::Both);
+    }
 }
 
 impl Client {
@@ -67,6 +81,17 @@ impl Client {
     #[must_use]
     pub fn with_timeout(self, timeout: Duration) -> Self {
         Self { timeout, ..self }
+    }
+
+    /// What ends this connection, for another thread.
+    ///
+    /// # Errors
+    /// [`Error::Io`] without a descriptor to be had.
+    pub fn hang_up(&self) -> Result<HangUp> {
+        let stream = self.lines.stream().try_clone();
+        stream
+            .map(HangUp)
+            .map_err(|error| Error::io(format!("talk to {}", self.path.display()), error))
     }
 
     /// Asks anything.

@@ -28,7 +28,7 @@ mod line;
 mod protocol;
 mod server;
 
-pub use client::Client;
+pub use client::{Client, HangUp};
 pub use clients::MAX_CLIENTS;
 pub use line::MAX_LINE_BYTES;
 pub use protocol::{Compacted, PagesDone, Reply, Request};

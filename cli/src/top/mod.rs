@@ -15,6 +15,10 @@ use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers
 use self::watch::Watch;
 use crate::args::TopArgs;
 use crate::rundir::RunRoot;
+use crate::undo::Interrupt;
+
+/// How often is looked whether a signal has come.
+const OFTEN: Duration = Duration::from_millis(100);
 
 /// `uzram top`.
 pub(crate) fn top(args: &TopArgs, root: &RunRoot) -> Result<()> {
@@ -22,17 +26,28 @@ pub(crate) fn top(args: &TopArgs, root: &RunRoot) -> Result<()> {
         bail!("top draws on a terminal; for figures use: uzram list --json");
     }
     let mut watch = Watch::new(root, args.name.as_ref())?;
+    // A signal that ended us would leave the terminal as it is now.
+    let interrupt = Interrupt::install()?;
     let mut terminal = ratatui::try_init()?;
     let ended = run(
         &mut terminal,
         &mut watch,
         Duration::from_secs(args.interval),
+        &interrupt,
     );
-    ratatui::try_restore()?;
+    // What hung up cannot be restored.
+    let restored = ratatui::try_restore();
+    interrupt.check()?;
+    restored?;
     ended
 }
 
-fn run(terminal: &mut DefaultTerminal, watch: &mut Watch, interval: Duration) -> Result<()> {
+fn run(
+    terminal: &mut DefaultTerminal,
+    watch: &mut Watch,
+    interval: Duration,
+    interrupt: &Interrupt,
+) -> Result<()> {
     let mut next = Instant::now() + interval;
     loop {
         let mut cells = 0;
@@ -41,12 +56,27 @@ fn run(terminal: &mut DefaultTerminal, watch: &mut Watch, interval: Duration) ->
             // How large the map can be is known only now.
             continue;
         }
-        let left = next.saturating_duration_since(Instant::now());
+        match next_event(next, interrupt)? {
+            Some(event) if !handle(&event, watch) => return Ok(()),
+            Some(_) => {}
+            None => {
+                watch.refresh()?;
+                next = Instant::now() + interval;
+            }
+        }
+    }
+}
+
+/// What happens next, or nothing until `then`.
+fn next_event(then: Instant, interrupt: &Interrupt) -> Result<Option<Event>> {
+    loop {
+        interrupt.check()?;
+        let left = then.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            watch.refresh()?;
-            next = Instant::now() + interval;
-        } else if event::poll(left)? && !handle(&event::read()?, watch) {
-            return Ok(());
+            return Ok(None);
+        }
+        if event::poll(left.min(OFTEN))? {
+            return Ok(Some(event::read()?));
         }
     }
 }

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::common::{HANG, World};
+use crate::common::{HANG, World, signal};
 use crate::{recompress, scrub};
 
 /// A terminal of 100 columns and 36 lines; closed when dropped.
@@ -72,6 +72,21 @@ impl<'a> Terminal<'a> {
         }
     }
 
+    /// The process of the program.
+    fn program(&self) -> u32 {
+        let shell = self
+            .tmux(&["display", "-p", "#{pane_pid}"])
+            .output()
+            .unwrap();
+        let shell = String::from_utf8(shell.stdout).unwrap();
+        let children = format!("/proc/{0}/task/{0}/children", shell.trim());
+        std::fs::read_to_string(children)
+            .unwrap()
+            .trim()
+            .parse()
+            .unwrap()
+    }
+
     fn press(&self, key: &str) {
         let output = self.tmux(&["send-keys", key]).output().unwrap();
         assert!(output.status.success(), "{output:?}");
@@ -132,6 +147,24 @@ fn top_shows_devices_rates_and_pages() {
     terminal.until(|screen| screen.contains("ended with 0"));
     let line = world.refused(1, &["top"]);
     assert!(line.contains("uzram list --json"), "{line}");
+}
+
+#[test]
+fn top_leaves_the_terminal_as_it_was_whatever_ends_it() {
+    let world = World::new();
+    let _server = world.serve(&["vm", "--size=1M"]);
+    for name in ["TERM", "INT", "HUP"] {
+        let interval = "top --interval 3600";
+        let Some(terminal) = Terminal::run(&world, interval) else {
+            return;
+        };
+        terminal.until(|screen| screen.contains("q quit"));
+        signal(terminal.program(), name);
+        let screen = terminal.until(|screen| screen.contains("ended with 1"));
+        assert!(screen.contains("uzram: interrupted"), "{screen}");
+        // What it drew was on a screen of its own.
+        assert!(!screen.contains("q quit"), "{screen}");
+    }
 }
 
 #[test]
