@@ -266,7 +266,8 @@ pub(crate) struct ExportArgs {
     #[arg(long)]
     pub(crate) insecure: bool,
 
-    /// Turn away NBD clients beyond so many [default: 100].
+    /// Turn away NBD clients beyond so many [default: 100]. Those that are still in the handshake, for
+    /// 10 s at most, count, but give way to new ones.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) max_connections: Option<u32>,
 }
@@ -275,7 +276,8 @@ pub(crate) struct ExportArgs {
 #[derive(Clone, Debug, Args)]
 pub(crate) struct WatchArgs {
     /// Serve metrics for Prometheus at unix:PATH or tcp:HOST:PORT, or write them to file:PATH every
-    /// 15 s; may be given several times.
+    /// 15 s; may be given several times. Where other machines can read them a warning says so, unless
+    /// --insecure is given.
     #[arg(long, value_name = "WHERE")]
     pub(crate) metrics: Vec<Sink>,
 
@@ -574,7 +576,10 @@ pub(crate) struct SetArgs {
     /// The device's name.
     pub(crate) name: Name,
 
-    /// What to set: an attribute and its value, as in mem_limit=1G.
+    /// What to set, as in mem_limit=1G: disksize, mem_limit, mem_used_max, comp_algorithm,
+    /// recomp_algorithm, algorithm_params, backing_dev, backing_size, writeback_limit,
+    /// writeback_limit_enable, writeback_daily_limit; or what has a verb as well, as in idle=all: compact,
+    /// idle, writeback, recompress, reset.
     #[arg(required = true, value_name = "KEY=VALUE", value_parser = parse::assignment)]
     pub(crate) assignments: Vec<parse::Assignment>,
 
@@ -616,6 +621,22 @@ mod tests {
         Cli::command().debug_assert();
     }
 
+    fn is_flush(line: &str) -> bool {
+        line.starts_with(|c: char| c != ' ')
+    }
+
+    #[test]
+    fn whatever_can_be_set_is_in_the_help() {
+        let command = Cli::command();
+        let set = command.find_subcommand("set").expect("a verb");
+        let help = set.clone().render_long_help().to_string();
+        let words: Vec<_> = help.split([' ', '\n', ',', ';', '.', ':']).collect();
+        for attribute in Attribute::ALL.iter().filter(|a| a.is_writable()) {
+            assert!(words.contains(&attribute.name()), "{attribute:?} in {help}");
+        }
+    }
+
+    /// And what stands flush is the last words, which no example follows.
     #[test]
     fn every_verb_teaches_by_example() {
         for verb in Cli::command().get_subcommands() {
@@ -627,6 +648,8 @@ mod tests {
                 "{}",
                 verb.get_name()
             );
+            let mut flush = help.lines().skip(1).skip_while(|line| !is_flush(line));
+            assert!(flush.all(|line| !line.starts_with("  uzram ")), "{help}");
         }
     }
 }

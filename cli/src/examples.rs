@@ -104,9 +104,11 @@ EXAMPLES
 
   No limit; and start the high-water mark again:
   uzram set scratch mem_limit=0 mem_used_max=0
-Spill to another file; what the present one holds is moved, and this returns when that is done:
+
+  Spill to another file; what the present one holds is moved, and this returns when that is done:
   uzram set scratch backing_dev=/mnt/big/scratch.spill
-Let it grow, and do without:
+
+  Let it grow, and do without:
   uzram set scratch backing_size=64G
   uzram set scratch backing_dev=none";
 

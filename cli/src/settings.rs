@@ -94,7 +94,10 @@ impl Settings {
             None => None,
         };
         let metrics = args.watch.metrics.into_iter().map(resolve_sink);
-        let metrics = metrics.collect::<Result<_>>()?;
+        let metrics: Vec<_> = metrics.collect::<Result<_>>()?;
+        if !args.export.insecure {
+            warn_of_readers(&metrics);
+        }
         let dir = root.dir(&name);
         let mut nbd = resolve_export(&name, args.export, &dir.nbd_socket())?;
         // The control socket's name is the longest in the run directory.
@@ -307,6 +310,18 @@ fn resolve_sink(sink: Sink) -> Result<Sink> {
         Sink::Http(address) => Sink::Http(checked_address(address, "--metrics")?),
         Sink::File(path) => Sink::File(absolute_option(&path, "--metrics")?),
     })
+}
+
+/// Figures are no secret to be kept by force, but who shows them should know. Said by who is asked, and
+/// not by a server in the background as well, which nobody hears.
+fn warn_of_readers(metrics: &[Sink]) {
+    for sink in metrics {
+        if let Sink::Http(address) = sink
+            && address.is_exposed()
+        {
+            tracing::warn!("--metrics {sink}: other machines can read these figures, without TLS");
+        }
+    }
 }
 
 fn resolve_export(name: &Name, args: ExportArgs, default: &Path) -> Result<ServerConfig> {

@@ -353,6 +353,8 @@ fn a_servers_life() {
         world.ok(&["idle", "life", "60"]),
         "0 pages marked as idle\n"
     );
+    let line = world.refused(1, &["sync", "life"]);
+    assert!(line.contains("no image"), "{line}");
     world.ok(&["reset", "life"]);
 
     let table = world.ok(&["list"]);

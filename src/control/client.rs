@@ -267,11 +267,11 @@ impl Client {
         self.ask(&Request::SaveProgress)
     }
 
-    /// Has all that was written in the device's image, durably; one without an image has nothing to
-    /// do. That takes as long as the image does.
+    /// Has all that was written in the device's image, durably. That takes as long as the image does.
     ///
     /// # Errors
-    /// [`Error::Remote`]: those of [`crate::Device::sync`].
+    /// [`Error::Remote`]: those of [`crate::Device::sync`]; EOPNOTSUPP where nothing is written to an
+    /// image.
     pub fn sync(&mut self) -> Result<()> {
         self.ask(&Request::Sync)
     }

@@ -24,6 +24,7 @@ use super::clients::{Activity, Clients, MAX_CLIENTS};
 use super::line::{LineStream, MAX_LINE_BYTES};
 use super::protocol::{Compacted, PagesDone, Reply, Request};
 use crate::attributes::{Attribute, parse_idle};
+use crate::block_device::BlockDevice;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::recompression::Recompression;
@@ -235,6 +236,7 @@ fn handle(request: &Request, device: &Device, client: &LineStream) -> Result<Val
             answer(&PagesDone { pages })
         }
         Request::Sync => {
+            check_home(device)?;
             device.sync()?;
             Ok(Value::Null)
         }
@@ -245,6 +247,11 @@ fn handle(request: &Request, device: &Device, client: &LineStream) -> Result<Val
         Request::Save { path, .. } if !path.is_absolute() => {
             let reason = format!("{}: a path from the root is needed", path.display());
             Err(refused("save", Errno::INVAL, reason))
+        }
+        Request::Save { .. } if is_snapshot(device) => {
+            let reason = "a snapshot is its image and what was changed since: copy the device, with \
+                          nbdcopy or from its FUSE directory";
+            Err(refused("save", Errno::OPNOTSUPP, reason.to_owned()))
         }
         Request::Save { path, last } => {
             let wanted = || !client.is_closed();
@@ -273,6 +280,22 @@ fn handle(request: &Request, device: &Device, client: &LineStream) -> Result<Val
         }
         Request::SaveProgress => answer(&device.save_progress()),
     }
+}
+
+/// Whoever asks for a sync means to keep something.
+fn check_home(device: &Device) -> Result<()> {
+    if device.outlives_the_device() {
+        return Ok(());
+    }
+    let reason = match device.origin_path() {
+        Some(_) => "a snapshot never writes to its image",
+        None => "there is no image: without --origin the data lives as long as the server",
+    };
+    Err(refused("sync", Errno::OPNOTSUPP, reason.to_owned()))
+}
+
+fn is_snapshot(device: &Device) -> bool {
+    device.origin_path().is_some() && !device.outlives_the_device()
 }
 
 fn named(attribute: &str) -> Result<Attribute> {

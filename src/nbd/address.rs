@@ -24,7 +24,7 @@ pub enum Address {
 impl Address {
     /// Whether other machines can connect to it. A name counts as what it resolves to now; one
     /// that does not resolve cannot be listened on either.
-    pub(super) fn is_exposed(&self) -> bool {
+    pub fn is_exposed(&self) -> bool {
         match self {
             Self::Unix(_) => false,
             Self::Tcp { host, port } => (host.as_str(), *port)

@@ -99,6 +99,21 @@ fn connections_beyond_the_limit_are_closed_at_once_and_a_place_comes_free() {
 }
 
 #[test]
+fn a_handshake_takes_a_place_and_the_oldest_gives_way() {
+    let fixture = serve_with(|config| config.max_connections = 2);
+    let mut established = fixture.simple();
+    established.request(READ, 0, 0, 1, &[]);
+    assert_eq!(established.simple_reply(1).0, 0);
+    let mut older = fixture.connect();
+    older.stream.read_exact(&mut [0; 18]).expect("a greeting");
+    let mut newer = fixture.connect();
+    newer.stream.read_exact(&mut [0; 18]).expect("a greeting");
+    older.assert_closed();
+    established.request(READ, 0, 0, 2, &[]);
+    assert_eq!(established.simple_reply(2).0, 0);
+}
+
+#[test]
 fn a_client_that_dawdles_in_the_handshake_is_cut_off() {
     let fixture = serve_with(|config| config.handshake_timeout = Duration::from_millis(200));
     let mut silent = fixture.connect();

@@ -142,10 +142,10 @@ impl Config {
                 continue;
             }
             let is_flag = flag_of(verb, &key.name).ok_or_else(|| {
-                wrong(format!(
-                    "there is no such key: the keys are {}",
-                    options(verb)
-                ))
+                wrong(match flag_of("mount", &key.name) {
+                    Some(_) => format!("only what is mounted has one: add {MOUNTPOINT} = \"DIR\""),
+                    None => format!("there is no such key: the keys are {}", options(verb)),
+                })
             })?;
             match (is_flag, &key.value) {
                 (true, Value::Words(_)) => return Err(wrong("use true or false".to_owned())),
@@ -338,7 +338,10 @@ mod tests {
                 "[a]\nsize = \"1G\"\nmem-limit = \"lots\"\n",
                 &[":3: mem-limit: ", "lots"],
             ),
-            ("[a]\nsize = \"1G\"\nfs = \"ext4\"\n", &[":3: fs: "]),
+            (
+                "[a]\nsize = \"1G\"\nfs = \"ext4\"\n",
+                &[":3: fs: only what is mounted", "mountpoint"],
+            ),
             ("\n[a]\nshards = 1\n", &[":2: a: ", "--size"]),
             ("[a b]\nsize = 1\n", &[":1: "]),
             (

@@ -181,3 +181,27 @@ fn what_is_slow_is_logged() {
         "{line}"
     );
 }
+
+#[test]
+fn who_shows_figures_to_other_machines_is_told() {
+    let world = World::new();
+    for (options, is_warned) in [
+        (&["--metrics=tcp:0.0.0.0:0"][..], true),
+        (&["--metrics=tcp:0.0.0.0:0", "--insecure"], false),
+        (&["--metrics=tcp:127.0.0.1:0"], false),
+    ] {
+        let log = world.path("log");
+        let mut args = vec!["serve", "vm", "--size=1M"];
+        args.extend(options);
+        let mut command = world.command(&args);
+        drop(Serve::start(
+            command.stderr(fs::File::create(&log).unwrap()),
+        ));
+        let said = fs::read_to_string(&log).unwrap();
+        assert_eq!(
+            said.contains("other machines can read"),
+            is_warned,
+            "{said}"
+        );
+    }
+}

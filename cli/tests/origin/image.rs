@@ -155,6 +155,14 @@ fn many_snapshots_of_one_image_leave_it_alone() {
         assert!(found[450 * PAGE..460 * PAGE].iter().all(|&byte| byte == 0));
         assert!(found[460 * PAGE..].iter().all(|&byte| byte == 7));
     }
+    for (args, words) in [
+        (["sync", "a"].as_slice(), "never writes to its image"),
+        (&["save", "a", "saved"], "copy the device"),
+        (&["stop", "a", "--save=saved"], "copy the device"),
+    ] {
+        let line = world.refused(1, args);
+        assert!(line.contains(words), "{line}");
+    }
     drop(servers);
     assert!(fs::read(&path).unwrap() == vec![7; 512 * PAGE]);
 }
