@@ -54,6 +54,9 @@ pub struct Stats {
     pub origin_discards: u64,
     /// Times that the image was made durable.
     pub origin_syncs: u64,
+    /// Bytes that are still only in the image that the device was restored from; their pages count
+    /// as being in the backing.
+    pub restore_bytes_left: u64,
     /// Records found to be damaged, each of which is a page that was lost.
     pub damaged_records: u64,
     /// Requests to read that failed.

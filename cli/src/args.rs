@@ -155,9 +155,13 @@ pub(crate) struct DeviceArgs {
     #[arg(long, value_parser = parse::size, required_unless_present_any = ["restore", "origin"])]
     pub(crate) size: Option<u64>,
 
-    /// Fill it from an image that `uzram save` wrote; it is as large as the image's, or --size.
+    /// Begin with what `uzram save` wrote to an image; it is as large as the image's, or --size.
     #[arg(long, value_name = "FILE", conflicts_with = "origin")]
     pub(crate) restore: Option<PathBuf>,
+
+    /// Read all of the image before anything is served, and refuse one that is damaged.
+    #[arg(long, requires = "restore")]
+    pub(crate) verify_image: bool,
 
     /// An image that the device begins as, a raw file or a block device; what is written goes there.
     #[arg(long, value_name = "IMAGE", conflicts_with = "size")]

@@ -1,8 +1,11 @@
-//! `uzram scrub`.
+//! `uzram scrub`, and what else reads all that is spilled.
+
+use std::path::Path;
 
 use anyhow::{Result, bail};
 use serde_json::json;
 use uzram::control::Client;
+use uzram::{Device, Scrubbed};
 
 use crate::args::JobArgs;
 use crate::output;
@@ -23,12 +26,8 @@ pub(crate) fn scrub(args: &JobArgs, root: &RunRoot) -> Result<()> {
     let mut found = Found::default();
     let mut next = Some(0);
     while let Some(from) = next {
-        let step = client.scrub(from)?;
-        found.checked += step.intact + (step.damaged.len() + step.unreadable.len()) as u64;
-        found.damaged.add(&step.damaged);
-        found.unreadable.add(&step.unreadable);
+        next = found.add(&client.scrub(from)?);
         progress.show(found.checked);
-        next = step.next;
     }
     progress.end();
     if args.report.json {
@@ -39,20 +38,32 @@ pub(crate) fn scrub(args: &JobArgs, root: &RunRoot) -> Result<()> {
         }))?;
     }
     let checked = format!("{} spilled pages checked", count(found.checked));
-    let bad: Vec<_> = [
-        found.damaged.describe("damaged"),
-        found.unreadable.describe("not to be read"),
-    ]
-    .into_iter()
-    .flatten()
-    .collect();
-    if bad.is_empty() {
-        return match args.report.json {
-            true => Ok(()),
-            false => output::line(format_args!("{checked}, all intact")),
-        };
+    match (found.bad(), args.report.json) {
+        (Some(bad), _) => bail!("{checked}, {bad}"),
+        (None, true) => Ok(()),
+        (None, false) => output::line(format_args!("{checked}, all intact")),
     }
-    bail!("{checked}, {}", bad.join("; "))
+}
+
+/// Reads all of the image that a device was restored from and is to have so many pages.
+///
+/// # Errors
+/// Which pages are damaged.
+pub(crate) fn verify_image(device: &Device, image: &Path, pages: u64) -> Result<()> {
+    let mut progress = Progress::new(pages, "pages verified");
+    let (mut found, mut next) = (Found::default(), Some(0));
+    while let Some(from) = next {
+        next = found.add(&device.scrub(from));
+        progress.show(found.checked);
+    }
+    progress.end();
+    match found.bad() {
+        None => Ok(()),
+        Some(bad) => bail!(
+            "{}: not all pages of the image are intact: {bad}",
+            image.display()
+        ),
+    }
 }
 
 #[derive(Default)]
@@ -60,6 +71,24 @@ struct Found {
     checked: u64,
     damaged: Pages,
     unreadable: Pages,
+}
+
+impl Found {
+    /// Adds what a step found; returns where the next goes on.
+    fn add(&mut self, step: &Scrubbed) -> Option<u64> {
+        self.checked += step.intact + (step.damaged.len() + step.unreadable.len()) as u64;
+        self.damaged.add(&step.damaged);
+        self.unreadable.add(&step.unreadable);
+        step.next
+    }
+
+    /// What is wrong, if anything is.
+    fn bad(&self) -> Option<String> {
+        let damaged = self.damaged.describe("damaged");
+        let unreadable = self.unreadable.describe("not to be read");
+        let bad: Vec<_> = [damaged, unreadable].into_iter().flatten().collect();
+        (!bad.is_empty()).then(|| bad.join("; "))
+    }
 }
 
 /// How many pages, and the first of them.

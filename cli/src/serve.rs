@@ -20,12 +20,11 @@ use uzram::{BackingKeep, BlockDevice, Device, control, fuse, mounts, nbd};
 use crate::attachments::{self, Attachment};
 use crate::leftovers::{FileId, SocketId};
 use crate::metrics::{Exporter, Sink};
-use crate::progress::Progress;
 use crate::rundir::{Lock, Record, RunRoot};
 use crate::settings::Settings;
 use crate::stop::Stopper;
 use crate::table::{bytes, count};
-use crate::{inherited, release, server, stop, swap, watchdog};
+use crate::{inherited, release, scrub, server, stop, swap, watchdog};
 
 /// How long clients may take to fetch the answers to what they have already sent.
 const GRACE: Duration = Duration::from_secs(2);
@@ -118,7 +117,7 @@ impl Server {
         lock.write_record(&record)?;
         // It may spill, and take long: whoever ends it must find the spill.
         if let Some(image) = &settings.restore {
-            restore(&device, image)?;
+            restore(&device, image, settings.verify_image)?;
         }
         let nbd = start_nbd(settings, sockets, &device, stopper)?;
         if let Some(nbd) = &nbd {
@@ -217,18 +216,15 @@ fn start_device(settings: &Settings) -> Result<(Arc<Device>, Option<FileId>)> {
     Ok((device, spill))
 }
 
-fn restore(device: &Device, image: &Path) -> Result<()> {
-    let mut progress = None;
-    let pages = device.restore(image, &mut |done, of| {
-        progress
-            .get_or_insert_with(|| Progress::new(of, "pages restored"))
-            .show(done);
-    })?;
-    if let Some(progress) = progress {
-        progress.end();
-    }
-    let (pages, image) = (count(pages), image.display());
-    tracing::info!("{pages} pages restored from {image}, all intact");
+fn restore(device: &Device, image: &Path, verify: bool) -> Result<()> {
+    let pages = device.restore(image)?;
+    let how = if verify {
+        scrub::verify_image(device, image, pages)?;
+        "all intact"
+    } else {
+        "which come as they are wanted, and in the background"
+    };
+    tracing::info!("{} pages of {}, {how}", count(pages), image.display());
     Ok(())
 }
 

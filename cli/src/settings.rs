@@ -25,6 +25,8 @@ pub(crate) struct Settings {
     pub(crate) device: DeviceConfig,
     /// The image that it is filled from.
     pub(crate) restore: Option<PathBuf>,
+    /// Whether all of it is to be read first.
+    pub(crate) verify_image: bool,
     /// How it serves NBD; it has no addresses only if `fuse` is set.
     pub(crate) nbd: ServerConfig,
     pub(crate) fuse: Option<PathBuf>,
@@ -50,6 +52,12 @@ impl Settings {
         };
         let restore = match args.restore {
             Some(path) => Some(absolute_option(&path, "--restore")?),
+            // Clap does not say so beside --size, as below.
+            None if args.verify_image => {
+                return Err(Usage::error(
+                    "--verify-image is about the image of --restore",
+                ));
+            }
             None => None,
         };
         let origin = match args.origin {
@@ -119,6 +127,7 @@ impl Settings {
             name,
             device,
             restore,
+            verify_image: args.verify_image,
             nbd,
             fuse,
             metrics,
@@ -204,6 +213,7 @@ impl Settings {
             ("--read-only", self.nbd.read_only),
             ("--swap", self.swap),
             ("--backing-encrypt", self.encrypts()),
+            ("--verify-image", self.verify_image),
             ("--snapshot", self.origin_use() == Some(OriginUse::Snapshot)),
         ];
         let set = flags.into_iter().filter(|(_, set)| *set);

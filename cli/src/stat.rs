@@ -97,6 +97,10 @@ fn stat_table(name: &str, s: &Stats) -> String {
     let mut rows = vec![[name.to_owned(), String::new(), String::new()]];
     rows.extend(data_rows(s));
     rows.extend(memory_rows(s));
+    if s.restore_bytes_left > 0 {
+        let remark = "still only in the image".to_owned();
+        rows.push(row("to restore", s.restore_bytes_left, remark));
+    }
     if s.dirty_pages + s.origin_reads + s.origin_writes + s.origin_discards > 0 {
         rows.extend(image_rows(s));
     }

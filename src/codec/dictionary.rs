@@ -48,6 +48,28 @@ pub(crate) struct Dictionary {
 }
 
 impl Dictionary {
+    fn new(bytes: &[u8]) -> Result<Self> {
+        if !(MIN_DICTIONARY_LEN..=MAX_DICTIONARY_LEN).contains(&bytes.len()) {
+            return Err(Error::InvalidConfig {
+                option: "dict",
+                reason: format!(
+                    "a dictionary has from {MIN_DICTIONARY_LEN} to {MAX_DICTIONARY_LEN} bytes, and \
+                     this has {}",
+                    bytes.len()
+                ),
+            });
+        }
+        let decompressing = DDict::try_create(bytes).ok_or_else(|| Error::InvalidConfig {
+            option: "dict",
+            reason: "it is no dictionary of zstd's: uzram train-dict makes one".to_owned(),
+        })?;
+        Ok(Self {
+            bytes: bytes.to_vec(),
+            decompressing,
+            compressing: Mutex::default(),
+        })
+    }
+
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.bytes
     }
@@ -101,20 +123,7 @@ impl Dictionaries {
     /// # Errors
     /// [`Error::InvalidConfig`] if it is none; [`Error::Refused`] (ENOSPC) if there are too many.
     pub(crate) fn add(&self, bytes: &[u8]) -> Result<DictionaryId> {
-        if !(MIN_DICTIONARY_LEN..=MAX_DICTIONARY_LEN).contains(&bytes.len()) {
-            return Err(Error::InvalidConfig {
-                option: "dict",
-                reason: format!(
-                    "a dictionary has from {MIN_DICTIONARY_LEN} to {MAX_DICTIONARY_LEN} bytes, and \
-                     this has {}",
-                    bytes.len()
-                ),
-            });
-        }
-        let decompressing = DDict::try_create(bytes).ok_or_else(|| Error::InvalidConfig {
-            option: "dict",
-            reason: "it is no dictionary of zstd's: uzram train-dict makes one".to_owned(),
-        })?;
+        let dictionary = Dictionary::new(bytes)?;
         let _one_at_a_time = self.adding.lock();
         let is_free_or_it = |place: &OnceLock<Dictionary>| {
             let there = place.get();
@@ -122,12 +131,26 @@ impl Dictionaries {
         };
         let index = self.all.iter().position(is_free_or_it);
         let index = index.ok_or_else(too_many)?;
-        self.all[index].get_or_init(|| Dictionary {
-            bytes: bytes.to_vec(),
-            decompressing,
-            compressing: Mutex::default(),
-        });
+        self.all[index].get_or_init(|| dictionary);
         DictionaryId::new(index).ok_or_else(too_many)
+    }
+
+    /// Keeps a dictionary under the number that objects from elsewhere name it by.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] if it is none; [`Error::Refused`] (EEXIST) if another has that number.
+    pub(crate) fn add_as(&self, id: DictionaryId, bytes: &[u8]) -> Result<()> {
+        let dictionary = Dictionary::new(bytes)?;
+        let _one_at_a_time = self.adding.lock();
+        let there = self.all[id.index()].get_or_init(|| dictionary);
+        if there.bytes == bytes {
+            return Ok(());
+        }
+        Err(Error::Refused {
+            what: "dict",
+            reason: format!("there is another dictionary number {}", id.index()),
+            errno: Errno::EXIST,
+        })
     }
 }
 

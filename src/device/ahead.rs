@@ -14,7 +14,7 @@ const FRAMES_A_PAGE: u64 = 8;
 impl Core {
     /// Whether reading a range of bytes takes reading the backing or the image.
     pub(super) fn read_would_wait(&self, range: Range<u64>) -> bool {
-        if self.segments.live_bytes() == 0 && self.origin.image().is_none() {
+        if !self.segments.any_live() && self.origin.image().is_none() {
             return false;
         }
         let end = range.end.div_ceil(PAGE_SIZE as u64);
@@ -65,7 +65,7 @@ impl Core {
         }
         let high = self.watermarks().high;
         for page in range.start >> PAGE_SHIFT..end {
-            if self.segments.live_bytes() == 0 || self.budget.used() > high {
+            if !self.segments.any_live() || self.budget.used() > high {
                 break;
             }
             self.bring_back(PageIndex(page as u32))?;

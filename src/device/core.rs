@@ -8,13 +8,14 @@
 
 use std::io;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 
 use crossbeam::utils::CachePadded;
 
 use super::ages::Ages;
 use super::algorithms::Algorithms;
-use super::damage::{self, Damage, LogLimit};
+use super::damage::{Damage, LogLimit};
 use super::layout::{Layout, ShardIndex};
 use super::read_ahead::ReadAhead;
 use super::room::Room;
@@ -25,7 +26,9 @@ use crate::latency::Latencies;
 use crate::origin::Origin;
 use crate::pool::{self, FrameBudget, NoRoom};
 use crate::shard::{Clock, Shard, SlotIndex};
-use crate::spill::{LogCounts, RecordAddress, RecordFormat, SegmentTable, Stores};
+use crate::spill::{
+    LogCounts, RecordAddress, RecordFormat, RecordFormats, SegmentIndex, SegmentTable, Stores,
+};
 use crate::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use crate::sync::atomic::{AtomicBool, AtomicU64};
 use crate::sync::{Mutex, MutexGuard};
@@ -129,7 +132,7 @@ pub(crate) struct Core {
     pub(super) saves: Saves,
     pub(crate) budget: Arc<FrameBudget>,
     pub(crate) segments: Arc<SegmentTable>,
-    pub(crate) format: RecordFormat,
+    pub(crate) formats: RecordFormats,
     pub(crate) stores: Arc<Stores>,
     /// What a page is whose slot is empty.
     pub(crate) origin: Origin,
@@ -169,11 +172,12 @@ impl Core {
         let budget = Arc::new(FrameBudget::new(limit));
         let no_addresses = |error| Error::io("reserve address space for the device", error);
         let waker = Arc::new(Waker::default());
-        let format = match &config.backing {
+        let spilled = match &config.backing {
             Some(config) if config.encrypt => RecordFormat::sealed()?,
             _ => RecordFormat::Checked,
         };
-        let segments = Arc::new(SegmentTable::new(format.clone(), Arc::clone(&waker)));
+        let formats = RecordFormats { spilled };
+        let segments = Arc::new(SegmentTable::new(formats.clone(), Arc::clone(&waker)));
         let ages = Ages::new(Arc::clone(&waker));
         let clock = Clock::default();
         let make = |max_size| {
@@ -219,7 +223,7 @@ impl Core {
             saves: Saves::default(),
             budget,
             segments,
-            format,
+            formats,
             stores: Arc::default(),
             origin,
             read_ahead: ReadAhead::default(),
@@ -245,7 +249,20 @@ impl Core {
 
     /// Counts and logs that a page's record is damaged, if that was not known yet.
     pub(crate) fn note_damage(&self, page: PageIndex, record: RecordAddress, sequence: u64) {
-        damage::note(&self.damage, &self.log_limit, page, record, sequence);
+        if self.damage.note(record, sequence)
+            && let Some(end) = self.log_limit.admit()
+        {
+            let backing = self.stores.of(SegmentIndex::of(record));
+            let path = backing
+                .as_ref()
+                .map_or(Path::new("the backing"), |b| b.path());
+            tracing::error!(
+                "page {} is lost: its record at byte {} of {} is damaged{end}",
+                page.0,
+                record.within_store().byte(),
+                path.display()
+            );
+        }
     }
 
     /// Bytes that an object of `len` bytes takes in a pool.

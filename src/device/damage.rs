@@ -7,7 +7,6 @@ use crate::spill::RecordAddress;
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use crate::sync::time::Instant;
-use crate::units::PageIndex;
 
 /// Damaged records remembered, so that one that is found again is not counted again.
 const REMEMBERED: usize = 1 << 16;
@@ -25,7 +24,7 @@ pub(crate) struct Damage {
 impl Damage {
     /// Notes that the record at an address of the number `sequence` is damaged; returns whether
     /// that is news.
-    fn note(&self, record: RecordAddress, sequence: u64) -> bool {
+    pub(super) fn note(&self, record: RecordAddress, sequence: u64) -> bool {
         let mut known = self.known.lock();
         if known.contains(&(record, sequence)) {
             return false;
@@ -88,25 +87,6 @@ impl LogLimit {
             0 => String::new(),
             left_out => format!(" ({left_out} such lines were left out before this)"),
         })
-    }
-}
-
-/// Notes a damaged record, and logs it the first time.
-pub(super) fn note(
-    damage: &Damage,
-    limit: &LogLimit,
-    page: PageIndex,
-    record: RecordAddress,
-    sequence: u64,
-) {
-    if damage.note(record, sequence)
-        && let Some(end) = limit.admit()
-    {
-        let at = record.byte();
-        tracing::error!(
-            "page {} is lost: its record at byte {at} of the backing is damaged{end}",
-            page.0
-        );
     }
 }
 

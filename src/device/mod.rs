@@ -166,6 +166,7 @@ impl Device {
             notify_free: requests.notify_free.load(Relaxed),
             origin_reads: requests.origin_reads.load(Relaxed),
             write_stalls: requests.write_stalls.load(Relaxed),
+            restore_bytes_left: segments.image_bytes(),
             rss_bytes: rss_bytes(),
             ..Stats::default()
         };
@@ -258,7 +259,7 @@ impl Device {
 
     /// Whether what is spilled is encrypted: fixed when the device is made.
     pub fn encrypts(&self) -> bool {
-        matches!(self.core.format, RecordFormat::Sealed(_))
+        matches!(self.core.formats.spilled, RecordFormat::Sealed(_))
     }
 
     /// What becomes of the backing at the end, and of one that takes its place by way of an

@@ -9,6 +9,7 @@ use super::read_back::Spilled;
 use crate::codec::{self, Codec};
 use crate::error::{Error, Result};
 use crate::shard::{Shard, SlotIndex, SlotState};
+use crate::spill::SegmentIndex;
 use crate::units::{PAGE_SHIFT, PAGE_SIZE, Page, PageIndex};
 
 /// How many pages ahead objects are prefetched.
@@ -162,7 +163,7 @@ impl Core {
                 Found::Copied { codec, start, len }
             }
             SlotState::WrittenBack { record, len, codec } => {
-                let again = shard.note_read_back(index);
+                let again = shard.note_read_back(index) || SegmentIndex::of(record).is_in_image();
                 let sequence = self.sequence(record);
                 Found::WrittenBack(Spilled {
                     slot,

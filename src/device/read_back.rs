@@ -15,7 +15,7 @@ use crate::codec::Codec;
 use crate::error::{Error, Result};
 use crate::latency::Operation;
 use crate::shard::{Shard, Slot, SlotIndex, SlotState};
-use crate::spill::{MAX_RECORD_LEN, RecordAddress, RecordBuf, RecordFormat};
+use crate::spill::{MAX_RECORD_LEN, RecordAddress, RecordBuf, RecordFormats, SegmentIndex};
 use crate::sync::atomic::Ordering::Relaxed;
 use crate::sync::{Protection, without};
 use crate::units::{PAGE_SIZE, Page, PageIndex};
@@ -29,7 +29,8 @@ pub(super) struct Spilled {
     pub(super) codec: Codec,
     /// The number that the record was written under.
     pub(super) sequence: u64,
-    /// Whether it belongs in memory again: it was read back not long ago, too, or is asked for.
+    /// Whether it belongs in memory again: it was read back not long ago, too, or is asked for, or
+    /// comes from an image, which is to be emptied.
     pub(super) again: bool,
 }
 
@@ -42,10 +43,11 @@ impl Spilled {
     pub(super) fn is_in(
         &self,
         page: PageIndex,
-        format: &RecordFormat,
+        formats: &RecordFormats,
         bytes: &[u8],
         scratch: &mut RecordBuf,
     ) -> bool {
+        let format = formats.at(self.record);
         let record = format.open(bytes, scratch, self.record, self.sequence);
         record.is_ok_and(|record| {
             (record.page, record.codec, record.data.len()) == (page, self.codec, self.len)
@@ -53,8 +55,9 @@ impl Spilled {
     }
 
     /// Where its record is.
-    pub(super) fn place(&self, format: &RecordFormat) -> Place {
-        Place::of(self.record, format.record_len(self.len), self.sequence)
+    pub(super) fn place(&self, formats: &RecordFormats) -> Place {
+        let len = formats.at(self.record).record_len(self.len);
+        Place::of(self.record, len, self.sequence)
     }
 }
 
@@ -143,7 +146,8 @@ impl Core {
                     self.requests.bd_reads.fetch_add(1, Relaxed);
                     self.decompress(page, spilled.codec, object, out)?;
                     if spilled.again {
-                        self.promote(run, spilled, object);
+                        let storable = self.storable(page, spilled.codec, object, out)?;
+                        self.promote(run, spilled, storable);
                     }
                     return Ok(());
                 }
@@ -187,8 +191,9 @@ impl Core {
             },
         };
         let Buffers { read, opened } = buffers;
-        let read = &mut read[..self.format.record_len(spilled.len)];
-        let place = spilled.place(&self.format);
+        let format = self.formats.at(spilled.record);
+        let read = &mut read[..format.record_len(spilled.len)];
+        let place = spilled.place(&self.formats);
         let Some(backing) = self.stores.of(place.segment) else {
             return Err(failed(io::ErrorKind::NotFound.into()));
         };
@@ -197,8 +202,8 @@ impl Core {
                 .read_ahead
                 .read(&*backing, page, small, &place, read)
                 .map_err(failed)?;
-            if spilled.is_in(page, &self.format, read, opened) {
-                return Ok(self.format.data(read, opened, spilled.len));
+            if spilled.is_in(page, &self.formats, read, opened) {
+                return Ok(format.data(read, opened, spilled.len));
             }
             if source != Source::Window {
                 return Err(Error::Damaged { page: number });
@@ -219,10 +224,10 @@ impl Core {
     /// be read in one go: the place of these, the pages, and the rest.
     pub(super) fn first_group<'a>(&self, spilled: &'a [SpilledPage]) -> Option<Group<'a>> {
         let (_, first) = spilled.first()?;
-        let mut place = first.place(&self.format);
+        let mut place = first.place(&self.formats);
         let joined = spilled
             .iter()
-            .take_while(|(_, next)| place.join(&next.place(&self.format), MAX_GAP, MAX_READ));
+            .take_while(|(_, next)| place.join(&next.place(&self.formats), MAX_GAP, MAX_READ));
         let (group, others) = spilled.split_at(joined.count());
         Some((place, group, others))
     }
@@ -257,10 +262,33 @@ impl Core {
         Ok(())
     }
 
+    /// An object as this device's pool takes it, that may be in `page` then: an image may keep
+    /// compressed what this one stores raw.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] if it does not decompress.
+    pub(crate) fn storable<'a>(
+        &self,
+        page: PageIndex,
+        codec: Codec,
+        object: &'a [u8],
+        raw: &'a mut Page,
+    ) -> Result<(Codec, &'a [u8])> {
+        if codec == Codec::Raw || object.len() <= self.max_compressed_len {
+            return Ok((codec, object));
+        }
+        self.decompress(page, codec, object, raw)?;
+        Ok((Codec::Raw, raw))
+    }
+
     /// Stores a page that was read back in memory, unless it has changed or that would keep
     /// writers waiting.
-    fn promote(&self, run: Run, spilled: Spilled, object: &[u8]) {
-        if self.budget.used() > self.watermarks().high {
+    fn promote(&self, run: Run, spilled: Spilled, (codec, object): (Codec, &[u8])) {
+        let has_room = match SegmentIndex::of(spilled.record).is_in_image() {
+            true => self.has_room_to_restore(),
+            false => self.budget.used() <= self.watermarks().high,
+        };
+        if !has_room {
             return;
         }
         let mut shard = self.shard(run.shard);
@@ -268,7 +296,7 @@ impl Core {
         let unchanged = now.is_some_and(|now| now.is_same(&spilled));
         if unchanged || without(Protection::PromotedIfUnchanged) {
             // Without room it stays where it is.
-            let _ = shard.bring_back(run.slot, spilled.codec, object);
+            let _ = shard.bring_back(run.slot, codec, object);
         }
         drop(shard);
         self.wake_if_needed(false);
@@ -320,7 +348,8 @@ impl Core {
         while let Some(spilled) = found {
             let Err(error) = self.read_record(run.first, spilled, false, buffers) else {
                 let Buffers { read, opened } = buffers;
-                let object = self.format.data(read, opened, spilled.len);
+                let format = self.formats.at(spilled.record);
+                let object = format.data(read, opened, spilled.len);
                 return Ok(Some((spilled, object)));
             };
             found = self.spilled(&self.shard(run.shard), run.slot);

@@ -1,33 +1,23 @@
-//! Restoring: filling a new device from an image.
+//! Restoring: a new device whose slots point at the records of an image.
 //!
-//! Most of the time goes into memory that is touched for the first time, so each core has a thread
-//! that stores pages. They read the image in turns, with a lock on it: who has verified a segment
-//! goes on to store its pages while the next one reads. That lock comes before those of shards.
+//! Only where the pages are is read before the device is used. From then on the image is like a
+//! backing that is to leave ([`crate::writeback`]): pages are read from it as they are wanted, each proved
+//! to be what was saved, and the others follow in the background.
 
-use std::collections::BTreeMap;
 use std::path::Path;
-use std::thread;
+use std::sync::Arc;
 
-use parking_lot::Mutex;
+use rustix::io::Errno;
 
 use super::Device;
 use super::core::Core;
 use crate::block_device::BlockDevice;
-use crate::codec::{Codec, DictionaryId, Method, Tag};
 use crate::error::{Error, Result};
-use crate::image::{ImageReader, PageData, Part, SegmentBuffer};
-use crate::units::{PAGE_SIZE, Page, PageIndex};
-
-/// The numbers that dictionaries of an image have on the device.
-type Renumbered = BTreeMap<DictionaryId, DictionaryId>;
-
-/// What is wrong with a page.
-enum Fault {
-    /// Of the image.
-    Image(&'static str),
-    /// Of ours.
-    Device(Error),
-}
+use crate::image::{Entry, ImageReader, Part};
+use crate::spill::{Adopted, Backing, RecordFormat, SEGMENT_BYTES, SegmentIndex};
+use crate::sync::channel;
+use crate::units::PAGE_SIZE;
+use crate::writeback::Command;
 
 /// Bytes in the device that was saved to the image at `path`.
 ///
@@ -38,20 +28,25 @@ pub fn saved_size(path: &Path) -> Result<u64> {
 }
 
 impl Device {
-    /// Fills the device, which must be empty and not in use, from the image at `path`; calls
-    /// `progress` now and then with how many pages have been read, of how many. Each part of the image is
-    /// proved to be what was saved before any of it is stored. After an error the device is of no
-    /// use.
+    /// Has the device, which must be empty and not in use, hold what was saved to the image at `path`;
+    /// returns how many pages those are. They are in the image still, which is read as they are
+    /// wanted and in the background; until [`crate::Stats::restore_bytes_left`] is 0 that file must not
+    /// be changed, but may be removed, or replaced as [`Device::save`] does. A page whose record is
+    /// damaged is lost like one in a damaged backing; [`Device::scrub`] finds them.
     ///
     /// # Errors
     /// [`Error::Unusable`], what is damaged and where, or that the image is of a larger device;
-    /// [`Error::Io`]; [`Error::NoSpace`].
-    pub fn restore(&self, path: &Path, progress: &mut (dyn FnMut(u64, u64) + Send)) -> Result<u64> {
+    /// [`Error::Io`]; [`Error::Refused`] (EBUSY) if the device is not empty. It is as it was then, but
+    /// for dictionaries.
+    pub fn restore(&self, path: &Path) -> Result<u64> {
         if self.core.origin.image().is_some() {
             return Err(Error::Unusable {
                 path: path.to_owned(),
                 reason: "what --origin names is on the device already".to_owned(),
             });
+        }
+        if self.pages_with_data() > 0 {
+            return Err(refused("there is data on the device already".to_owned()));
         }
         let image = ImageReader::open(path)?;
         if image.size() > self.size() {
@@ -64,146 +59,93 @@ impl Device {
                 ),
             });
         }
+        let store = Arc::new(image.store()?);
+        self.restore_from(image, store)
+    }
+
+    /// As [`Device::restore`], of an image whose records are read from `store`.
+    pub(super) fn restore_from(&self, image: ImageReader, store: Arc<dyn Backing>) -> Result<u64> {
+        let no_addresses = |error| Error::io("reserve address space for the image", error);
+        self.core.segments.make().map_err(no_addresses)?;
+        if !self.core.stores.add_image(store) {
+            return Err(refused("an image is being restored already".to_owned()));
+        }
         let pages = image.pages();
-        let source = Mutex::new(Source {
-            image,
-            numbers: Renumbered::new(),
-            progress,
-            failure: None,
+        let restored = self.core.point_at(image).and_then(|image| {
+            let (done, answer) = channel::bounded(1);
+            self.command(Command::Restore { image, pages, done });
+            let answer = answer.recv();
+            let begun = answer.unwrap_or_else(|_| Err("the device is stopping".to_owned()));
+            begun.map_err(refused)
         });
-        let others = thread::available_parallelism().map_or(1, usize::from) - 1;
-        thread::scope(|scope| {
-            for _ in 0..others {
-                let thread = thread::Builder::new().name("uzram-restore".into());
-                // Without it those that there are do its part.
-                let _ = thread.spawn_scoped(scope, || self.core.restore_from(&source));
-            }
-            self.core.restore_from(&source);
-        });
-        source.into_inner().failure.map_or(Ok(pages), Err)
+        if restored.is_err() {
+            self.core.clear(0..self.core.layout.pages());
+            self.core.stores.remove_image();
+        }
+        restored.map(|()| pages)
     }
 }
 
-/// An image that several threads restore.
-struct Source<'a> {
-    image: ImageReader,
-    numbers: Renumbered,
-    progress: &'a mut (dyn FnMut(u64, u64) + Send),
-    /// Why it cannot be restored. The first reason ends it.
-    failure: Option<Error>,
+fn refused(reason: String) -> Error {
+    Error::Refused {
+        what: "restore",
+        reason,
+        errno: Errno::BUSY,
+    }
 }
 
 impl Core {
-    /// Stores pages of an image until there are no more, or until it has failed.
-    fn restore_from(&self, source: &Mutex<Source<'_>>) {
-        if let Err(error) = self.restore_parts(source) {
-            source.lock().failure.get_or_insert(error);
-        }
+    /// Whether pages of an image may come to memory, as many as there are in a segment: they are not to
+    /// drive others out, nor to take what writers need.
+    pub(crate) fn has_room_to_restore(&self) -> bool {
+        /// It may take somewhat more than its bytes.
+        const FRAMES: u64 = (SEGMENT_BYTES + SEGMENT_BYTES / 4) / PAGE_SIZE as u64;
+        self.budget.used() + FRAMES <= self.watermarks().low
     }
 
-    fn restore_parts(&self, source: &Mutex<Source<'_>>) -> Result<()> {
-        let mut buffer = SegmentBuffer::new();
-        loop {
-            let mut turn = source.lock();
-            if turn.failure.is_some() {
-                return Ok(());
-            }
-            let part = match turn.image.next(&mut buffer)? {
-                None => return Ok(()),
-                Some(Part::Dictionary(id, bytes)) => {
-                    let ours = self.algorithms.dictionaries.add(bytes)?;
-                    turn.numbers.insert(id, ours);
+    /// Points the slots of the image's pages there; returns where its records are.
+    fn point_at(&self, mut image: ImageReader) -> Result<Adopted> {
+        let (mut records, mut buffer) = (Adopted::default(), Vec::new());
+        while let Some(part) = image.next(&mut buffer)? {
+            let index = match part {
+                Part::Dictionary(id, bytes) => {
+                    self.algorithms.dictionaries.add_as(id, bytes)?;
                     continue;
                 }
-                Some(Part::Pages(part)) => part,
+                Part::Pages(index) => index,
             };
-            let (read, pages) = (turn.image.pages_read(), turn.image.pages());
-            (turn.progress)(read, pages);
-            let numbers = turn.numbers.clone();
-            drop(turn);
-            for (page, data) in part.pages() {
-                self.restore_page(page, data, &numbers)
-                    .map_err(|fault| match fault {
-                        Fault::Image(what) => source.lock().image.wrong(page, what),
-                        Fault::Device(error) => error,
-                    })?;
-            }
-        }
-    }
-
-    /// Stores a page as it was saved.
-    fn restore_page(
-        &self,
-        page: PageIndex,
-        data: PageData<'_>,
-        numbers: &Renumbered,
-    ) -> Result<(), Fault> {
-        let run = self.layout.run(page, u64::from(page.0) + 1);
-        let mut was_empty = true;
-        let (mut copy, mut raw) = ([0; PAGE_SIZE], [0; PAGE_SIZE]);
-        let data = match data {
-            PageData::Object(codec, object) => {
-                let object = renumbered(codec, object, numbers, &mut copy)?;
-                self.storable(codec, object, &mut raw)?
-            }
-            data => data,
-        };
-        let stored = self.store_with_room(run.shard, |shard| {
-            was_empty = shard.slot(run.slot).is_empty();
-            match data {
-                _ if !was_empty => Ok(()),
-                PageData::SameFilled(pattern) => {
-                    shard.store_same_filled(run.slot, pattern);
-                    Ok(())
+            for (entry, _) in index.entries().flatten() {
+                if let Entry::Record { address, len, .. } = entry {
+                    let bytes = RecordFormat::Saved.record_len(len);
+                    if records.add(address, bytes) {
+                        let segment = SegmentIndex::of(address.in_image());
+                        self.segments.set_sequence(segment, image.sequence());
+                    }
                 }
-                PageData::Object(codec, object) => shard.store(run.slot, codec, object),
+                if !self.point(entry) {
+                    return Err(image.wrong(entry.page(), "is in it twice"));
+                }
             }
-        });
-        stored.map_err(Fault::Device)?;
-        match was_empty {
-            true => Ok(()),
-            false => Err(Fault::Image("is in it twice")),
         }
+        Ok(records)
     }
 
-    /// An object as this device's pool takes it: another's may have kept compressed what this one
-    /// stores raw.
-    fn storable<'a>(
-        &self,
-        codec: Codec,
-        object: &'a [u8],
-        raw: &'a mut Page,
-    ) -> Result<PageData<'a>, Fault> {
-        if codec == Codec::Raw || object.len() <= self.max_compressed_len {
-            return Ok(PageData::Object(codec, object));
+    /// Has a page's slot say what an image says; returns false if it says something already.
+    fn point(&self, entry: Entry) -> bool {
+        let page = entry.page();
+        let run = self.layout.run(page, u64::from(page.0) + 1);
+        let mut shard = self.shard(run.shard);
+        let is_new = shard.slot(run.slot).is_empty();
+        match entry {
+            _ if !is_new => {}
+            Entry::Pattern { pattern, .. } => shard.store_same_filled(run.slot, pattern),
+            Entry::Record {
+                address,
+                len,
+                codec,
+                ..
+            } => shard.adopt(run.slot, address.in_image(), len, codec),
         }
-        self.algorithms
-            .decompress(codec, object, raw)
-            .map_err(|_| Fault::Image("does not decompress"))?;
-        Ok(PageData::Object(Codec::Raw, raw))
+        is_new
     }
-}
-
-/// An object with this device's number of the dictionary that it needs, if it needs one.
-fn renumbered<'a>(
-    codec: Codec,
-    object: &'a [u8],
-    numbers: &Renumbered,
-    copy: &'a mut Page,
-) -> Result<&'a [u8], Fault> {
-    if codec != Codec::Tagged {
-        return Ok(object);
-    }
-    let tag = object.first().copied().and_then(Tag::from_byte);
-    let tag = tag.ok_or(Fault::Image("was made in no known way"))?;
-    let Method::ZstdWith(id) = tag.method else {
-        return Ok(object);
-    };
-    let ours = numbers.get(&id);
-    let ours = ours.ok_or(Fault::Image("needs a dictionary that is not there"))?;
-    let method = Method::ZstdWith(*ours);
-    let copy = &mut copy[..object.len()];
-    copy.copy_from_slice(object);
-    copy[0] = Tag { method, ..tag }.to_byte();
-    Ok(copy)
 }

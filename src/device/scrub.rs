@@ -96,8 +96,8 @@ impl Core {
         });
         let mut scratch = [0; MAX_RECORD_LEN];
         for &(page, spilled) in group {
-            let from = spilled.place(&self.format).bytes.start as usize - start;
-            if read && spilled.is_in(page, &self.format, &bytes[from..], &mut scratch) {
+            let from = spilled.place(&self.formats).bytes.start as usize - start;
+            if read && spilled.is_in(page, &self.formats, &bytes[from..], &mut scratch) {
                 found.intact += 1;
             } else {
                 self.verify(page, found);

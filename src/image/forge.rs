@@ -2,48 +2,88 @@
 
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
-use super::{
-    END_LEN, End, HEADER_LEN, Header, Kind, MAGIC, SEGMENT_HEADER_LEN, SegmentHeader, VERSION,
-};
+use super::index::{Entry, Index};
+use super::{END_MAGIC, End, HEADER_LEN, Header, INDEX_HEADER_LEN, IndexHeader, MAGIC, VERSION};
+use crate::spill::{RECORD_ALIGN, Record, RecordFormat};
 use crate::units::PAGE_SIZE;
 
-/// An image of a device of `size` bytes with `input` for segments: their lengths are made to fit,
-/// their numbers and checksums to be right.
-pub(crate) fn forge(size: u64, input: &[u8]) -> Vec<u8> {
+const SEQUENCE: u64 = 7 << 16;
+
+/// An image of a device of `size` bytes. The input is, again and again, how many bytes of records there
+/// are (2), these, and an index; what it says of lengths and places is made to fit, and each record
+/// that has a place to be the one that the index says.
+pub(crate) fn forge(size: u64, mut input: &[u8]) -> Vec<u8> {
     let mut header = Header::new_zeroed();
     header.magic = MAGIC;
     header.version = VERSION.into();
     header.page_size = (PAGE_SIZE as u32).into();
     header.size = size.into();
+    header.sequence = SEQUENCE.into();
     header.checksum = header.checksum().into();
-    let mut image = [header.as_bytes(), input].concat();
-    let (mut at, mut segments, mut pages) = (HEADER_LEN, 0, 0);
-    while let Ok((mut segment, rest)) = SegmentHeader::read_from_prefix(&image[at..]) {
-        let len = (segment.len.get() as usize).min(rest.len());
-        segment.len = (len as u32).into();
-        segment.number = segments.into();
-        pages += u64::from(segment.records.get());
-        let checksum = segment.checksum(&header.identity, at as u64, &rest[..len]);
-        segment.checksum = checksum.into();
-        image[at..at + SEGMENT_HEADER_LEN].copy_from_slice(segment.as_bytes());
-        at += SEGMENT_HEADER_LEN + len;
-        segments += 1;
+    let mut image = header.as_bytes().to_vec();
+    let (mut last, mut indices, mut pages) = (0, 0u64, 0);
+    while let Some((len, rest)) = input.split_first_chunk::<2>() {
+        let from = image.len();
+        debug_assert!(from >= HEADER_LEN);
+        let (records, rest) = rest.split_at(rest.len().min(u16::from_le_bytes(*len).into()));
+        image.extend_from_slice(records);
+        image.resize(image.len().next_multiple_of(RECORD_ALIGN), 0);
+        let Ok((mut index, rest)) = IndexHeader::read_from_prefix(rest) else {
+            break;
+        };
+        let (body, rest) = rest.split_at(rest.len().min(index.len.get() as usize));
+        let at = image.len();
+        index.len = (body.len() as u32).into();
+        index.from = (from as u64).into();
+        index.previous = last.into();
+        index.checksum = index.checksum(SEQUENCE, at as u64, body).into();
+        if let Some(entries) = Index::new(&index, body) {
+            pages += entries.pages();
+            seal_records(&mut image, &entries);
+        }
+        image.extend_from_slice(index.as_bytes());
+        image.extend_from_slice(body);
+        debug_assert_eq!(image.len(), at + INDEX_HEADER_LEN + body.len());
+        image.resize(image.len().next_multiple_of(RECORD_ALIGN), 0);
+        (last, indices, input) = (at as u64, indices + 1, rest);
     }
-    image.truncate(at);
-    let end = End {
+    let mut end = End {
+        magic: END_MAGIC,
         pages: pages.into(),
-        segments: segments.into(),
-        bytes: (at as u64).into(),
+        last: last.into(),
+        indices: indices.into(),
+        bytes: (image.len() as u64).into(),
+        zeroes: 0.into(),
+        checksum: 0.into(),
     };
-    let mut segment = SegmentHeader::new_zeroed();
-    segment.kind = (Kind::End as u32).into();
-    segment.len = (size_of::<End>() as u32).into();
-    segment.number = segments.into();
-    segment.checksum = segment
-        .checksum(&header.identity, at as u64, end.as_bytes())
-        .into();
-    image.extend_from_slice(segment.as_bytes());
+    end.checksum = end.checksum(SEQUENCE).into();
     image.extend_from_slice(end.as_bytes());
-    debug_assert_eq!(image.len(), at + END_LEN);
     image
+}
+
+/// Makes the records what the index says, around the objects that are there.
+fn seal_records(image: &mut [u8], index: &Index<'_>) {
+    for entry in index.entries().map_while(|entry| entry) {
+        let (
+            Entry::Record {
+                page,
+                address,
+                len,
+                codec,
+            },
+            end,
+        ) = entry
+        else {
+            continue;
+        };
+        let Some(bytes) = image.get_mut(address.byte() as usize..end as usize) else {
+            return;
+        };
+        let object = RecordFormat::Saved.data(bytes, &[0; _], len).to_vec();
+        let data = &object[..];
+        let mut record = crate::spill::BlockBuf::default();
+        RecordFormat::Saved.encode(Record { page, codec, data }, &mut record);
+        bytes.copy_from_slice(&record);
+        RecordFormat::Saved.seal(bytes, len, address, SEQUENCE);
+    }
 }

@@ -1,59 +1,65 @@
 //! Images: a device's data in a file, as compressed as it was in memory.
 //!
-//! | part    | bytes    | little-endian fields                                                 |
-//! |---------|----------|----------------------------------------------------------------------|
-//! | header  | 64       | `uzramimg`, version (4), 4096 (4), bytes in the device (8), a random |
-//! |         |          | identity (16), zeroes (20), checksum (4)                             |
-//! | segment | 32 + len | kind (4), records (4), len (4), zeroes (4), number (8), zeroes (4),  |
-//! |         |          | checksum (4); then `len` bytes of records                            |
-//! | ...     |          | segments, numbered from 0                                            |
-//! | end     | 32 + 24  | a segment of its own kind: pages (8), segments before it (8), bytes  |
-//! |         |          | before it (8)                                                        |
+//! | part       | bytes    | little-endian fields                                             |
+//! |------------|----------|------------------------------------------------------------------|
+//! | header     | 64       | `uzramimg`, version (4), 4096 (4), bytes in the device (8), a    |
+//! |            |          | random number (8), zeroes (28), checksum (4)                     |
+//! | records    |          | as a spill has them ([`RecordFormat::Saved`]), from a multiple   |
+//! |            |          | of 16 on, back to back but for where one would cross a multiple  |
+//! |            |          | of 2 MiB and starts there                                        |
+//! | index      | 40 + len | kind (4), objects (4), patterns (4), len (4), where its records  |
+//! |            |          | start (8), where the index before this starts (8), zeroes (4),   |
+//! |            |          | checksum (4); then the objects, one for each record in the order |
+//! |            |          | of these: page (4), bytes less one (2), codec (1), a zero; then  |
+//! |            |          | the patterns: page (4), what it repeats (4)                      |
+//! | ...        |          | records and indices, the last of which is followed by            |
+//! | end        | 48       | `uzramend`, pages (8), where the last index starts (8), how many |
+//! |            |          | there are (8), bytes before this (8), zeroes (4), checksum (4)   |
 //!
-//! A record is a page's number (4), its bytes less one (2), how they were made of it (1: a codec,
-//! or 255 for a pattern to repeat), a zero, and its bytes. No page has two; one without a record
-//! is empty. Records are in no order. Before the first that needs a dictionary stands a segment of
-//! another kind, which has one record: that dictionary's number (1) and its bytes.
+//! No page is in it twice; one that is not in it is empty. An index of another kind has a dictionary,
+//! of that number (in place of the objects), and no records. The chain of indices is all that has to
+//! be read before the device can be used: its slots then point at the records in the image, and these
+//! are read like those in a backing.
 //!
-//! Checksums are CRC-32C. A segment's covers the image's identity, where the segment starts, its
-//! header and its records: a segment of another image, or from another place in this one, does not
-//! verify. The end tells a file that was cut off from a whole one, and is looked at first.
+//! Checksums are CRC-32C. An index's and the end's cover the image's number, where they start, and all
+//! their fields; a record's covers that number, where it starts, and itself: what is of another image,
+//! or of another place in this one, does not verify. The end tells a file that was cut off from a
+//! whole one, and is looked at first.
 
+#[cfg(test)]
+mod contents;
 mod file;
 #[cfg(fuzzing)]
 mod forge;
+mod index;
 mod read;
+mod store;
 mod write;
 
+#[cfg(test)]
+pub(crate) use self::contents::Contents;
 pub(crate) use self::file::ImageFile;
 pub use self::file::write_whole;
 #[cfg(fuzzing)]
 pub(crate) use self::forge::forge;
-pub(crate) use self::read::{ImageReader, Part, SegmentBuffer};
+pub(crate) use self::index::Entry;
+pub(crate) use self::read::{ImageReader, Part};
 pub(crate) use self::write::ImageWriter;
 
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::codec::Codec;
-use crate::units::PAGE_SIZE;
+#[cfg(any(doc, test))]
+use crate::spill::RecordFormat;
 
 const MAGIC: [u8; 8] = *b"uzramimg";
-const VERSION: u32 = 1;
+const END_MAGIC: [u8; 8] = *b"uzramend";
+const VERSION: u32 = 2;
 
-/// Bytes of records after which a segment is ended.
-const SEGMENT_BYTES: usize = 1 << 20;
-
-/// Most bytes of records in a segment.
-const MAX_SEGMENT_BYTES: usize = SEGMENT_BYTES + RECORD_HEADER_LEN + PAGE_SIZE;
-
-/// How a record says that its bytes are a pattern.
-const PATTERN: u8 = 255;
-
-const RECORD_HEADER_LEN: usize = size_of::<RecordHeader>();
-const SEGMENT_HEADER_LEN: usize = size_of::<SegmentHeader>();
 const HEADER_LEN: usize = size_of::<Header>();
-const END_LEN: usize = SEGMENT_HEADER_LEN + size_of::<End>();
+const INDEX_HEADER_LEN: usize = size_of::<IndexHeader>();
+const END_LEN: usize = size_of::<End>();
 
 /// Bytes at the end of the headers that are their checksums.
 const CHECKSUM_LEN: usize = 4;
@@ -65,8 +71,8 @@ struct Header {
     version: U32,
     page_size: U32,
     size: U64,
-    identity: [u8; 16],
-    zeroes: [u8; 20],
+    sequence: U64,
+    zeroes: [u8; 28],
     checksum: U32,
 }
 
@@ -76,55 +82,77 @@ impl Header {
     }
 }
 
-/// What a segment holds.
+/// What an index is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Pages = 1,
-    End = 2,
-    Dictionary = 3,
+    Dictionary = 2,
 }
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
-struct SegmentHeader {
+struct IndexHeader {
     kind: U32,
-    records: U32,
+    objects: U32,
+    patterns: U32,
     len: U32,
+    from: U64,
+    previous: U64,
     zeroes: U32,
-    number: U64,
-    more_zeroes: U32,
     checksum: U32,
 }
 
-impl SegmentHeader {
-    /// The checksum of the segment that starts at byte `at` of an image.
-    fn checksum(&self, identity: &[u8; 16], at: u64, records: &[u8]) -> u32 {
-        let header = &self.as_bytes()[..SEGMENT_HEADER_LEN - CHECKSUM_LEN];
-        let place = at.to_le_bytes();
-        [&place, header, records]
-            .into_iter()
-            .fold(crc32c::crc32c(identity), crc32c::crc32c_append)
+impl IndexHeader {
+    /// The checksum of the index that starts at byte `at` of an image.
+    fn checksum(&self, sequence: u64, at: u64, body: &[u8]) -> u32 {
+        let header = &self.as_bytes()[..INDEX_HEADER_LEN - CHECKSUM_LEN];
+        bound_checksum(sequence, at, &[header, body])
     }
 }
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
-struct RecordHeader {
+struct ObjectEntry {
     page: U32,
     len_less_one: U16,
-    made: u8,
+    codec: u8,
     zero: u8,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
-struct End {
-    pages: U64,
-    segments: U64,
-    bytes: U64,
+struct PatternEntry {
+    page: U32,
+    pattern: U32,
 }
 
-/// The data of a page in an image.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct End {
+    magic: [u8; 8],
+    pages: U64,
+    last: U64,
+    indices: U64,
+    bytes: U64,
+    zeroes: U32,
+    checksum: U32,
+}
+
+impl End {
+    fn checksum(&self, sequence: u64) -> u32 {
+        let fields = &self.as_bytes()[..END_LEN - CHECKSUM_LEN];
+        bound_checksum(sequence, self.bytes.get(), &[fields])
+    }
+}
+
+fn bound_checksum(sequence: u64, at: u64, parts: &[&[u8]]) -> u32 {
+    let place = [sequence.to_le_bytes(), at.to_le_bytes()].concat();
+    parts.iter().fold(crc32c::crc32c(&place), |sum, part| {
+        crc32c::crc32c_append(sum, part)
+    })
+}
+
+/// The data of a page that goes to an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PageData<'a> {
     /// One pattern repeated.

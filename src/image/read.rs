@@ -1,54 +1,53 @@
-//! Reading an image that may be anything.
+//! Reading where everything is in an image, which may be any file.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Advice, fadvise};
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::FromBytes;
 
+use super::index::{Index, MAX_ENTRIES};
+use super::store::ImageStore;
 use super::{
-    END_LEN, End, HEADER_LEN, Header, Kind, MAGIC, MAX_SEGMENT_BYTES, PATTERN, PageData,
-    RECORD_HEADER_LEN, RecordHeader, SEGMENT_HEADER_LEN, SegmentHeader, VERSION,
+    END_LEN, END_MAGIC, End, HEADER_LEN, Header, INDEX_HEADER_LEN, IndexHeader, Kind, MAGIC,
+    ObjectEntry, PatternEntry, VERSION,
 };
-use crate::codec::{Codec, DictionaryId};
+use crate::codec::{DictionaryId, MAX_DICTIONARY_LEN};
 use crate::error::{Error, Result};
+use crate::spill::{MAX_STORE_BYTES, RECORD_ALIGN};
 use crate::units::{MAX_DEVICE_BYTES, PAGE_SIZE, PageIndex};
 
-/// An image, read from front to back. Nothing of a segment is handed out before its checksum is
-/// known to be right.
+/// The longest index.
+const MAX_INDEX_LEN: usize = {
+    let entries = MAX_ENTRIES * (size_of::<ObjectEntry>() + size_of::<PatternEntry>());
+    if entries > MAX_DICTIONARY_LEN {
+        entries
+    } else {
+        MAX_DICTIONARY_LEN
+    }
+};
+
+/// An image whose indices are read, from the last to the first. Nothing of one is handed out before
+/// its checksum is known to be right.
 pub(crate) struct ImageReader {
     path: PathBuf,
     file: File,
     header: Header,
     end: End,
-    /// Where the next segment starts.
-    at: u64,
-    /// Its number.
+    /// Where the next index starts, or 0.
     next: u64,
+    /// Where the one that was read before it starts to have records.
+    below: u64,
+    indices: u64,
     pages: u64,
 }
 
-/// A segment, header and all, in memory that is used for one after the other.
-pub(crate) struct SegmentBuffer(Vec<u8>);
-
-impl SegmentBuffer {
-    pub(crate) fn new() -> Self {
-        Self(Vec::with_capacity(SEGMENT_HEADER_LEN + MAX_SEGMENT_BYTES))
-    }
-}
-
-/// Some of an image.
+/// Some of what is in an image.
 pub(crate) enum Part<'a> {
-    /// What pages that come later need: its number, and its bytes.
+    /// What pages need: its number, and its bytes.
     Dictionary(DictionaryId, &'a [u8]),
-    Pages(PagesPart<'a>),
-}
-
-/// Pages of an image.
-pub(crate) struct PagesPart<'a> {
-    records: &'a [u8],
+    Pages(Index<'a>),
 }
 
 impl ImageReader {
@@ -63,17 +62,19 @@ impl ImageReader {
         if !metadata.is_file() {
             return Err(unusable(path, "an image is a plain file"));
         }
-        // It is a hint.
-        let _ = fadvise(&file, 0, None, Advice::Sequential);
         let header = read_header(path, &file)?;
+        if metadata.len() > MAX_STORE_BYTES {
+            return Err(unusable(path, "the image is larger than any can be"));
+        }
         let end = read_end(path, &file, &header, metadata.len())?;
         Ok(Self {
             path: path.to_owned(),
             file,
             header,
             end,
-            at: HEADER_LEN as u64,
-            next: 0,
+            next: end.last.get(),
+            below: end.bytes.get(),
+            indices: 0,
             pages: 0,
         })
     }
@@ -88,52 +89,56 @@ impl ImageReader {
         self.end.pages.get()
     }
 
-    /// Pages handed out so far.
-    pub(crate) fn pages_read(&self) -> u64 {
-        self.pages
+    /// The number that its records were written under.
+    pub(crate) fn sequence(&self) -> u64 {
+        self.header.sequence.get()
     }
 
-    /// The next part, in `buffer`; `None` at the end of the image, when all of it has been found to
-    /// be right.
+    /// What its records are read from.
+    ///
+    /// # Errors
+    /// [`Error::Io`] without another file descriptor.
+    pub(crate) fn store(&self) -> Result<ImageStore> {
+        let len = self.end.bytes.get() + END_LEN as u64;
+        let file = self.file.try_clone();
+        let file =
+            file.map_err(|error| Error::io(format!("open {}", self.path.display()), error))?;
+        Ok(ImageStore::new(self.path.clone(), file, len))
+    }
+
+    /// The next part, in `buffer`; `None` once all were handed out, and are as many as the image says.
     ///
     /// # Errors
     /// [`Error::Unusable`], what is damaged and where; [`Error::Io`].
-    pub(crate) fn next<'a>(&mut self, buffer: &'a mut SegmentBuffer) -> Result<Option<Part<'a>>> {
-        if self.at == self.end.bytes.get() {
+    pub(crate) fn next<'a>(&mut self, buffer: &'a mut Vec<u8>) -> Result<Option<Part<'a>>> {
+        if self.next == 0 {
             return self.check_counts();
         }
-        let segment = &mut buffer.0;
-        let header = self.read_segment(segment)?;
-        let (start, number) = (self.at, self.next);
-        self.at += segment.len() as u64;
-        self.next += 1;
-        let records = &segment[SEGMENT_HEADER_LEN..];
-        let wrong = |what: &str| self.damaged(number, start, segment.len(), what);
-        if header.kind == Kind::Dictionary as u32 {
-            let (&first, bytes) = records
-                .split_first()
-                .ok_or_else(|| wrong("it has no dictionary"))?;
-            let id = DictionaryId::new(first.into())
-                .ok_or_else(|| wrong("it has a dictionary of no number"))?;
-            return Ok(Some(Part::Dictionary(id, bytes)));
+        let at = self.next;
+        let header = self.read_index(buffer)?;
+        let body = &buffer[INDEX_HEADER_LEN..];
+        let wrong = |what: &str| self.damaged(at, buffer.len(), what);
+        let (from, previous) = (header.from.get(), header.previous.get());
+        let is_possible = from.is_multiple_of(RECORD_ALIGN as u64)
+            && (HEADER_LEN as u64..=at).contains(&from)
+            && previous < from;
+        if !is_possible {
+            return Err(wrong("what it says of its place makes no sense"));
         }
-        if header.kind != Kind::Pages as u32 {
-            return Err(wrong("it is of no known kind"));
-        }
-        let size_pages = self.header.size.get() / PAGE_SIZE as u64;
-        let mut count = 0;
-        for record in (Records { rest: records }) {
-            let (page, _) = record.map_err(wrong)?;
-            if u64::from(page.0) >= size_pages {
-                return Err(wrong("it has a page beyond the end of the device"));
-            }
-            count += 1;
-        }
-        if header.records != count {
-            return Err(wrong("it has another number of records than it says"));
-        }
-        self.pages += u64::from(count);
-        Ok(Some(Part::Pages(PagesPart { records })))
+        let part = if header.kind == Kind::Dictionary as u32 {
+            let id = DictionaryId::new(header.objects.get() as usize);
+            let id = id.ok_or_else(|| wrong("it has a dictionary of no number"))?;
+            Part::Dictionary(id, body)
+        } else {
+            let index = Index::new(&header, body);
+            let index = index.ok_or_else(|| wrong("it is of no known kind, or length"))?;
+            self.check_entries(&index, at).map_err(wrong)?;
+            self.pages += index.pages();
+            Part::Pages(index)
+        };
+        (self.next, self.below) = (previous, from);
+        self.indices += 1;
+        Ok(Some(part))
     }
 
     /// That the image is damaged: `what` is wrong with a page.
@@ -142,45 +147,54 @@ impl ImageReader {
         unusable(&self.path, &reason)
     }
 
+    /// That all pages are of the device, and all records before the index, which starts at byte `at`.
+    fn check_entries(&self, index: &Index<'_>, at: u64) -> Result<(), &'static str> {
+        let size_pages = self.header.size.get() / PAGE_SIZE as u64;
+        for entry in index.entries() {
+            let (entry, end) = entry.ok_or("it has a record that makes no sense")?;
+            if u64::from(entry.page().0) >= size_pages {
+                return Err("it has a page beyond the end of the device");
+            }
+            if end > at {
+                return Err("it has a record that is not before it");
+            }
+        }
+        Ok(())
+    }
+
     fn check_counts<'a>(&self) -> Result<Option<Part<'a>>> {
-        let End {
-            pages, segments, ..
-        } = self.end;
-        if (pages.get(), segments.get()) == (self.pages, self.next) {
+        let End { pages, indices, .. } = self.end;
+        if (pages.get(), indices.get()) == (self.pages, self.indices) {
             return Ok(None);
         }
         let reason = format!(
-            "the image is damaged: it has {} pages in {} segments, and says {pages} in {segments}",
-            self.pages, self.next
+            "the image is damaged: it has {} pages in {} indices, and says {pages} in {indices}",
+            self.pages, self.indices
         );
         Err(unusable(&self.path, &reason))
     }
 
-    /// Reads the next segment, header and all, and proves that it is the one.
-    fn read_segment(&self, segment: &mut Vec<u8>) -> Result<SegmentHeader> {
-        let (number, at) = (self.next, self.at);
-        let left = self.end.bytes.get() - at;
-        segment.resize(SEGMENT_HEADER_LEN, 0);
-        let wrong = |len: usize, what: &str| self.damaged(number, at, len, what);
-        if left < SEGMENT_HEADER_LEN as u64 {
-            return Err(wrong(SEGMENT_HEADER_LEN, "it is cut off"));
+    /// Reads the next index, header and all, and proves that it is one.
+    fn read_index(&self, index: &mut Vec<u8>) -> Result<IndexHeader> {
+        let at = self.next;
+        let left = self.below.saturating_sub(at);
+        let wrong = |len: usize, what: &str| self.damaged(at, len, what);
+        if left < INDEX_HEADER_LEN as u64 {
+            return Err(wrong(INDEX_HEADER_LEN, "it is not where one can be"));
         }
-        self.fill(segment, at)?;
-        let header = SegmentHeader::read_from_bytes(segment)
-            .map_err(|_| wrong(SEGMENT_HEADER_LEN, "it is cut off"))?;
+        index.resize(INDEX_HEADER_LEN, 0);
+        self.fill(index, at)?;
+        let header = IndexHeader::read_from_bytes(index)
+            .map_err(|_| wrong(INDEX_HEADER_LEN, "it is cut off"))?;
         let len = header.len.get() as usize;
-        if len > MAX_SEGMENT_BYTES || len as u64 > left - SEGMENT_HEADER_LEN as u64 {
-            return Err(wrong(SEGMENT_HEADER_LEN, "its length makes no sense"));
+        if len > MAX_INDEX_LEN || len as u64 > left - INDEX_HEADER_LEN as u64 {
+            return Err(wrong(INDEX_HEADER_LEN, "its length makes no sense"));
         }
-        segment.resize(SEGMENT_HEADER_LEN + len, 0);
-        let records = &mut segment[SEGMENT_HEADER_LEN..];
-        self.fill(records, at + SEGMENT_HEADER_LEN as u64)?;
-        let checksum = header.checksum(&self.header.identity, at, records);
-        if checksum != header.checksum.get() {
-            return Err(wrong(segment.len(), "its checksum does not match"));
-        }
-        if header.number != number {
-            return Err(wrong(segment.len(), "it is another segment"));
+        index.resize(INDEX_HEADER_LEN + len, 0);
+        let body = &mut index[INDEX_HEADER_LEN..];
+        self.fill(body, at + INDEX_HEADER_LEN as u64)?;
+        if header.checksum(self.sequence(), at, body) != header.checksum.get() {
+            return Err(wrong(index.len(), "its checksum does not match"));
         }
         Ok(header)
     }
@@ -192,55 +206,10 @@ impl ImageReader {
             .map_err(|error| Error::io(format!("read {}", self.path.display()), error))
     }
 
-    fn damaged(&self, number: u64, at: u64, len: usize, what: &str) -> Error {
+    fn damaged(&self, at: u64, len: usize, what: &str) -> Error {
         let end = at + len as u64;
-        let reason =
-            format!("the image is damaged in segment {number}, bytes {at} to {end}: {what}");
+        let reason = format!("the image is damaged in an index, bytes {at} to {end}: {what}");
         unusable(&self.path, &reason)
-    }
-}
-
-impl PagesPart<'_> {
-    /// The pages.
-    pub(crate) fn pages(&self) -> impl Iterator<Item = (PageIndex, PageData<'_>)> {
-        Records { rest: self.records }.map_while(Result::ok)
-    }
-}
-
-/// The records of a segment; the first that is none ends them.
-struct Records<'a> {
-    rest: &'a [u8],
-}
-
-impl<'a> Iterator for Records<'a> {
-    type Item = Result<(PageIndex, PageData<'a>), &'static str>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.rest.is_empty() {
-            return None;
-        }
-        Some(self.record().ok_or_else(|| {
-            self.rest = &[];
-            "it has a record that makes no sense"
-        }))
-    }
-}
-
-impl<'a> Records<'a> {
-    fn record(&mut self) -> Option<(PageIndex, PageData<'a>)> {
-        let (header, rest) = self.rest.split_at_checked(RECORD_HEADER_LEN)?;
-        let header = RecordHeader::read_from_bytes(header).ok()?;
-        let len = usize::from(header.len_less_one.get()) + 1;
-        let (bytes, rest) = rest.split_at_checked(len)?;
-        self.rest = rest;
-        let data = if header.made == PATTERN {
-            PageData::SameFilled(u32::from_ne_bytes(bytes.try_into().ok()?))
-        } else {
-            let codec = Codec::from_bits(header.made)?;
-            let fits = len <= PAGE_SIZE && (codec == Codec::Raw) == (len == PAGE_SIZE);
-            fits.then_some(PageData::Object(codec, bytes))?
-        };
-        (header.zero == 0).then_some((PageIndex(header.page.get()), data))
     }
 }
 
@@ -276,7 +245,8 @@ fn read_header(path: &Path, file: &File) -> Result<Header> {
     let size = header.size.get();
     let makes_sense = (1..=MAX_DEVICE_BYTES).contains(&size)
         && size.is_multiple_of(PAGE_SIZE as u64)
-        && header.page_size == PAGE_SIZE as u32;
+        && header.page_size == PAGE_SIZE as u32
+        && header.zeroes == [0; 28];
     if header.checksum != header.checksum() || !makes_sense {
         return Err(unusable(
             path,
@@ -304,17 +274,9 @@ fn read_end(path: &Path, file: &File, header: &Header, len: u64) -> Result<End> 
         Err(error) if is_end(&error) => return Err(cut_off()),
         read => read.map_err(|error| Error::io(format!("read {}", path.display()), error))?,
     }
-    let (segment, end) = bytes.split_at(SEGMENT_HEADER_LEN);
-    let (Ok(segment), Ok(end)) = (
-        SegmentHeader::read_from_bytes(segment),
-        End::read_from_bytes(end),
-    ) else {
-        return Err(cut_off());
-    };
-    let checksum = segment.checksum(&header.identity, at, end.as_bytes());
-    let is_right = segment.checksum == checksum
-        && segment.kind == Kind::End as u32
-        && segment.number == end.segments
+    let end: End = zerocopy::transmute!(bytes);
+    let is_right = end.magic == END_MAGIC
+        && end.checksum == end.checksum(header.sequence.get())
         && end.bytes == at;
     is_right.then_some(end).ok_or_else(cut_off)
 }

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 
 use super::*;
 use crate::error::Result;
-use crate::units::PageIndex;
+use crate::spill::SEGMENT_BYTES;
+use crate::units::{PAGE_SIZE, PageIndex};
 
 /// Numbers that are the same in each run.
 struct Random(u64);
@@ -65,28 +66,9 @@ impl Scratch {
         Self { _dir: dir, path }
     }
 
-    /// What an image is read as: its objects and its patterns.
-    fn read(&self, image: &[u8]) -> Result<(Pages, Vec<u32>)> {
+    fn read(&self, image: &[u8]) -> Result<Contents> {
         fs::write(&self.path, image).expect("written");
-        let mut reader = ImageReader::open(&self.path)?;
-        assert_eq!(reader.size(), 64 << 20);
-        let (mut objects, mut patterns) = (Pages::new(), Vec::new());
-        let mut buffer = SegmentBuffer::new();
-        while let Some(part) = reader.next(&mut buffer)? {
-            let Part::Pages(part) = part else {
-                continue;
-            };
-            for (page, data) in part.pages() {
-                match data {
-                    PageData::SameFilled(pattern) => patterns.push(pattern),
-                    PageData::Object(codec, bytes) => {
-                        objects.insert(page.0, (codec, bytes.to_vec()));
-                    }
-                }
-            }
-        }
-        assert_eq!(reader.pages_read(), reader.pages());
-        Ok((objects, patterns))
+        Contents::of(&self.path)
     }
 
     fn refusal(&self, image: &[u8]) -> String {
@@ -101,18 +83,50 @@ impl Scratch {
 fn what_was_written_is_read() {
     let scratch = Scratch::new();
     let pages = sample();
-    let (objects, patterns) = scratch.read(&written(&pages)).expect("right");
-    assert!(objects == pages);
-    assert!(patterns.into_iter().eq(pages.into_keys()));
-    let (none, _) = scratch.read(&written(&Pages::new())).expect("right");
-    assert!(none.is_empty());
+    let image = written(&pages);
+    assert!(image.len() as u64 > SEGMENT_BYTES);
+    let found = scratch.read(&image).expect("right");
+    assert!(found.objects.into_iter().eq(pages.clone()) && found.damaged.is_empty());
+    assert!(found.patterns.into_iter().eq(pages.into_keys()));
+    let none = scratch.read(&written(&Pages::new())).expect("right");
+    assert!(none == Contents::default());
 }
 
 #[test]
-fn every_kind_of_damage_is_refused() {
+fn there_are_several_indices_of_many_pages() {
     let scratch = Scratch::new();
-    let good = written(&sample());
+    const PAGES: u32 = index::MAX_ENTRIES as u32 + 5;
+    let mut image = ImageWriter::new(Vec::new(), 64 << 20).expect("memory");
+    for page in 0..PAGES {
+        let data = PageData::SameFilled(page);
+        image.push(PageIndex(page % 16384), data).expect("memory");
+        if page % 100_000 == 0 {
+            let data = PageData::Object(Codec::Lz4, b"object");
+            image.push(PageIndex(page % 16384), data).expect("memory");
+        }
+    }
+    let (bytes, ..) = image.finish().expect("memory");
+    let found = scratch.read(&bytes).expect("right");
+    // The last index is read first.
+    let later = index::MAX_ENTRIES as u32..PAGES;
+    assert!(
+        found
+            .patterns
+            .into_iter()
+            .eq(later.chain(0..index::MAX_ENTRIES as u32))
+    );
+    assert!(found.damaged.is_empty());
+}
+
+/// Whatever is done to an image, it is refused, or each page in it is found to be damaged or is what
+/// was saved.
+#[test]
+fn no_damage_is_believed() {
+    let scratch = Scratch::new();
+    let pages = sample();
+    let good = written(&pages);
     let mut random = Random(1);
+    let (mut refused, mut hit) = (0, 0);
     for round in 0..200 {
         let mut bad = good.clone();
         let at = random.below(good.len() - 8192);
@@ -128,20 +142,45 @@ fn every_kind_of_damage_is_refused() {
             3 => bad[at..at + 1 + random.below(8192)].fill(0),
             _ => bad.extend_from_slice(&good[at..at + 100]),
         }
-        if bad != good {
-            let said = scratch.refusal(&bad);
-            assert!(said.contains("image"), "round {round}: {said}");
+        match scratch.read(&bad) {
+            Err(error) => {
+                assert!(
+                    error.to_string().contains("image"),
+                    "round {round}: {error}"
+                );
+                refused += 1;
+            }
+            Ok(found) => {
+                assert!(
+                    found
+                        .objects
+                        .iter()
+                        .all(|(page, data)| pages[page] == *data)
+                );
+                assert_eq!(found.objects.len() + found.damaged.len(), pages.len());
+                assert!(found.patterns.into_iter().eq(pages.keys().copied()));
+                hit += usize::from(!found.damaged.is_empty());
+            }
         }
     }
+    assert!(refused >= 80 && hit >= 80, "{refused} {hit}");
 }
 
 #[test]
-fn every_bit_of_the_headers_and_of_the_end_counts() {
+fn every_bit_of_the_header_an_index_and_the_end_counts() {
     let scratch = Scratch::new();
-    let good = written(&sample());
-    let first = (HEADER_LEN + SEGMENT_HEADER_LEN) * 8;
-    let end = (good.len() - END_LEN) * 8;
-    for bit in (0..first).chain(end..good.len() * 8) {
+    let few = sample().into_iter().take(40).collect();
+    let good = written(&few);
+    let end = good.len() - END_LEN;
+    let (_, last) = good[end..].split_at(16);
+    let index = u64::from_le_bytes(*last.first_chunk().expect("long enough")) as usize;
+    // But for what pads the index.
+    let body = 40 * (size_of::<ObjectEntry>() + size_of::<PatternEntry>());
+    let bytes = (0..HEADER_LEN).chain(index..index + INDEX_HEADER_LEN + body);
+    for bit in bytes
+        .chain(end..good.len())
+        .flat_map(|byte| byte * 8..byte * 8 + 8)
+    {
         let mut bad = good.clone();
         bad[bit / 8] ^= 1 << (bit % 8);
         scratch.refusal(&bad);
@@ -149,33 +188,27 @@ fn every_bit_of_the_headers_and_of_the_end_counts() {
 }
 
 #[test]
-fn a_segment_of_another_place_or_another_image_is_refused() {
+fn what_is_of_another_place_or_another_image_is_refused() {
     let scratch = Scratch::new();
-    // Segments of one length.
+    // Records of one length.
     let pages = (0..1000u32).map(|i| (i * 7, (Codec::Lz4, vec![i as u8; 3000])));
     let pages: Pages = pages.collect();
     let (good, other) = (written(&pages), written(&pages));
-    let header = SegmentHeader::read_from_bytes(&good[HEADER_LEN..][..SEGMENT_HEADER_LEN]);
-    let len = SEGMENT_HEADER_LEN + header.expect("a header").len.get() as usize;
-    let (first, second) = (
-        HEADER_LEN..HEADER_LEN + len,
-        HEADER_LEN + len..HEADER_LEN + 2 * len,
-    );
+    let len = RecordFormat::Saved.record_len(3000);
+    let [first, second] = [0, len].map(|at| HEADER_LEN + at..HEADER_LEN + at + len);
     let mut bad = good.clone();
     bad[first.clone()].copy_from_slice(&good[second.clone()]);
     bad[second].copy_from_slice(&good[first.clone()]);
-    let said = scratch.refusal(&bad);
-    assert!(said.contains("segment 0, bytes 64 to "), "{said}");
+    assert_eq!(scratch.read(&bad).expect("an image").damaged, [0, 7]);
     let mut bad = good.clone();
     bad[first.clone()].copy_from_slice(&other[first]);
-    scratch.refusal(&bad);
-    // The start of one and the end of the other.
-    let bad = [
-        &good[..good.len() - END_LEN],
-        &other[good.len() - END_LEN..],
-    ]
-    .concat();
-    scratch.refusal(&bad);
+    assert_eq!(scratch.read(&bad).expect("an image").damaged, [0]);
+    // The start of one and the end of the other, or its index too.
+    for from in [END_LEN, END_LEN + 1000 * 16 + 100] {
+        let cut = good.len() - from;
+        let said = scratch.refusal(&[&good[..cut], &other[cut..]].concat());
+        assert!(said.contains("damaged"), "{said}");
+    }
 }
 
 #[test]

@@ -2,27 +2,33 @@
 
 use std::io::{self, Write};
 
-use ring::rand::{SecureRandom, SystemRandom};
 use zerocopy::{FromZeros, IntoBytes};
 
+use super::index::{MAX_ENTRIES, place_of};
 use super::{
-    End, HEADER_LEN, Header, Kind, MAGIC, MAX_SEGMENT_BYTES, PATTERN, PageData, RecordHeader,
-    SEGMENT_BYTES, SEGMENT_HEADER_LEN, SegmentHeader, VERSION,
+    END_MAGIC, End, HEADER_LEN, Header, INDEX_HEADER_LEN, IndexHeader, Kind, MAGIC, ObjectEntry,
+    PageData, PatternEntry, VERSION,
 };
 use crate::codec::DictionaryId;
+use crate::spill::{BlockBuf, RECORD_ALIGN, Record, RecordAddress, RecordFormat, random_sequence};
 use crate::units::{PAGE_SIZE, PageIndex};
 
-/// An image on its way to `out`.
+/// An image on its way to `out`. What it keeps of it in memory are the pages since the last index.
 pub(crate) struct ImageWriter<W> {
     out: W,
-    identity: [u8; 16],
+    sequence: u64,
     /// Bytes written.
     at: u64,
-    segments: u64,
+    /// Where the records start that are in no index yet, which has these entries.
+    from: u64,
+    objects: Vec<ObjectEntry>,
+    patterns: Vec<PatternEntry>,
+    /// Where the last index starts, and how many there are.
+    last: u64,
+    indices: u64,
     pages: u64,
     dictionaries: Vec<DictionaryId>,
-    records: u32,
-    buffer: Vec<u8>,
+    record: BlockBuf,
 }
 
 impl<W: Write> ImageWriter<W> {
@@ -31,100 +37,134 @@ impl<W: Write> ImageWriter<W> {
     /// # Errors
     /// Those of `out`, here and below; that the kernel has no randomness.
     pub(crate) fn new(mut out: W, size: u64) -> io::Result<Self> {
+        let sequence = random_sequence().map_err(io::Error::other)?;
         let mut header = Header::new_zeroed();
         header.magic = MAGIC;
         header.version = VERSION.into();
         header.page_size = (PAGE_SIZE as u32).into();
         header.size = size.into();
-        let filled = SystemRandom::new().fill(&mut header.identity);
-        filled.map_err(|_| io::ErrorKind::Unsupported)?;
+        header.sequence = sequence.into();
         header.checksum = header.checksum().into();
         out.write_all(header.as_bytes())?;
         Ok(Self {
             out,
-            identity: header.identity,
+            sequence,
             at: HEADER_LEN as u64,
-            segments: 0,
+            from: HEADER_LEN as u64,
+            objects: Vec::new(),
+            patterns: Vec::new(),
+            last: 0,
+            indices: 0,
             pages: 0,
             dictionaries: Vec::new(),
-            records: 0,
-            buffer: Vec::with_capacity(MAX_SEGMENT_BYTES),
+            record: BlockBuf::default(),
         })
     }
 
     /// Adds a page that has not been added before.
     pub(crate) fn push(&mut self, page: PageIndex, data: PageData<'_>) -> io::Result<()> {
-        let pattern;
-        let (made, bytes) = match data {
-            PageData::SameFilled(word) => {
-                pattern = word.to_ne_bytes();
-                (PATTERN, &pattern[..])
-            }
-            PageData::Object(codec, bytes) => (codec as u8, bytes),
-        };
-        let header = RecordHeader {
-            page: page.0.into(),
-            len_less_one: (bytes.len() as u16 - 1).into(),
-            made,
-            zero: 0,
-        };
-        self.buffer.extend_from_slice(header.as_bytes());
-        self.buffer.extend_from_slice(bytes);
-        self.records += 1;
+        match data {
+            PageData::SameFilled(pattern) => self.patterns.push(PatternEntry {
+                page: page.0.into(),
+                pattern: pattern.into(),
+            }),
+            PageData::Object(codec, data) => self.push_object(Record { page, codec, data })?,
+        }
         self.pages += 1;
-        if self.buffer.len() >= SEGMENT_BYTES {
-            self.end_segment(Kind::Pages)?;
+        if self.objects.len().max(self.patterns.len()) == MAX_ENTRIES {
+            self.end_index()?;
         }
         Ok(())
     }
 
-    /// Adds a dictionary, if it has not been added before: ahead of the pages that need it.
+    fn push_object(&mut self, record: Record<'_>) -> io::Result<()> {
+        let Record { page, codec, data } = record;
+        let place = place_of(self.at, RecordFormat::Saved.record_len(data.len()));
+        self.pad(place)?;
+        self.record.clear();
+        RecordFormat::Saved.encode(record, &mut self.record);
+        let address = RecordAddress::from_byte(place);
+        RecordFormat::Saved.seal(&mut self.record, data.len(), address, self.sequence);
+        self.out.write_all(&self.record)?;
+        self.at += self.record.len() as u64;
+        self.objects.push(ObjectEntry {
+            page: page.0.into(),
+            len_less_one: (data.len() as u16 - 1).into(),
+            codec: codec as u8,
+            zero: 0,
+        });
+        Ok(())
+    }
+
+    /// Adds a dictionary that pages need, if it has not been added before.
     pub(crate) fn push_dictionary(&mut self, id: DictionaryId, bytes: &[u8]) -> io::Result<()> {
         if self.dictionaries.contains(&id) {
             return Ok(());
         }
         self.dictionaries.push(id);
-        let record = [&[id.index() as u8], bytes].concat();
-        self.write_segment(Kind::Dictionary, 1, &record)
+        self.end_index()?;
+        let mut header = IndexHeader::new_zeroed();
+        header.kind = (Kind::Dictionary as u32).into();
+        header.objects = (id.index() as u32).into();
+        self.write_index(header, bytes)
     }
 
-    fn end_segment(&mut self, kind: Kind) -> io::Result<()> {
-        let buffer = std::mem::take(&mut self.buffer);
-        let records = std::mem::take(&mut self.records);
-        let written = self.write_segment(kind, records, &buffer);
-        self.buffer = buffer;
-        self.buffer.clear();
-        written
+    /// Writes the index of what is in none.
+    fn end_index(&mut self) -> io::Result<()> {
+        let mut header = IndexHeader::new_zeroed();
+        header.kind = (Kind::Pages as u32).into();
+        header.objects = (self.objects.len() as u32).into();
+        header.patterns = (self.patterns.len() as u32).into();
+        let body = [self.objects.as_bytes(), self.patterns.as_bytes()].concat();
+        if body.is_empty() {
+            return Ok(());
+        }
+        self.objects.clear();
+        self.patterns.clear();
+        self.write_index(header, &body)
     }
 
-    fn write_segment(&mut self, kind: Kind, count: u32, records: &[u8]) -> io::Result<()> {
-        let mut header = SegmentHeader::new_zeroed();
-        header.kind = (kind as u32).into();
-        header.records = count.into();
-        header.len = (records.len() as u32).into();
-        header.number = self.segments.into();
-        let checksum = header.checksum(&self.identity, self.at, records);
-        header.checksum = checksum.into();
+    fn write_index(&mut self, mut header: IndexHeader, body: &[u8]) -> io::Result<()> {
+        header.len = (body.len() as u32).into();
+        header.from = self.from.into();
+        header.previous = self.last.into();
+        header.checksum = header.checksum(self.sequence, self.at, body).into();
         self.out.write_all(header.as_bytes())?;
-        self.out.write_all(records)?;
-        self.at += (SEGMENT_HEADER_LEN + records.len()) as u64;
-        self.segments += 1;
+        self.out.write_all(body)?;
+        self.last = self.at;
+        self.indices += 1;
+        self.at += (INDEX_HEADER_LEN + body.len()) as u64;
+        self.pad(self.at.next_multiple_of(RECORD_ALIGN as u64))?;
+        self.from = self.at;
+        Ok(())
+    }
+
+    /// Writes zeroes up to a place.
+    fn pad(&mut self, place: u64) -> io::Result<()> {
+        let zeroes = [0; PAGE_SIZE];
+        while self.at < place {
+            let some = (place - self.at).min(PAGE_SIZE as u64);
+            self.out.write_all(&zeroes[..some as usize])?;
+            self.at += some;
+        }
         Ok(())
     }
 
     /// Ends the image; returns `out`, how many pages are in it and how many bytes it has.
     pub(crate) fn finish(mut self) -> io::Result<(W, u64, u64)> {
-        if self.records > 0 {
-            self.end_segment(Kind::Pages)?;
-        }
-        let end = End {
+        self.end_index()?;
+        let mut end = End {
+            magic: END_MAGIC,
             pages: self.pages.into(),
-            segments: self.segments.into(),
+            last: self.last.into(),
+            indices: self.indices.into(),
             bytes: self.at.into(),
+            zeroes: 0.into(),
+            checksum: 0.into(),
         };
-        self.buffer.extend_from_slice(end.as_bytes());
-        self.end_segment(Kind::End)?;
+        end.checksum = end.checksum(self.sequence).into();
+        self.out.write_all(end.as_bytes())?;
         self.out.flush()?;
-        Ok((self.out, self.pages, self.at))
+        Ok((self.out, self.pages, self.at + end.as_bytes().len() as u64))
     }
 }

@@ -36,7 +36,7 @@ pub(crate) use self::slot::{SLOTS_PER_BLOCK, Slot, SlotIndex, SlotState};
 pub(crate) use self::unsaved::{SaveId, Unsaved};
 use crate::codec::Codec;
 use crate::pool::{NoRoom, ObjectAddress, Owner, Pool};
-use crate::spill::SegmentTable;
+use crate::spill::{RecordAddress, SegmentTable};
 use crate::sync::{Protection, without};
 
 /// What a shard counts. Bytes unless a name says pages.
@@ -200,6 +200,19 @@ impl Shard {
         self.set(index, slot.written_in(self.present.tag()));
         self.note_change(index, false);
         Ok(())
+    }
+
+    /// Points the empty slot at a record of an image.
+    pub(crate) fn adopt(
+        &mut self,
+        index: SlotIndex,
+        record: RecordAddress,
+        len: usize,
+        codec: Codec,
+    ) {
+        debug_assert!(self.slot(index).is_empty());
+        self.segments.retain(record, len);
+        self.set(index, Slot::written_back(record, len, codec));
     }
 
     /// Makes the slot's page one repeated pattern.

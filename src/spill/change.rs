@@ -1,11 +1,12 @@
 //! Changes of the backing while it is in use.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::backing::Backing;
-use super::log::{SegmentLog, Space, State};
-use super::segment::SegmentIndex;
-use super::stores::{STORES, StoreIndex};
+use super::log::{Adopted, Segment, SegmentLog, Space, State};
+use super::segment::{SEGMENT_BYTES, SegmentIndex};
+use super::stores::{BACKINGS, StoreIndex};
 
 impl SegmentLog {
     /// Appends to `backing` from here on; gives it back if an earlier one has not left yet.
@@ -61,9 +62,20 @@ impl SegmentLog {
         true
     }
 
+    /// Knows of an image's segments from here on, to which slots refer.
+    pub(crate) fn adopt(&mut self, Adopted(segments): Adopted) {
+        let segments: Vec<Segment> = segments.into_iter().map(Segment::of_image).collect();
+        let free = (0..).zip(&segments).filter(|(_, s)| s.state == State::Free);
+        *self.space_mut(StoreIndex::IMAGE) = Space {
+            capacity: segments.len() as u32,
+            free: free.map(|(at, _)| SegmentIndex::in_image(at)).collect(),
+            segments,
+        };
+    }
+
     /// The place of a backing that is to leave; the one that might come back is the last.
     fn leaving(&self) -> Option<StoreIndex> {
-        let stores = (0..STORES as u8).map(StoreIndex);
+        let stores = (0..BACKINGS as u8).map(StoreIndex);
         stores
             .filter(|&store| Some(store) != self.current)
             .filter(|&store| self.stores.of(SegmentIndex::in_store(store, 0)).is_some())
@@ -72,32 +84,53 @@ impl SegmentLog {
 
     /// What is left to do before the backing that is to leave can.
     pub(crate) fn leave(&mut self) -> Leave {
-        let Some(store) = self.leaving() else {
-            return Leave::Done;
-        };
-        let segments = &self.space_mut(store).segments;
-        if segments.iter().any(|segment| segment.in_flight > 0) {
+        while let Some(store) = self.leaving() {
+            match self.leave_from(store) {
+                // There may be another.
+                Leave::Done => self.retired.take_if(|retired| *retired == store),
+                step => return step,
+            };
+        }
+        Leave::Done
+    }
+
+    /// What is left to do before the image is needed no more.
+    pub(crate) fn leave_image(&mut self) -> Leave {
+        self.leave_from(StoreIndex::IMAGE)
+    }
+
+    fn leave_from(&mut self, store: StoreIndex) -> Leave {
+        let count = self.space_mut(store).segments.len() as u32;
+        let all = || (0..count).map(|at| SegmentIndex::in_store(store, at));
+        if all().any(|segment| self.segment(segment).in_flight > 0) {
             return Leave::Land;
         }
         // What was emptied needs no more than that.
-        for at in 0..segments.len() as u32 {
-            self.free_if_empty(SegmentIndex::in_store(store, at));
+        all().for_each(|segment| self.free_if_empty(segment));
+        if all().all(|segment| self.segment(segment).state == State::Free) {
+            *self.space_mut(store) = Space::default();
+            self.stores.remove(store);
+            return Leave::Done;
         }
-        let segments = (0..).zip(&self.space_mut(store).segments);
-        let mut left = segments
-            .filter(|(_, segment)| segment.state != State::Free)
-            .map(|(at, segment)| (SegmentIndex::in_store(store, at), segment.state));
-        let next = left.clone().find(|(_, state)| *state == State::Sealed);
-        match next.or_else(|| left.next()) {
-            Some((segment, State::Sealed)) => Leave::Move(segment),
-            Some(_) => Leave::Damaged,
-            None => {
-                *self.space_mut(store) = Space::default();
-                self.stores.remove(store);
-                self.retired.take_if(|retired| *retired == store);
-                // There may be another.
-                self.leave()
-            }
+        let sealed = all().filter(|&segment| self.segment(segment).state == State::Sealed);
+        // One that could not be read just now comes last.
+        let next = sealed.min_by_key(|&segment| !self.is_to_read(segment));
+        next.map_or(Leave::Damaged, Leave::Move)
+    }
+}
+
+impl Segment {
+    /// A segment of an image, with records in these places.
+    fn of_image(records: Vec<Range<u32>>) -> Self {
+        if records.is_empty() {
+            return Self::FREE;
+        }
+        Self {
+            state: State::Sealed,
+            end: SEGMENT_BYTES as u32,
+            used: SEGMENT_BYTES as u32,
+            written: records,
+            ..Self::FREE
         }
     }
 }

@@ -126,6 +126,29 @@ impl Target {
     }
 }
 
+/// Where records are, back to back, in each of an image's segments.
+#[derive(Debug, Default)]
+pub(crate) struct Adopted(pub(super) Vec<Vec<Range<u32>>>);
+
+impl Adopted {
+    /// Adds a record of `len` bytes, counted from the image's start; returns whether it is the first of its
+    /// segment.
+    pub(crate) fn add(&mut self, record: RecordAddress, len: usize) -> bool {
+        let segment = SegmentIndex::of(record);
+        let (at, start) = (segment.0 as usize, (record.byte() - segment.byte()) as u32);
+        if self.0.len() <= at {
+            self.0.resize(at + 1, Vec::new());
+        }
+        let ranges = &mut self.0[at];
+        let is_first = ranges.is_empty();
+        match ranges.last_mut() {
+            Some(last) if last.end == start => last.end += len as u32,
+            _ => ranges.push(start..start + len as u32),
+        }
+        is_first
+    }
+}
+
 /// What the log has used and written, for statistics.
 #[derive(Debug, Default)]
 pub(crate) struct LogCounts {
@@ -160,19 +183,19 @@ pub(super) enum State {
 pub(super) struct Segment {
     pub(super) state: State,
     /// Bytes given out.
-    end: u32,
-    /// Bytes written, or under way.
-    used: u32,
+    pub(super) end: u32,
+    /// Bytes written, or under way. An image's count nowhere else.
+    pub(super) used: u32,
     /// Appends under way.
     pub(super) in_flight: u32,
     /// When to try again to read it, which failed.
-    read_again: Option<Instant>,
+    pub(super) read_again: Option<Instant>,
     /// Where the records of appends that succeeded are.
-    written: Vec<Range<u32>>,
+    pub(super) written: Vec<Range<u32>>,
 }
 
 impl Segment {
-    const FREE: Self = Self {
+    pub(super) const FREE: Self = Self {
         state: State::Free,
         end: 0,
         used: 0,
@@ -397,7 +420,9 @@ impl SegmentLog {
         if let Some(backing) = self.stores.of(segment) {
             backing.discard(segment.within_store());
         }
-        self.counts.used_bytes.fetch_sub(u64::from(used), Relaxed);
+        if !segment.is_in_image() {
+            self.counts.used_bytes.fetch_sub(u64::from(used), Relaxed);
+        }
         *self.segment_mut(segment) = Segment::FREE;
         self.space_mut(segment.store()).free.insert(segment);
     }
@@ -459,13 +484,16 @@ impl SegmentLog {
             .min_by_key(|&(_, live)| live)
     }
 
+    /// Whether it is worth a try to read a segment.
+    pub(super) fn is_to_read(&self, index: SegmentIndex) -> bool {
+        let again = self.segment(index).read_again;
+        again.is_none_or(|at| at <= Instant::now())
+    }
+
     /// Whether there is anything to move out of a segment, no append to it is under way, and it could
     /// be read lately.
     fn is_to_clean(&self, index: SegmentIndex) -> bool {
-        let segment = self.segment(index);
-        segment.in_flight == 0
-            && self.table.live(index) > 0
-            && segment.read_again.is_none_or(|at| at <= Instant::now())
+        self.segment(index).in_flight == 0 && self.table.live(index) > 0 && self.is_to_read(index)
     }
 
     /// Reads all that was appended to a sealed segment, and keeps it from being appended to until
@@ -519,7 +547,10 @@ impl SegmentLog {
                 assert_eq!(segment.state == State::Free, space.free.contains(&index));
                 let is_open = self.heads.contains(&Some(index));
                 assert_eq!(segment.state == State::Open, is_open);
-                used += u64::from(segment.used);
+                used += match store {
+                    StoreIndex::IMAGE => 0,
+                    _ => u64::from(segment.used),
+                };
             }
         }
         assert_eq!(self.counts.used_bytes.load(Relaxed), used);
@@ -529,7 +560,7 @@ impl SegmentLog {
         SEGMENT_BYTES as u32 - self.segment(segment).end
     }
 
-    fn segment(&self, index: SegmentIndex) -> &Segment {
+    pub(super) fn segment(&self, index: SegmentIndex) -> &Segment {
         &self.spaces[usize::from(index.store().0)].segments[index.within_store().0 as usize]
     }
 

@@ -38,12 +38,11 @@ pub(crate) use faulty::FaultyBacking;
 #[cfg(all(test, feature = "shuttle"))]
 pub(crate) use faulty::{Chances, Faults};
 pub(crate) use file::{FileBacking, block_device_size};
-pub(crate) use log::{Head, LogCounts, MIN_APPEND, SegmentLog, Target};
+pub(crate) use log::{Adopted, Head, LogCounts, MIN_APPEND, SegmentLog, Target};
 pub(crate) use record::{
-    MAX_RECORD_LEN, Record, RecordAddress, RecordBuf, RecordFormat, random_sequence,
+    MAX_RECORD_LEN, RECORD_ALIGN, Record, RecordAddress, RecordBuf, RecordFormat, RecordFormats,
+    random_sequence,
 };
-pub(crate) use segment::{SEGMENT_BYTES, SegmentIndex, SegmentTable};
-#[cfg(test)]
-pub(crate) use stores::StoreSegment;
-pub(crate) use stores::Stores;
+pub(crate) use segment::{MAX_STORE_BYTES, SEGMENT_BYTES, SegmentIndex, SegmentTable};
+pub(crate) use stores::{StoreSegment, Stores};
 pub use wipe::wipe_spill;

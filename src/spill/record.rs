@@ -20,6 +20,8 @@
 //! | 22     | codec                                                               |
 //! | 23..   | the object; zeroes up to a multiple of 16                           |
 //!
+//! In a saved image they are checked, and their addresses are counted from the image's start.
+//!
 //! The sequence number that the place was given out under and the record's address go into the
 //! checksum, and into the nonce and what the tag covers, but not into the record: one that is read
 //! back from the wrong place, or that an earlier use of the segment or an append that failed left
@@ -33,12 +35,13 @@ use ring::rand::{SecureRandom, SystemRandom};
 
 use super::blocks::BlockBuf;
 use super::seal::{NotSealed, SealKey, TAG_LEN};
+use super::segment::SegmentIndex;
 use crate::codec::Codec;
 use crate::error::{Error, Result};
 use crate::units::{PAGE_SIZE, PageIndex};
 
 /// Bytes that record addresses and lengths are multiples of.
-pub(super) const RECORD_ALIGN: usize = 16;
+pub(crate) const RECORD_ALIGN: usize = 16;
 
 const CHECKED_HEADER_LEN: usize = 11;
 const SEALED_HEADER_LEN: usize = 23;
@@ -85,6 +88,8 @@ pub(crate) enum RecordFormat {
     /// With a checksum.
     #[default]
     Checked,
+    /// The same, in an image: its place among the device's backings is no part of it.
+    Saved,
     /// Encrypted and authenticated.
     Sealed(Arc<SealKey>),
 }
@@ -93,6 +98,7 @@ impl fmt::Debug for RecordFormat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Checked => "Checked",
+            Self::Saved => "Saved",
             Self::Sealed(_) => "Sealed",
         })
     }
@@ -109,7 +115,7 @@ impl RecordFormat {
 
     fn header_len(&self) -> usize {
         match self {
-            Self::Checked => CHECKED_HEADER_LEN,
+            Self::Checked | Self::Saved => CHECKED_HEADER_LEN,
             Self::Sealed(_) => SEALED_HEADER_LEN,
         }
     }
@@ -126,7 +132,7 @@ impl RecordFormat {
         let end = out.len() + self.record_len(data.len());
         let len = (data.len() as u16 - 1).to_le_bytes();
         match self {
-            Self::Checked => {
+            Self::Checked | Self::Saved => {
                 out.extend_from_slice(&[0; 4]);
                 out.extend_from_slice(&page.0.to_le_bytes());
                 out.extend_from_slice(&len);
@@ -153,7 +159,7 @@ impl RecordFormat {
             .split_at_checked(self.header_len())
             .ok_or(DamagedRecord)?;
         let (page, len, codec) = match (self, header) {
-            (Self::Checked, &[_, _, _, _, p0, p1, p2, p3, l0, l1, codec]) => {
+            (Self::Checked | Self::Saved, &[_, _, _, _, p0, p1, p2, p3, l0, l1, codec]) => {
                 ([p0, p1, p2, p3], [l0, l1], codec)
             }
             (Self::Sealed(_), &[.., l0, l1, p0, p1, p2, p3, codec]) => {
@@ -174,10 +180,11 @@ impl RecordFormat {
 
     /// Makes the encoded record of an object of `len` bytes that starts `bytes` the record at `at`,
     /// written under the number `sequence`. With one address and number this is done once.
-    pub(super) fn seal(&self, bytes: &mut [u8], len: usize, at: RecordAddress, sequence: u64) {
+    pub(crate) fn seal(&self, bytes: &mut [u8], len: usize, at: RecordAddress, sequence: u64) {
         let bytes = &mut bytes[..self.record_len(len)];
         match self {
-            Self::Checked => {
+            Self::Checked | Self::Saved => {
+                let at = self.bound_to(at);
                 let checksum = checksum(&bytes[4..CHECKED_HEADER_LEN + len], at, sequence);
                 bytes[..4].copy_from_slice(&checksum.to_le_bytes());
             }
@@ -205,10 +212,10 @@ impl RecordFormat {
         sequence: u64,
     ) -> Result<Record<'a>, DamagedRecord> {
         match self {
-            Self::Checked => {
+            Self::Checked | Self::Saved => {
                 let record = self.parse(bytes)?;
                 let covered = &bytes[4..CHECKED_HEADER_LEN + record.data.len()];
-                let expected = checksum(covered, at, sequence).to_le_bytes();
+                let expected = checksum(covered, self.bound_to(at), sequence).to_le_bytes();
                 (bytes[..4] == expected)
                     .then_some(record)
                     .ok_or(DamagedRecord)
@@ -223,10 +230,18 @@ impl RecordFormat {
     /// The object, of `len` bytes, of the record that was opened from `bytes` with `scratch`.
     pub(crate) fn data<'a>(&self, bytes: &'a [u8], scratch: &'a RecordBuf, len: usize) -> &'a [u8] {
         let encoded = match self {
-            Self::Checked => bytes,
+            Self::Checked | Self::Saved => bytes,
             Self::Sealed(_) => scratch,
         };
         &encoded[self.header_len()..][..len]
+    }
+
+    /// What a record at an address is bound to.
+    fn bound_to(&self, at: RecordAddress) -> RecordAddress {
+        match self {
+            Self::Saved => at.within_store(),
+            Self::Checked | Self::Sealed(_) => at,
+        }
     }
 
     /// Makes `scratch` start with the encoded form of a sealed record.
@@ -253,6 +268,24 @@ impl RecordFormat {
             .map_err(|NotSealed| DamagedRecord)?;
         opened[TAG_LEN..TAG_LEN + 2].copy_from_slice(&len.to_le_bytes());
         Ok(())
+    }
+}
+
+/// How the records of a device are written, by where they are.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct RecordFormats {
+    /// In its backings.
+    pub(crate) spilled: RecordFormat,
+}
+
+impl RecordFormats {
+    /// The format of the record at an address.
+    pub(crate) fn at(&self, record: RecordAddress) -> &RecordFormat {
+        static SAVED: RecordFormat = RecordFormat::Saved;
+        match SegmentIndex::of(record).is_in_image() {
+            true => &SAVED,
+            false => &self.spilled,
+        }
     }
 }
 

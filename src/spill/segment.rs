@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use crossbeam::queue::SegQueue;
 use zerocopy::FromZeros;
 
-use super::record::{RecordAddress, RecordFormat};
+use super::record::{RecordAddress, RecordFormats};
 use super::stores::{STORES, StoreSegment};
 use crate::memory::LazyTable;
 use crate::sync::Mutex;
@@ -24,8 +24,11 @@ const SPARSE: u32 = SEGMENT_BYTES as u32 / 2;
 /// apart than that.
 pub(super) const MAX_RETRIES: u64 = u8::MAX as u64;
 
-/// Segments that a backing can have, 16 TiB: half of what a record's address can reach.
-pub(crate) const SEGMENTS_PER_STORE: u32 = 1 << 23;
+/// Segments that a backing can have, ten TiB: a third of what a record's address can reach.
+pub(crate) const SEGMENTS_PER_STORE: u32 = (1 << 24) / STORES as u32;
+
+/// Bytes that a backing can have.
+pub(crate) const MAX_STORE_BYTES: u64 = SEGMENTS_PER_STORE as u64 * SEGMENT_BYTES;
 
 /// A segment of any backing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -40,6 +43,19 @@ impl SegmentIndex {
     /// The address of the segment's first byte, counted over all backings.
     pub(crate) fn byte(self) -> u64 {
         u64::from(self.0) * SEGMENT_BYTES
+    }
+}
+
+impl RecordAddress {
+    /// The address of a record that starts there in the image.
+    pub(crate) fn in_image(self) -> Self {
+        Self::from_byte(SegmentIndex::in_image(0).byte() + self.byte())
+    }
+
+    /// The address, counted from the start of its backing.
+    pub(crate) fn within_store(self) -> Self {
+        let segment = SegmentIndex::of(self);
+        Self::from_byte(segment.within_store().byte() + self.byte() - segment.byte())
     }
 }
 
@@ -67,25 +83,30 @@ struct Entry {
 pub(crate) struct SegmentTable {
     /// None until the first backing comes.
     entries: OnceLock<LazyTable<Entry>>,
+    /// Of the backings' segments.
     live_bytes: AtomicU64,
+    /// Of the image's.
+    image_bytes: AtomicU64,
     /// Segments whose last record was released, for the writeback thread to free.
     emptied: SegQueue<SegmentIndex>,
     /// Offsets in segments, in rising order, from which on places were given out again. A leaf.
     retried: Mutex<HashMap<SegmentIndex, Vec<u32>>>,
     waker: Arc<Waker>,
-    format: RecordFormat,
+    formats: RecordFormats,
 }
 
 impl SegmentTable {
-    /// A table of segments of records of `format` that nothing refers to; `waker` is called when a segment is emptied or sparse.
-    pub(crate) fn new(format: RecordFormat, waker: Arc<Waker>) -> Self {
+    /// A table of segments that nothing refers to, of records in `formats`; `waker` is called when a
+    /// segment is emptied or sparse.
+    pub(crate) fn new(formats: RecordFormats, waker: Arc<Waker>) -> Self {
         Self {
             entries: OnceLock::new(),
             live_bytes: AtomicU64::new(0),
+            image_bytes: AtomicU64::new(0),
             emptied: SegQueue::new(),
             retried: Mutex::default(),
             waker,
-            format,
+            formats,
         }
     }
 
@@ -104,19 +125,18 @@ impl SegmentTable {
 
     /// Counts a slot's new reference to the record of an object of `len` bytes.
     pub(crate) fn retain(&self, record: RecordAddress, len: usize) {
-        let bytes = self.format.record_len(len) as u32;
-        self.entry(SegmentIndex::of(record))
-            .live
-            .fetch_add(bytes, Ordering::Relaxed);
-        self.live_bytes
+        let bytes = self.formats.at(record).record_len(len) as u32;
+        let segment = SegmentIndex::of(record);
+        self.entry(segment).live.fetch_add(bytes, Ordering::Relaxed);
+        self.total_of(segment)
             .fetch_add(u64::from(bytes), Ordering::Relaxed);
     }
 
     /// Counts that a slot no longer refers to a record.
     pub(crate) fn release(&self, record: RecordAddress, len: usize) {
-        let bytes = self.format.record_len(len) as u32;
+        let bytes = self.formats.at(record).record_len(len) as u32;
         let segment = SegmentIndex::of(record);
-        self.live_bytes
+        self.total_of(segment)
             .fetch_sub(u64::from(bytes), Ordering::Relaxed);
         let before = self.entry(segment).live.fetch_sub(bytes, Ordering::Release);
         debug_assert!(before >= bytes);
@@ -138,9 +158,26 @@ impl SegmentTable {
         self.entry(segment).live.load(Ordering::Acquire)
     }
 
-    /// Bytes of live records in all segments.
+    /// Bytes of live records in all segments of backings.
     pub(crate) fn live_bytes(&self) -> u64 {
         self.live_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of live records in the image.
+    pub(crate) fn image_bytes(&self) -> u64 {
+        self.image_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Whether a slot refers to a record.
+    pub(crate) fn any_live(&self) -> bool {
+        self.live_bytes() > 0 || self.image_bytes() > 0
+    }
+
+    fn total_of(&self, segment: SegmentIndex) -> &AtomicU64 {
+        match segment.is_in_image() {
+            true => &self.image_bytes,
+            false => &self.live_bytes,
+        }
     }
 
     /// The number of the segment's present use.

@@ -1,6 +1,7 @@
 //! The backings that segments are in. There are places for two, so that one can take the other's
 //! place while the device is in use: what is live moves from the one that leaves to the one that
-//! came, or to memory.
+//! came, or to memory. A third place is for the image that a device is restored from, for as long as
+//! some of it has not come to memory or to a backing.
 
 use std::sync::Arc;
 
@@ -9,12 +10,20 @@ use super::segment::{SEGMENTS_PER_STORE, SegmentIndex};
 use crate::sync::RwLock;
 use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-/// One of the two places.
+/// One of the places.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct StoreIndex(pub(super) u8);
 
+impl StoreIndex {
+    /// The image's place.
+    pub(super) const IMAGE: Self = Self(BACKINGS as u8);
+}
+
+/// Places there are for backings.
+pub(super) const BACKINGS: usize = 2;
+
 /// Places there are.
-pub(super) const STORES: usize = 2;
+pub(super) const STORES: usize = BACKINGS + 1;
 
 #[derive(Default)]
 struct Places {
@@ -51,10 +60,11 @@ impl Stores {
         self.places.read().backings[usize::from(segment.store().0)].clone()
     }
 
-    /// Adds a backing, which is written to from here on; gives it back if both places are taken.
+    /// Adds a backing, which is written to from here on; gives it back if there is no place for it.
     pub(super) fn add(&self, backing: Arc<dyn Backing>) -> Result<StoreIndex, Arc<dyn Backing>> {
         let mut places = self.places.write();
-        let Some(at) = places.backings.iter().position(Option::is_none) else {
+        let free = places.backings[..BACKINGS].iter().position(Option::is_none);
+        let Some(at) = free else {
             return Err(backing);
         };
         places.backings[at] = Some(backing);
@@ -62,6 +72,24 @@ impl Stores {
         places.current = Some(store);
         self.spills.store(true, Relaxed);
         Ok(store)
+    }
+
+    /// Puts an image in its place; returns false if one is there.
+    pub(crate) fn add_image(&self, image: Arc<dyn Backing>) -> bool {
+        let place = &mut self.places.write().backings[usize::from(StoreIndex::IMAGE.0)];
+        let is_free = place.is_none();
+        place.get_or_insert(image);
+        is_free
+    }
+
+    /// Takes the image away.
+    pub(crate) fn remove_image(&self) {
+        self.remove(StoreIndex::IMAGE);
+    }
+
+    /// The image, if there is one.
+    pub(crate) fn image(&self) -> Option<Arc<dyn Backing>> {
+        self.of(SegmentIndex::in_store(StoreIndex::IMAGE, 0))
     }
 
     /// Makes another backing, or none, the one that is written to.
@@ -80,6 +108,16 @@ impl SegmentIndex {
     /// The place of the backing it is in.
     pub(super) fn store(self) -> StoreIndex {
         StoreIndex((self.0 / SEGMENTS_PER_STORE) as u8)
+    }
+
+    /// Whether it is in the image that the device is restored from.
+    pub(crate) fn is_in_image(self) -> bool {
+        self.store() == StoreIndex::IMAGE
+    }
+
+    /// A segment of the image, counted from the image's start.
+    pub(super) fn in_image(segment: u32) -> Self {
+        Self::in_store(StoreIndex::IMAGE, segment)
     }
 
     /// A segment of a backing, counted from the backing's start.

@@ -19,6 +19,9 @@ pub(crate) enum Protection {
     LookedForAgain,
     /// Only a page that is as it was when it was read back comes to memory.
     PromotedIfUnchanged,
+    /// What an image or a backing that leaves has of a page comes to memory only if that has not changed
+    /// since it was looked at.
+    BroughtBackIfUnchanged,
     /// A part is written over a page that was read back only if that is still the page.
     ChangedIfUnchanged,
     /// What was written home is clean only if it has not changed since it was taken.

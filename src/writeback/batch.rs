@@ -5,8 +5,9 @@ use std::collections::HashMap;
 use crate::device::core::Core;
 use crate::device::layout::ShardIndex;
 use crate::shard::{Evicted, Shard, Slot, SlotIndex, SlotState};
-use crate::spill::{BLOCK, BlockBuf, Record, RecordFormat, SegmentIndex, Target};
-use crate::units::PageIndex;
+use crate::spill::{BLOCK, BlockBuf, Record, RecordFormat, RecordFormats, SegmentIndex, Target};
+use crate::sync::{Protection, without};
+use crate::units::{PAGE_SIZE, PageIndex};
 
 /// Most bytes of one append, a multiple of [`BLOCK`].
 pub(super) const MAX_BATCH: usize = 1 << 20;
@@ -148,22 +149,32 @@ impl Batch {
     /// Stores the objects in memory, those whose slots are as they were; returns false if there is
     /// no room for all of them.
     pub(super) fn store(&self, core: &Core) -> bool {
+        let mut raw = [0; PAGE_SIZE];
         self.entries.iter().all(|entry| {
             let Ok(record) = self.format.parse(&self.collected[entry.at..]) else {
                 unreachable!("the record was encoded by `push`");
             };
+            let storable = core.storable(record.page, record.codec, record.data, &mut raw);
+            let Ok((codec, data)) = storable else {
+                // It stays where it is.
+                return true;
+            };
             let mut shard = core.shard(entry.shard);
-            !shard.slot(entry.index).same_place(entry.expected)
-                || shard
-                    .bring_back(entry.index, record.codec, record.data)
-                    .is_ok()
+            let unchanged = shard.slot(entry.index).same_place(entry.expected)
+                || without(Protection::BroughtBackIfUnchanged);
+            !unchanged || shard.bring_back(entry.index, codec, data).is_ok()
         })
     }
 }
 
 /// Adds up the live bytes of the segment that a written-back slot refers to.
-pub(super) fn count_live(live: &mut HashMap<SegmentIndex, u32>, format: &RecordFormat, slot: Slot) {
+pub(super) fn count_live(
+    live: &mut HashMap<SegmentIndex, u32>,
+    formats: &RecordFormats,
+    slot: Slot,
+) {
     if let SlotState::WrittenBack { record, len, .. } = slot.state() {
-        *live.entry(SegmentIndex::of(record)).or_default() += format.record_len(len) as u32;
+        let bytes = formats.at(record).record_len(len) as u32;
+        *live.entry(SegmentIndex::of(record)).or_default() += bytes;
     }
 }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::ops::Range;
+use std::path::Path;
 
 use crate::device::core::Core;
 use crate::shard::{Evicted, Slot};
@@ -98,7 +99,7 @@ impl Writeback {
             return Ok(Cleaned::NoRoom);
         }
         match self.read_segment(segment) {
-            Some(written) => self.empty_and_land(segment, &written),
+            Some(written) => self.empty_and_land(segment, &written, To::Log),
             None => Ok(Cleaned::Unreadable),
         }
     }
@@ -108,13 +109,14 @@ impl Writeback {
     ///
     /// # Errors
     /// That not all of it could be written.
-    fn empty_and_land(
+    pub(super) fn empty_and_land(
         &mut self,
         segment: SegmentIndex,
         written: &[Range<u32>],
+        to: To,
     ) -> Result<Cleaned, &'static str> {
         self.moves_failed = false;
-        let cleaned = self.empty(segment, written);
+        let cleaned = self.empty(segment, written, to);
         let landed = self.land_all();
         let landed = if self.moves_failed {
             Err(FAILING)
@@ -129,10 +131,10 @@ impl Writeback {
     }
 
     /// Moves the live records of the segment whose contents are in `self.segment`, in the ranges
-    /// that were `written`, to the log's end, or to memory if there is none.
-    fn empty(&mut self, segment: SegmentIndex, written: &[Range<u32>]) -> Cleaned {
+    /// that were `written`.
+    fn empty(&mut self, segment: SegmentIndex, written: &[Range<u32>], to: To) -> Cleaned {
         let mut walk = Walk::new(segment, written);
-        if !self.move_from(&mut walk) {
+        if !self.move_from(&mut walk, to) {
             return Cleaned::NoRoom;
         }
         if !walk.damaged {
@@ -142,30 +144,33 @@ impl Writeback {
         // and logged, and the next append tells.
         let _ = self.land_all();
         let mut salvage = Salvage::new(&self.core, segment);
-        match (self.move_from(&mut salvage), salvage.damaged) {
+        match (self.move_from(&mut salvage, to), salvage.damaged) {
             (false, _) => Cleaned::NoRoom,
             (true, 0) => Cleaned::All,
             (true, _) => Cleaned::Damaged,
         }
     }
 
-    /// Returns false if there was nowhere to write.
-    fn move_from(&mut self, source: &mut dyn Source) -> bool {
-        if self.core.stores.spills() {
-            self.move_live(source)
-        } else {
-            self.bring_back(source)
+    /// Returns false if there was no room.
+    fn move_from(&mut self, source: &mut dyn Source, to: To) -> bool {
+        match to {
+            To::Log => self.move_live(source),
+            To::Memory => self.bring_back(source),
         }
     }
 
     /// Reads what was written to a segment to `self.segment`; returns where in it that is, `None` if
     /// it cannot be read, which is logged.
-    fn read_segment(&mut self, segment: SegmentIndex) -> Option<Vec<Range<u32>>> {
+    pub(super) fn read_segment(&mut self, segment: SegmentIndex) -> Option<Vec<Range<u32>>> {
         let read = self.log.begin_cleaning(segment, &mut self.segment);
         let note = |error: &io::Error| {
             if let Some(end) = self.core.log_limit.admit() {
-                let segment = segment.0;
-                tracing::warn!("cannot read segment {segment} of the backing: {error}{end}");
+                let backing = self.core.stores.of(segment);
+                let path = backing
+                    .as_ref()
+                    .map_or(Path::new("the backing"), |b| b.path());
+                let (segment, path) = (segment.within_store().0, path.display());
+                tracing::warn!("cannot read segment {segment} of {path}: {error}{end}");
             }
         };
         read.inspect_err(note).ok()
@@ -221,7 +226,11 @@ impl Writeback {
             Leave::Move(segment) => segment,
         };
         let written = self.read_segment(segment).ok_or(UNREADABLE_TO_LEAVE)?;
-        let cleaned = self.empty_and_land(segment, &written);
+        let to = match self.core.stores.spills() {
+            true => To::Log,
+            false => To::Memory,
+        };
+        let cleaned = self.empty_and_land(segment, &written, to);
         match cleaned.map_err(|_| "the backing that takes its place cannot be written to")? {
             Cleaned::NoRoom => Err("there is no room for what it holds"),
             Cleaned::Unreadable => Err(UNREADABLE_TO_LEAVE),
@@ -252,6 +261,14 @@ pub(super) trait Source {
 
     /// Adds some from the segment's `bytes` to the batch, until it has `limit` bytes.
     fn pick_live(&mut self, core: &Core, batch: &mut Batch, bytes: &[u8], limit: usize);
+}
+
+/// Where what is live in a segment goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum To {
+    /// To the log's end.
+    Log,
+    Memory,
 }
 
 /// How cleaning a segment ended.
@@ -309,7 +326,8 @@ impl Source for Walk<'_> {
             let address = RecordAddress::from_byte(self.segment.byte() + self.at as u64);
             let bytes = &bytes[self.at..end];
             let sequence = core.segments.sequence_at(address);
-            let record = core.format.open(bytes, &mut scratch, address, sequence);
+            let format = core.formats.at(address);
+            let record = format.open(bytes, &mut scratch, address, sequence);
             let known = record
                 .ok()
                 .filter(|record| u64::from(record.page.0) < core.layout.capacity());
@@ -319,12 +337,13 @@ impl Source for Walk<'_> {
                 self.next_append();
                 continue;
             };
-            let len = core.format.record_len(record.data.len());
+            // It may be longer where it goes than where it is.
+            let len = core.formats.spilled.record_len(record.data.len());
             if batch.len() + len > limit {
                 return;
             }
             push_if_live(core, batch, address, record);
-            self.at += len;
+            self.at += format.record_len(record.data.len());
         }
     }
 }

@@ -13,6 +13,7 @@ mod evictor;
 mod flights;
 mod homeward;
 mod replace;
+mod restore;
 mod salvage;
 mod selected;
 mod waker;
@@ -26,12 +27,13 @@ use self::evictor::NOTHING;
 use self::flights::Flights;
 use self::homeward::Hand;
 use self::replace::Leaving;
+use self::restore::Restoring;
 use self::selected::Selected;
 pub(crate) use self::waker::Waker;
 use crate::device::core::Core;
 use crate::device::room::RoundEnd;
 use crate::selection::Selection;
-use crate::spill::{Backing, BlockBuf, SegmentLog};
+use crate::spill::{Adopted, Backing, BlockBuf, SegmentLog};
 use crate::sync::channel::{Receiver, Sender, TryRecvError};
 use crate::sync::time::Instant;
 
@@ -67,6 +69,12 @@ pub(crate) enum Command {
         size: Option<u64>,
         done: Sender<crate::Result<()>>,
     },
+    /// Empty the image that slots refer to, and that has so many pages.
+    Restore {
+        image: Adopted,
+        pages: u64,
+        done: Sender<Result<(), String>>,
+    },
     /// Wait for what is under way.
     Land { done: Sender<()> },
     /// Assert that everything adds up, while nothing is isolated.
@@ -101,6 +109,8 @@ pub(crate) struct Writeback {
     churned: bool,
     /// A backing that is to leave.
     replaced: Option<Leaving>,
+    /// An image that is being emptied.
+    restoring: Option<Restoring>,
     /// Whether the last attempt to write failed, so that it is logged once.
     failing: bool,
     /// When eviction last found that it can do nothing.
@@ -124,7 +134,7 @@ impl Writeback {
         Self {
             commands,
             log,
-            flights: Flights::new(core.format.clone()),
+            flights: Flights::new(core.formats.spilled.clone()),
             core,
             leaving: 0,
             evicted_frames: 0,
@@ -134,6 +144,7 @@ impl Writeback {
             hand: Hand::default(),
             churned: false,
             replaced: None,
+            restoring: None,
             failing: false,
             stuck_at: None,
         }
@@ -146,11 +157,11 @@ impl Writeback {
         let (mut unsettled, mut done) = (false, true);
         loop {
             let ages = self.core.keep_ages(|| self.should_go_on());
-            let timeout = if unsettled {
-                Some(ages.unwrap_or(IDLE).min(IDLE))
-            } else {
-                ages
-            };
+            let idle = unsettled.then_some(IDLE);
+            let timeout = [ages, idle, self.restoring_rests()]
+                .into_iter()
+                .flatten()
+                .min();
             // Only the time that is waited for is told from work: ages are kept beside it.
             let woken = !done || self.core.waker.wait(timeout) || timeout != Some(IDLE);
             if !self.obey() {
@@ -175,12 +186,14 @@ impl Writeback {
         // What somebody has asked for gets on, step by step, even if writers never let up.
         let selected = self.go_on_selected();
         let left = self.go_on_leaving();
+        let restored = self.go_on_restoring();
         roomy
             && freed_all
             && self.compact_sparse_shards(woken)
             && self.clean_sparse_segments()
             && selected
             && left
+            && restored
     }
 
     /// Ends what takes long: whoever waits for it learns that the device stops.
@@ -189,6 +202,7 @@ impl Writeback {
         let _ = self.land_all();
         self.selected = Selected::default();
         self.replaced = None;
+        self.restoring = None;
     }
 
     /// Does what was asked for; returns false if it is time to stop.
@@ -207,6 +221,9 @@ impl Writeback {
                 Ok(Command::Replace { backing, done }) => self.replace(backing, done),
                 Ok(Command::Resize { size, done }) => {
                     let _ = done.send(self.resize(size));
+                }
+                Ok(Command::Restore { image, pages, done }) => {
+                    let _ = done.send(self.restore(image, pages));
                 }
                 Ok(Command::Land { done }) => {
                     // What failed is logged.
@@ -267,10 +284,15 @@ impl Writeback {
                 return false;
             }
             rounds += 1;
-            if rounds >= IN_TURN && (self.replaced.is_some() || !self.selected.is_empty()) {
+            if rounds >= IN_TURN && self.is_asked_for_more() {
                 return false;
             }
         }
+    }
+
+    /// Whether there is something to do that somebody has asked for.
+    fn is_asked_for_more(&self) -> bool {
+        self.replaced.is_some() || self.restoring.is_some() || !self.selected.is_empty()
     }
 
     /// Has as many batches under way as it takes to get to the low watermark, and lands one;
@@ -334,11 +356,12 @@ impl Writeback {
         for index in self.core.layout.shards() {
             let shard = self.core.shard(index);
             frames += shard.pool().frames_in_use();
-            shard.check(|slot| batch::count_live(&mut live, &self.core.format, slot));
+            shard.check(|slot| batch::count_live(&mut live, &self.core.formats, slot));
         }
         assert_eq!(frames, self.core.budget.used());
         let live_bytes: u64 = live.values().map(|&bytes| u64::from(bytes)).sum();
-        assert_eq!(live_bytes, self.core.segments.live_bytes());
+        let segments = &self.core.segments;
+        assert_eq!(live_bytes, segments.live_bytes() + segments.image_bytes());
         self.log
             .check(&|segment| live.get(&segment).copied().unwrap_or(0));
     }

@@ -65,6 +65,13 @@ impl Writeback {
     }
 
     fn attach(&mut self, new: NewBacking) -> Result<(), String> {
+        self.prepare()?;
+        let attached = self.log.attach(new.backing, new.capacity);
+        attached.map_err(|_| "another backing is still leaving".to_owned())
+    }
+
+    /// Has what it takes to move records.
+    pub(super) fn prepare(&mut self) -> Result<(), String> {
         self.core
             .segments
             .make()
@@ -75,8 +82,7 @@ impl Writeback {
         if self.segment.is_empty() {
             self.segment = BlockBuf::with_capacity(crate::spill::SEGMENT_BYTES as usize);
         }
-        let attached = self.log.attach(new.backing, new.capacity);
-        attached.map_err(|_| "another backing is still leaving".to_owned())
+        Ok(())
     }
 
     /// Moves some of what a leaving backing holds; returns false if more is to be done at once.

@@ -58,7 +58,10 @@ impl Salvage {
         let from = (address.byte() - self.segment.byte()) as usize;
         let bytes = bytes.get(from..).unwrap_or_default();
         let mut scratch = [0; MAX_RECORD_LEN];
-        let record = core.format.open(bytes, &mut scratch, address, sequence);
+        let record = core
+            .formats
+            .at(address)
+            .open(bytes, &mut scratch, address, sequence);
         let names = |codec, len| slot.same_place(Slot::written_back(address, len, codec));
         match record {
             Ok(record) if record.page == page && names(record.codec, record.data.len()) => {

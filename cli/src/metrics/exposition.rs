@@ -84,6 +84,7 @@ static METRICS: &[Metric] = &metrics! {
     origin_writes Counter "image_written_pages_total" "Pages written to the image.";
     origin_discards Counter "image_discarded_pages_total" "Pages discarded in the image.";
     origin_syncs Counter "image_syncs_total" "Times that the image was made durable.";
+    restore_bytes_left Gauge "restore_left_bytes" "Still only in the image that was restored.";
     damaged_records Counter "damaged_records_total" "Spilled pages found to be damaged.";
     failed_reads Counter "failed_reads_total" "Requests to read that failed.";
     failed_writes Counter "failed_writes_total" "Requests to write that failed.";

@@ -29,10 +29,15 @@ fn certificates(world: &World) -> String {
 
 fn nbdsh(world: &World, script: &str) {
     let socket = world.path("s");
-    let script = format!(
-        "uri = 'nbd+unix:///a?socket={}'\n{script}",
-        socket.display()
+    nbdsh_at(
+        &format!("nbd+unix:///a?socket={}", socket.display()),
+        script,
     );
+}
+
+/// Runs a script of Python, to which `uri` is known, and that must succeed.
+pub(crate) fn nbdsh_at(uri: &str, script: &str) {
+    let script = format!("uri = '{uri}'\n{script}");
     // The system's own directories first: Debian's Python modules belong to Debian's Python.
     let path = std::env::var("PATH").unwrap_or_default();
     let output = finish(

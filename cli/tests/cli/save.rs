@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::common::{HANG, Serve, World, ended, signal};
+use crate::export::nbdsh_at;
 use crate::recompress::{copy, fill, uri};
 
 fn is_on(world: &World, data: &[u8]) {
@@ -123,38 +124,95 @@ fn ctrl_c_stops_a_save_in_the_server() {
     is_on(&world, &data);
 }
 
+/// Changes a byte of a file; returns what it was.
+fn flip(file: &File, at: u64) -> u8 {
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[!byte[0]], at).unwrap();
+    byte[0]
+}
+
+fn saved_image(world: &World) -> File {
+    let mut server = world.serve(&["vm", "--size=64M", "--nbd=unix:s"]);
+    fill(world);
+    world.ok(&["save", "vm", "image"]);
+    world.ok(&["stop", "vm"]);
+    assert_eq!(server.ended(HANG), Some(0));
+    let mut open = File::options();
+    open.read(true).write(true);
+    open.open(world.path("image")).unwrap()
+}
+
 #[test]
 fn a_damaged_image_is_refused_with_what_and_where() {
     let world = World::new();
-    let server = world.serve(&["vm", "--size=64M", "--nbd=unix:s"]);
-    fill(&world);
-    world.ok(&["save", "vm", "image"]);
-    drop(server);
-    let image = File::options()
-        .read(true)
-        .write(true)
-        .open(world.path("image"))
-        .unwrap();
+    let image = saved_image(&world);
+    let path = world.path("image");
+    let args = ["serve", "vm", "--restore=image", "--nbd=unix:s"];
     let refused = || {
-        let line = world.refused(1, &["serve", "vm", "--restore=image", "--nbd=unix:s"]);
-        assert!(
-            line.contains(world.path("image").to_str().unwrap()),
-            "{line}"
-        );
+        let line = world.refused(1, &args);
+        assert!(line.contains(path.to_str().unwrap()), "{line}");
         line
     };
-    let mut byte = [0];
-    image.read_exact_at(&mut byte, 2_000_000).unwrap();
-    image.write_all_at(&[!byte[0]], 2_000_000).unwrap();
-    let line = refused();
-    assert!(line.contains("damaged in segment 1, bytes 10"), "{line}");
-    image.write_all_at(&byte, 2_000_000).unwrap();
+    let byte = flip(&image, 2_000_000);
+    let output = world.run(&[&args[..], &["--verify-image"]].concat());
+    let said = String::from_utf8(output.stderr).unwrap();
+    let (log, line) = said.trim_end().split_once('\n').unwrap();
+    assert!(log.contains("its record at byte 19"), "{said}");
+    assert!(
+        line.starts_with("uzram: ") && line.contains(" intact: 1 damaged: "),
+        "{said}"
+    );
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0));
+    image.write_all_at(&[byte], 2_000_000).unwrap();
     let len = image.metadata().unwrap().len();
+    let byte = flip(&image, len - 100);
+    assert!(refused().contains("damaged in an index, bytes "));
+    image.write_all_at(&[byte], len - 100).unwrap();
     image.set_len(len - 1).unwrap();
     assert!(refused().contains("cut off"));
-    fs::write(world.path("image"), "text").unwrap();
+    fs::write(&path, "text").unwrap();
     assert!(refused().contains("no image"));
     assert_eq!(world.leftovers(), [""; 0]);
+    let line = world.refused(2, &["serve", "vm", "--size=4M", "--verify-image"]);
+    assert!(line.contains("--restore"), "{line}");
+}
+
+#[test]
+fn a_page_that_is_damaged_in_the_image_is_the_only_one_lost() {
+    let world = World::new();
+    let image = saved_image(&world);
+    flip(&image, 2_000_000);
+    let log = world.path("log");
+    let args = [
+        "serve",
+        "vm",
+        "--restore=image",
+        "--mem-limit=1M",
+        "--nbd=unix:s",
+    ];
+    let mut command = world.command(&args);
+    let _server = Serve::start(command.stderr(File::create(&log).unwrap()));
+    assert!(world.ok(&["stat", "vm"]).contains("to restore"));
+    let line = world.refused(1, &["scrub", "vm"]);
+    let (_, page) = line.trim_end().rsplit_once("1 damaged: ").unwrap();
+    let at: u64 = page.parse().unwrap();
+    let said = fs::read_to_string(&log).unwrap();
+    let where_ = format!("page {at} is lost: its record at byte ");
+    assert!(
+        said.contains(&where_) && said.contains("/image is damaged"),
+        "{said}"
+    );
+    let script = format!(
+        "h.connect_uri(uri)\n\
+         h.pread(4096, {})\n\
+         try:\n  h.pread(4096, {})\n\
+         except nbd.Error as error: assert error.errno == 'EIO'\n\
+         else: raise SystemExit('what is damaged was read')",
+        (at + 1) * 4096,
+        at * 4096
+    );
+    nbdsh_at(&uri(&world), &script);
 }
 
 #[test]
@@ -221,16 +279,18 @@ fn a_restore_that_is_ended_leaves_no_spill() {
     world.ok(&["save", "vm", image.to_str().unwrap()]);
     world.ok(&["stop", "vm"]);
     assert_eq!(server.ended(HANG), Some(0));
-    // Damaged at its end, so that what is seen of the server is seen before that.
-    let file = File::options().read(true).write(true).open(&image).unwrap();
-    let at = file.metadata().unwrap().len() - 10_000;
-    file.write_all_at(b"damaged", at).unwrap();
+    // Damaged, so that what is seen of the server is seen before it is ready.
+    flip(
+        &File::options().read(true).write(true).open(&image).unwrap(),
+        10_000,
+    );
 
     let spill = world.path("spill");
     let args = [
         "serve",
         "vm",
         "--restore=image",
+        "--verify-image",
         "--mem-limit=4M",
         "--backing=spill",
     ];

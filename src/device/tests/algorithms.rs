@@ -189,19 +189,22 @@ fn objects_keep_their_dictionary_wherever_they_go() {
     let image = dir.path().join("image");
     device.save(&image).expect("saved");
 
-    let restored = no_limit(300, 3);
+    let other = no_limit(300, 3);
     // Its own has the number that the other has in the image.
     let own = dir.path().join("own");
     fs::write(&own, [7; 1000]).expect("written");
-    set(&restored, Attribute::CompAlgorithm, "zstd");
-    set(
-        &restored,
-        Attribute::AlgorithmParams,
-        &format!("dict={}", own.display()),
-    );
-    restored
-        .restore(&image, &mut |_, _| {})
-        .expect("a whole image");
+    set(&other, Attribute::CompAlgorithm, "zstd");
+    let params = format!("dict={}", own.display());
+    set(&other, Attribute::AlgorithmParams, &params);
+    let error = other.restore(&image).expect_err("another dictionary");
+    assert_eq!(error.errno(), Errno::EXIST);
+    other.check();
+    assert_eq!(other.stats().orig_data_size, 0);
+    write(&other, 5, 55).expect("room");
+    expect(&other, 5, 55);
+
+    let restored = no_limit(300, 3);
+    restored.restore(&image).expect("a whole image");
     for page in 0..300 {
         expect(&device, page, page);
         expect(&restored, page, page);

@@ -57,7 +57,7 @@ fn records(device: &Device, pages: u64) -> BTreeMap<u64, (RecordAddress, usize)>
         let run = core.layout.run(crate::PageIndex(page as u32), page + 1);
         match core.shard(run.shard).slot(run.slot).state() {
             SlotState::WrittenBack { record, len, .. } => {
-                Some((page, (record, core.format.record_len(len) - 16)))
+                Some((page, (record, core.formats.spilled.record_len(len) - 16)))
             }
             _ => None,
         }

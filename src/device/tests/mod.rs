@@ -12,6 +12,7 @@ mod races;
 mod recompress;
 mod replace;
 mod resize;
+mod restore;
 mod save;
 #[cfg(feature = "shuttle")]
 mod schedules;

@@ -1,10 +1,10 @@
 use super::*;
-use crate::spill::FaultyBacking;
+use crate::spill::{FaultyBacking, RecordFormats};
 use crate::writeback::Waker;
 
 /// A log with a backing of so many segments.
 fn log(capacity: u32) -> SegmentLog {
-    let table = SegmentTable::new(RecordFormat::Checked, Arc::new(Waker::default()));
+    let table = SegmentTable::new(RecordFormats::default(), Arc::new(Waker::default()));
     table.make().expect("addresses");
     let (stores, counts) = (Arc::default(), Arc::default());
     let mut log = SegmentLog::new(stores, Arc::new(table), counts, 1 << 16);

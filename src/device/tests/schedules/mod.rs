@@ -7,6 +7,7 @@
 
 mod home;
 mod in_place;
+mod restored;
 mod run;
 mod saved;
 mod simulation;

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::*;
-use crate::image::{ImageReader, PageData, Part, SegmentBuffer};
+use crate::image::Contents;
 use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use crate::sync::thread::{scope, yield_now};
 use crate::sync::time;
@@ -90,30 +90,19 @@ fn save(device: &Device) -> Vec<u8> {
 fn tags(device: &Device, image: &[u8]) -> [u64; 2 * RUN as usize] {
     let file = tempfile::NamedTempFile::new().expect("a file");
     std::fs::write(file.path(), image).expect("written");
-    let mut image = ImageReader::open(file.path()).expect("an image");
-    let mut buffer = SegmentBuffer::new();
+    let contents = Contents::of(file.path()).expect("an image");
+    assert!(contents.patterns.is_empty() && contents.damaged.is_empty());
     let mut tags = [None; 2 * RUN as usize];
-    while let Some(part) = image.next(&mut buffer).expect("whole") {
-        let Part::Pages(part) = part else {
-            panic!("there is no dictionary");
-        };
-        for (page, data) in part.pages() {
-            let PageData::Object(codec, object) = data else {
-                panic!("no page is of one value");
-            };
-            let mut found = [0; PAGE_SIZE];
-            device
-                .core
-                .algorithms
-                .decompress(codec, object, &mut found)
-                .expect("whole");
-            let tag = u64::from_le_bytes(*found[8..].first_chunk().expect("long enough"));
-            assert!(found == tagged(tag));
-            assert!(
-                tags[page.0 as usize].replace(tag).is_none(),
-                "{page:?} is in it twice"
-            );
-        }
+    for (page, (codec, object)) in contents.objects {
+        let mut found = [0; PAGE_SIZE];
+        let algorithms = &device.core.algorithms;
+        algorithms
+            .decompress(codec, &object, &mut found)
+            .expect("whole");
+        let tag = u64::from_le_bytes(*found[8..].first_chunk().expect("long enough"));
+        assert!(found == tagged(tag));
+        let other = tags[page as usize].replace(tag);
+        assert!(other.is_none(), "page {page} is in it twice");
     }
     tags.map(Option::unwrap_or_default)
 }
