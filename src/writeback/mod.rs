@@ -109,6 +109,8 @@ pub(crate) struct Writeback {
     churned: bool,
     /// A backing that is to leave.
     replaced: Option<Leaving>,
+    /// When a guest could not leave, if there is one that cannot yet.
+    guest_tried_at: Option<Instant>,
     /// An image that is being emptied.
     restoring: Option<Restoring>,
     /// Whether the last attempt to write failed, so that it is logged once.
@@ -144,6 +146,7 @@ impl Writeback {
             hand: Hand::default(),
             churned: false,
             replaced: None,
+            guest_tried_at: None,
             restoring: None,
             failing: false,
             stuck_at: None,
@@ -158,10 +161,8 @@ impl Writeback {
         loop {
             let ages = self.core.keep_ages(|| self.should_go_on());
             let idle = unsettled.then_some(IDLE);
-            let timeout = [ages, idle, self.restoring_rests()]
-                .into_iter()
-                .flatten()
-                .min();
+            let rests = [self.guest_rests(), self.restoring_rests()];
+            let timeout = [ages, idle].into_iter().chain(rests).flatten().min();
             // Only the time that is waited for is told from work: ages are kept beside it.
             let woken = !done || self.core.waker.wait(timeout) || timeout != Some(IDLE);
             if !self.obey() {
@@ -202,6 +203,7 @@ impl Writeback {
         let _ = self.land_all();
         self.selected = Selected::default();
         self.replaced = None;
+        self.guest_tried_at = None;
         self.restoring = None;
     }
 

@@ -3,7 +3,9 @@
 //!
 //! One that cannot leave becomes current again, and the one that came in its place is to leave
 //! itself. If that cannot either, for want of room, it stays beside the current one, is read, and
-//! is tried again when its place is asked for.
+//! is tried again now and then, and when its place is asked for.
+
+use std::time::Duration;
 
 use rustix::io::Errno;
 
@@ -12,6 +14,10 @@ use crate::error::Error;
 use crate::spill::{BlockBuf, Leave};
 use crate::sync::atomic::Ordering::Relaxed;
 use crate::sync::channel::Sender;
+use crate::sync::time::Instant;
+
+/// How long a guest rests that could not leave.
+const GUEST_RESTS: Duration = Duration::from_secs(3);
 
 /// Told when a backing has left that another was to take the place of, or why it cannot.
 pub(super) type Done = Sender<Result<(), String>>;
@@ -87,6 +93,9 @@ impl Writeback {
 
     /// Moves some of what a leaving backing holds; returns false if more is to be done at once.
     pub(super) fn go_on_leaving(&mut self) -> bool {
+        if self.replaced.is_none() && self.guest_rests() == Some(Duration::ZERO) {
+            self.replaced = Some(Leaving::Guest);
+        }
         if self.replaced.is_none() {
             return true;
         }
@@ -111,18 +120,36 @@ impl Writeback {
                 self.replaced = Some(Leaving::Guest);
                 let _ = done.send(Err(reason.to_owned()));
             }
-            (Some(Leaving::GuestFor(new, done)), Ok(())) => self.put_in_place(Some(new), done),
+            (Some(Leaving::GuestFor(new, done)), Ok(())) => {
+                self.guest_tried_at = None;
+                self.put_in_place(Some(new), done);
+            }
             (Some(Leaving::GuestFor(_, done)), Err(reason)) => {
+                self.note_guest(reason);
                 let reason = format!("a backing that came earlier still has to leave: {reason}");
                 let _ = done.send(Err(reason));
             }
-            (Some(Leaving::Guest), Err(reason)) => tracing::warn!(
-                "the backing that could not stay cannot leave yet, {reason}: it is read, and tried \
-                 again when backing_dev is set"
-            ),
-            (Some(Leaving::Guest) | None, _) => {}
+            (Some(Leaving::Guest), Err(reason)) => self.note_guest(reason),
+            (Some(Leaving::Guest), Ok(())) => self.guest_tried_at = None,
+            (None, _) => {}
         }
         self.replaced.is_none()
+    }
+
+    /// Notes that a guest cannot leave now.
+    fn note_guest(&mut self, reason: &str) {
+        if self.guest_tried_at.replace(Instant::now()).is_none() {
+            tracing::warn!(
+                "the backing that could not stay cannot leave yet, {reason}: it is read, and tried \
+                 again until it can"
+            );
+        }
+    }
+
+    /// How long before a guest that could not leave is tried again, if there is one.
+    pub(super) fn guest_rests(&self) -> Option<Duration> {
+        let tried = self.guest_tried_at?.elapsed();
+        Some(GUEST_RESTS.saturating_sub(tried))
     }
 
     /// Leaves things as they are; whoever waits learns by that that the device stops.
