@@ -9,12 +9,10 @@
 //! it failed. So no two records ever have the same address and sequence number, which make a nonce,
 //! and what a failed append left is no record of the next.
 
-use std::cmp::Ordering;
 use std::collections::BTreeSet;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::backing::Backing;
 use super::blocks::{BLOCK, BlockBuf};
@@ -51,9 +49,6 @@ pub(super) fn is_segment(start: &[u8]) -> bool {
         header[..8] == MAGIC && crc32c::crc32c(&header[..20]).to_le_bytes() == header[20..24]
     })
 }
-
-/// How long a segment that could not be read is left alone, so that others are cleaned.
-const READ_AGAIN: Duration = Duration::from_secs(3);
 
 /// How far apart the sequence numbers of two uses of segments are.
 const USE: u64 = MAX_RETRIES + 1;
@@ -210,21 +205,6 @@ fn padded(len: usize) -> u32 {
     len.next_multiple_of(BLOCK) as u32
 }
 
-/// The blocks that ranges in rising order are in, those that follow each other joined: what lies
-/// between, where an append failed, may be unreadable.
-fn whole_blocks(ranges: &[Range<u32>]) -> Vec<Range<usize>> {
-    let mut blocks: Vec<Range<usize>> = Vec::new();
-    for range in ranges {
-        let (start, end) = (range.start as usize / BLOCK * BLOCK, range.end as usize);
-        let end = end.next_multiple_of(BLOCK);
-        match blocks.last_mut() {
-            Some(last) if last.end == start => last.end = end,
-            _ => blocks.push(start..end),
-        }
-    }
-    blocks
-}
-
 /// The segments of one backing.
 #[derive(Default)]
 pub(super) struct Space {
@@ -239,7 +219,7 @@ pub(super) struct Space {
 /// The log.
 pub(crate) struct SegmentLog {
     pub(super) stores: Arc<Stores>,
-    table: Arc<SegmentTable>,
+    pub(super) table: Arc<SegmentTable>,
     counts: Arc<LogCounts>,
     spaces: [Space; STORES],
     /// Which of them is appended to; none without a backing.
@@ -248,7 +228,7 @@ pub(crate) struct SegmentLog {
     pub(super) retired: Option<StoreIndex>,
     /// The open segment of each [`Head`].
     heads: [Option<SegmentIndex>; 2],
-    last_sequence: u64,
+    pub(super) last_sequence: u64,
 }
 
 impl SegmentLog {
@@ -332,7 +312,7 @@ impl SegmentLog {
     }
 
     /// The sealed segments of the current backing.
-    fn sealed(&self) -> impl Iterator<Item = SegmentIndex> {
+    pub(super) fn sealed(&self) -> impl Iterator<Item = SegmentIndex> {
         let stores = self.current.into_iter();
         stores.flat_map(|store| self.sealed_in(store))
     }
@@ -459,80 +439,6 @@ impl SegmentLog {
         sealed
     }
 
-    /// The sealed segment that it pays most to clean, with its live bytes: it is sparse, or what
-    /// is left in it has stayed for long and will go on staying (the cost-benefit policy of
-    /// Rosenblum and Ousterhout's log-structured file system). One with more than `most_live`
-    /// bytes does not count.
-    pub(crate) fn best_to_clean(&self, most_live: u32) -> Option<SegmentIndex> {
-        let score = |index: SegmentIndex| {
-            let live = f64::from(self.table.live(index)) / SEGMENT_BYTES as f64;
-            let age = (self.last_sequence - self.table.sequence(index)) as f64 + 1.0;
-            (1.0 - live) * age / (1.0 + live)
-        };
-        self.sealed()
-            .filter(|&index| self.is_to_clean(index) && self.table.live(index) <= most_live)
-            .map(|index| (score(index), index))
-            .max_by(|(a, _), (b, _)| a.partial_cmp(b).unwrap_or(Ordering::Equal))
-            .map(|(_, index)| index)
-    }
-
-    /// The sealed segment with the fewest live bytes, and how many.
-    pub(crate) fn emptiest(&self) -> Option<(SegmentIndex, u32)> {
-        self.sealed()
-            .filter(|&index| self.is_to_clean(index))
-            .map(|index| (index, self.table.live(index)))
-            .min_by_key(|&(_, live)| live)
-    }
-
-    /// Whether it is worth a try to read a segment.
-    pub(super) fn is_to_read(&self, index: SegmentIndex) -> bool {
-        let again = self.segment(index).read_again;
-        again.is_none_or(|at| at <= Instant::now())
-    }
-
-    /// Whether there is anything to move out of a segment, no append to it is under way, and it could
-    /// be read lately.
-    fn is_to_clean(&self, index: SegmentIndex) -> bool {
-        self.segment(index).in_flight == 0 && self.table.live(index) > 0 && self.is_to_read(index)
-    }
-
-    /// Reads all that was appended to a sealed segment, and keeps it from being appended to until
-    /// [`SegmentLog::end_cleaning`]; returns where in it records are, back to back.
-    ///
-    /// # Errors
-    /// The backing's; the segment is as it was.
-    pub(crate) fn begin_cleaning(
-        &mut self,
-        segment: SegmentIndex,
-        out: &mut BlockBuf,
-    ) -> io::Result<Vec<Range<u32>>> {
-        let mut written = self.segment(segment).written.clone();
-        written.sort_unstable_by_key(|range| range.start);
-        let end = written.last().map_or(0, |range| range.end);
-        out.resize((end as usize).next_multiple_of(BLOCK));
-        let backing = self.stores.of(segment).ok_or(io::ErrorKind::NotFound)?;
-        for blocks in whole_blocks(&written) {
-            let (start, bytes) = (blocks.start as u32, &mut out[blocks]);
-            if let Err(error) = backing.read(segment.within_store(), start, bytes) {
-                self.segment_mut(segment).read_again = Some(Instant::now() + READ_AGAIN);
-                return Err(error);
-            }
-        }
-        self.segment_mut(segment).state = State::Cleaning;
-        Ok(written)
-    }
-
-    /// Frees a segment that was cleaned, or seals it again if anything in it is still live. One
-    /// that is `damaged` is left alone from now on.
-    pub(crate) fn end_cleaning(&mut self, segment: SegmentIndex, damaged: bool) {
-        self.segment_mut(segment).state = if damaged {
-            State::Damaged
-        } else {
-            State::Sealed
-        };
-        self.free_if_empty(segment);
-    }
-
     /// Asserts that the counts add up, given the live bytes of each segment; no append may be
     /// under way.
     pub(crate) fn check(&self, live: &dyn Fn(SegmentIndex) -> u32) {
@@ -564,7 +470,7 @@ impl SegmentLog {
         &self.spaces[usize::from(index.store().0)].segments[index.within_store().0 as usize]
     }
 
-    fn segment_mut(&mut self, index: SegmentIndex) -> &mut Segment {
+    pub(super) fn segment_mut(&mut self, index: SegmentIndex) -> &mut Segment {
         &mut self.space_mut(index.store()).segments[index.within_store().0 as usize]
     }
 

@@ -26,6 +26,7 @@ mod log;
 mod record;
 mod seal;
 mod segment;
+mod sparse;
 mod stores;
 mod wipe;
 

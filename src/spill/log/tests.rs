@@ -70,16 +70,3 @@ fn a_place_is_given_out_anew_only_while_there_are_numbers() {
     let last = given_out.last().map(|&(_, sequence)| sequence);
     assert_eq!(last, Some(target.sequence + MAX_RETRIES));
 }
-
-#[test]
-fn what_lies_between_appends_is_not_read() {
-    let block = BLOCK as u32;
-    let written = [
-        32..block + 100,
-        2 * block..2 * block + 16,
-        5 * block..6 * block,
-    ];
-    let blocks = whole_blocks(&written);
-    assert_eq!(blocks, [0..3 * BLOCK, 5 * BLOCK..6 * BLOCK]);
-    assert!(whole_blocks(&[]).is_empty());
-}

@@ -1,0 +1,104 @@
+//! The backing, and how it is changed in use.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rustix::io::Errno;
+
+use super::Device;
+use crate::config::{BackingConfig, BackingKeep, NO_BACKING};
+use crate::error::{Error, Result};
+use crate::spill::{Backing, FileBacking, RecordFormat};
+use crate::sync::atomic::Ordering::Relaxed;
+use crate::sync::channel;
+use crate::writeback::{Command, NewBacking};
+
+impl Device {
+    /// The backing's path, if there is one.
+    pub fn backing_path(&self) -> Option<PathBuf> {
+        let backing = self.core.stores.current();
+        backing.map(|backing| backing.path().to_owned())
+    }
+
+    /// Whether what is spilled is encrypted: fixed when the device is made.
+    pub fn encrypts(&self) -> bool {
+        matches!(self.core.formats.spilled, RecordFormat::Sealed(_))
+    }
+
+    /// What becomes of the backing at the end, and of one that takes its place by way of an
+    /// attribute.
+    pub fn backing_keep(&self) -> BackingKeep {
+        self.backing_keep
+    }
+
+    /// Spills to a backing from here on, or with `None` to nothing. What an earlier one holds is
+    /// moved to the new one, or to memory, before this returns; the device is in use meanwhile.
+    ///
+    /// # Errors
+    /// Those of [`Device::new`] about the backing; [`Error::Refused`] (EBUSY) if there is no room
+    /// for what the earlier one holds, or it cannot be read: then that serves on.
+    pub fn set_backing(&self, config: Option<&BackingConfig>) -> Result<()> {
+        match config {
+            Some(_) if self.core.origin.home().is_some() => Err(Error::InvalidConfig {
+                option: "--backing",
+                reason: NO_BACKING.to_owned(),
+            }),
+            Some(config) if config.encrypt != self.encrypts() => Err(Error::InvalidConfig {
+                option: "--backing-encrypt",
+                reason: "is fixed when the device is made".to_owned(),
+            }),
+            Some(config) => {
+                let backing = Arc::new(FileBacking::open(config)?);
+                self.replace_backing(Some(backing), config.size)
+            }
+            None => self.replace_backing(None, None),
+        }
+    }
+
+    pub(super) fn replace_backing(
+        &self,
+        backing: Option<Arc<dyn Backing>>,
+        size: Option<u64>,
+    ) -> Result<()> {
+        let capacity = backing.as_ref().map(|backing| backing.capacity(size));
+        let capacity = capacity.transpose()?.unwrap_or(0);
+        let (done, answer) = channel::bounded(1);
+        self.command(Command::Replace {
+            backing: backing.map(|backing| NewBacking {
+                backing,
+                capacity,
+                size,
+            }),
+            done,
+        });
+        let stopping = || Err("the device is stopping".to_owned());
+        let replaced = answer.recv().unwrap_or_else(|_| stopping());
+        replaced.map_err(|reason| Error::Refused {
+            what: "backing_dev",
+            reason,
+            errno: Errno::BUSY,
+        })
+    }
+
+    /// Most bytes of the backing that may be used, if there is a bound.
+    pub fn backing_size(&self) -> Option<u64> {
+        Some(self.core.backing_size.load(Relaxed)).filter(|&size| size != 0)
+    }
+
+    /// Sets how many bytes of the backing may be used; with `None`, all it has.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] below two segments; [`Error::Refused`] (EBUSY) if there is no
+    /// backing, another is still leaving, or more of it is in use.
+    pub fn set_backing_size(&self, size: Option<u64>) -> Result<()> {
+        let (done, answer) = channel::bounded(1);
+        self.command(Command::Resize { size, done });
+        answer.recv().unwrap_or_else(|_| {
+            Err(Error::Refused {
+                what: "backing_size",
+                reason: "the device is stopping".to_owned(),
+                errno: Errno::BUSY,
+            })
+        })
+    }
+}
