@@ -7,6 +7,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -76,7 +77,7 @@ impl Frontend {
     }
 
     /// The device, and which of its attributes `ino` is.
-    fn attribute(&self, ino: INodeNo) -> Result<(&Device, Attribute), Errno> {
+    fn attribute(&self, ino: INodeNo) -> Result<(&Arc<Device>, Attribute), Errno> {
         match (self.node(ino)?, &self.device) {
             (Node::Attribute(attribute), Some(device)) => Ok((device, attribute)),
             _ => Err(Errno::EINVAL),
@@ -146,12 +147,28 @@ impl Frontend {
         }
     }
 
-    fn write_attribute(&self, ino: INodeNo, data: &[u8]) -> Result<(), Errno> {
-        let (device, attribute) = self.attribute(ino)?;
-        let value = std::str::from_utf8(data).map_err(|_| Errno::EINVAL)?;
-        attribute
-            .store(device, value)
-            .map_err(|error| errno(&error))
+    /// Stores a value, and answers, in a thread of its own: that may take minutes, and the threads that
+    /// serve are few. The kernel writes to an attribute once at a time, so these are, too.
+    fn write_attribute(&self, ino: INodeNo, data: &[u8], reply: ReplyWrite) {
+        let (device, attribute) = match self.attribute(ino) {
+            Ok((device, attribute)) => (Arc::clone(device), attribute),
+            Err(errno) => return reply.error(errno),
+        };
+        let Ok(value) = std::str::from_utf8(data).map(str::to_owned) else {
+            return reply.error(Errno::EINVAL);
+        };
+        let store = move || match attribute.store(&device, &value) {
+            Ok(()) => reply.written(value.len() as u32),
+            Err(error) => reply.error(errno(&error)),
+        };
+        let thread = thread::Builder::new().name("uzram-attribute".to_owned());
+        if let Err(error) = thread.spawn(store) {
+            // The reply that went with it is an error by itself.
+            tracing::warn!(
+                "cannot start a thread to store {}: {error}",
+                attribute.name()
+            );
+        }
     }
 
     fn flush_disk(&self, ino: INodeNo) -> Result<(), Errno> {
@@ -324,13 +341,11 @@ impl Filesystem for Frontend {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let written = if ino == Node::Disk.ino() {
-            self.disk.write(offset, data, flags.0.cast_unsigned())
-        } else {
+        if ino != Node::Disk.ino() {
             // As in sysfs, each write is a whole value, wherever it is written.
-            self.write_attribute(ino, data).map(|()| data.len() as u32)
-        };
-        match written {
+            return self.write_attribute(ino, data, reply);
+        }
+        match self.disk.write(offset, data, flags.0.cast_unsigned()) {
             Ok(len) => reply.written(len),
             Err(errno) => reply.error(errno),
         }
