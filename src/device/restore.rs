@@ -73,7 +73,7 @@ impl Device {
         let pages = image.pages();
         let restored = self.core.point_at(image).and_then(|image| {
             let (done, answer) = channel::bounded(1);
-            self.command(Command::Restore { image, pages, done });
+            self.command(Command::Restore { image, done });
             let answer = answer.recv();
             let begun = answer.unwrap_or_else(|_| Err("the device is stopping".to_owned()));
             begun.map_err(refused)

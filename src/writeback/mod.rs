@@ -69,10 +69,9 @@ pub(crate) enum Command {
         size: Option<u64>,
         done: Sender<crate::Result<()>>,
     },
-    /// Empty the image that slots refer to, and that has so many pages.
+    /// Empty the image that slots refer to.
     Restore {
         image: Adopted,
-        pages: u64,
         done: Sender<Result<(), String>>,
     },
     /// Wait for what is under way.
@@ -224,8 +223,8 @@ impl Writeback {
                 Ok(Command::Resize { size, done }) => {
                     let _ = done.send(self.resize(size));
                 }
-                Ok(Command::Restore { image, pages, done }) => {
-                    let _ = done.send(self.restore(image, pages));
+                Ok(Command::Restore { image, done }) => {
+                    let _ = done.send(self.restore(image));
                 }
                 Ok(Command::Land { done }) => {
                     // What failed is logged.
@@ -294,7 +293,7 @@ impl Writeback {
 
     /// Whether there is something to do that somebody has asked for.
     fn is_asked_for_more(&self) -> bool {
-        self.replaced.is_some() || self.restoring.is_some() || !self.selected.is_empty()
+        self.replaced.is_some() || !self.selected.is_empty()
     }
 
     /// Has as many batches under way as it takes to get to the low watermark, and lands one;

@@ -12,6 +12,9 @@ use super::cleaner::{Cleaned, To};
 use crate::spill::{Adopted, Leave};
 use crate::sync::time::Instant;
 
+/// How long it waits while writers wait for memory.
+const SHORT_REST: Duration = Duration::from_millis(50);
+
 /// How long it waits where there is no room, or the image cannot be read.
 const REST: Duration = Duration::from_secs(1);
 
@@ -21,7 +24,6 @@ const LONG_REST: Duration = Duration::from_secs(60);
 /// An image that is being emptied.
 pub(super) struct Restoring {
     path: PathBuf,
-    pages: u64,
     began: Instant,
     rests_until: Option<Instant>,
     /// Whether it has been logged that some of it cannot leave.
@@ -29,17 +31,16 @@ pub(super) struct Restoring {
 }
 
 impl Writeback {
-    /// Begins to empty an image with so many pages, to whose records slots refer.
+    /// Begins to empty the image, to whose records slots refer.
     ///
     /// # Errors
     /// Why that cannot be done.
-    pub(super) fn restore(&mut self, image: Adopted, pages: u64) -> Result<(), String> {
+    pub(super) fn restore(&mut self, image: Adopted) -> Result<(), String> {
         self.prepare()?;
         let store = self.core.stores.image().ok_or("there is no image")?;
         self.log.adopt(image);
         self.restoring = Some(Restoring {
             path: store.path().to_owned(),
-            pages,
             began: Instant::now(),
             rests_until: None,
             is_noted: false,
@@ -57,12 +58,17 @@ impl Writeback {
         if self.restoring_rests() != Some(Duration::ZERO) {
             return true;
         }
+        // Nobody waits for this, and reading may take long.
+        if self.core.room.demand() {
+            return self.rest(SHORT_REST);
+        }
         let segment = match self.log.leave_image() {
             Leave::Move(segment) => segment,
             Leave::Done => {
                 self.note_restored();
                 return true;
             }
+            // Nothing is ever appended to it.
             Leave::Damaged | Leave::Land => {
                 self.note_damaged();
                 return self.rest(LONG_REST);
@@ -111,8 +117,8 @@ impl Writeback {
             return;
         };
         let seconds = restoring.began.elapsed().as_secs_f64();
-        let (pages, path) = (restoring.pages, restoring.path.display());
-        tracing::info!("{path} is needed no more: all of its {pages} pages came in {seconds:.1} s");
+        let path = restoring.path.display();
+        tracing::info!("{path} is needed no more, after {seconds:.1} s");
     }
 
     fn note_damaged(&mut self) {
