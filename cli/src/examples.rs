@@ -253,7 +253,12 @@ EXAMPLES
 
 pub(crate) const COMPLETIONS: &str = "\
 EXAMPLES
-  uzram completions bash > /etc/bash_completion.d/uzram";
+  uzram completions bash > /etc/bash_completion.d/uzram
+  uzram completions fish > ~/.config/fish/completions/uzram.fish
+  echo 'source <(uzram completions zsh)' >> ~/.zshrc
+
+The script asks uzram, so that it knows the devices that are served. One in a file is to be printed anew
+after an upgrade of uzram.";
 
 pub(crate) const MAN: &str = "\
 EXAMPLES

@@ -12,15 +12,16 @@
 mod args;
 mod attach;
 mod attachments;
+mod complete;
 mod config;
 mod examples;
 mod failure;
 mod filesystem;
-mod generate;
 mod inherited;
 mod leftovers;
 mod list;
 mod loopdev;
+mod man;
 mod manage;
 mod map;
 mod metrics;
@@ -63,6 +64,7 @@ use crate::rundir::RunRoot;
 use crate::settings::Settings;
 
 fn main() -> ExitCode {
+    complete::answer_shell();
     let cli = match args::parse(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) => return refuse(&error),
@@ -109,8 +111,8 @@ fn run(cli: Cli) -> Result<()> {
         Verb::TrainDict(args) => train::train_dict(&args, &root),
         Verb::Reset(args) => manage::reset(&args, &root),
         Verb::WipeSpill(args) => leftovers::wipe_spill(&args.path),
-        Verb::Completions(args) => generate::completions(&args),
-        Verb::Man(args) => generate::man(&args),
+        Verb::Completions(args) => complete::print_script(&args.shell.to_string()),
+        Verb::Man(args) => man::man(&args),
         Verb::Stop(args) => manage::stop(&args, &root),
     }
 }

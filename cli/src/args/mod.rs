@@ -7,12 +7,13 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use clap_complete::engine::ArgValueCandidates;
 use uzram::Attribute;
 
 pub(crate) use self::device::{DeviceArgs, ExportArgs, TlsMode};
 use crate::filesystem::FsType;
 use crate::name::Name;
-use crate::{examples, parse};
+use crate::{complete, examples, parse};
 
 /// zram in userspace: a compressed RAM disk that spills its coldest memory to a file.
 #[derive(Debug, Parser)]
@@ -186,7 +187,7 @@ pub(crate) struct MountArgs {
 #[derive(Debug, Args)]
 pub(crate) struct UpArgs {
     /// Which devices [default: all]. With sockets inherited from systemd (LISTEN_FDS) one, which serves them.
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", add = ArgValueCandidates::new(complete::configured))]
     pub(crate) names: Vec<Name>,
 
     /// A uzram.toml, or a zram-generator.conf.
@@ -201,7 +202,7 @@ pub(crate) struct UpArgs {
 #[derive(Debug, Args)]
 pub(crate) struct DownArgs {
     /// Which devices [default: all].
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", add = ArgValueCandidates::new(complete::configured))]
     pub(crate) names: Vec<Name>,
 
     /// A uzram.toml, or a zram-generator.conf.
@@ -212,6 +213,7 @@ pub(crate) struct DownArgs {
 #[derive(Debug, Args)]
 pub(crate) struct TopArgs {
     /// Only this device.
+    #[arg(add = ArgValueCandidates::new(complete::devices))]
     pub(crate) name: Option<Name>,
 
     /// Seconds from one look to the next.
@@ -222,6 +224,7 @@ pub(crate) struct TopArgs {
 #[derive(Debug, Args)]
 pub(crate) struct MapArgs {
     /// The device's name.
+    #[arg(add = ArgValueCandidates::new(complete::devices))]
     pub(crate) name: Name,
 
     /// Draw a picture, which ends in .svg or .png; without it the map is in the terminal.
@@ -240,6 +243,7 @@ pub(crate) struct MapArgs {
 #[derive(Debug, Args)]
 pub(crate) struct UmountArgs {
     /// Where `uzram mount` mounted it.
+    #[arg(add = ArgValueCandidates::new(complete::mountpoints))]
     pub(crate) mountpoint: PathBuf,
 
     /// Save it to a file before its server is stopped.
@@ -259,6 +263,7 @@ pub(crate) enum Transport {
 #[derive(Debug, Args)]
 pub(crate) struct AttachArgs {
     /// The device's name.
+    #[arg(add = ArgValueCandidates::new(complete::devices))]
     pub(crate) name: Name,
 
     /// Through the kernel's NBD driver.
@@ -289,12 +294,14 @@ impl AttachArgs {
 #[derive(Debug, Args)]
 pub(crate) struct NameArgs {
     /// The device's name.
+    #[arg(add = ArgValueCandidates::new(complete::devices))]
     pub(crate) name: Name,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct JobArgs {
     /// The device's name.
+    #[arg(add = ArgValueCandidates::new(complete::devices))]
     pub(crate) name: Name,
 
     #[command(flatten)]
@@ -330,6 +337,7 @@ pub(crate) struct WipeArgs {
 #[derive(Debug, Args)]
 pub(crate) struct IdleArgs {
     /// The device's name.
+    #[arg(add = ArgValueCandidates::new(complete::devices))]
     pub(crate) name: Name,
 
     /// All pages, or those that were neither written nor read for so many seconds.
@@ -343,6 +351,7 @@ pub(crate) struct IdleArgs {
 #[derive(Debug, Args)]
 pub(crate) struct WritebackArgs {
     /// The device's name.
+    #[arg(add = ArgValueCandidates::new(complete::devices))]
     pub(crate) name: Name,
 
     /// Which: type=idle, type=huge, type=huge_idle, page_index=N, page_indexes=LOW-HIGH.
@@ -356,6 +365,7 @@ pub(crate) struct WritebackArgs {
 #[derive(Debug, Args)]
 pub(crate) struct RecompressArgs {
     /// The device's name.
+    #[arg(add = ArgValueCandidates::new(complete::devices))]
     pub(crate) name: Name,
 
     /// Which, and how: type=idle, type=huge, type=huge_idle, threshold=BYTES, max_pages=N, algo=NAME,
@@ -370,6 +380,7 @@ pub(crate) struct RecompressArgs {
 #[derive(Debug, Args)]
 pub(crate) struct StopArgs {
     /// The device's name.
+    #[arg(add = ArgValueCandidates::new(complete::devices))]
     pub(crate) name: Name,
 
     /// Even if the device is mounted or attached, but not while this machine swaps to it.
@@ -384,6 +395,7 @@ pub(crate) struct StopArgs {
 #[derive(Debug, Args)]
 pub(crate) struct SaveArgs {
     /// The device's name.
+    #[arg(add = ArgValueCandidates::new(complete::devices))]
     pub(crate) name: Name,
 
     /// The image; one that is there is replaced once the new one is complete.
@@ -404,10 +416,12 @@ pub(crate) struct ListArgs {
 #[derive(Debug, Args)]
 pub(crate) struct StatArgs {
     /// The device's name.
+    #[arg(add = ArgValueCandidates::new(complete::devices))]
     pub(crate) name: Name,
 
     /// Print only these, as in the FUSE directory: disksize, mem_limit, mm_stat, bd_stat, io_stat...
     #[arg(value_name = "ATTRIBUTE", value_parser = parse::readable, conflicts_with = "json")]
+    #[arg(add = ArgValueCandidates::new(complete::readable))]
     pub(crate) attributes: Vec<Attribute>,
 
     /// Print one JSON object, sizes in bytes.
@@ -426,6 +440,7 @@ pub(crate) struct StatArgs {
 #[derive(Debug, Args)]
 pub(crate) struct SetArgs {
     /// The device's name.
+    #[arg(add = ArgValueCandidates::new(complete::devices))]
     pub(crate) name: Name,
 
     /// What to set, as in mem_limit=1G: disksize, mem_limit, mem_used_max, comp_algorithm,
@@ -433,6 +448,7 @@ pub(crate) struct SetArgs {
     /// writeback_limit_enable, writeback_daily_limit; or what has a verb as well, as in idle=all: compact,
     /// idle, writeback, recompress, reset.
     #[arg(required = true, value_name = "KEY=VALUE", value_parser = parse::assignment)]
+    #[arg(add = ArgValueCandidates::new(complete::writable))]
     pub(crate) assignments: Vec<parse::Assignment>,
 
     /// With a smaller disksize: forget what is beyond it.
@@ -450,7 +466,7 @@ pub(crate) struct TrainDictArgs {
     pub(crate) files: Vec<PathBuf>,
 
     /// Learn from the pages that are in the memory of this device.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", add = ArgValueCandidates::new(complete::devices))]
     pub(crate) device: Option<Name>,
 
     /// Most bytes of the dictionary, with an optional K.

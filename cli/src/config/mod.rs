@@ -85,12 +85,17 @@ impl Config {
     /// The devices called `names`, or all.
     pub(crate) fn select(&self, names: &[Name]) -> Result<Vec<&Entry>> {
         if let Some(missing) = names.iter().find(|name| self.entry(name).is_none()) {
-            let there: Vec<_> = self.entries.iter().map(|e| e.name.to_string()).collect();
-            let (shown, there) = (self.path.display(), there.join(", "));
+            let (shown, there) = (self.path.display(), self.names().join(", "));
             bail!("{shown} has no device {missing}; it has: {there}");
         }
         let wanted = |entry: &&Entry| names.is_empty() || names.contains(&entry.name);
         Ok(self.entries.iter().filter(wanted).collect())
+    }
+
+    /// What its devices are called.
+    pub(crate) fn names(&self) -> Vec<String> {
+        let names = self.entries.iter().map(|entry| entry.name.to_string());
+        names.collect()
     }
 
     fn entry(&self, name: &Name) -> Option<&Entry> {

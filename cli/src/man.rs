@@ -1,4 +1,4 @@
-//! `uzram completions` and `uzram man`: what is made from the description of the command line.
+//! `uzram man`: what is made from the description of the command line.
 
 use std::fs;
 use std::io;
@@ -7,15 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use clap::CommandFactory;
 
-use crate::args::{Cli, CompletionsArgs, ManArgs};
-use crate::output;
-
-/// `uzram completions`.
-pub(crate) fn completions(args: &CompletionsArgs) -> Result<()> {
-    let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "uzram", &mut script);
-    output::text(&String::from_utf8(script)?)
-}
+use crate::args::{Cli, ManArgs};
 
 /// `uzram man`: a page for uzram and for each verb.
 pub(crate) fn man(args: &ManArgs) -> Result<()> {
