@@ -16,7 +16,7 @@ use signal_hook::flag;
 const SIGNALS: [i32; 3] = [SIGINT, SIGTERM, SIGHUP];
 
 /// Whether nobody notes signals. Then they do what they do to any program.
-static IDLE: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
+static IDLE: LazyLock<Arc<AtomicBool>> = LazyLock::new(|| Arc::new(AtomicBool::new(true)));
 
 /// A signal has come, and this is what became of what was being done.
 #[derive(Debug)]
@@ -54,7 +54,6 @@ impl Interrupt {
                 flag::register_conditional_default(signal, Arc::clone(&IDLE)).map(drop)
             });
         });
-        IDLE.store(false, Ordering::SeqCst);
         let mut interrupt = Self {
             came: Arc::default(),
             ids: Vec::new(),
@@ -62,6 +61,8 @@ impl Interrupt {
         registered
             .and_then(|()| interrupt.note())
             .context("cannot handle signals")?;
+        // Last, so that no signal is lost: until here one ends the program.
+        IDLE.store(false, Ordering::SeqCst);
         Ok(interrupt)
     }
 

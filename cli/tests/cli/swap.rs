@@ -114,6 +114,41 @@ fn up_takes_down_the_swap_of_a_killed_server() {
     assert!(world.leftovers().is_empty(), "{:?}", world.leftovers());
 }
 
+/// The next server of the name cannot bring back what was swapped to the last.
+#[test]
+fn who_takes_the_place_of_a_killed_server_says_what_is_swapped_to() {
+    if !can_mount("who_takes_the_place_of_a_killed_server_says_what_is_swapped_to") {
+        return;
+    }
+    let world = World::new();
+    if up(&world, "size = \"16M\"\nswap-priority = 6\n").is_none() {
+        return;
+    }
+    let [(device, _)] = &swaps(&world)[..] else {
+        panic!("it is not swapped to");
+    };
+    let _area = Area(device.clone());
+    let killed = pid(&world);
+    signal(killed, "KILL");
+    let begun = Instant::now();
+    while Path::new("/proc")
+        .join(killed.to_string())
+        .join("exe")
+        .exists()
+    {
+        assert!(begun.elapsed() < HANG);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let log = world.path("log");
+    let mut command = world.command(&["serve", "vm", "--size=1M"]);
+    let _server = Serve::start(command.stderr(fs::File::create(&log).unwrap()));
+    let said = fs::read_to_string(&log).unwrap();
+    let line = format!(
+        "the server of {device} was killed, and what was swapped to it is lost: swapoff {device}"
+    );
+    assert!(said.contains(&line), "{said}");
+}
+
 #[test]
 fn a_server_that_is_told_to_end_brings_back_what_was_swapped() {
     if !can_mount("a_server_that_is_told_to_end_brings_back_what_was_swapped") {
