@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the models of races, each with so many seeds, and each without the protection that it is
-# about, to see it fail; and the simulation of a whole device over a backing that fails, with as many
-# seeds. A seed that fails is printed with the command that replays it.
+# about, to see it fail; and the simulation of a whole device over backings and images that fail, with as
+# many seeds. A seed that fails is printed with the command that replays it.
 #
 # usage: models.sh [SEEDS]    100 by default
 set -euo pipefail

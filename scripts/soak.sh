@@ -4,8 +4,8 @@
 # usage: soak.sh WHAT [AMOUNT]
 #   device MINUTES   writers, readers, discards, evictions, limits that change and a backing that fails
 #                    now and then, all at once on one device; every page is verified (30)
-#   simulation SEEDS a device under a seeded scheduler, over a backing that fails by the same seed; 9000
-#                    requests a seed (1000)
+#   simulation SEEDS a device under a seeded scheduler, over a backing and an image that fail by the same
+#                    seed, saved and restored meanwhile; 9000 requests a seed (1000)
 #   witnesses MINUTES
 #                    fio, stress-ng, fsx, SQLite and PostgreSQL on ext4, btrfs and xfs, on a device that
 #                    evicts all the time, checking what they wrote (6)
@@ -32,7 +32,7 @@ case $1 in
     device) UZRAM_SOAK_SECONDS=$((${2-30} * 60)) ignored soak as_long_as_asked --release ;;
     simulation)
         need_rust
-        UZRAM_SEEDS=${2-1000} cargo test --locked --quiet --lib --features shuttle -- simulation --nocapture
+        UZRAM_SEEDS=${2-1000} cargo test --locked --quiet --lib --features shuttle -- simulation::what_is_read --nocapture
         ;;
     witnesses)
         need_packages btrfs e2fsck findmnt fio mkfs.xfs mount pg_ctlcluster python3 setpriv stress-ng

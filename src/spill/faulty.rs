@@ -1,8 +1,12 @@
-//! A backing in memory that can be told to misbehave, for tests.
+//! A backing in memory that can be told to misbehave, for tests, and an image that can be.
 
 use std::collections::HashMap;
+#[cfg(feature = "shuttle")]
+use std::collections::HashSet;
 use std::io;
 use std::path::Path;
+#[cfg(feature = "shuttle")]
+use std::sync::Arc;
 
 use super::backing::Backing;
 use super::blocks::{BLOCK, is_aligned};
@@ -176,9 +180,7 @@ impl Backing for FaultyBacking {
         buf.copy_from_slice(&bytes[offset as usize..offset as usize + buf.len()]);
         drop(contents);
         if fault.is_some() {
-            // Half of it is of somewhere else.
-            let half = buf.len() / 2;
-            buf[half..].reverse();
+            misread(buf);
         }
         if let Some(hook) = &*self.after_read.read() {
             hook();
@@ -195,6 +197,73 @@ impl Backing for FaultyBacking {
 
     fn path(&self) -> &Path {
         Path::new("faulty")
+    }
+}
+
+/// Half of what was read is of somewhere else.
+fn misread(buf: &mut [u8]) {
+    let half = buf.len() / 2;
+    buf[half..].reverse();
+}
+
+/// The store of an image, as it is but for the faults that it suffers. What the engine says it needs no
+/// more is gone.
+#[cfg(feature = "shuttle")]
+pub(crate) struct FaultyImage {
+    store: Arc<dyn Backing>,
+    faults: Mutex<Option<Faults>>,
+    gone: Mutex<HashSet<StoreSegment>>,
+}
+
+#[cfg(feature = "shuttle")]
+impl FaultyImage {
+    pub(crate) fn new(store: Arc<dyn Backing>, faults: Option<Faults>) -> Self {
+        Self {
+            store,
+            faults: Mutex::new(faults),
+            gone: Mutex::default(),
+        }
+    }
+
+    /// Has reads go wrong by chance from here on, or no longer.
+    pub(crate) fn suffer(&self, faults: Option<Faults>) {
+        *self.faults.lock() = faults;
+    }
+}
+
+#[cfg(feature = "shuttle")]
+impl Backing for FaultyImage {
+    fn capacity(&self, size: Option<u64>) -> Result<u32> {
+        self.store.capacity(size)
+    }
+
+    fn write(&self, _segment: StoreSegment, _offset: u32, _data: &[u8]) -> io::Result<()> {
+        panic!("an image is only read");
+    }
+
+    fn read(&self, segment: StoreSegment, offset: u32, buf: &mut [u8]) -> io::Result<()> {
+        let mut faults = self.faults.lock();
+        let fault = faults.as_mut().and_then(|f| f.next(|c| c.reads));
+        drop(faults);
+        if fault.is_some_and(Fault::is_told) {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        if self.gone.lock().contains(&segment) {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.store.read(segment, offset, buf)?;
+        if fault.is_some() {
+            misread(buf);
+        }
+        Ok(())
+    }
+
+    fn discard(&self, segment: StoreSegment) {
+        self.gone.lock().insert(segment);
+    }
+
+    fn path(&self) -> &Path {
+        self.store.path()
     }
 }
 

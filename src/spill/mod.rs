@@ -37,7 +37,7 @@ pub(crate) use direct::DirectFile;
 #[cfg(test)]
 pub(crate) use faulty::FaultyBacking;
 #[cfg(all(test, feature = "shuttle"))]
-pub(crate) use faulty::{Chances, Faults};
+pub(crate) use faulty::{Chances, Faults, FaultyImage};
 pub(crate) use file::{FileBacking, block_device_size};
 pub(crate) use log::{Adopted, Head, LogCounts, MIN_APPEND, SegmentLog, Target};
 pub(crate) use record::{

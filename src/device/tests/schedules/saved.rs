@@ -70,8 +70,13 @@ model!(
     }
 );
 
-/// Saves a device, and has time pass meanwhile: who saves looks now and then whether it is over.
 fn save(device: &Device) -> Vec<u8> {
+    let saved = while_time_passes(|| device.save_to(Vec::new(), Path::new("image"), &|| true));
+    saved.expect("nothing fails").0
+}
+
+/// Has time pass while `save` does: who saves looks now and then whether it is over.
+pub(super) fn while_time_passes<T>(save: impl FnOnce() -> T) -> T {
     let is_over = AtomicBool::new(false);
     scope(|scope| {
         scope.spawn(|| {
@@ -80,9 +85,9 @@ fn save(device: &Device) -> Vec<u8> {
                 yield_now();
             }
         });
-        let saved = device.save_to(Vec::new(), Path::new("image"), &|| true);
+        let saved = save();
         is_over.store(true, Relaxed);
-        saved.expect("nothing fails").0
+        saved
     })
 }
 

@@ -1,24 +1,36 @@
 //! The whole device, with a seeded scheduler, a clock that moves only here, and a backing that fails
 //! by the same seed, beside a naive model.
 //!
-//! A seed is a world: its allocator, shards, limit, backing and faults. Clients write, read and
-//! discard their own parts of the device, and check each answer; another thread evicts, compacts,
-//! recompresses, changes limits and backings, and has time pass. Faults that are told (refused and
-//! short writes, reads that fail) may cost a request, and never data. Those that are not (lost, torn
-//! and misdirected writes, wrong reads) may cost what they strike, which then cannot be read. What
-//! is read is right in every world.
+//! A seed is a world: its allocator, shards, limit, backing and faults, and whether it begins as an
+//! image. Clients write, read and discard their own parts of the device, and check each answer, and now and
+//! then one saves the device and looks at what is restored of that elsewhere; another thread evicts,
+//! compacts, recompresses, changes limits and backings, and has time pass. Some worlds move from one device
+//! to another in the middle, in an image. Faults that are told (refused and short writes, reads that fail)
+//! may cost a request, and never data. Those that are not (lost, torn and misdirected writes, wrong reads,
+//! damage in an image) may cost what they strike, which then cannot be read. What is read is right in
+//! every world, and once nothing fails any more, all that is not damaged can be read.
 
 mod client;
+mod content;
+mod history;
+mod image;
 
+use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
+use parking_lot::Mutex;
+
 use self::client::Client;
+use self::history::History;
 use super::run::{Random, report, run, seeds};
+use super::saved::while_time_passes;
 use super::*;
 use crate::config::{BackingConfig, PoolKind};
+use crate::error::{Error, Result};
 use crate::recompression::Recompression;
 use crate::selection::Selection;
-use crate::spill::{Chances, Faults};
+use crate::spill::{Chances, Faults, FaultyImage};
 use crate::sync::{be_coarse, time};
 
 const CLIENTS: u64 = 3;
@@ -28,14 +40,16 @@ const UNIT: usize = PAGE_SIZE / 2;
 const RUN: u64 = 16;
 /// Units of a device.
 const UNITS: u64 = 96 * RUN;
+const PAGES: u64 = UNITS / 2;
 /// Requests of a client in a world.
 const REQUESTS: u64 = 3000;
 /// Worlds, unless `UZRAM_SEEDS` says otherwise.
 const WORLDS: u64 = 40;
 /// Most decisions of a world.
 const MAX_STEPS: usize = 50_000_000;
-/// Most page frames that any limit allows.
-const MOST_FRAMES: u64 = 250;
+/// Most page frames that any limit allows, but where an image is to find room in memory.
+const FEW_FRAMES: u64 = 250;
+const MANY_FRAMES: u64 = 1500;
 
 /// Seeds that have failed once.
 const REGRESSIONS: [u64; 0] = [];
@@ -47,6 +61,8 @@ struct Counts {
     units_verified: AtomicU64,
     spilled: AtomicU64,
     read_back: AtomicU64,
+    saved: AtomicU64,
+    restored: AtomicU64,
 }
 
 #[test]
@@ -61,30 +77,137 @@ fn what_is_read_is_right() {
     }
     let count = |counter: &AtomicU64| counter.load(Relaxed);
     println!(
-        "{} requests, {} failed as they may, {} pages verified, {} spilled, {} read back, {:.1} s",
+        "{} requests, {} failed as they may, {} pages verified, {} spilled, {} read back, {} saves, \
+         {} restores, {:.1} s",
         count(&counts.requests),
         count(&counts.failed),
         count(&counts.units_verified) / 2,
         count(&counts.spilled),
         count(&counts.read_back),
+        count(&counts.saved),
+        count(&counts.restored),
         began.elapsed().as_secs_f64()
     );
 }
 
-/// What goes wrong in a world.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// That one of the engine's protections is taken out is noticed. The first world that is tried is one
+/// that did so.
+#[test]
+fn what_protects_is_missed() {
+    /// Worlds that are tried.
+    const TRIED: u64 = 200;
+    for (protection, known) in [
+        (BroughtBackIfUnchanged, 18),
+        (PromotedIfUnchanged, 6),
+        (SavedBeforeChanged, 0),
+    ] {
+        let fails = |seed: &u64| {
+            let seed = *seed;
+            let live = move || World::new(seed).live(&Counts::default());
+            run(seed, MAX_STEPS, Some(protection), live).is_err()
+        };
+        let failed = (known..known + TRIED).find(fails);
+        let failed = failed.unwrap_or_else(|| panic!("nobody misses {protection:?}"));
+        println!("without {protection:?} it fails with seed {failed}");
+    }
+}
+
+/// What goes wrong.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 enum Weather {
+    #[default]
     Fine,
     Told,
     Untold,
 }
 
+impl Weather {
+    fn any(random: &mut Random) -> Self {
+        [Self::Fine, Self::Told, Self::Told, Self::Untold][random.below(4) as usize]
+    }
+}
+
+/// What a request may fail by.
+#[derive(Clone, Copy, Debug, Default)]
+struct Excuses {
+    weather: Weather,
+    /// Whether there may be no backing.
+    no_room: bool,
+}
+
 struct World {
     random: Random,
+    /// Over backings.
     weather: Weather,
+    /// Over images.
+    image_weather: Weather,
+    history: Arc<Mutex<History>>,
+    /// Whether it begins as an image.
+    begins_as_image: bool,
+    /// Devices that follow each other.
+    devices: u64,
+    place: Place,
+}
+
+/// A device, and what it has been over.
+struct Place {
     device: Arc<Device>,
+    most_frames: u64,
+    /// Whether it may be without a backing.
+    no_room: bool,
     /// All backings that there ever were.
     backings: Vec<Arc<FaultyBacking>>,
+    image: Option<Arc<FaultyImage>>,
+}
+
+impl Place {
+    /// An empty device, which is to hold what is in an image, or not.
+    fn new(random: &mut Random, for_image: bool) -> Self {
+        let most_frames = match for_image && random.below(2) == 0 {
+            true => MANY_FRAMES,
+            false => FEW_FRAMES,
+        };
+        let no_room = for_image && random.below(3) == 0;
+        let mut config = DeviceConfig::new(UNITS * UNIT as u64);
+        config.mem_limit = Some((48 + random.below(most_frames - 48)) * PAGE);
+        config.shards = Some(1 + random.below(3) as u32);
+        config.pool = PoolKind::ALL[random.below(3) as usize];
+        config.backing = Some(BackingConfig {
+            encrypt: random.below(4) == 0,
+            ..BackingConfig::new("faulty")
+        });
+        let has_backing = !no_room || random.below(2) == 0;
+        let backing = has_backing.then(|| Arc::new(FaultyBacking::new(segments(random))));
+        let first = backing.clone().map(|backing| backing as Arc<dyn Backing>);
+        let made = Device::with_stores(&config, Origin::Blank, first);
+        Self {
+            device: Arc::new(made.expect("a device")),
+            most_frames,
+            no_room,
+            backings: backing.into_iter().collect(),
+            image: None,
+        }
+    }
+
+    /// Nothing fails from here on.
+    fn clear_up(&self) {
+        self.backings
+            .iter()
+            .for_each(|backing| backing.suffer(None));
+        self.image.iter().for_each(|image| image.suffer(None));
+    }
+
+    /// Has time pass until the image is empty, for as long as that may take; returns whether it is.
+    fn leaves_image(&self) -> bool {
+        for _ in 0..40 {
+            if self.device.core.stores.image().is_none() {
+                return true;
+            }
+            time::advance(Duration::from_secs(5));
+            (0..100).for_each(|_| shuttle::thread::yield_now());
+        }
+        false
+    }
 }
 
 impl World {
@@ -92,89 +215,200 @@ impl World {
         // With some seeds atomics, too, are points at which another thread may go on.
         be_coarse(!seed.is_multiple_of(8));
         let mut random = Random(!seed);
-        let weather = [Weather::Fine, Weather::Told, Weather::Told, Weather::Untold];
-        let weather = weather[random.below(4) as usize];
-        let mut config = DeviceConfig::new(UNITS * UNIT as u64);
-        config.mem_limit = Some((48 + random.below(MOST_FRAMES - 48)) * PAGE);
-        config.shards = Some(1 + random.below(3) as u32);
-        config.pool = PoolKind::ALL[random.below(3) as usize];
-        config.backing = Some(BackingConfig {
-            encrypt: random.below(4) == 0,
-            ..BackingConfig::new("faulty")
-        });
-        let backing = Arc::new(FaultyBacking::new(segments(&mut random)));
-        let made = Device::with_stores(
-            &config,
-            Origin::Blank,
-            Some(Arc::clone(&backing) as Arc<dyn Backing>),
-        );
+        let kind = random.below(8);
+        let begins_as_image = (3..7).contains(&kind);
         Self {
+            weather: Weather::any(&mut random),
+            image_weather: Weather::any(&mut random),
+            history: Arc::new(Mutex::new(History::new())),
+            begins_as_image,
+            devices: 1 + u64::from(kind > 5),
+            place: Place::new(&mut random, begins_as_image),
             random,
-            weather,
-            device: Arc::new(made.expect("a device")),
-            backings: vec![backing],
         }
     }
 
     fn live(mut self, counts: &Counts) {
-        let left = Arc::new(AtomicU32::new(CLIENTS as u32));
         let seed = self.random.next();
-        self.backings[0].suffer(faults(self.weather, &mut self.random));
-        let spawn = |number| {
-            let (device, left) = (Arc::clone(&self.device), Arc::clone(&left));
-            let mut client = Client::new(number, self.weather, Random(seed + number));
+        let client = |number| {
+            let history = Arc::clone(&self.history);
+            Client::new(number, Random(seed + number), history)
+        };
+        let mut clients = (0..CLIENTS).map(client).collect();
+        if self.begins_as_image {
+            let (versions, image) = image::made_up(&mut self.random);
+            self.history.lock().begin_as(&versions);
+            self.begin_as(image, counts);
+        }
+        for number in 0..self.devices {
+            if number > 0 {
+                self.move_on(counts);
+            }
+            clients = self.serve(clients);
+        }
+        self.settle(clients, counts);
+    }
+
+    /// Has the device hold what is in an image, some of it damaged if that is this world's weather.
+    fn begin_as(&mut self, mut image: Vec<u8>, counts: &Counts) {
+        let (random, device) = (&mut self.random, &self.place.device);
+        if random.below(4) == 0 {
+            refuse(device, random);
+        }
+        let lost = match self.image_weather {
+            Weather::Untold => image::damage(&mut image, random),
+            Weather::Fine | Weather::Told => BTreeSet::new(),
+        };
+        self.history.lock().lose(lost);
+        let faults = faults(self.image_weather, random);
+        let restored = image::restore(device, &image, faults);
+        self.place.image = Some(restored.expect("an image"));
+        counts.restored.fetch_add(1, Relaxed);
+    }
+
+    /// Has another device take this one's place, if it can be saved.
+    fn move_on(&mut self, counts: &Counts) {
+        self.place.clear_up();
+        match save(&self.place.device) {
+            Ok(image) => {
+                counts.saved.fetch_add(1, Relaxed);
+                self.count(counts);
+                self.place = Place::new(&mut self.random, true);
+                self.begin_as(image, counts);
+            }
+            Err(error) => {
+                let is_damaged = matches!(error, Error::Damaged { .. });
+                let excused = self.weather == Weather::Untold || self.history.lock().is_any_lost();
+                assert!(is_damaged && excused, "{error}");
+            }
+        }
+    }
+
+    fn excuses(&self) -> Excuses {
+        Excuses {
+            weather: self.weather.max(self.image_weather),
+            no_room: self.place.no_room,
+        }
+    }
+
+    /// Has the clients make their share of requests.
+    fn serve(&mut self, clients: Vec<Client>) -> Vec<Client> {
+        let left = Arc::new(AtomicU32::new(CLIENTS as u32));
+        let requests = REQUESTS / self.devices;
+        for backing in &self.place.backings {
+            backing.suffer(faults(self.weather, &mut self.random));
+        }
+        let excuses = self.excuses();
+        let spawn = |mut client: Client| {
+            let (device, left) = (Arc::clone(&self.place.device), Arc::clone(&left));
+            client.excuses = excuses;
             shuttle::thread::spawn(move || {
-                (0..REQUESTS).for_each(|_| client.request(&device));
+                (0..requests).for_each(|_| client.request(&device));
                 left.fetch_sub(1, Relaxed);
                 client
             })
         };
-        let threads: Vec<_> = (0..CLIENTS).map(spawn).collect();
+        let threads: Vec<_> = clients.into_iter().map(spawn).collect();
         while left.load(Relaxed) > 0 {
-            disturb(
-                &self.device,
-                self.weather,
-                &mut self.random,
-                &mut self.backings,
-            );
+            self.disturb();
             (0..self.random.below(100)).for_each(|_| shuttle::thread::yield_now());
         }
-        let clients = threads
-            .into_iter()
-            .map(|thread| thread.join().expect("no panic"));
-        let clients = clients.collect();
-        self.settle(clients, counts);
+        let threads = threads.into_iter();
+        threads
+            .map(|thread| thread.join().expect("no panic"))
+            .collect()
     }
 
     /// All of it once more, without new faults, then nothing of it.
-    fn settle(self, clients: Vec<Client>, counts: &Counts) {
-        for backing in &self.backings {
-            backing.suffer(None);
+    fn settle(self, mut clients: Vec<Client>, counts: &Counts) {
+        self.place.clear_up();
+        for client in &mut clients {
+            client.excuses = Excuses {
+                // What backings have lost is not known.
+                weather: match self.weather {
+                    Weather::Untold => Weather::Untold,
+                    Weather::Fine | Weather::Told => Weather::Fine,
+                },
+                no_room: false,
+            };
+            client.verify_all(&self.place.device);
         }
-        let device = &self.device;
-        for mut client in clients {
-            client.verify_all(device);
+        self.place.device.check();
+        self.empty_image(&mut clients);
+        for client in clients {
             counts.requests.fetch_add(client.requests, Relaxed);
             counts.failed.fetch_add(client.failed, Relaxed);
+            counts.saved.fetch_add(client.saves, Relaxed);
+            counts.restored.fetch_add(client.saves, Relaxed);
             counts
                 .units_verified
                 .fetch_add(client.units_verified, Relaxed);
         }
-        device.check();
-        let requests = &device.core.requests;
-        counts
-            .spilled
-            .fetch_add(requests.bd_writes.load(Relaxed), Relaxed);
-        counts
-            .read_back
-            .fetch_add(requests.bd_reads.load(Relaxed), Relaxed);
+        self.count(counts);
+        let device = &self.place.device;
         device
             .discard(0, UNITS * UNIT as u64)
             .expect("no room needed");
         device.check();
         assert_eq!(device.core.budget.used(), 0);
         assert_eq!(device.core.segments.live_bytes(), 0);
+        assert_eq!(device.core.segments.image_bytes(), 0);
+        assert!(self.place.leaves_image(), "an empty image stays");
     }
+
+    /// With room for all of it, what is in the image comes to memory, but for what is damaged.
+    fn empty_image(&self, clients: &mut [Client]) {
+        let place = &self.place;
+        place.device.set_mem_limit(None).expect("no limit");
+        let leaves = place.leaves_image();
+        if self.image_weather == Weather::Untold {
+            // A segment that was misread once is emptied only by those who read its pages.
+            clients
+                .iter_mut()
+                .for_each(|client| client.verify_all(&place.device));
+            let left = place.device.core.segments.image_bytes();
+            assert!(left == 0 || self.history.lock().is_any_lost(), "{left}");
+        } else {
+            assert!(leaves, "an image that can be read stays");
+        }
+        if self.weather != Weather::Untold {
+            let found = place.device.scrub(0);
+            assert!(found.unreadable.is_empty(), "{found:?}");
+            let history = self.history.lock();
+            let mut damaged = found.damaged.iter();
+            assert!(damaged.all(|&page| history.is_lost(page)), "{found:?}");
+        }
+    }
+
+    fn count(&self, counts: &Counts) {
+        let requests = &self.place.device.core.requests;
+        for (to, from) in [
+            (&counts.spilled, &requests.bd_writes),
+            (&counts.read_back, &requests.bd_reads),
+        ] {
+            to.fetch_add(from.load(Relaxed), Relaxed);
+        }
+    }
+}
+
+/// An image that is wrong is refused, and the device is as it was.
+fn refuse(device: &Device, random: &mut Random) {
+    let (wrong, how) = image::wrong(random);
+    let error = image::restore(device, &wrong, None)
+        .err()
+        .expect("it is wrong");
+    assert!(error.to_string().contains(how), "{error}");
+    device.check();
+    assert_eq!(device.pages_with_data(), 0);
+    assert_eq!(device.core.segments.image_bytes(), 0);
+}
+
+/// Saves a device that nobody uses, and has time pass meanwhile.
+fn save(device: &Device) -> Result<Vec<u8>> {
+    while_time_passes(|| {
+        let saved = device.save_to(Vec::new(), Path::new("image"), &|| true);
+        saved.map(|(image, _)| image)
+    })
 }
 
 /// Segments of a backing: it holds more than the device has, yet with these few it is full of what is
@@ -193,66 +427,88 @@ fn faults(weather: Weather, random: &mut Random) -> Option<Faults> {
         .then(|| Faults::new(random.next(), chances, weather == Weather::Told))
 }
 
-/// Does one of all that can be done to a device in use.
-fn disturb(
-    device: &Device,
-    weather: Weather,
-    random: &mut Random,
-    backings: &mut Vec<Arc<FaultyBacking>>,
-) {
-    assert!(device.core.budget.used() <= MOST_FRAMES);
-    let may_fail = weather != Weather::Fine;
-    match random.below(64) {
-        0..8 => {
-            let evicted = device.evict(random.below(60) * PAGE);
-            assert!(evicted.is_ok() || may_fail, "{evicted:?}");
+impl World {
+    /// Does one of all that can be done to a device in use.
+    fn disturb(&mut self) {
+        let excuses = self.excuses();
+        let may_fail = excuses.weather != Weather::Fine || excuses.no_room;
+        let (random, place) = (&mut self.random, &self.place);
+        let device = &place.device;
+        assert!(device.core.budget.used() <= place.most_frames);
+        match random.below(64) {
+            0..8 => {
+                let evicted = device.evict(random.below(60) * PAGE);
+                assert!(evicted.is_ok() || may_fail, "{evicted:?}");
+            }
+            8..10 => drop(device.compact()),
+            10..14 => {
+                let limit = (24 + random.below(place.most_frames - 24)) * PAGE;
+                device
+                    .set_mem_limit(Some(limit))
+                    .expect("a limit that is allowed");
+            }
+            14 => {
+                let algorithm = ["lz4", "zstd:1"][random.below(2) as usize];
+                device.set_algorithm(algorithm.parse().expect("an algorithm"));
+            }
+            15 => {
+                let some = Recompression::parse("algo=zstd max_pages=40").expect("parameters");
+                match device.recompress(&some) {
+                    Err(Error::NoSpace(_)) if excuses.no_room => {}
+                    done => drop(done.expect("an algorithm")),
+                }
+            }
+            16..18 => {
+                device.mark_idle(None);
+                let which = ["idle", "huge", "page_indexes=100-299"][random.below(3) as usize];
+                let which = Selection::parse(which, device.pages()).expect("a selection");
+                let written = device.write_back(which);
+                assert!(written.is_ok() || may_fail, "{written:?}");
+            }
+            18 => {
+                let found = device.scrub(0);
+                let is_excused = excuses.weather == Weather::Untold;
+                assert!(found.damaged.is_empty() || is_excused, "{found:?}");
+            }
+            19..21 => self.replace_backing(may_fail),
+            21..26 => self.change_weather(),
+            26..28 if device.core.stores.image().is_some() => {
+                // As long as an image may wait.
+                time::advance(Duration::from_millis(random.below(1000)));
+            }
+            _ => time::advance(Duration::from_millis(random.below(20))),
         }
-        8..10 => drop(device.compact()),
-        10..14 => {
-            let limit = (24 + random.below(MOST_FRAMES - 24)) * PAGE;
-            device
-                .set_mem_limit(Some(limit))
-                .expect("a limit that is allowed");
-        }
-        14 => {
-            let algorithm = ["lz4", "zstd:1"][random.below(2) as usize];
-            device.set_algorithm(algorithm.parse().expect("an algorithm"));
-        }
-        15 => {
-            let some = Recompression::parse("algo=zstd max_pages=40").expect("parameters");
-            device.recompress(&some).expect("an algorithm");
-        }
-        16..18 => {
-            device.mark_idle(None);
-            let which = ["idle", "huge", "page_indexes=100-299"][random.below(3) as usize];
-            let which = Selection::parse(which, device.pages()).expect("a selection");
-            let written = device.write_back(which);
-            assert!(written.is_ok() || may_fail, "{written:?}");
-        }
-        18 => {
-            let found = device.scrub(0);
-            assert!(
-                found.damaged.is_empty() || weather == Weather::Untold,
-                "{found:?}"
-            );
-        }
-        19 if backings.len() < 4 => {
+    }
+
+    /// Has another backing, or none, take the place of the one there is.
+    fn replace_backing(&mut self, may_fail: bool) {
+        let (random, place) = (&mut self.random, &mut self.place);
+        if place.no_room && random.below(2) == 0 {
+            // There may be none to leave, or no room for what it holds.
+            let _ = place.device.replace_backing(None, None);
+        } else if place.backings.len() < 4 {
             let backing = Arc::new(FaultyBacking::new(segments(random)));
-            backing.suffer(faults(weather, random));
-            backings.push(Arc::clone(&backing));
-            let replaced = device.replace_backing(Some(backing), None);
+            backing.suffer(faults(self.weather, random));
+            place.backings.push(Arc::clone(&backing));
+            let replaced = place.device.replace_backing(Some(backing), None);
             assert!(replaced.is_ok() || may_fail, "{replaced:?}");
         }
-        20..26 => {
-            // Fine weather now and then.
-            let clears = random.below(2) == 0;
-            let faults = if clears {
-                None
-            } else {
-                faults(weather, random)
-            };
-            backings[random.below(backings.len() as u64) as usize].suffer(faults);
+    }
+
+    /// Has other things fail from here on, or now and then nothing.
+    fn change_weather(&mut self) {
+        let (random, place) = (&mut self.random, &self.place);
+        let clears = random.below(2) == 0;
+        let mut faults = |weather| match clears {
+            true => None,
+            false => faults(weather, random),
+        };
+        if let Some(image) = &place.image {
+            image.suffer(faults(self.image_weather));
         }
-        _ => time::advance(Duration::from_millis(random.below(20))),
+        let faults = faults(self.weather);
+        if !place.backings.is_empty() {
+            place.backings[random.below(place.backings.len() as u64) as usize].suffer(faults);
+        }
     }
 }

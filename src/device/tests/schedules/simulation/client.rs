@@ -1,78 +1,45 @@
 //! A client, which knows what its part of the device holds.
 
-use std::sync::LazyLock;
+use std::cell::Cell;
+use std::path::Path;
 
+use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use super::super::run::Random;
 use super::super::*;
-use super::{CLIENTS, RUN, UNIT, UNITS, Weather};
-use crate::error::Error;
-
-/// What units are made of, but for their beginnings: from noise to what compresses well.
-static CONTENTS: LazyLock<[[u8; UNIT]; 8]> = LazyLock::new(|| {
-    let mut random = Random(1);
-    std::array::from_fn(|kind| {
-        let mut content = [0; UNIT];
-        for chunk in content.chunks_exact_mut(8) {
-            let noise = [8, 6, 4, 3, 2, 2, 1, 1][kind];
-            chunk[..noise].copy_from_slice(&random.next().to_le_bytes()[..noise]);
-        }
-        content
-    })
-});
-
-/// What a unit holds: zeroes, or what a request that has this number wrote.
-type Version = u32;
-const ZEROES: Version = 0;
-
-fn fill(unit: u64, version: Version, out: &mut [u8]) {
-    if version == ZEROES {
-        out.fill(0);
-        return;
-    }
-    out.copy_from_slice(&CONTENTS[version as usize % 8]);
-    out[..8].copy_from_slice(&unit.to_le_bytes());
-    out[8..12].copy_from_slice(&version.to_le_bytes());
-}
-
-/// The version of a unit that `found` is; panics if it is none.
-fn version_of(unit: u64, found: &[u8]) -> Version {
-    let version = u32::from_le_bytes(found[8..12].try_into().expect("4 bytes"));
-    let mut expected = [0; UNIT];
-    fill(unit, version, &mut expected);
-    assert!(
-        *found == expected,
-        "unit {unit} is not what version {version} of it is"
-    );
-    version
-}
+use super::content::{Version, ZEROES, fill, version_of};
+use super::history::History;
+use super::{CLIENTS, Excuses, RUN, UNIT, UNITS, Weather, faults, image};
+use crate::error::{Error, Result};
 
 pub(super) struct Client {
     number: u64,
-    weather: Weather,
+    pub(super) excuses: Excuses,
     random: Random,
-    /// What each of its units may hold: one thing, unless a request failed.
-    units: Vec<Vec<Version>>,
+    /// Shared with the others. It is locked for no longer than it takes to look.
+    history: Arc<Mutex<History>>,
     last_version: Version,
     buffer: Vec<u8>,
     pub(super) requests: u64,
     pub(super) failed: u64,
     pub(super) units_verified: u64,
+    pub(super) saves: u64,
 }
 
 impl Client {
-    pub(super) fn new(number: u64, weather: Weather, random: Random) -> Self {
+    pub(super) fn new(number: u64, random: Random, history: Arc<Mutex<History>>) -> Self {
         Self {
             number,
-            weather,
+            excuses: Excuses::default(),
             random,
-            units: vec![vec![ZEROES]; (UNITS / CLIENTS) as usize],
-            last_version: ZEROES,
+            history,
+            last_version: image::VERSIONS,
             buffer: vec![0; RUN as usize * UNIT],
             requests: 0,
             failed: 0,
             units_verified: 0,
+            saves: 0,
         }
     }
 
@@ -94,6 +61,9 @@ impl Client {
             runs
         };
         let first = self.random.below(runs) * RUN + within;
+        if self.random.below(2000) == 0 {
+            return self.save(device);
+        }
         match self.random.below(32) {
             0..13 => self.write(device, first, count),
             13 => self.clear(device, first, count, false),
@@ -106,50 +76,48 @@ impl Client {
     fn write(&mut self, device: &Device, first: u64, count: u64) {
         self.last_version += 1;
         let (at, mut bytes) = (self.place(first), std::mem::take(&mut self.buffer));
-        for i in 0..count {
-            fill(
-                at + i,
-                self.last_version,
-                &mut bytes[i as usize * UNIT..][..UNIT],
-            );
+        let some = &mut bytes[..count as usize * UNIT];
+        for (unit, out) in (at..).zip(some.chunks_exact_mut(UNIT)) {
+            fill(unit, self.last_version, out);
         }
-        let done = device.write(at * UNIT as u64, &bytes[..count as usize * UNIT]);
+        self.change(at, count, self.last_version, || {
+            device.write(at * UNIT as u64, some)
+        });
         self.buffer = bytes;
-        self.note(first, count, self.last_version, &done);
     }
 
     fn clear(&mut self, device: &Device, first: u64, count: u64, discard: bool) {
-        let (at, len) = (self.place(first) * UNIT as u64, count * UNIT as u64);
-        let done = if discard {
-            device.discard(at, len)
-        } else {
-            device.write_zeroes(at, len)
-        };
-        self.note(first, count, ZEROES, &done);
+        let at = self.place(first);
+        let (offset, len) = (at * UNIT as u64, count * UNIT as u64);
+        self.change(at, count, ZEROES, || match discard {
+            true => device.discard(offset, len),
+            false => device.write_zeroes(offset, len),
+        });
     }
 
-    /// Notes what a request has made of its units, or may have.
-    fn note(&mut self, first: u64, count: u64, version: Version, done: &crate::Result<()>) {
-        let units = &mut self.units[first as usize..(first + count) as usize];
-        match done {
-            Ok(()) => units.fill(vec![version]),
-            Err(error) => {
-                self.excuse(error);
-                let units = &mut self.units[first as usize..(first + count) as usize];
-                units.iter_mut().for_each(|unit| unit.push(version));
-            }
+    /// Makes a request that is to make units, from the device's unit `at` on, a version.
+    fn change(
+        &mut self,
+        at: u64,
+        count: u64,
+        version: Version,
+        request: impl FnOnce() -> Result<()>,
+    ) {
+        self.history.lock().begin(at..at + count, version);
+        match request() {
+            Ok(()) => self.history.lock().succeed(at..at + count),
+            Err(error) => self.excuse(&error),
         }
     }
 
     fn verify(&mut self, device: &Device, first: u64, count: u64) {
         let (at, mut bytes) = (self.place(first), std::mem::take(&mut self.buffer));
-        match device.read(at * UNIT as u64, &mut bytes[..count as usize * UNIT]) {
+        let some = &mut bytes[..count as usize * UNIT];
+        match device.read(at * UNIT as u64, some) {
             Ok(()) => {
-                for (i, found) in bytes.chunks_exact(UNIT).take(count as usize).enumerate() {
-                    let version = version_of(at + i as u64, found);
-                    let may_be = &mut self.units[first as usize + i];
-                    assert!(may_be.contains(&version), "{version} is none of {may_be:?}");
-                    *may_be = vec![version];
+                let mut history = self.history.lock();
+                for (found, unit) in some.chunks_exact(UNIT).zip(at..) {
+                    history.find(unit, version_of(unit, found));
                 }
                 self.units_verified += count;
             }
@@ -158,41 +126,80 @@ impl Client {
         self.buffer = bytes;
     }
 
-    /// Reads what is anybody's: some version of it.
+    /// Reads what is anybody's: what it held meanwhile.
     fn look_elsewhere(&mut self, device: &Device, count: u64) {
-        let (at, mut bytes) = (
-            self.random.below(UNITS - count),
-            std::mem::take(&mut self.buffer),
-        );
-        match device.read(at * UNIT as u64, &mut bytes[..count as usize * UNIT]) {
-            Ok(()) => {
-                let units = bytes.chunks_exact(UNIT).take(count as usize);
-                for (found, unit) in units.zip(at..) {
-                    version_of(unit, found);
-                }
-                self.units_verified += count;
+        let at = self.random.below(UNITS - count);
+        let mut bytes = std::mem::take(&mut self.buffer);
+        let some = &mut bytes[..count as usize * UNIT];
+        let since = self.history.lock().look();
+        let read = device.read(at * UNIT as u64, some);
+        let mut history = self.history.lock();
+        if read.is_ok() {
+            for (found, unit) in some.chunks_exact(UNIT).zip(at..) {
+                history.glimpse(unit, version_of(unit, found), since);
             }
-            Err(error) => self.excuse(&error),
+            self.units_verified += count;
+        }
+        history.look_away(since);
+        drop(history);
+        if let Err(error) = read {
+            self.excuse(&error);
         }
         self.buffer = bytes;
     }
 
-    /// Counts a failure that this world's weather excuses.
-    fn excuse(&mut self, error: &Error) {
-        self.failed += 1;
-        let excused = match error {
-            Error::Damaged { .. } => self.weather == Weather::Untold,
-            error => {
-                let is_known = [Errno::NOSPC, Errno::IO].contains(&error.errno());
-                is_known && self.weather != Weather::Fine
+    /// Saves the device, unless another does, and verifies what is restored of that elsewhere. Now and
+    /// then it gives up first.
+    fn save(&mut self, device: &Device) {
+        let Some(since) = self.history.lock().begin_save() else {
+            return;
+        };
+        let patience = match self.random.below(4) {
+            0 => self.random.below(30),
+            _ => u64::MAX,
+        };
+        let patience = Cell::new(patience);
+        let is_wanted = || {
+            patience.set(patience.get().saturating_sub(1));
+            patience.get() > 0
+        };
+        let saved = device.save_to(Vec::new(), Path::new("image"), &is_wanted);
+        let until = self.history.lock().end_save();
+        match saved {
+            Ok((saved, _)) => {
+                let faults = faults(self.excuses.weather, &mut self.random);
+                let mut random = Random(self.random.next());
+                let held = image::held(&saved, &mut random, faults, |error| self.excuse(error));
+                self.history.lock().saved(&held, since..until);
+                self.units_verified += UNITS;
+                self.saves += 1;
             }
+            Err(error) if error.errno() == Errno::CANCELED && patience.get() == 0 => {}
+            Err(error) => self.excuse(&error),
+        }
+        self.history.lock().look_away(since);
+    }
+
+    /// Counts a failure that is excused.
+    pub(super) fn excuse(&mut self, error: &Error) {
+        self.failed += 1;
+        let Excuses { weather, no_room } = self.excuses;
+        let excused = match error {
+            &Error::Damaged { page } => {
+                weather == Weather::Untold || self.history.lock().is_lost(u64::from(page))
+            }
+            error => match error.errno() {
+                Errno::NOSPC => no_room || weather != Weather::Fine,
+                Errno::IO => weather != Weather::Fine,
+                _ => false,
+            },
         };
         assert!(excused, "{error}");
     }
 
     /// Verifies all that it owns, a page at a time.
     pub(super) fn verify_all(&mut self, device: &Device) {
-        (0..self.units.len() as u64)
+        (0..UNITS / CLIENTS)
             .step_by(2)
             .for_each(|first| self.verify(device, first, 2));
     }
