@@ -17,9 +17,11 @@ shift
 need_rust
 triple=$(rustc -vV | sed -n 's/^host: //p')
 
-# under_sanitizer OPTION...: the tests, built with the sanitizer in every crate but the standard library.
+# under_sanitizer OPTION...: the tests, built with the sanitizer in every crate but the standard library. What
+# maps memory goes through libc, so that the sanitizer sees what is mapped where something else was.
 under_sanitizer() {
-    RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=$tool -Cunsafe-allow-abi-mismatch=sanitizer" CARGO_TARGET_DIR=$target/$tool \
+    RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR=$target/$tool \
+        RUSTFLAGS="-Zsanitizer=$tool -Cunsafe-allow-abi-mismatch=sanitizer --cfg=rustix_use_libc" \
         exec cargo test --locked --target "$triple" "$@"
 }
 

@@ -64,6 +64,7 @@
 //! | writeback | moving objects to the backing |
 //! | segment | 2 MiB of the backing, appended to and freed as a whole |
 //! | record | an object in a segment, with a header and a checksum |
+//! | saved image | a device's data in a file, as it was at one time |
 //! | origin | the image that a device begins as |
 //! | home | the origin, if what is written goes there |
 //! | dirty | not in the image as it is; clean: in it, and in memory |

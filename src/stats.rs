@@ -30,7 +30,7 @@ pub struct Stats {
     pub recompressed_pages: u64,
     /// Pages compressed in the pool.
     pub resident_pages: u64,
-    /// Pages in the backing.
+    /// Pages in the backing, or still in the saved image that is restored.
     pub written_back_pages: u64,
     /// Bytes the spill occupies in the backing.
     pub backing_bytes_used: u64,
@@ -54,8 +54,7 @@ pub struct Stats {
     pub origin_discards: u64,
     /// Times that the image was made durable.
     pub origin_syncs: u64,
-    /// Bytes that are still only in the image that the device was restored from; their pages count
-    /// as being in the backing.
+    /// Bytes that are still only in the saved image that is restored.
     pub restore_bytes_left: u64,
     /// Records found to be damaged, each of which is a page that was lost.
     pub damaged_records: u64,

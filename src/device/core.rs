@@ -8,7 +8,6 @@
 
 use std::io;
 use std::ops::Range;
-use std::path::Path;
 use std::sync::Arc;
 
 use crossbeam::utils::CachePadded;
@@ -252,10 +251,7 @@ impl Core {
         if self.damage.note(record, sequence)
             && let Some(end) = self.log_limit.admit()
         {
-            let backing = self.stores.of(SegmentIndex::of(record));
-            let path = backing
-                .as_ref()
-                .map_or(Path::new("the backing"), |b| b.path());
+            let path = self.stores.path_of(SegmentIndex::of(record));
             tracing::error!(
                 "page {} is lost: its record at byte {} of {} is damaged{end}",
                 page.0,

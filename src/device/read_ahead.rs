@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
 
-use crate::spill::{BLOCK, Backing, BlockBuf, RecordAddress, SEGMENT_BYTES, SegmentIndex};
+use crate::spill::{BLOCK, BlockBuf, RecordAddress, SEGMENT_BYTES, SegmentIndex, SegmentStore};
 use crate::sync::Mutex;
 use crate::units::PageIndex;
 
@@ -118,7 +118,7 @@ impl ReadAhead {
     /// The backing's.
     pub(super) fn read(
         &self,
-        backing: &dyn Backing,
+        backing: &dyn SegmentStore,
         page: PageIndex,
         small: bool,
         place: &Place,
@@ -147,7 +147,7 @@ impl ReadAhead {
     }
 
     /// Reads a place in one go for the reads that follow. That it fails is theirs to find.
-    pub(super) fn prepare(&self, backing: &dyn Backing, place: Place) {
+    pub(super) fn prepare(&self, backing: &dyn SegmentStore, place: Place) {
         if self.state.lock().find(&place).is_none()
             && let Ok(window) = self.load(backing, place, 0)
         {
@@ -171,7 +171,7 @@ impl ReadAhead {
 
     /// Reads the blocks of a place and `ahead` bytes more, to the memory of the window that was
     /// used longest ago.
-    fn load(&self, backing: &dyn Backing, mut place: Place, ahead: u32) -> io::Result<Window> {
+    fn load(&self, backing: &dyn SegmentStore, mut place: Place, ahead: u32) -> io::Result<Window> {
         let mut window = self.state.lock().take_oldest();
         let block = BLOCK as u32;
         let end = (place.bytes.end + ahead).next_multiple_of(block);
@@ -239,7 +239,7 @@ impl Window {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spill::{FaultyBacking, MAX_RECORD_LEN};
+    use crate::spill::{Backing, FaultyBacking, MAX_RECORD_LEN};
 
     fn place(at: u32) -> Place {
         Place::of(RecordAddress::from_byte(u64::from(at)), 100, 1)

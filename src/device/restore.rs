@@ -14,7 +14,7 @@ use super::core::Core;
 use crate::block_device::BlockDevice;
 use crate::error::{Error, Result};
 use crate::image::{Entry, ImageReader, Part};
-use crate::spill::{Adopted, Backing, RecordFormat, SEGMENT_BYTES, SegmentIndex};
+use crate::spill::{Adopted, RecordFormat, SegmentIndex, SegmentStore};
 use crate::sync::channel;
 use crate::units::PAGE_SIZE;
 use crate::writeback::Command;
@@ -36,35 +36,54 @@ impl Device {
     ///
     /// # Errors
     /// [`Error::Unusable`], what is damaged and where, or that the image is of a larger device;
-    /// [`Error::Io`]; [`Error::Refused`] (EBUSY) if the device is not empty. It is as it was then, but
-    /// for dictionaries.
+    /// [`Error::Io`]; [`Error::Refused`]: EBUSY if the device is in use or not empty, EEXIST if it has another
+    /// dictionary of a number that the image has one of. It is as it was then.
     pub fn restore(&self, path: &Path) -> Result<u64> {
-        if self.core.origin.image().is_some() {
-            return Err(Error::Unusable {
-                path: path.to_owned(),
-                reason: "what --origin names is on the device already".to_owned(),
-            });
-        }
-        if self.pages_with_data() > 0 {
-            return Err(refused("there is data on the device already".to_owned()));
-        }
         let image = ImageReader::open(path)?;
-        if image.size() > self.size() {
-            return Err(Error::Unusable {
-                path: path.to_owned(),
-                reason: format!(
-                    "the image is of a device of {} bytes, and this one has {}",
-                    image.size(),
-                    self.size()
-                ),
-            });
-        }
         let store = Arc::new(image.store()?);
         self.restore_from(image, store)
     }
 
     /// As [`Device::restore`], of an image whose records are read from `store`.
-    pub(super) fn restore_from(&self, image: ImageReader, store: Arc<dyn Backing>) -> Result<u64> {
+    pub(super) fn restore_from(
+        &self,
+        image: ImageReader,
+        store: Arc<dyn SegmentStore>,
+    ) -> Result<u64> {
+        let restore = || {
+            let _no_other_size = self.resizing.lock();
+            self.check_restorable(&image)?;
+            self.begin_restoring(image, store)
+        };
+        let in_use = || Err(refused("the device is in use".to_owned()));
+        self.users.while_none(restore).unwrap_or_else(in_use)
+    }
+
+    fn check_restorable(&self, image: &ImageReader) -> Result<()> {
+        self.check_changeable()?;
+        let unusable = |reason: String| {
+            Err(Error::Unusable {
+                path: image.path().to_owned(),
+                reason,
+            })
+        };
+        if self.core.origin.image().is_some() {
+            return unusable("what --origin names is on the device already".to_owned());
+        }
+        if image.size() > self.size() {
+            return unusable(format!(
+                "the image is of a device of {} bytes, and this one has {}",
+                image.size(),
+                self.size()
+            ));
+        }
+        match self.pages_with_data() {
+            0 => Ok(()),
+            _ => Err(refused("there is data on the device already".to_owned())),
+        }
+    }
+
+    fn begin_restoring(&self, image: ImageReader, store: Arc<dyn SegmentStore>) -> Result<u64> {
         let no_addresses = |error| Error::io("reserve address space for the image", error);
         self.core.segments.make().map_err(no_addresses)?;
         if !self.core.stores.add_image(store) {
@@ -95,21 +114,28 @@ fn refused(reason: String) -> Error {
 }
 
 impl Core {
-    /// Whether pages of an image may come to memory, as many as there are in a segment: they are not to
-    /// drive others out, nor to take what writers need.
+    /// Whether a page of an image may come to memory: it is not to drive others out, nor, where there is
+    /// no backing for what has no room, to take all of what writers need.
     pub(crate) fn has_room_to_restore(&self) -> bool {
-        /// It may take somewhat more than its bytes.
-        const FRAMES: u64 = (SEGMENT_BYTES + SEGMENT_BYTES / 4) / PAGE_SIZE as u64;
-        self.budget.used() + FRAMES <= self.watermarks().low
+        /// Most that a page can take: a zspage.
+        const FRAMES: u64 = 8;
+        let limit = self.watermarks().low;
+        let fits = || self.budget.used() + self.segments.image_bytes() / PAGE_SIZE as u64 <= limit;
+        let limit = match self.evicts() || fits() {
+            true => limit,
+            false => limit / 2,
+        };
+        self.budget.used() + FRAMES <= limit
     }
 
     /// Points the slots of the image's pages there; returns where its records are.
     fn point_at(&self, mut image: ImageReader) -> Result<Adopted> {
         let (mut records, mut buffer) = (Adopted::default(), Vec::new());
+        let mut dictionaries = Vec::new();
         while let Some(part) = image.next(&mut buffer)? {
             let index = match part {
                 Part::Dictionary(id, bytes) => {
-                    self.algorithms.dictionaries.add_as(id, bytes)?;
+                    dictionaries.push((id, bytes.to_vec()));
                     continue;
                 }
                 Part::Pages(index) => index,
@@ -126,6 +152,9 @@ impl Core {
                     return Err(image.wrong(entry.page(), "is in it twice"));
                 }
             }
+        }
+        for (id, bytes) in dictionaries {
+            self.algorithms.dictionaries.add_as(id, &bytes)?;
         }
         Ok(records)
     }

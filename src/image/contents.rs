@@ -5,7 +5,7 @@ use std::path::Path;
 use super::{Entry, ImageReader, Part};
 use crate::codec::Codec;
 use crate::error::Result;
-use crate::spill::{Backing, MAX_RECORD_LEN, RecordAddress, RecordFormat, SegmentIndex};
+use crate::spill::{MAX_RECORD_LEN, RecordAddress, RecordFormat, SegmentIndex, SegmentStore};
 use crate::units::PageIndex;
 
 /// What an image is read as, in its order but for the indices', of which the last comes first.
@@ -50,7 +50,7 @@ impl Contents {
 
 /// The object of a page, if its record verifies.
 fn object(
-    store: &dyn Backing,
+    store: &dyn SegmentStore,
     (at, sequence): (RecordAddress, u64),
     page: PageIndex,
     codec: Codec,

@@ -66,6 +66,11 @@ impl<'a> Index<'a> {
         })
     }
 
+    /// Where its records start.
+    pub(super) fn from(&self) -> u64 {
+        self.from
+    }
+
     /// Pages in it.
     pub(super) fn pages(&self) -> u64 {
         (self.objects.len() + self.patterns.len()) as u64

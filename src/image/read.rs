@@ -79,6 +79,11 @@ impl ImageReader {
         })
     }
 
+    /// The file.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Bytes in the device that was saved.
     pub(crate) fn size(&self) -> u64 {
         self.header.size.get()
@@ -121,13 +126,17 @@ impl ImageReader {
         let (from, previous) = (header.from.get(), header.previous.get());
         let is_possible = from.is_multiple_of(RECORD_ALIGN as u64)
             && (HEADER_LEN as u64..=at).contains(&from)
-            && previous < from;
-        if !is_possible {
+            && previous < from
+            && (previous > 0 || from == HEADER_LEN as u64);
+        // Nothing lies between, so that what there is has a length that its indices have paid for.
+        let end = (at + buffer.len() as u64).next_multiple_of(RECORD_ALIGN as u64);
+        if !is_possible || end != self.below {
             return Err(wrong("what it says of its place makes no sense"));
         }
         let part = if header.kind == Kind::Dictionary as u32 {
             let id = DictionaryId::new(header.objects.get() as usize);
-            let id = id.ok_or_else(|| wrong("it has a dictionary of no number"))?;
+            let id = id.filter(|_| from == at);
+            let id = id.ok_or_else(|| wrong("it has a dictionary of no number, or place"))?;
             Part::Dictionary(id, body)
         } else {
             let index = Index::new(&header, body);
@@ -147,19 +156,21 @@ impl ImageReader {
         unusable(&self.path, &reason)
     }
 
-    /// That all pages are of the device, and all records before the index, which starts at byte `at`.
+    /// That all pages are of the device, and that the records end where the index starts, at byte `at`.
     fn check_entries(&self, index: &Index<'_>, at: u64) -> Result<(), &'static str> {
         let size_pages = self.header.size.get() / PAGE_SIZE as u64;
+        let mut end_of_records = index.from();
         for entry in index.entries() {
             let (entry, end) = entry.ok_or("it has a record that makes no sense")?;
             if u64::from(entry.page().0) >= size_pages {
                 return Err("it has a page beyond the end of the device");
             }
-            if end > at {
-                return Err("it has a record that is not before it");
-            }
+            end_of_records = end_of_records.max(end);
         }
-        Ok(())
+        match end_of_records == at {
+            true => Ok(()),
+            false => Err("its records do not end where it starts"),
+        }
     }
 
     fn check_counts<'a>(&self) -> Result<Option<Part<'a>>> {
@@ -237,7 +248,8 @@ fn read_header(path: &Path, file: &File) -> Result<Header> {
     }
     if header.version != VERSION {
         let reason = format!(
-            "the image is of version {}, and this program reads version {VERSION}",
+            "the image is of version {}, and this program reads version {VERSION}: restore it with \
+             the program that saved it",
             header.version
         );
         return Err(unusable(path, &reason));

@@ -2,13 +2,15 @@
 
 use std::fs::File;
 use std::io;
+use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use crate::error::Result;
-use crate::spill::{Backing, SEGMENT_BYTES, StoreSegment};
+use rustix::fs::{Advice, fadvise};
 
-/// A [`Backing`] that is only read. Behind the file's end, as it was when it was opened, are zeroes:
+use crate::spill::{SEGMENT_BYTES, SegmentStore, StoreSegment};
+
+/// A store that is only read. Behind the file's end, as it was when it was opened, are zeroes:
 /// readers ask for whole blocks.
 pub(crate) struct ImageStore {
     path: PathBuf,
@@ -22,15 +24,7 @@ impl ImageStore {
     }
 }
 
-impl Backing for ImageStore {
-    fn capacity(&self, _size: Option<u64>) -> Result<u32> {
-        Ok(self.len.div_ceil(SEGMENT_BYTES) as u32)
-    }
-
-    fn write(&self, _segment: StoreSegment, _offset: u32, _data: &[u8]) -> io::Result<()> {
-        Err(io::ErrorKind::ReadOnlyFilesystem.into())
-    }
-
+impl SegmentStore for ImageStore {
     fn read(&self, segment: StoreSegment, offset: u32, buf: &mut [u8]) -> io::Result<()> {
         let at = segment.byte() + u64::from(offset);
         let there = self.len.saturating_sub(at).min(buf.len() as u64) as usize;
@@ -39,7 +33,12 @@ impl Backing for ImageStore {
         self.file.read_exact_at(data, at)
     }
 
-    fn discard(&self, _segment: StoreSegment) {}
+    /// Its pages leave the page cache: nobody comes to read them again.
+    fn discard(&self, segment: StoreSegment) {
+        let len = NonZeroU64::new(SEGMENT_BYTES);
+        // It is advice.
+        let _ = fadvise(&self.file, segment.byte(), len, Advice::DontNeed);
+    }
 
     fn path(&self) -> &Path {
         &self.path

@@ -10,8 +10,13 @@ use super::{
     PageData, PatternEntry, VERSION,
 };
 use crate::codec::DictionaryId;
-use crate::spill::{BlockBuf, RECORD_ALIGN, Record, RecordAddress, RecordFormat, random_sequence};
+use crate::spill::{
+    BlockBuf, MAX_STORE_BYTES, RECORD_ALIGN, Record, RecordAddress, RecordFormat, random_sequence,
+};
 use crate::units::{PAGE_SIZE, PageIndex};
+
+/// Where the last record may start: room is left for it, and for what ends an image.
+const MAX_RECORDS_END: u64 = MAX_STORE_BYTES - (64 << 20);
 
 /// An image on its way to `out`. What it keeps of it in memory are the pages since the last index.
 pub(crate) struct ImageWriter<W> {
@@ -80,6 +85,9 @@ impl<W: Write> ImageWriter<W> {
     fn push_object(&mut self, record: Record<'_>) -> io::Result<()> {
         let Record { page, codec, data } = record;
         let place = place_of(self.at, RecordFormat::Saved.record_len(data.len()));
+        if place > MAX_RECORDS_END {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
         self.pad(place)?;
         self.record.clear();
         RecordFormat::Saved.encode(record, &mut self.record);

@@ -1,4 +1,4 @@
-//! What segments are written to.
+//! What segments are written to, and read from.
 
 use std::io;
 use std::path::Path;
@@ -6,15 +6,32 @@ use std::path::Path;
 use super::stores::StoreSegment;
 use crate::error::Result;
 
-/// A store of segments of [`super::SEGMENT_BYTES`] each.
+/// A store of segments of [`super::SEGMENT_BYTES`] each, that can be read.
 ///
-/// The implementation owes: what was written reads back until the segment is discarded or written
-/// again; a failed write changes nothing outside the range it was given; calls on different
+/// The implementation owes: what is in a segment reads back until the segment is discarded or written
+/// again. The caller owes: ranges lie inside a segment.
+pub(crate) trait SegmentStore: Send + Sync {
+    /// Fills `buf` from `offset` in a segment.
+    ///
+    /// # Errors
+    /// The store's; `UnexpectedEof` if it ends before.
+    fn read(&self, segment: StoreSegment, offset: u32, buf: &mut [u8]) -> io::Result<()>;
+
+    /// Says that nothing of a segment is needed any more. Advice: a store that can gives its space back.
+    fn discard(&self, segment: StoreSegment);
+
+    /// The file behind it.
+    fn path(&self) -> &Path;
+}
+
+/// A store that can be written, too.
+///
+/// The implementation owes: a failed write changes nothing outside the range it was given; calls on different
 /// ranges may run at the same time.
 ///
-/// The caller owes: ranges lie inside a segment; what is written starts and ends at multiples of
-/// [`super::BLOCK`], in the segment and in memory; ranges that overlap are not in use at once.
-pub(crate) trait Backing: Send + Sync {
+/// The caller owes: what is written starts and ends at multiples of [`super::BLOCK`], in the segment and
+/// in memory; ranges that overlap are not in use at once.
+pub(crate) trait Backing: SegmentStore {
     /// Segments it holds if at most `size` bytes of it are to be used, or all it has; at most
     /// [`super::SEGMENTS_PER_STORE`].
     ///
@@ -28,16 +45,4 @@ pub(crate) trait Backing: Send + Sync {
     /// # Errors
     /// The store's; part of the range may have been written.
     fn write(&self, segment: StoreSegment, offset: u32, data: &[u8]) -> io::Result<()>;
-
-    /// Fills `buf` from `offset` in a segment.
-    ///
-    /// # Errors
-    /// The store's; `UnexpectedEof` if it ends before.
-    fn read(&self, segment: StoreSegment, offset: u32, buf: &mut [u8]) -> io::Result<()>;
-
-    /// Gives the space of a segment back. Advice: a store that cannot keeps it for the next use.
-    fn discard(&self, segment: StoreSegment);
-
-    /// The file behind it.
-    fn path(&self) -> &Path;
 }

@@ -94,9 +94,35 @@ impl SegmentLog {
         Leave::Done
     }
 
-    /// What is left to do before the image is needed no more.
-    pub(crate) fn leave_image(&mut self) -> Leave {
-        self.leave_from(StoreIndex::IMAGE)
+    /// What is to be done next for the image to be needed no more.
+    pub(crate) fn next_of_image(&mut self) -> NextOfImage {
+        let count = self.space_mut(StoreIndex::IMAGE).segments.len() as u32;
+        let mut next = NextOfImage::Done;
+        for _ in 0..count {
+            let segment = SegmentIndex::in_image(self.image_cursor % count);
+            self.free_if_empty(segment);
+            match self.segment(segment).state {
+                State::Free => {}
+                State::Sealed if self.is_to_read(segment) => return NextOfImage::Move(segment),
+                State::Sealed => next = NextOfImage::Later,
+                _ if next == NextOfImage::Done => next = NextOfImage::Damaged,
+                _ => {}
+            }
+            // Those that are gone are not looked at for each of the others.
+            self.image_cursor = (self.image_cursor + 1) % count;
+        }
+        if next == NextOfImage::Done {
+            *self.space_mut(StoreIndex::IMAGE) = Space::default();
+            self.stores.remove(StoreIndex::IMAGE);
+        }
+        next
+    }
+
+    /// Free segments that are not for what an image has: it has it already, and what is evicted, and
+    /// what cleaning moves, has nowhere else to go.
+    pub(crate) fn kept_from_image(&self) -> u32 {
+        let capacity = |store: StoreIndex| self.spaces[usize::from(store.0)].capacity;
+        self.current.map_or(0, |store| capacity(store) / 4 + 2)
     }
 
     fn leave_from(&mut self, store: StoreIndex) -> Leave {
@@ -133,6 +159,19 @@ impl Segment {
             ..Self::FREE
         }
     }
+}
+
+/// A step of emptying an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NextOfImage {
+    /// This segment's live records are to move.
+    Move(SegmentIndex),
+    /// What is left could not be read lately.
+    Later,
+    /// What is left cannot be moved: it is damaged.
+    Damaged,
+    /// It is needed no more, or there was none.
+    Done,
 }
 
 /// A step of a backing's leaving.

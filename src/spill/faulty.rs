@@ -8,7 +8,7 @@ use std::path::Path;
 #[cfg(feature = "shuttle")]
 use std::sync::Arc;
 
-use super::backing::Backing;
+use super::backing::{Backing, SegmentStore};
 use super::blocks::{BLOCK, is_aligned};
 use super::segment::SEGMENT_BYTES;
 use super::stores::StoreSegment;
@@ -161,7 +161,9 @@ impl Backing for FaultyBacking {
             Ok(())
         }
     }
+}
 
+impl SegmentStore for FaultyBacking {
     fn read(&self, segment: StoreSegment, offset: u32, buf: &mut [u8]) -> io::Result<()> {
         if let Some(hook) = &*self.before_read.read() {
             hook();
@@ -210,14 +212,14 @@ fn misread(buf: &mut [u8]) {
 /// more is gone.
 #[cfg(feature = "shuttle")]
 pub(crate) struct FaultyImage {
-    store: Arc<dyn Backing>,
+    store: Arc<dyn SegmentStore>,
     faults: Mutex<Option<Faults>>,
     gone: Mutex<HashSet<StoreSegment>>,
 }
 
 #[cfg(feature = "shuttle")]
 impl FaultyImage {
-    pub(crate) fn new(store: Arc<dyn Backing>, faults: Option<Faults>) -> Self {
+    pub(crate) fn new(store: Arc<dyn SegmentStore>, faults: Option<Faults>) -> Self {
         Self {
             store,
             faults: Mutex::new(faults),
@@ -232,15 +234,7 @@ impl FaultyImage {
 }
 
 #[cfg(feature = "shuttle")]
-impl Backing for FaultyImage {
-    fn capacity(&self, size: Option<u64>) -> Result<u32> {
-        self.store.capacity(size)
-    }
-
-    fn write(&self, _segment: StoreSegment, _offset: u32, _data: &[u8]) -> io::Result<()> {
-        panic!("an image is only read");
-    }
-
+impl SegmentStore for FaultyImage {
     fn read(&self, segment: StoreSegment, offset: u32, buf: &mut [u8]) -> io::Result<()> {
         let mut faults = self.faults.lock();
         let fault = faults.as_mut().and_then(|f| f.next(|c| c.reads));

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FallocateFlags, FlockOperation, OFlags, SeekFrom};
 use rustix::io::Errno;
 
-use super::backing::Backing;
+use super::backing::{Backing, SegmentStore};
 use super::direct::DirectFile;
 use super::log::is_segment;
 use super::segment::{SEGMENT_BYTES, SEGMENTS_PER_STORE};
@@ -331,7 +331,9 @@ impl Backing for FileBacking {
         self.file
             .write_all(data, segment.byte() + u64::from(offset))
     }
+}
 
+impl SegmentStore for FileBacking {
     fn read(&self, segment: StoreSegment, offset: u32, buf: &mut [u8]) -> io::Result<()> {
         self.file
             .read_exact(buf, segment.byte() + u64::from(offset))

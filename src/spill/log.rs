@@ -185,6 +185,8 @@ pub(super) struct Segment {
     pub(super) in_flight: u32,
     /// When to try again to read it, which failed.
     pub(super) read_again: Option<Instant>,
+    /// How often in a row that failed.
+    pub(super) failed_reads: u32,
     /// Where the records of appends that succeeded are.
     pub(super) written: Vec<Range<u32>>,
 }
@@ -196,6 +198,7 @@ impl Segment {
         used: 0,
         in_flight: 0,
         read_again: None,
+        failed_reads: 0,
         written: Vec::new(),
     };
 }
@@ -221,9 +224,11 @@ pub(crate) struct SegmentLog {
     pub(super) stores: Arc<Stores>,
     pub(super) table: Arc<SegmentTable>,
     counts: Arc<LogCounts>,
-    spaces: [Space; STORES],
+    pub(super) spaces: [Space; STORES],
     /// Which of them is appended to; none without a backing.
     pub(super) current: Option<StoreIndex>,
+    /// Where in the image it goes on to be emptied.
+    pub(super) image_cursor: u32,
     /// Which of them was before, and is again if it cannot leave.
     pub(super) retired: Option<StoreIndex>,
     /// The open segment of each [`Head`].
@@ -245,6 +250,7 @@ impl SegmentLog {
             counts,
             spaces: Default::default(),
             current: None,
+            image_cursor: 0,
             retired: None,
             heads: [None; 2],
             last_sequence: sequence,

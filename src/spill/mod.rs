@@ -1,4 +1,4 @@
-//! The spill: what eviction wrote, in segments of a backing.
+//! The spill: what eviction wrote, in segments of a backing; and what is read like it, in a saved image.
 //!
 //! ```text
 //! segment: | header | record | record | ...                 |  2 MiB
@@ -30,9 +30,10 @@ mod sparse;
 mod stores;
 mod wipe;
 
-pub(crate) use backing::Backing;
+pub(crate) use backing::{Backing, SegmentStore};
 pub(crate) use blocks::{BLOCK, BlockBuf};
 pub(crate) use change::Leave;
+pub(crate) use change::NextOfImage;
 pub(crate) use direct::DirectFile;
 #[cfg(test)]
 pub(crate) use faulty::FaultyBacking;
@@ -45,5 +46,6 @@ pub(crate) use record::{
     random_sequence,
 };
 pub(crate) use segment::{MAX_STORE_BYTES, SEGMENT_BYTES, SegmentIndex, SegmentTable};
+pub(crate) use sparse::Reading;
 pub(crate) use stores::{StoreSegment, Stores};
 pub use wipe::wipe_spill;

@@ -55,7 +55,7 @@ pub(crate) const MAX_RECORD_LEN: usize =
 /// Room for any record.
 pub(crate) type RecordBuf = [u8; MAX_RECORD_LEN];
 
-/// Where a record starts in the backing, in units of 16 bytes; below 2^41.
+/// Where a record starts in a backing or a saved image, in units of 16 bytes; below 2^41.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct RecordAddress(pub(crate) u64);
 
@@ -82,7 +82,7 @@ pub(crate) struct Record<'a> {
     pub(crate) data: &'a [u8],
 }
 
-/// How a device writes its records; fixed for its life.
+/// How records are written: a device's own in one way for its life, and a saved image's in another.
 #[derive(Clone, Default)]
 pub(crate) enum RecordFormat {
     /// With a checksum.

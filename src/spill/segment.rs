@@ -81,7 +81,7 @@ struct Entry {
 /// the lock of a shard that has a slot in the segment it stands still. That of a record does so from
 /// before a slot refers to it: what is given out again is behind all records that one does.
 pub(crate) struct SegmentTable {
-    /// None until the first backing comes.
+    /// None until the first backing, or image, comes.
     entries: OnceLock<LazyTable<Entry>>,
     /// Of the backings' segments.
     live_bytes: AtomicU64,

@@ -3,15 +3,45 @@
 use std::cmp::Ordering;
 use std::io;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
+use super::backing::SegmentStore;
 use super::blocks::{BLOCK, BlockBuf};
 use super::log::{SegmentLog, State};
 use super::segment::{SEGMENT_BYTES, SegmentIndex};
 use crate::sync::time::Instant;
 
-/// How long a segment that could not be read is left alone, so that others are cleaned.
+/// How long a segment that could not be read is left alone, so that others are cleaned; twice as long
+/// each time, so often.
 const READ_AGAIN: Duration = Duration::from_secs(3);
+const MAX_DOUBLINGS: u32 = 8;
+
+/// A segment that is read, as any thread may do.
+pub(crate) struct Reading {
+    pub(crate) segment: SegmentIndex,
+    store: Arc<dyn SegmentStore>,
+    /// Where in it records are, back to back.
+    pub(crate) records: Vec<Range<u32>>,
+    /// The segment's contents there.
+    pub(crate) bytes: BlockBuf,
+}
+
+impl Reading {
+    /// Reads the blocks with records.
+    ///
+    /// # Errors
+    /// The store's.
+    pub(crate) fn run(&mut self) -> io::Result<()> {
+        let end = self.records.last().map_or(0, |range| range.end);
+        self.bytes.resize((end as usize).next_multiple_of(BLOCK));
+        for blocks in whole_blocks(&self.records) {
+            let (start, bytes) = (blocks.start as u32, &mut self.bytes[blocks]);
+            self.store.read(self.segment.within_store(), start, bytes)?;
+        }
+        Ok(())
+    }
+}
 
 impl SegmentLog {
     /// The sealed segment that it pays most to clean, with its live bytes: it is sparse, or what
@@ -55,26 +85,60 @@ impl SegmentLog {
     /// [`SegmentLog::end_cleaning`]; returns where in it records are, back to back.
     ///
     /// # Errors
-    /// The backing's; the segment is as it was.
+    /// The store's; the segment is as it was.
     pub(crate) fn begin_cleaning(
         &mut self,
         segment: SegmentIndex,
         out: &mut BlockBuf,
     ) -> io::Result<Vec<Range<u32>>> {
-        let mut written = self.segment(segment).written.clone();
-        written.sort_unstable_by_key(|range| range.start);
-        let end = written.last().map_or(0, |range| range.end);
-        out.resize((end as usize).next_multiple_of(BLOCK));
-        let backing = self.stores.of(segment).ok_or(io::ErrorKind::NotFound)?;
-        for blocks in whole_blocks(&written) {
-            let (start, bytes) = (blocks.start as u32, &mut out[blocks]);
-            if let Err(error) = backing.read(segment.within_store(), start, bytes) {
-                self.segment_mut(segment).read_again = Some(Instant::now() + READ_AGAIN);
-                return Err(error);
-            }
+        let mut reading = self.begin_reading(segment, std::mem::take(out))?;
+        let read = reading.run();
+        self.end_reading(segment, read.is_ok());
+        *out = reading.bytes;
+        read.map(|()| reading.records)
+    }
+
+    /// What is to be read of a sealed segment to clean it, into `bytes`. It is kept from being appended to
+    /// and freed until [`SegmentLog::end_reading`].
+    ///
+    /// # Errors
+    /// There is no store with it.
+    pub(crate) fn begin_reading(
+        &mut self,
+        segment: SegmentIndex,
+        bytes: BlockBuf,
+    ) -> io::Result<Reading> {
+        let store = self.stores.of(segment).ok_or(io::ErrorKind::NotFound)?;
+        let entry = self.segment_mut(segment);
+        entry.state = State::Cleaning;
+        let mut records = entry.written.clone();
+        records.sort_unstable_by_key(|range| range.start);
+        Ok(Reading {
+            segment,
+            store,
+            records,
+            bytes,
+        })
+    }
+
+    /// Notes how reading a segment ended: one that could not be read is sealed again, and left alone for a
+    /// while, which is longer each time.
+    pub(crate) fn end_reading(&mut self, segment: SegmentIndex, was_read: bool) {
+        let entry = self.segment_mut(segment);
+        if was_read {
+            entry.failed_reads = 0;
+            return;
         }
-        self.segment_mut(segment).state = State::Cleaning;
-        Ok(written)
+        entry.state = State::Sealed;
+        let rest = READ_AGAIN * (1 << entry.failed_reads.min(MAX_DOUBLINGS));
+        entry.read_again = Some(Instant::now() + rest);
+        entry.failed_reads += 1;
+        self.free_if_empty(segment);
+    }
+
+    /// How often in a row a segment could not be read.
+    pub(crate) fn failed_reads(&self, segment: SegmentIndex) -> u32 {
+        self.segment(segment).failed_reads
     }
 
     /// Frees a segment that was cleaned, or seals it again if anything in it is still live. One

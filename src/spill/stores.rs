@@ -3,9 +3,10 @@
 //! came, or to memory. A third place is for the image that a device is restored from, for as long as
 //! some of it has not come to memory or to a backing.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::backing::Backing;
+use super::backing::{Backing, SegmentStore};
 use super::segment::{SEGMENTS_PER_STORE, SegmentIndex};
 use crate::sync::RwLock;
 use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -27,9 +28,20 @@ pub(super) const STORES: usize = BACKINGS + 1;
 
 #[derive(Default)]
 struct Places {
-    backings: [Option<Arc<dyn Backing>>; STORES],
+    backings: [Option<Arc<dyn Backing>>; BACKINGS],
     /// The one that is written to.
     current: Option<StoreIndex>,
+    image: Option<Arc<dyn SegmentStore>>,
+}
+
+impl Places {
+    fn at(&self, store: StoreIndex) -> Option<Arc<dyn SegmentStore>> {
+        if store == StoreIndex::IMAGE {
+            return self.image.clone();
+        }
+        let backing = self.backings[usize::from(store.0)].clone()?;
+        Some(backing)
+    }
 }
 
 /// The backings. The writeback thread changes them, any thread reads; the lock is held for a moment
@@ -55,15 +67,21 @@ impl Stores {
             .and_then(|StoreIndex(at)| places.backings[usize::from(at)].clone())
     }
 
-    /// The backing that a segment is in.
-    pub(crate) fn of(&self, segment: SegmentIndex) -> Option<Arc<dyn Backing>> {
-        self.places.read().backings[usize::from(segment.store().0)].clone()
+    /// What a segment is in.
+    pub(crate) fn of(&self, segment: SegmentIndex) -> Option<Arc<dyn SegmentStore>> {
+        self.places.read().at(segment.store())
+    }
+
+    /// The path of what a segment is in, for messages.
+    pub(crate) fn path_of(&self, segment: SegmentIndex) -> PathBuf {
+        let store = self.of(segment);
+        store.map_or_else(|| "the backing".into(), |store| store.path().to_owned())
     }
 
     /// Adds a backing, which is written to from here on; gives it back if there is no place for it.
     pub(super) fn add(&self, backing: Arc<dyn Backing>) -> Result<StoreIndex, Arc<dyn Backing>> {
         let mut places = self.places.write();
-        let free = places.backings[..BACKINGS].iter().position(Option::is_none);
+        let free = places.backings.iter().position(Option::is_none);
         let Some(at) = free else {
             return Err(backing);
         };
@@ -75,8 +93,8 @@ impl Stores {
     }
 
     /// Puts an image in its place; returns false if one is there.
-    pub(crate) fn add_image(&self, image: Arc<dyn Backing>) -> bool {
-        let place = &mut self.places.write().backings[usize::from(StoreIndex::IMAGE.0)];
+    pub(crate) fn add_image(&self, image: Arc<dyn SegmentStore>) -> bool {
+        let place = &mut self.places.write().image;
         let is_free = place.is_none();
         place.get_or_insert(image);
         is_free
@@ -88,8 +106,8 @@ impl Stores {
     }
 
     /// The image, if there is one.
-    pub(crate) fn image(&self) -> Option<Arc<dyn Backing>> {
-        self.of(SegmentIndex::in_store(StoreIndex::IMAGE, 0))
+    pub(crate) fn image(&self) -> Option<Arc<dyn SegmentStore>> {
+        self.places.read().image.clone()
     }
 
     /// Makes another backing, or none, the one that is written to.
@@ -98,9 +116,13 @@ impl Stores {
         self.spills.store(store.is_some(), Relaxed);
     }
 
-    /// Takes a backing away.
-    pub(super) fn remove(&self, store: StoreIndex) -> Option<Arc<dyn Backing>> {
-        self.places.write().backings[usize::from(store.0)].take()
+    /// Takes a backing, or the image, away.
+    pub(super) fn remove(&self, store: StoreIndex) {
+        let mut places = self.places.write();
+        match store {
+            StoreIndex::IMAGE => places.image = None,
+            StoreIndex(at) => places.backings[usize::from(at)] = None,
+        }
     }
 }
 

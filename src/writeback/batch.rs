@@ -146,11 +146,14 @@ impl Batch {
 }
 
 impl Batch {
-    /// Stores the objects in memory, those whose slots are as they were; returns false if there is
-    /// no room for all of them.
-    pub(super) fn store(&self, core: &Core) -> bool {
+    /// Stores the objects in memory, those whose slots are as they were, while `has_room`; returns
+    /// false if there is no room for all of them.
+    pub(super) fn store(&self, core: &Core, has_room: impl Fn() -> bool) -> bool {
         let mut raw = [0; PAGE_SIZE];
         self.entries.iter().all(|entry| {
+            if !has_room() {
+                return false;
+            }
             let Ok(record) = self.format.parse(&self.collected[entry.at..]) else {
                 unreachable!("the record was encoded by `push`");
             };

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::ops::Range;
-use std::path::Path;
 
 use crate::device::core::Core;
 use crate::shard::{Evicted, Slot};
@@ -154,30 +153,32 @@ impl Writeback {
     /// Returns false if there was no room.
     fn move_from(&mut self, source: &mut dyn Source, to: To) -> bool {
         match to {
-            To::Log => self.move_live(source),
-            To::Memory => self.bring_back(source),
+            To::Log | To::SpareLog => self.move_live(source, to),
+            To::Memory | To::SpareMemory => self.bring_back(source, to),
         }
     }
 
     /// Reads what was written to a segment to `self.segment`; returns where in it that is, `None` if
     /// it cannot be read, which is logged.
-    pub(super) fn read_segment(&mut self, segment: SegmentIndex) -> Option<Vec<Range<u32>>> {
+    fn read_segment(&mut self, segment: SegmentIndex) -> Option<Vec<Range<u32>>> {
         let read = self.log.begin_cleaning(segment, &mut self.segment);
-        let note = |error: &io::Error| {
-            if let Some(end) = self.core.log_limit.admit() {
-                let backing = self.core.stores.of(segment);
-                let path = backing
-                    .as_ref()
-                    .map_or(Path::new("the backing"), |b| b.path());
-                let (segment, path) = (segment.within_store().0, path.display());
-                tracing::warn!("cannot read segment {segment} of {path}: {error}{end}");
-            }
-        };
+        let note = |error: &io::Error| self.note_unreadable(segment, error);
         read.inspect_err(note).ok()
     }
 
+    /// Logs that a segment cannot be read, the first time.
+    pub(super) fn note_unreadable(&self, segment: SegmentIndex, error: &io::Error) {
+        if self.log.failed_reads(segment) == 1
+            && let Some(end) = self.core.log_limit.admit()
+        {
+            let path = self.core.stores.path_of(segment);
+            let (segment, path) = (segment.within_store().0, path.display());
+            tracing::warn!("cannot read segment {segment} of {path}: {error}{end}");
+        }
+    }
+
     /// Sends live records, whose segment's contents are in `self.segment`, to the log's end.
-    fn move_live(&mut self, source: &mut dyn Source) -> bool {
+    fn move_live(&mut self, source: &mut dyn Source, to: To) -> bool {
         while !source.is_over() {
             if self.log.free_segments() == 0 {
                 // One after the other, so that the place of one that fails can be used again.
@@ -187,24 +188,45 @@ impl Writeback {
             let Some(mut batch) = self.take_batch() else {
                 return false;
             };
-            let Ok(target) = self.log.target(Head::Moved, 0) else {
+            let spare = match to {
+                To::SpareLog => self.log.kept_from_image(),
+                _ => 0,
+            };
+            let Ok(target) = self.log.target(Head::Moved, spare) else {
                 self.flights.give_back(batch);
                 return false;
             };
-            // A backing may leave whatever that takes: somebody asked for it.
-            let bytes = match self.core.may_write() {
-                Ok(left) if self.replaced.is_none() => left.bytes as usize,
-                Err(_) if self.replaced.is_none() => {
-                    self.flights.give_back(batch);
-                    return false;
-                }
-                _ => MAX_BATCH,
+            let Some(bytes) = self.bytes_to_move(to) else {
+                self.flights.give_back(batch);
+                return false;
             };
             let room = target.room().min(MAX_BATCH).min(bytes) - target.start_len();
             source.pick_live(&self.core, &mut batch, &self.segment, room);
-            self.launch(target, batch, Cargo::Moved);
+            let cargo = match to {
+                To::SpareLog => Cargo::Restored,
+                _ => Cargo::Moved,
+            };
+            self.launch(target, batch, cargo);
         }
         true
+    }
+
+    /// Bytes that the next append may take, if it may take any.
+    pub(super) fn bytes_to_move(&self, to: To) -> Option<usize> {
+        /// Bytes of the smallest record.
+        const SMALLEST: u64 = 16;
+        /// Pages that are left to eviction: of fewer an append might have no room for one record.
+        const LEAST_PAGES: u64 = MAX_RECORD_LEN as u64 / SMALLEST + 1;
+        let left = self.core.may_write();
+        match to {
+            To::SpareLog => {
+                let left = left.ok().filter(|left| left.pages > LEAST_PAGES)?;
+                Some(left.bytes.min(left.pages.saturating_mul(SMALLEST)) as usize)
+            }
+            // A backing may leave whatever that takes: somebody asked for it.
+            _ if self.replaced.is_some() => Some(MAX_BATCH),
+            _ => left.ok().map(|left| left.bytes as usize),
+        }
     }
 
     /// Does a step of a backing's leaving: moves the live records of one of its segments to the
@@ -239,7 +261,7 @@ impl Writeback {
     }
 
     /// Stores live records, whose segment's contents are in `self.segment`, in memory.
-    fn bring_back(&mut self, source: &mut dyn Source) -> bool {
+    fn bring_back(&mut self, source: &mut dyn Source, to: To) -> bool {
         let Some(mut batch) = self.take_batch() else {
             return false;
         };
@@ -247,7 +269,9 @@ impl Writeback {
         while stored && !source.is_over() {
             batch.clear();
             source.pick_live(&self.core, &mut batch, &self.segment, MAX_BATCH);
-            stored = batch.store(&self.core);
+            let core = &*self.core;
+            let has_room = || to != To::SpareMemory || core.has_room_to_restore();
+            stored = batch.store(core, has_room);
         }
         self.flights.give_back(batch);
         stored
@@ -269,6 +293,10 @@ pub(super) enum To {
     /// To the log's end.
     Log,
     Memory,
+    /// To the log's end, if that leaves enough for what has nowhere else to go.
+    SpareLog,
+    /// To memory, under the same condition.
+    SpareMemory,
 }
 
 /// How cleaning a segment ended.

@@ -27,7 +27,7 @@ use crate::sync::atomic::Ordering::Relaxed;
 const CHANCES: Chances = Chances(1024);
 
 /// Segments that eviction leaves free, so that cleaning always has one to write to.
-const CLEANING_RESERVE: u32 = 1;
+pub(super) const CLEANING_RESERVE: u32 = 1;
 
 /// How long, at one go, segments are tried from which cleaning gains nothing.
 const CLEANING_PATIENCE: Duration = Duration::from_secs(5);
@@ -54,13 +54,15 @@ pub(super) enum Cargo {
     Selected,
     /// Records that cleaning moves.
     Moved,
+    /// Records of a saved image.
+    Restored,
 }
 
 impl Cargo {
     /// What writing a batch of it takes of what may be written.
     fn taken(&self, batch: &Batch, target: &Target) -> Taken {
         let pages = match self {
-            Self::Evicted(_) | Self::Selected => batch.records() as u64,
+            Self::Evicted(_) | Self::Selected | Self::Restored => batch.records() as u64,
             Self::Moved => 0,
         };
         let bytes = batch.append_len(target).next_multiple_of(BLOCK) as u64;
@@ -71,8 +73,13 @@ impl Cargo {
     fn frames(&self) -> u64 {
         match self {
             Self::Evicted(isolated) => isolated.iter().map(|isolated| isolated.frames).sum(),
-            Self::Selected | Self::Moved => 0,
+            Self::Selected | Self::Moved | Self::Restored => 0,
         }
+    }
+
+    /// Whether slots point at its records as they did at what these are made of.
+    fn moves(&self) -> bool {
+        matches!(self, Self::Moved | Self::Restored)
     }
 }
 
@@ -141,7 +148,7 @@ impl Writeback {
             match cargo {
                 Cargo::Evicted(isolated) => drop(self.put_back(isolated, true)),
                 Cargo::Selected => batch.unselect(&self.core),
-                Cargo::Moved => {}
+                Cargo::Moved | Cargo::Restored => {}
             }
             self.flights.give_back(batch);
             return;
@@ -175,7 +182,7 @@ impl Writeback {
         self.note_health(&written);
         let written = written.is_ok();
         if !written {
-            self.moves_failed |= matches!(cargo, Cargo::Moved);
+            self.moves_failed |= cargo.moves();
         }
         let taken = cargo.taken(&batch, &target);
         self.core
@@ -183,12 +190,13 @@ impl Writeback {
             .end(taken, written, self.core.time.now());
         match &cargo {
             Cargo::Selected => self.land_selected(&batch, &target, written),
-            Cargo::Evicted(_) | Cargo::Moved if written => batch.settle(&self.core, &target),
-            Cargo::Evicted(_) | Cargo::Moved => {}
+            _ if written => batch.settle(&self.core, &target),
+            _ => {}
         }
         let bytes = batch.append_len(&target);
         self.log.end_append(&target, bytes, written);
         self.leaving -= cargo.frames();
+        let moved = cargo.moves();
         if let Cargo::Evicted(isolated) = cargo {
             self.evicted_frames += self.put_back(isolated, written);
         }
@@ -196,10 +204,10 @@ impl Writeback {
         if !written {
             return Some(Err(FAILING));
         }
-        if taken.pages > 0 {
+        self.core.requests.bd_writes.fetch_add(taken.pages, Relaxed);
+        if !moved {
             let latencies = &self.core.latencies;
             latencies.note(Operation::Eviction, started.elapsed(), 1);
-            self.core.requests.bd_writes.fetch_add(taken.pages, Relaxed);
             self.core.room.end_round(RoundEnd::Room);
         }
         Some(Ok(()))

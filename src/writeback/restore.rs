@@ -2,20 +2,25 @@
 //! backing, or else it waits for room.
 //!
 //! The image's segments are sealed ones of the log that are only ever emptied, in a place of their
-//! own: what is in them is read back, overwritten and freed like all that is spilled.
+//! own: what is in them is read back, overwritten and freed like all that is spilled. They are read by
+//! a thread that does nothing else: an image may be on a disk that hangs, and nobody waits for it.
 
+use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::Writeback;
 use super::cleaner::{Cleaned, To};
-use crate::spill::{Adopted, Leave};
+use super::{Waker, Writeback};
+use crate::spill::{Adopted, BlockBuf, NextOfImage, Reading, SegmentIndex};
+use crate::sync::channel::{self, Receiver, Sender};
+use crate::sync::thread;
 use crate::sync::time::Instant;
 
 /// How long it waits while writers wait for memory.
 const SHORT_REST: Duration = Duration::from_millis(50);
 
-/// How long it waits where there is no room, or the image cannot be read.
+/// How long it waits where there is no room, or what is left could not be read.
 const REST: Duration = Duration::from_secs(1);
 
 /// How long it waits where what is left is damaged, and goes only by being overwritten.
@@ -25,9 +30,60 @@ const LONG_REST: Duration = Duration::from_secs(60);
 pub(super) struct Restoring {
     path: PathBuf,
     began: Instant,
+    reader: Reader,
     rests_until: Option<Instant>,
     /// Whether it has been logged that some of it cannot leave.
     is_noted: bool,
+}
+
+type Read = (Reading, io::Result<()>);
+
+/// A thread that reads segments, one at a time.
+struct Reader {
+    jobs: Sender<Reading>,
+    done: Receiver<Read>,
+    is_reading: bool,
+    /// Memory for the next segment.
+    spare: BlockBuf,
+}
+
+impl Reader {
+    /// Starts the thread; it calls `waker` for each segment that it has read.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn start(waker: Arc<Waker>) -> io::Result<Self> {
+        let (jobs, to_read) = channel::unbounded::<Reading>();
+        let (read, done) = channel::unbounded();
+        thread::Builder::new()
+            .name("uzram-restore".into())
+            .spawn(move || {
+                for mut reading in &to_read {
+                    let result = reading.run();
+                    // Whoever asked may have gone.
+                    let _ = read.send((reading, result));
+                    waker.wake();
+                }
+            })?;
+        Ok(Self {
+            jobs,
+            done,
+            is_reading: false,
+            spare: BlockBuf::default(),
+        })
+    }
+
+    fn launch(&mut self, reading: Reading) {
+        // The thread ends only with us.
+        self.is_reading = self.jobs.send(reading).is_ok();
+    }
+
+    /// What was read, if it has been.
+    fn take(&mut self) -> Option<Read> {
+        let read = self.done.try_recv().ok()?;
+        self.is_reading = false;
+        Some(read)
+    }
 }
 
 impl Writeback {
@@ -37,11 +93,14 @@ impl Writeback {
     /// Why that cannot be done.
     pub(super) fn restore(&mut self, image: Adopted) -> Result<(), String> {
         self.prepare()?;
+        let reader = Reader::start(Arc::clone(&self.core.waker));
+        let reader = reader.map_err(|error| format!("cannot start a thread to read: {error}"))?;
         let store = self.core.stores.image().ok_or("there is no image")?;
         self.log.adopt(image);
         self.restoring = Some(Restoring {
             path: store.path().to_owned(),
             began: Instant::now(),
+            reader,
             rests_until: None,
             is_noted: false,
         });
@@ -49,51 +108,96 @@ impl Writeback {
         Ok(())
     }
 
-    /// Empties a segment of the image; returns false if more is to be done at once.
+    /// Goes on to empty the image; returns false if more is to be done at once.
     pub(super) fn go_on_restoring(&mut self) -> bool {
         if self.core.is_stopping() {
             // What is left in it can still be read.
             self.restoring = None;
         }
+        let Some(restoring) = &mut self.restoring else {
+            return true;
+        };
+        if restoring.reader.is_reading {
+            let read = restoring.reader.take();
+            return read.is_none_or(|read| self.empty_read(read));
+        }
         if self.restoring_rests() != Some(Duration::ZERO) {
             return true;
         }
-        // Nobody waits for this, and reading may take long.
         if self.core.room.demand() {
             return self.rest(SHORT_REST);
         }
-        let segment = match self.log.leave_image() {
-            Leave::Move(segment) => segment,
-            Leave::Done => {
+        match self.log.next_of_image() {
+            NextOfImage::Move(_) if self.room_to_restore().is_none() => {
+                self.note_stuck("there is no room for all of it");
+                self.rest(REST)
+            }
+            NextOfImage::Move(segment) => self.read_of_image(segment),
+            NextOfImage::Later => self.rest(REST),
+            NextOfImage::Damaged => {
+                self.note_stuck("what is left of it is damaged");
+                self.rest(LONG_REST)
+            }
+            NextOfImage::Done => {
                 self.note_restored();
-                return true;
+                true
             }
-            // Nothing is ever appended to it.
-            Leave::Damaged | Leave::Land => {
-                self.note_damaged();
-                return self.rest(LONG_REST);
-            }
-        };
-        let Some(to) = self.room_for_segment() else {
-            return self.rest(REST);
-        };
-        let Some(written) = self.read_segment(segment) else {
-            return self.rest(REST);
-        };
-        match self.empty_and_land(segment, &written, to) {
-            Ok(Cleaned::All | Cleaned::Damaged) => false,
-            // What failed is logged.
-            Ok(Cleaned::NoRoom | Cleaned::Unreadable) | Err(_) => self.rest(REST),
         }
     }
 
-    /// How long it waits before it goes on with an image, if there is one.
+    fn read_of_image(&mut self, segment: SegmentIndex) -> bool {
+        if let Some(restoring) = &mut self.restoring {
+            let spare = std::mem::take(&mut restoring.reader.spare);
+            // Without a store there is nothing to read.
+            if let Ok(reading) = self.log.begin_reading(segment, spare) {
+                restoring.reader.launch(reading);
+            }
+        }
+        true
+    }
+
+    /// Moves what is live in a segment that was read.
+    fn empty_read(&mut self, (mut reading, result): Read) -> bool {
+        let segment = reading.segment;
+        self.log.end_reading(segment, result.is_ok());
+        let room = self.room_to_restore();
+        let emptied = match (result, room) {
+            (Err(error), _) => {
+                self.note_unreadable(segment, &error);
+                Ok(Cleaned::Unreadable)
+            }
+            (Ok(()), None) => {
+                self.log.end_cleaning(segment, false);
+                Ok(Cleaned::NoRoom)
+            }
+            (Ok(()), Some(to)) => {
+                std::mem::swap(&mut self.segment, &mut reading.bytes);
+                let emptied = self.empty_and_land(segment, &reading.records, to);
+                std::mem::swap(&mut self.segment, &mut reading.bytes);
+                emptied
+            }
+        };
+        if let Some(restoring) = &mut self.restoring {
+            restoring.reader.spare = reading.bytes;
+        }
+        match emptied {
+            // Where there was room before there may be some elsewhere.
+            Ok(Cleaned::NoRoom) if self.room_to_restore() != room => false,
+            // What failed is logged.
+            Ok(Cleaned::NoRoom) | Err(_) => self.rest(REST),
+            Ok(Cleaned::All | Cleaned::Damaged | Cleaned::Unreadable) => false,
+        }
+    }
+
+    /// How long it waits before it goes on with an image, if that is not for it to be read.
     pub(super) fn restoring_rests(&self) -> Option<Duration> {
         let restoring = self.restoring.as_ref()?;
-        let rests = restoring.rests_until.map_or(Duration::ZERO, |until| {
+        let is_empty = self.core.segments.image_bytes() == 0;
+        let rests = restoring.rests_until.filter(|_| !is_empty);
+        let rests = rests.map_or(Duration::ZERO, |until| {
             until.saturating_duration_since(Instant::now())
         });
-        Some(rests)
+        Some(rests).filter(|_| !restoring.reader.is_reading)
     }
 
     fn rest(&mut self, period: Duration) -> bool {
@@ -103,13 +207,14 @@ impl Writeback {
         true
     }
 
-    /// Where what is in a segment can go.
-    fn room_for_segment(&self) -> Option<To> {
+    /// Where what an image has can go.
+    fn room_to_restore(&self) -> Option<To> {
         if self.core.has_room_to_restore() {
-            return Some(To::Memory);
+            return Some(To::SpareMemory);
         }
-        let spills = self.core.stores.spills() && self.core.may_write().is_ok();
-        spills.then_some(To::Log)
+        let may_write = self.bytes_to_move(To::SpareLog).is_some();
+        let has_room = self.log.free_segments() > self.log.kept_from_image();
+        (self.core.stores.spills() && may_write && has_room).then_some(To::SpareLog)
     }
 
     fn note_restored(&mut self) {
@@ -121,16 +226,13 @@ impl Writeback {
         tracing::info!("{path} is needed no more, after {seconds:.1} s");
     }
 
-    fn note_damaged(&mut self) {
+    fn note_stuck(&mut self, why: &str) {
         let left = self.core.segments.image_bytes();
         if let Some(restoring) = &mut self.restoring
             && !std::mem::replace(&mut restoring.is_noted, true)
         {
             let path = restoring.path.display();
-            tracing::error!(
-                "{left} bytes of {path} are damaged: what was in them cannot be read, until it is \
-                 written or discarded"
-            );
+            tracing::warn!("{path} is still needed, for {left} bytes: {why}");
         }
     }
 }

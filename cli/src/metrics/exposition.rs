@@ -72,7 +72,7 @@ static METRICS: &[Metric] = &metrics! {
     huge_pages_since Counter "huge_pages_total" "Pages ever stored that did not compress.";
     recompressed_pages Counter "recompressed_pages_total" "Pages that recompression has made smaller.";
     resident_pages Gauge "resident_pages" "Pages compressed in memory.";
-    written_back_pages Gauge "written_back_pages" "Pages in the backing.";
+    written_back_pages Gauge "written_back_pages" "Pages in the backing, or still in the image that is restored.";
     backing_bytes_used Gauge "backing_used_bytes" "Space that the spill takes.";
     backing_bytes_live Gauge "backing_live_bytes" "The part of it that is still of use.";
     backing_bytes_written Counter "backing_written_bytes_total" "Bytes written to the backing.";

@@ -16,7 +16,8 @@ use crate::device::Scrubbed;
 use crate::origin::Origin;
 use crate::shard::SlotState;
 use crate::spill::{
-    MAX_RECORD_LEN, RecordAddress, RecordFormat, SEGMENT_BYTES, SegmentIndex, StoreSegment,
+    MAX_RECORD_LEN, RecordAddress, RecordFormat, SEGMENT_BYTES, SegmentIndex, SegmentStore,
+    StoreSegment,
 };
 
 /// A device whose records are of either format.
@@ -341,7 +342,9 @@ impl Backing for OncePerNumber {
         self.note(segment, offset, data);
         self.inner.write(segment, offset, data)
     }
+}
 
+impl SegmentStore for OncePerNumber {
     fn read(&self, segment: StoreSegment, offset: u32, buf: &mut [u8]) -> io::Result<()> {
         self.inner.read(segment, offset, buf)
     }

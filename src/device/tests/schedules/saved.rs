@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use rustix::io::Errno;
+
 use super::*;
 use crate::image::Contents;
 use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -37,12 +39,14 @@ fn writes_in_turn() {
         });
         save(&device)
     });
-    let tags = tags(&device, &image);
-    let (first, second) = (tags[0], tags[RUN as usize]);
-    assert!(
-        [(1, 2), (3, 2), (3, 4)].contains(&(first, second)),
-        "{first} {second}"
-    );
+    if let Some(image) = image {
+        let tags = tags(&device, &image);
+        let (first, second) = (tags[0], tags[RUN as usize]);
+        assert!(
+            [(1, 2), (3, 2), (3, 4)].contains(&(first, second)),
+            "{first} {second}"
+        );
+    }
     expect(&device, 0, 3);
     expect(&device, RUN, 4);
     device.check();
@@ -62,17 +66,24 @@ model!(
             scope.spawn(|| write(&device, 0, 3).expect("room"));
             save(&device)
         });
-        let tags = tags(&device, &image);
-        assert!([1, 3].contains(&tags[0]) && tags[1] == 2, "{tags:?}");
+        if let Some(image) = image {
+            let tags = tags(&device, &image);
+            assert!([1, 3].contains(&tags[0]) && tags[1] == 2, "{tags:?}");
+        }
         expect(&device, 0, 3);
         expect(&device, 1, 2);
         device.check();
     }
 );
 
-fn save(device: &Device) -> Vec<u8> {
+/// Saves a device; `None` if so much time has passed before a thread went on that it was given up.
+fn save(device: &Device) -> Option<Vec<u8>> {
     let saved = while_time_passes(|| device.save_to(Vec::new(), Path::new("image"), &|| true));
-    saved.expect("nothing fails").0
+    match saved {
+        Ok((image, _)) => Some(image),
+        Err(error) if error.errno() == Errno::TIMEDOUT => None,
+        Err(error) => panic!("nothing fails: {error}"),
+    }
 }
 
 /// Has time pass while `save` does: who saves looks now and then whether it is over.
