@@ -360,9 +360,15 @@ impl Writeback {
             shard.check(|slot| batch::count_live(&mut live, &self.core.formats, slot));
         }
         assert_eq!(frames, self.core.budget.used());
-        let live_bytes: u64 = live.values().map(|&bytes| u64::from(bytes)).sum();
         let segments = &self.core.segments;
-        assert_eq!(live_bytes, segments.live_bytes() + segments.image_bytes());
+        for (in_image, counted) in [
+            (false, segments.live_bytes()),
+            (true, segments.image_bytes()),
+        ] {
+            let there = live.iter().filter(|(at, _)| at.is_in_image() == in_image);
+            let bytes: u64 = there.map(|(_, &bytes)| u64::from(bytes)).sum();
+            assert_eq!(bytes, counted);
+        }
         self.log
             .check(&|segment| live.get(&segment).copied().unwrap_or(0));
     }

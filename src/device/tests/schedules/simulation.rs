@@ -26,6 +26,7 @@ use self::history::History;
 use super::run::{Random, report, run, seeds};
 use super::saved::while_time_passes;
 use super::*;
+use crate::algorithm::Priority;
 use crate::config::{BackingConfig, PoolKind};
 use crate::error::{Error, Result};
 use crate::recompression::Recompression;
@@ -97,7 +98,7 @@ fn what_protects_is_missed() {
     /// Worlds that are tried.
     const TRIED: u64 = 200;
     for (protection, known) in [
-        (BroughtBackIfUnchanged, 18),
+        (BroughtBackIfUnchanged, 22),
         (PromotedIfUnchanged, 6),
         (SavedBeforeChanged, 0),
     ] {
@@ -266,14 +267,20 @@ impl World {
         counts.restored.fetch_add(1, Relaxed);
     }
 
-    /// Has another device take this one's place, if it can be saved.
+    /// Has another device take this one's place, or this one begin anew, as what is saved of it, if that
+    /// can be.
     fn move_on(&mut self, counts: &Counts) {
         self.place.clear_up();
         match save(&self.place.device) {
             Ok(image) => {
                 counts.saved.fetch_add(1, Relaxed);
                 self.count(counts);
-                self.place = Place::new(&mut self.random, true);
+                if self.random.below(3) == 0 {
+                    self.place.device.reset().expect("nobody uses it");
+                    assert!(self.place.leaves_image(), "an empty image stays");
+                } else {
+                    self.place = Place::new(&mut self.random, true);
+                }
                 self.begin_as(image, counts);
             }
             Err(error) => {
@@ -391,6 +398,19 @@ impl World {
     }
 }
 
+/// Compresses new pages in another manner, with a dictionary or without.
+fn set_algorithm(device: &Device, random: &mut Random) {
+    let algorithm = ["lz4", "zstd:1"][random.below(2) as usize];
+    let algorithm = algorithm.parse().expect("an algorithm");
+    device.set_algorithm(algorithm);
+    if algorithm != Algorithm::Lz4 && random.below(2) == 0 {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), content::dictionary(random)).expect("written");
+        let set = device.set_algorithm_params(Priority::PRIMARY, Some(1), Some(file.path()));
+        set.expect("a dictionary");
+    }
+}
+
 /// An image that is wrong is refused, and the device is as it was.
 fn refuse(device: &Device, random: &mut Random) {
     let (wrong, how) = image::wrong(random);
@@ -447,10 +467,7 @@ impl World {
                     .set_mem_limit(Some(limit))
                     .expect("a limit that is allowed");
             }
-            14 => {
-                let algorithm = ["lz4", "zstd:1"][random.below(2) as usize];
-                device.set_algorithm(algorithm.parse().expect("an algorithm"));
-            }
+            14 => set_algorithm(device, random),
             15 => {
                 let some = Recompression::parse("algo=zstd max_pages=40").expect("parameters");
                 match device.recompress(&some) {

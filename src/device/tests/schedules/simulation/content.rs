@@ -23,6 +23,11 @@ static CONTENTS: LazyLock<[[u8; UNIT]; 7]> = LazyLock::new(|| {
     })
 });
 
+/// A dictionary that helps with units of some versions.
+pub(super) fn dictionary(random: &mut Random) -> &'static [u8] {
+    &CONTENTS[random.below(CONTENTS.len() as u64) as usize]
+}
+
 /// What tells a unit that repeats one pattern: such units make a page that is same-filled.
 const IS_PATTERN: u32 = 1 << 31;
 const _: () = assert!(UNITS / 2 < 1 << 15);

@@ -6,10 +6,12 @@ use std::ops::Range;
 
 use super::super::run::Random;
 use super::super::*;
-use super::content::{Version, ZEROES, fill, version_of};
+use super::content::{self, Version, ZEROES, fill, version_of};
 use super::{PAGES, UNIT, UNITS};
-use crate::codec::{Codec, DictionaryId, MAX_COMPRESSED_LEN, same_filled};
-use crate::device::algorithms::Algorithms;
+use crate::algorithm::Priority;
+use crate::codec::{
+    Codec, Compression, Dictionaries, DictionaryId, MAX_COMPRESSED_LEN, same_filled,
+};
 use crate::error::{Error, Result};
 use crate::image::{Entry, ImageReader, ImageWriter, PageData, Part};
 use crate::spill::{Faults, FaultyImage};
@@ -17,6 +19,51 @@ use crate::units::PageIndex;
 
 /// Versions that an image made here has of units, at most.
 pub(super) const VERSIONS: Version = 64;
+
+/// How the pages of an image are compressed.
+struct Manner {
+    algorithm: Compression,
+    dictionaries: Dictionaries,
+    /// The number of the dictionary, where there is one.
+    dictionary: Option<DictionaryId>,
+}
+
+impl Manner {
+    fn any(random: &mut Random) -> Self {
+        let algorithms = ["lz4", "lz4hc", "deflate", "zstd:1", "zstd:1", "zstd:1"];
+        let algorithm: Algorithm = algorithms[random.below(6) as usize]
+            .parse()
+            .expect("an algorithm");
+        let dictionaries = Dictionaries::default();
+        let mut dictionary = None;
+        if let Algorithm::Zstd { level } = algorithm {
+            let id = DictionaryId::new(random.below(8) as usize).expect("few");
+            let bytes = content::dictionary(random);
+            dictionaries.add_as(id, bytes).expect("a dictionary");
+            dictionaries.prepare(id, level).expect("memory");
+            dictionary = Some(id);
+        }
+        Self {
+            algorithm: algorithm.into(),
+            dictionaries,
+            dictionary,
+        }
+    }
+
+    fn compress(
+        &self,
+        page: &Page,
+        with_dictionary: bool,
+        out: &mut [u8],
+    ) -> Option<(Codec, usize)> {
+        let how = Compression {
+            dictionary: self.dictionary.filter(|_| with_dictionary),
+            ..self.algorithm
+        };
+        let first = Priority::PRIMARY;
+        codec::compress(how, first, &self.dictionaries, page, out, PAGE_SIZE - 1)
+    }
+}
 
 /// Makes up what a device holds, and an image of it.
 pub(super) fn made_up(random: &mut Random) -> (Vec<Version>, Vec<u8>) {
@@ -28,49 +75,57 @@ pub(super) fn made_up(random: &mut Random) -> (Vec<Version>, Vec<u8>) {
         pages.swap(at, random.below(at as u64 + 1) as usize);
     }
     let some = 1 + random.below(PAGES);
-    let algorithms = ["lz4", "zstd:1"][random.below(2) as usize];
-    let algorithms = Algorithms::new(algorithms.parse().expect("an algorithm"), &[]);
-    let raw = random.below(4) == 0;
+    let manner = (random.below(4) > 0).then(|| Manner::any(random));
     for &page in &pages[..some as usize] {
-        let units = (page * 2) as usize..(page * 2 + 2) as usize;
         let first = 1 + random.below(u64::from(VERSIONS)) as Version;
         let second = match random.below(4) {
             0 => ZEROES,
             1 => first,
             _ => 1 + random.below(u64::from(VERSIONS)) as Version,
         };
+        let units = (page * 2) as usize..(page * 2 + 2) as usize;
         versions[units].copy_from_slice(&[first, second]);
+        let data = page_of(page, [first, second]);
+        let mut out = [0; MAX_COMPRESSED_LEN];
+        let with_dictionary = random.below(2) == 0;
+        let manner = manner.as_ref();
+        let compressed =
+            manner.and_then(|manner| manner.compress(&data, with_dictionary, &mut out));
+        if let Some((codec, len)) = compressed
+            && let Some(id) = codec.dictionary(&out[..len])
+            && let Some(dictionary) = manner.and_then(|manner| manner.dictionaries.get(id))
+        {
+            let bytes = dictionary.bytes();
+            image.push_dictionary(id, bytes).expect("memory");
+        }
         push(
             &mut image,
             page,
-            [first, second],
-            (!raw).then_some(&algorithms),
+            &data,
+            compressed.map(|(codec, len)| (codec, &out[..len])),
         );
-        if random.below(300) == 0 {
-            // What follows is in another index.
-            let id = DictionaryId::new(random.below(8) as usize).expect("few");
-            image.push_dictionary(id, &[7; 300]).expect("memory");
-        }
     }
     (versions, image.finish().expect("memory").0)
+}
+
+fn page_of(page: u64, versions: [Version; 2]) -> Page {
+    let mut data = [0; PAGE_SIZE];
+    for ((out, version), unit) in data.chunks_exact_mut(UNIT).zip(versions).zip(page * 2..) {
+        fill(unit, version, out);
+    }
+    data
 }
 
 fn push(
     image: &mut ImageWriter<Vec<u8>>,
     page: u64,
-    versions: [Version; 2],
-    algorithms: Option<&Algorithms>,
+    data: &Page,
+    compressed: Option<(Codec, &[u8])>,
 ) {
-    let mut data = [0; PAGE_SIZE];
-    for ((out, version), unit) in data.chunks_exact_mut(UNIT).zip(versions).zip(page * 2..) {
-        fill(unit, version, out);
-    }
-    let mut out = [0; MAX_COMPRESSED_LEN];
-    let compressed = algorithms.and_then(|all| all.compress(&data, &mut out, PAGE_SIZE - 1));
-    let data = match (same_filled(&data), compressed) {
+    let data = match (same_filled(data), compressed) {
         (Some(pattern), _) => PageData::SameFilled(pattern),
-        (None, Some((codec, len))) => PageData::Object(codec, &out[..len]),
-        (None, None) => PageData::Object(Codec::Raw, &data),
+        (None, Some((codec, object))) => PageData::Object(codec, object),
+        (None, None) => PageData::Object(Codec::Raw, data),
     };
     image.push(PageIndex(page as u32), data).expect("memory");
 }
@@ -82,11 +137,11 @@ pub(super) fn wrong(random: &mut Random) -> (Vec<u8>, &'static str) {
     let twice = random.below(some);
     for page in 0..some {
         // One of two that repeats a pattern.
-        push(&mut image, page, [7 + page as Version % 2; 2], None);
-        if page == some - 1 {
-            push(&mut image, twice, [7 + random.below(2) as Version; 2], None);
-        }
+        let data = page_of(page, [7 + page as Version % 2; 2]);
+        push(&mut image, page, &data, None);
     }
+    let data = page_of(twice, [7 + random.below(2) as Version; 2]);
+    push(&mut image, twice, &data, None);
     let (mut image, ..) = image.finish().expect("memory");
     if random.below(4) == 0 {
         image.truncate(image.len() - 1 - random.below(100) as usize);
