@@ -19,7 +19,7 @@ use crate::spill::{MAX_STORE_BYTES, RECORD_ALIGN};
 use crate::units::{MAX_DEVICE_BYTES, PAGE_SIZE, PageIndex};
 
 /// The longest index.
-const MAX_INDEX_LEN: usize = {
+pub(super) const MAX_INDEX_LEN: usize = {
     let entries = MAX_ENTRIES * (size_of::<ObjectEntry>() + size_of::<PatternEntry>());
     if entries > MAX_DICTIONARY_LEN {
         entries

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 
+use super::read::MAX_INDEX_LEN;
 use super::*;
 use crate::error::Result;
-use crate::spill::SEGMENT_BYTES;
+use crate::spill::{MAX_STORE_BYTES, SEGMENT_BYTES, SegmentIndex, SegmentStore};
 use crate::units::{PAGE_SIZE, PageIndex};
 
 /// Numbers that are the same in each run.
@@ -234,4 +235,129 @@ fn what_is_no_image_is_called_so() {
     assert!(said.contains("of version 9"), "{said}");
     let error = ImageReader::open(scratch.path.parent().expect("one"));
     assert!(error.is_err_and(|error| error.to_string().contains("plain file")));
+}
+
+/// An image of a pattern and a raw page, with its one index, and its end, changed and their checksums made right.
+fn forged(change: impl Fn(&mut IndexHeader, &mut End)) -> Vec<u8> {
+    let pages = Pages::from([(3, (Codec::Raw, vec![1; PAGE_SIZE]))]);
+    let mut image = written(&pages);
+    let header = Header::read_from_bytes(&image[..HEADER_LEN]).expect("a header");
+    let sequence = header.sequence.get();
+    let at = image.len() - END_LEN;
+    let mut end = End::read_from_bytes(&image[at..]).expect("an end");
+    let start = end.last.get() as usize;
+    let body = start + INDEX_HEADER_LEN..start + INDEX_HEADER_LEN + 16;
+    let header = &image[start..start + INDEX_HEADER_LEN];
+    let mut index = IndexHeader::read_from_bytes(header).expect("an index");
+    change(&mut index, &mut end);
+    let len = (index.len.get() as usize).min(16);
+    let covered = &image[body.start..body.start + len];
+    index.checksum = index.checksum(sequence, start as u64, covered).into();
+    end.checksum = end.checksum(sequence).into();
+    image[start..body.start].copy_from_slice(index.as_bytes());
+    image[at..].copy_from_slice(end.as_bytes());
+    image
+}
+
+#[test]
+fn what_makes_no_sense_is_refused_though_its_checksum_is_right() {
+    let scratch = Scratch::new();
+    let good = scratch.read(&forged(|_, _| {})).expect("an image");
+    assert_eq!((good.objects.len(), good.patterns.len()), (1, 1));
+    type Change = fn(&mut IndexHeader, &mut End);
+    let place: [Change; 7] = [
+        |index, _| index.from = 80.into(),
+        |index, _| index.from = 65.into(),
+        |index, _| index.from = 48.into(),
+        |index, _| index.from = (1 << 40).into(),
+        |index, _| index.previous = 64.into(),
+        |index, _| index.previous = 63.into(),
+        |index, _| index.previous = (1 << 40).into(),
+    ];
+    for change in place {
+        let said = scratch.refusal(&forged(change));
+        assert!(
+            said.contains("its place makes no sense") || said.contains("where one can be"),
+            "{said}"
+        );
+    }
+    let said = scratch.refusal(&forged(|index, _| {
+        (index.from, index.previous) = (80.into(), 64.into());
+    }));
+    assert!(said.contains("its records do not end"), "{said}");
+    let kind: [Change; 6] = [
+        |index, _| index.kind = 3.into(),
+        |index, _| index.objects = 2.into(),
+        |index, _| index.patterns = 0.into(),
+        |index, _| index.objects = u32::MAX.into(),
+        |index, _| index.patterns = (1 << 20).into(),
+        |index, _| index.kind = (Kind::Dictionary as u32).into(),
+    ];
+    for change in kind {
+        let said = scratch.refusal(&forged(change));
+        assert!(
+            said.contains("of no known kind, or length") || said.contains("of no number, or place"),
+            "{said}"
+        );
+    }
+    let lengths: [Change; 3] = [
+        |index, _| index.len = u32::MAX.into(),
+        |index, _| index.len = 25.into(),
+        |index, _| index.len = (MAX_INDEX_LEN as u32 + 1).into(),
+    ];
+    for change in lengths {
+        let said = scratch.refusal(&forged(change));
+        assert!(said.contains("its length makes no sense"), "{said}");
+    }
+    let ends: [Change; 5] = [
+        |_, end| end.last = end.bytes,
+        |_, end| end.last = (end.bytes.get() - 39).into(),
+        |_, end| end.last = (1 << 50).into(),
+        |_, end| end.pages = 3.into(),
+        |_, end| end.indices = 2.into(),
+    ];
+    for (number, change) in ends.into_iter().enumerate() {
+        let said = scratch.refusal(&forged(change));
+        let expected = if number < 3 {
+            "where one can be"
+        } else {
+            "and says"
+        };
+        assert!(said.contains(expected), "{said}");
+    }
+}
+
+#[test]
+fn what_lies_between_is_no_image() {
+    let scratch = Scratch::new();
+    let few: Pages = sample().into_iter().take(4).collect();
+    let good = written(&few);
+    let at = good.len() - END_LEN;
+    let gap = [&good[..at], &[0; 16], &good[at..]].concat();
+    scratch.refusal(&gap);
+    fs::write(&scratch.path, &good).expect("written");
+    let file = fs::File::options()
+        .write(true)
+        .open(&scratch.path)
+        .expect("there");
+    file.set_len(MAX_STORE_BYTES + 1).expect("sparse");
+    let error = ImageReader::open(&scratch.path)
+        .map(drop)
+        .expect_err("too large");
+    assert!(error.to_string().contains("larger than any"), "{error}");
+}
+
+#[test]
+fn a_store_ends_in_zeroes_where_its_image_ends() {
+    let scratch = Scratch::new();
+    let good = written(&Pages::from([(3, (Codec::Raw, vec![1; PAGE_SIZE]))]));
+    fs::write(&scratch.path, &good).expect("written");
+    let store = ImageReader::open(&scratch.path)
+        .and_then(|image| image.store())
+        .expect("an image");
+    let mut read = vec![1; good.len() + 100];
+    store
+        .read(SegmentIndex(0).within_store(), 0, &mut read)
+        .expect("there");
+    assert!(read[..good.len()] == good && read[good.len()..].iter().all(|&byte| byte == 0));
 }
