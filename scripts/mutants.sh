@@ -26,6 +26,7 @@ work=$target/mutants
 # accounting, which notice a mutant or are one.
 mutants=(cargo mutants --no-config --colors never
     --file 'src/pool/**' --file 'src/shard/**' --file 'src/writeback/**' --file 'src/spill/**'
+    --file 'src/image/**' --exclude forge.rs --exclude contents.rs
     --exclude harness.rs --exclude check.rs --exclude-re '::check(_marks|_objects)?\b')
 
 # A build that is quick to make again, and tests of which one that fails ends the run: for that option the
@@ -56,7 +57,7 @@ try() {
 
 # try_all JOB: each pass is over what the one before missed.
 try_all() {
-    local engine=(device:: origin:: pool:: shard:: spill:: writeback::) tests=()
+    local engine=(device:: image:: origin:: pool:: shard:: spill:: writeback::) tests=()
     for name in model pools integrity sizes control; do tests+=("--cargo-arg=--test=$name"); done
     try unit "$1" --cargo-arg=--lib -- -- "${until_one_fails[@]}" "${engine[@]}"
     try integration "$1" "${tests[@]}" -- -- "${until_one_fails[@]}"
