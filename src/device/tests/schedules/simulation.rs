@@ -99,7 +99,7 @@ fn what_protects_is_missed() {
     const TRIED: u64 = 200;
     for (protection, known) in [
         (BroughtBackIfUnchanged, 22),
-        (PromotedIfUnchanged, 6),
+        (PromotedIfUnchanged, 12),
         (SavedBeforeChanged, 0),
     ] {
         let fails = |seed: &u64| {
@@ -178,7 +178,9 @@ impl Place {
             ..BackingConfig::new("faulty")
         });
         let has_backing = !no_room || random.below(2) == 0;
-        let backing = has_backing.then(|| Arc::new(FaultyBacking::new(segments(random))));
+        // Some of it is kept from an image.
+        let more = u32::from(for_image) * 2 * random.below(3) as u32;
+        let backing = has_backing.then(|| Arc::new(FaultyBacking::new(segments(random) + more)));
         let first = backing.clone().map(|backing| backing as Arc<dyn Backing>);
         let made = Device::with_stores(&config, Origin::Blank, first);
         Self {
@@ -204,7 +206,7 @@ impl Place {
             if self.device.core.stores.image().is_none() {
                 return true;
             }
-            time::advance(Duration::from_secs(5));
+            time::advance(Duration::from_secs(30));
             (0..100).for_each(|_| shuttle::thread::yield_now());
         }
         false
