@@ -221,7 +221,8 @@ impl Ring {
     }
 
     fn watch(&mut self) {
-        let readable = u32::from(PollFlags::IN.bits());
+        // Of another type where rustix goes through libc.
+        let readable = PollFlags::IN.bits() as u32;
         let watch = opcode::PollAdd::new(WAKE, readable).multi(true).build();
         self.push(&watch.user_data(WOKEN).into());
     }
