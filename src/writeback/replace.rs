@@ -155,6 +155,7 @@ impl Writeback {
     /// Leaves things as they are; whoever waits learns by that that the device stops.
     fn give_up_leaving(&mut self) {
         self.replaced = None;
+        self.guest_tried_at = None;
         if !self.core.stores.spills() {
             // Clients may still write.
             self.log.reinstate();
