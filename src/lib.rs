@@ -31,6 +31,8 @@
 //!   or may do so. Its slot is then empty, which means that the image has it (`origin`).
 //! - **Saved**, in an image of the device as it is at one time: by a thread that goes over all pages, or
 //!   by whoever is about to change one that is not saved yet.
+//! - **Restored**, its slot points at its record in a saved image, which is read like a backing, and
+//!   emptied in the background.
 //! - **Discarded**, it costs nothing again. A segment whose records are all gone is given back; the
 //!   records of one that is mostly dead are moved together.
 //!

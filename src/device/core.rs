@@ -146,6 +146,8 @@ pub(crate) struct Core {
     pub(crate) allowance: Allowance,
     /// Most bytes of the backing that may be used; 0 for all it has.
     pub(crate) backing_size: AtomicU64,
+    /// Whether what an image has may go to the backing, as far as the writeback thread knows.
+    pub(crate) image_spills: AtomicBool,
     /// Whether what takes long is to end early.
     stopping: AtomicBool,
     /// What wakes the writeback thread.
@@ -234,6 +236,7 @@ impl Core {
             room: Room::new(),
             allowance,
             backing_size: AtomicU64::new(0),
+            image_spills: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             waker,
             time: Timepiece::default(),

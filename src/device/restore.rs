@@ -4,6 +4,7 @@
 //! backing that is to leave ([`crate::writeback`]): pages are read from it as they are wanted, each proved
 //! to be what was saved, and the others follow in the background.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -15,6 +16,7 @@ use crate::block_device::BlockDevice;
 use crate::error::{Error, Result};
 use crate::image::{Entry, ImageReader, Part};
 use crate::spill::{Adopted, RecordFormat, SegmentIndex, SegmentStore};
+use crate::sync::atomic::Ordering::Relaxed;
 use crate::sync::channel;
 use crate::units::PAGE_SIZE;
 use crate::writeback::Command;
@@ -37,7 +39,8 @@ impl Device {
     /// # Errors
     /// [`Error::Unusable`], what is damaged and where, or that the image is of a larger device;
     /// [`Error::Io`]; [`Error::Refused`]: EBUSY if the device is in use or not empty, EEXIST if it has another
-    /// dictionary of a number that the image has one of. It is as it was then.
+    /// dictionary of a number that the image has one of, EROFS after [`Device::refuse_changes`]. It is as it was
+    /// then, but for dictionaries.
     pub fn restore(&self, path: &Path) -> Result<u64> {
         let image = ImageReader::open(path)?;
         let store = Arc::new(image.store()?);
@@ -114,14 +117,14 @@ fn refused(reason: String) -> Error {
 }
 
 impl Core {
-    /// Whether a page of an image may come to memory: it is not to drive others out, nor, where there is
-    /// no backing for what has no room, to take all of what writers need.
+    /// Whether a page of an image may come to memory: it is not to drive others out, nor, where what has no
+    /// room there does not go to a backing, to take all of what writers need.
     pub(crate) fn has_room_to_restore(&self) -> bool {
         /// Most that a page can take: a zspage.
         const FRAMES: u64 = 8;
         let limit = self.watermarks().low;
         let fits = || self.budget.used() + self.segments.image_bytes() / PAGE_SIZE as u64 <= limit;
-        let limit = match self.evicts() || fits() {
+        let limit = match self.image_spills.load(Relaxed) || fits() {
             true => limit,
             false => limit / 2,
         };
@@ -131,11 +134,13 @@ impl Core {
     /// Points the slots of the image's pages there; returns where its records are.
     fn point_at(&self, mut image: ImageReader) -> Result<Adopted> {
         let (mut records, mut buffer) = (Adopted::default(), Vec::new());
-        let mut dictionaries = Vec::new();
+        let mut dictionaries = BTreeMap::new();
         while let Some(part) = image.next(&mut buffer)? {
             let index = match part {
                 Part::Dictionary(id, bytes) => {
-                    dictionaries.push((id, bytes.to_vec()));
+                    if dictionaries.insert(id, bytes.to_vec()).is_some() {
+                        return Err(image.twice(id));
+                    }
                     continue;
                 }
                 Part::Pages(index) => index,

@@ -150,6 +150,15 @@ impl ImageReader {
         Ok(Some(part))
     }
 
+    /// That the image is damaged: a dictionary is in it twice.
+    pub(crate) fn twice(&self, id: DictionaryId) -> Error {
+        let reason = format!(
+            "the image is damaged: dictionary {} is in it twice",
+            id.index()
+        );
+        unusable(&self.path, &reason)
+    }
+
     /// That the image is damaged: `what` is wrong with a page.
     pub(crate) fn wrong(&self, page: PageIndex, what: &str) -> Error {
         let reason = format!("the image is damaged: page {} {what}", page.0);

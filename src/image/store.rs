@@ -2,13 +2,10 @@
 
 use std::fs::File;
 use std::io;
-use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Advice, fadvise};
-
-use crate::spill::{SEGMENT_BYTES, SegmentStore, StoreSegment};
+use crate::spill::{SegmentStore, StoreSegment};
 
 /// A store that is only read. Behind the file's end, as it was when it was opened, are zeroes:
 /// readers ask for whole blocks.
@@ -33,12 +30,8 @@ impl SegmentStore for ImageStore {
         self.file.read_exact_at(data, at)
     }
 
-    /// Its pages leave the page cache: nobody comes to read them again.
-    fn discard(&self, segment: StoreSegment) {
-        let len = NonZeroU64::new(SEGMENT_BYTES);
-        // It is advice.
-        let _ = fadvise(&self.file, segment.byte(), len, Advice::DontNeed);
-    }
+    /// It is somebody's file: its space stays.
+    fn discard(&self, _segment: StoreSegment) {}
 
     fn path(&self) -> &Path {
         &self.path

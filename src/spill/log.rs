@@ -227,10 +227,10 @@ pub(crate) struct SegmentLog {
     pub(super) spaces: [Space; STORES],
     /// Which of them is appended to; none without a backing.
     pub(super) current: Option<StoreIndex>,
-    /// Where in the image it goes on to be emptied.
-    pub(super) image_cursor: u32,
     /// Which of them was before, and is again if it cannot leave.
     pub(super) retired: Option<StoreIndex>,
+    /// The segment of the image that is looked at next, to be emptied.
+    pub(super) image_cursor: u32,
     /// The open segment of each [`Head`].
     heads: [Option<SegmentIndex>; 2],
     pub(super) last_sequence: u64,

@@ -32,8 +32,7 @@ mod wipe;
 
 pub(crate) use backing::{Backing, SegmentStore};
 pub(crate) use blocks::{BLOCK, BlockBuf};
-pub(crate) use change::Leave;
-pub(crate) use change::NextOfImage;
+pub(crate) use change::{Leave, NextOfImage};
 pub(crate) use direct::DirectFile;
 #[cfg(test)]
 pub(crate) use faulty::FaultyBacking;

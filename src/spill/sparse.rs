@@ -12,8 +12,8 @@ use super::log::{SegmentLog, State};
 use super::segment::{SEGMENT_BYTES, SegmentIndex};
 use crate::sync::time::Instant;
 
-/// How long a segment that could not be read is left alone, so that others are cleaned; twice as long
-/// each time, so often.
+/// How long a segment that could not be read is left alone, so that others are cleaned; if it is an image's
+/// twice as long each time, so often.
 const READ_AGAIN: Duration = Duration::from_secs(3);
 const MAX_DOUBLINGS: u32 = 8;
 
@@ -85,7 +85,7 @@ impl SegmentLog {
     /// [`SegmentLog::end_cleaning`]; returns where in it records are, back to back.
     ///
     /// # Errors
-    /// The store's; the segment is as it was.
+    /// The store's; the segment is sealed, and left alone for a while.
     pub(crate) fn begin_cleaning(
         &mut self,
         segment: SegmentIndex,
@@ -99,7 +99,7 @@ impl SegmentLog {
     }
 
     /// What is to be read of a sealed segment to clean it, into `bytes`. It is kept from being appended to
-    /// and freed until [`SegmentLog::end_reading`].
+    /// and freed until [`SegmentLog::end_cleaning`], or until [`SegmentLog::end_reading`] if that failed.
     ///
     /// # Errors
     /// There is no store with it.
@@ -122,7 +122,7 @@ impl SegmentLog {
     }
 
     /// Notes how reading a segment ended: one that could not be read is sealed again, and left alone for a
-    /// while, which is longer each time.
+    /// while.
     pub(crate) fn end_reading(&mut self, segment: SegmentIndex, was_read: bool) {
         let entry = self.segment_mut(segment);
         if was_read {
@@ -130,7 +130,12 @@ impl SegmentLog {
             return;
         }
         entry.state = State::Sealed;
-        let rest = READ_AGAIN * (1 << entry.failed_reads.min(MAX_DOUBLINGS));
+        let doublings = match segment.is_in_image() {
+            true => entry.failed_reads.min(MAX_DOUBLINGS),
+            // Writers may come to wait for what cleaning it gains.
+            false => 0,
+        };
+        let rest = READ_AGAIN * (1 << doublings);
         entry.read_again = Some(Instant::now() + rest);
         entry.failed_reads += 1;
         self.free_if_empty(segment);

@@ -170,6 +170,12 @@ impl Allowance {
         self.0.lock().pages = pages;
     }
 
+    /// Whether there is a limit.
+    pub(super) fn is_limited(&self) -> bool {
+        let state = self.0.lock();
+        state.limits_pages || state.daily_limit.is_some()
+    }
+
     /// Whether the pages written back are limited.
     pub(crate) fn limits_pages(&self) -> bool {
         self.0.lock().limits_pages

@@ -212,20 +212,13 @@ impl Writeback {
     }
 
     /// Bytes that the next append may take, if it may take any.
-    pub(super) fn bytes_to_move(&self, to: To) -> Option<usize> {
-        /// Bytes of the smallest record.
-        const SMALLEST: u64 = 16;
-        /// Pages that are left to eviction: of fewer an append might have no room for one record.
-        const LEAST_PAGES: u64 = MAX_RECORD_LEN as u64 / SMALLEST + 1;
-        let left = self.core.may_write();
+    fn bytes_to_move(&self, to: To) -> Option<usize> {
         match to {
-            To::SpareLog => {
-                let left = left.ok().filter(|left| left.pages > LEAST_PAGES)?;
-                Some(left.bytes.min(left.pages.saturating_mul(SMALLEST)) as usize)
-            }
+            // What may be written is for what has nowhere else to go.
+            To::SpareLog => (!self.core.allowance.is_limited()).then_some(MAX_BATCH),
             // A backing may leave whatever that takes: somebody asked for it.
             _ if self.replaced.is_some() => Some(MAX_BATCH),
-            _ => left.ok().map(|left| left.bytes as usize),
+            _ => self.core.may_write().ok().map(|left| left.bytes as usize),
         }
     }
 

@@ -27,7 +27,7 @@ use crate::sync::atomic::Ordering::Relaxed;
 const CHANCES: Chances = Chances(1024);
 
 /// Segments that eviction leaves free, so that cleaning always has one to write to.
-pub(super) const CLEANING_RESERVE: u32 = 1;
+const CLEANING_RESERVE: u32 = 1;
 
 /// How long, at one go, segments are tried from which cleaning gains nothing.
 const CLEANING_PATIENCE: Duration = Duration::from_secs(5);

@@ -1,5 +1,5 @@
 //! The writeback thread: evicts when memory runs short, cleans segments, packs the pools, gives
-//! memory back.
+//! memory back, empties an image that is restored.
 //!
 //! It is the only one that isolates zspages and that decides what is written where; helpers do the
 //! writing ([`flights`]). It never needs memory from the pool to make progress: what it evicts goes

@@ -6,6 +6,7 @@
 //! a thread that does nothing else: an image may be on a disk that hangs, and nobody waits for it.
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use std::time::Duration;
 use super::cleaner::{Cleaned, To};
 use super::{Waker, Writeback};
 use crate::spill::{Adopted, BlockBuf, NextOfImage, Reading, SegmentIndex};
+use crate::sync::atomic::Ordering::Relaxed;
 use crate::sync::channel::{self, Receiver, Sender};
 use crate::sync::thread;
 use crate::sync::time::Instant;
@@ -32,8 +34,8 @@ pub(super) struct Restoring {
     began: Instant,
     reader: Reader,
     rests_until: Option<Instant>,
-    /// Whether it has been logged that some of it cannot leave.
-    is_noted: bool,
+    /// Why some of it cannot leave, as it was logged.
+    noted: Option<&'static str>,
 }
 
 type Read = (Reading, io::Result<()>);
@@ -59,7 +61,11 @@ impl Reader {
             .name("uzram-restore".into())
             .spawn(move || {
                 for mut reading in &to_read {
-                    let result = reading.run();
+                    // A bug here must not leave the image half empty without a word.
+                    let run = AssertUnwindSafe(|| reading.run());
+                    let result = catch_unwind(run).unwrap_or_else(|_| {
+                        Err(io::Error::other("the thread that reads panicked"))
+                    });
                     // Whoever asked may have gone.
                     let _ = read.send((reading, result));
                     waker.wake();
@@ -102,7 +108,7 @@ impl Writeback {
             began: Instant::now(),
             reader,
             rests_until: None,
-            is_noted: false,
+            noted: None,
         });
         self.core.waker.wake();
         Ok(())
@@ -148,12 +154,12 @@ impl Writeback {
     fn read_of_image(&mut self, segment: SegmentIndex) -> bool {
         if let Some(restoring) = &mut self.restoring {
             let spare = std::mem::take(&mut restoring.reader.spare);
-            // Without a store there is nothing to read.
             if let Ok(reading) = self.log.begin_reading(segment, spare) {
                 restoring.reader.launch(reading);
+                return true;
             }
         }
-        true
+        self.rest(REST)
     }
 
     /// Moves what is live in a segment that was read.
@@ -209,12 +215,17 @@ impl Writeback {
 
     /// Where what an image has can go.
     fn room_to_restore(&self) -> Option<To> {
+        // A backing that leaves has nowhere else to go.
+        if self.replaced.is_some() {
+            return None;
+        }
+        let has_room = self.log.free_segments() > self.log.kept_from_image();
+        let spills = has_room && self.core.stores.spills() && !self.core.allowance.is_limited();
+        self.core.image_spills.store(spills, Relaxed);
         if self.core.has_room_to_restore() {
             return Some(To::SpareMemory);
         }
-        let may_write = self.bytes_to_move(To::SpareLog).is_some();
-        let has_room = self.log.free_segments() > self.log.kept_from_image();
-        (self.core.stores.spills() && may_write && has_room).then_some(To::SpareLog)
+        spills.then_some(To::SpareLog)
     }
 
     fn note_restored(&mut self) {
@@ -226,10 +237,10 @@ impl Writeback {
         tracing::info!("{path} is needed no more, after {seconds:.1} s");
     }
 
-    fn note_stuck(&mut self, why: &str) {
+    fn note_stuck(&mut self, why: &'static str) {
         let left = self.core.segments.image_bytes();
         if let Some(restoring) = &mut self.restoring
-            && !std::mem::replace(&mut restoring.is_noted, true)
+            && restoring.noted.replace(why) != Some(why)
         {
             let path = restoring.path.display();
             tracing::warn!("{path} is still needed, for {left} bytes: {why}");

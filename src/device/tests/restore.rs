@@ -387,21 +387,22 @@ fn a_few_pages_come_to_little_memory() {
 }
 
 #[test]
-fn a_limit_of_what_may_be_written_back_holds() {
+fn what_may_be_written_back_is_not_spent_on_an_image() {
     let image = image();
     let backing = Arc::new(FaultyBacking::new(100));
     let device = device(PAGES + 3, 400, 2, &backing);
     let set = |attribute: Attribute, value: &str| {
         attribute.store(&device, value).expect("a value");
     };
-    set(Attribute::WritebackLimit, "2000");
-    set(Attribute::WritebackLimitEnable, "1");
+    set(Attribute::WritebackDailyLimit, "8M");
     device.restore(&image.path).expect("an image");
-    eventually("some are there", || device.stats().bd_writes > 1000);
-    std::thread::sleep(Duration::from_millis(200));
-    let stats = device.stats();
-    assert!(stats.bd_writes <= 2000 && stats.restore_bytes_left > 0);
-    set(Attribute::WritebackLimitEnable, "0");
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(device.stats().bd_writes, 0);
+    for page in 0..2000 {
+        write(&device, page, page).expect("room");
+    }
+    assert!(left(&device) > 0);
+    set(Attribute::WritebackDailyLimit, "0");
     eventually("restored", || is_restored(&device));
     expect_all(&device);
     device.check();
