@@ -37,11 +37,11 @@ case $tool in
         export TSAN_OPTIONS="suppressions=$root/fixtures/tsan.supp history_size=7 ${TSAN_OPTIONS-}"
         # Memory is mapped through libc, so that the sanitizer knows what is mapped where something else was.
         flags+=(--cfg=rustix_use_libc)
-        # Left out: one that asks for more addresses than the sanitizer leaves, and one that looks whether
-        # memory is locked, which the sanitizer has libc not do.
+        # Left out: one that asks for more addresses than the sanitizer leaves; one that looks whether memory
+        # is locked, which the sanitizer has libc not do; and one that measures memory.
         [[ $# -gt 0 ]] || set -- -p uzram --no-fail-fast --lib --test model --test soak --test linearizability \
             --test nbd --test fuse --test control -- --skip there_is_as_much_room_to_grow \
-            --skip is_locked_not_dumped
+            --skip is_locked_not_dumped --skip a_thousand_connections
         under_sanitizer "$@"
         ;;
     valgrind)
