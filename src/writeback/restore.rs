@@ -133,6 +133,10 @@ impl Writeback {
         if self.core.room.demand() {
             return self.rest(SHORT_REST);
         }
+        // A backing that leaves has nowhere else to go.
+        if self.replaced.is_some() {
+            return self.rest(REST);
+        }
         match self.log.next_of_image() {
             NextOfImage::Move(_) if self.room_to_restore().is_none() => {
                 self.note_stuck("there is no room for all of it");
@@ -215,10 +219,6 @@ impl Writeback {
 
     /// Where what an image has can go.
     fn room_to_restore(&self) -> Option<To> {
-        // A backing that leaves has nowhere else to go.
-        if self.replaced.is_some() {
-            return None;
-        }
         let has_room = self.log.free_segments() > self.log.kept_from_image();
         let spills = has_room && self.core.stores.spills() && !self.core.allowance.is_limited();
         self.core.image_spills.store(spills, Relaxed);
@@ -238,12 +238,12 @@ impl Writeback {
     }
 
     fn note_stuck(&mut self, why: &'static str) {
-        let left = self.core.segments.image_bytes();
+        let left = self.core.segments.image_bytes() as f64 / f64::from(1 << 20);
         if let Some(restoring) = &mut self.restoring
             && restoring.noted.replace(why) != Some(why)
         {
             let path = restoring.path.display();
-            tracing::warn!("{path} is still needed, for {left} bytes: {why}");
+            tracing::warn!("{path} is still needed, for {left:.1} MiB: {why}");
         }
     }
 }
