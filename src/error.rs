@@ -53,8 +53,12 @@ pub enum Error {
         source: io::Error,
     },
 
-    /// A spilled page is lost: what the backing has is not what was written there.
-    #[error("page {page} is lost: its record in the backing is damaged")]
+    /// A page is lost: what the backing has, or the image that the device was restored from, is not what
+    /// was written there.
+    #[error(
+        "page {page} is lost until it is written or discarded: its record in the backing or the image is \
+         damaged"
+    )]
     Damaged {
         /// Index of the page.
         page: u32,

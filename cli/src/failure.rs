@@ -6,6 +6,7 @@
 use std::fmt;
 use std::io::{self, Write};
 
+use clap::error::ErrorKind;
 use rustix::io::Errno;
 
 /// The command line asks for something that makes no sense on any machine.
@@ -88,7 +89,11 @@ pub(crate) fn clap_line(error: &clap::Error) -> String {
         .filter(|line| !line.trim_start().starts_with("tip:"))
         .collect::<Vec<_>>()
         .join("\n");
-    let line = join_lines(&message);
+    let mut line = join_lines(&message);
+    // Clap names one of several that would do.
+    if error.kind() == ErrorKind::MissingRequiredArgument && line.contains(" --size ") {
+        line.push_str(" (or --restore FILE, or --origin IMAGE)");
+    }
     line.strip_prefix("error: ").unwrap_or(&line).to_owned()
 }
 

@@ -12,6 +12,7 @@ use crate::output;
 use crate::progress::Progress;
 use crate::rundir::RunRoot;
 use crate::stat::PATIENCE;
+use crate::stop::Stopper;
 use crate::table::count;
 
 /// Pages of a kind that are named.
@@ -48,11 +49,17 @@ pub(crate) fn scrub(args: &JobArgs, root: &RunRoot) -> Result<()> {
 /// Reads all of the image that a device was restored from and is to have so many pages.
 ///
 /// # Errors
-/// Which pages are damaged.
-pub(crate) fn verify_image(device: &Device, image: &Path, pages: u64) -> Result<()> {
+/// Which pages are damaged; that a stop was requested.
+pub(crate) fn verify_image(
+    device: &Device,
+    image: &Path,
+    pages: u64,
+    stopper: &Stopper,
+) -> Result<()> {
     let mut progress = Progress::new(pages, "pages verified");
     let (mut found, mut next) = (Found::default(), Some(0));
     while let Some(from) = next {
+        stopper.check()?;
         next = found.add(&device.scrub(from));
         progress.show(found.checked);
     }

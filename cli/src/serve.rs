@@ -53,11 +53,10 @@ pub(crate) fn run(settings: &Settings, root: &RunRoot, background: bool) -> Resu
     let lock = root.dir(&settings.name).lock()?;
     stopper.note(|traces| traces.dir = Some(lock.dir().clone()));
     let served = Server::start(settings, sockets, root, &lock, &stopper).and_then(|server| {
-        let announced = announce(
-            settings,
-            &server.record,
-            background.then(|| lock.dir().log()),
-        );
+        let log = background.then(|| lock.dir().log());
+        let announced = stopper
+            .ready()
+            .and_then(|()| announce(settings, &server.record, log));
         if announced.is_ok() {
             // Err would mean that every sender is gone, which is no reason to go on either.
             let _ = stop_requested.recv();
@@ -117,7 +116,7 @@ impl Server {
         lock.write_record(&record)?;
         // It may spill, and take long: whoever ends it must find the spill.
         if let Some(image) = &settings.restore {
-            restore(&device, image, settings.verify_image)?;
+            restore(&device, image, settings.verify_image, stopper)?;
         }
         let nbd = start_nbd(settings, sockets, &device, stopper)?;
         if let Some(nbd) = &nbd {
@@ -216,10 +215,10 @@ fn start_device(settings: &Settings) -> Result<(Arc<Device>, Option<FileId>)> {
     Ok((device, spill))
 }
 
-fn restore(device: &Device, image: &Path, verify: bool) -> Result<()> {
+fn restore(device: &Device, image: &Path, verify: bool, stopper: &Stopper) -> Result<()> {
     let pages = device.restore(image)?;
     let how = if verify {
-        scrub::verify_image(device, image, pages)?;
+        scrub::verify_image(device, image, pages, stopper)?;
         "all intact"
     } else {
         "which come as they are wanted, and in the background"

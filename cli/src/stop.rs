@@ -21,6 +21,10 @@ use signal_hook::iterator::Signals;
 use uzram::{BlockDevice, Device};
 
 use crate::leftovers::Traces;
+use crate::undo::Interrupted;
+
+/// What is said of a stop that came too early.
+const NOT_READY: &str = "interrupted before it was ready";
 
 /// How long what could not be written home rests before it is tried again.
 const REST: Duration = Duration::from_secs(1);
@@ -39,6 +43,8 @@ const TRACES: Duration = Duration::from_millis(600);
 #[derive(Clone)]
 pub(crate) struct Stopper {
     requested: Arc<AtomicBool>,
+    /// Whether it was said that the server is ready.
+    ready: Arc<AtomicBool>,
     wake: Sender<()>,
     traces: Arc<Mutex<Traces>>,
     home: Arc<Mutex<Weak<Device>>>,
@@ -51,6 +57,7 @@ impl Stopper {
             return;
         }
         let (traces, home) = (Arc::clone(&self.traces), Arc::clone(&self.home));
+        let ready = Arc::clone(&self.ready);
         thread::spawn(move || {
             let outlives = |device: Arc<Device>| device.outlives_the_device();
             let is_home = lock(&home).upgrade().is_some_and(outlives);
@@ -61,12 +68,38 @@ impl Stopper {
             });
             let device = lock(&home).upgrade();
             let written = device.map_or(Ok(()), |device| write_home(&device));
-            tracing::warn!("clients or disks hold up the stop: exiting without them");
+            let was_ready = ready.load(Ordering::SeqCst);
+            tracing::warn!(
+                "{} hold up the stop: exiting without them",
+                if was_ready {
+                    "clients or disks"
+                } else {
+                    "disks"
+                }
+            );
+            if !was_ready {
+                tracing::error!("{NOT_READY}");
+            }
             remove_bounded(&traces);
-            process::exit(i32::from(written.is_err()));
+            process::exit(i32::from(written.is_err() || !was_ready));
         });
         // Without a receiver the main thread is already on its way out.
         let _ = self.wake.send(());
+    }
+
+    /// Fails once a stop is requested, which is before the server is ready.
+    pub(crate) fn check(&self) -> Result<()> {
+        match self.requested.load(Ordering::SeqCst) {
+            true => Err(Interrupted::error(NOT_READY)),
+            false => Ok(()),
+        }
+    }
+
+    /// Notes that the server is ready: a stop is what it is meant to come to.
+    pub(crate) fn ready(&self) -> Result<()> {
+        self.ready.store(true, Ordering::SeqCst);
+        self.check()
+            .inspect_err(|_| self.ready.store(false, Ordering::SeqCst))
     }
 
     /// Has nothing but a second signal end the process before what is on this device is in its
@@ -86,6 +119,7 @@ pub(crate) fn install() -> Result<(Stopper, Receiver<()>)> {
     let (wake, woken) = mpsc::channel();
     let stopper = Stopper {
         requested: Arc::default(),
+        ready: Arc::default(),
         wake,
         traces: Arc::default(),
         home: Arc::default(),

@@ -9,7 +9,9 @@
 //! What is saved waits for the file in a bounded queue. A writer who comes first to a run waits
 //! for a place in it, but not for ever: a file that takes nothing ends the save, not the device.
 
+use std::fs;
 use std::io::{BufWriter, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -401,7 +403,7 @@ impl Device {
     /// to what is not saved yet waits until that is, for as long as the file takes 8 MiB.
     ///
     /// # Errors
-    /// [`Error::Refused`]: EBUSY while it is being saved, EOPNOTSUPP if most of it is in another image
+    /// [`Error::Refused`]: EBUSY while it is being saved or if its backing is at `path`, EOPNOTSUPP if most of it is in another image
     /// (`--origin`), EINTR once it is stopping, ETIMEDOUT when
     /// a writer has waited for five seconds; [`Error::Unusable`] or [`Error::Io`] about the file;
     /// those of reading a spilled page. What was at `path` is then still there.
@@ -414,6 +416,13 @@ impl Device {
     /// # Errors
     /// Those of [`Device::save`], and [`Error::Refused`] (ECANCELED) once it is not wanted.
     pub fn save_while(&self, path: &Path, wanted: &dyn Fn() -> bool) -> Result<Saved> {
+        if self.is_its_backing(path) {
+            let reason = format!(
+                "{} is the backing of the device; save to another file",
+                path.display()
+            );
+            return Err(refused(Errno::BUSY, reason));
+        }
         let file = ImageFile::create(path)?;
         let out = BufWriter::with_capacity(1 << 20, file);
         let (out, saved) = self.save_to(out, path, wanted)?;
@@ -442,6 +451,13 @@ impl Device {
             let reason = "the device is in use; unmount, detach or disconnect it first";
             Err(refused(Errno::BUSY, reason.to_owned()))
         })
+    }
+
+    /// Whether the file at `path` is what the device spills to.
+    fn is_its_backing(&self, path: &Path) -> bool {
+        let id = |path: &Path| fs::metadata(path).map(|file| (file.dev(), file.ino()));
+        let backing = self.backing_path().map(|backing| id(&backing));
+        matches!((backing, id(path)), (Some(Ok(backing)), Ok(file)) if backing == file)
     }
 
     /// Refuses all changes from now on (EROFS); those under way may still be made.

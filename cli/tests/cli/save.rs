@@ -35,6 +35,8 @@ fn what_was_saved_comes_back() {
     assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
     assert!(saved["pages"].as_u64().unwrap() <= data.len() as u64 / 4096);
     assert!(metadata.len() < data.len() as u64 * 3 / 4);
+    let line = world.refused(1, &["save", "vm", "spill"]);
+    assert!(line.contains("is the backing"), "{line}");
     let said = world.ok(&["stop", "vm", "--save", "image"]);
     assert!(
         said.contains(" saved, ") && said.ends_with(" in image\n"),
@@ -228,6 +230,8 @@ fn sizes_and_files_that_make_no_sense_are_refused() {
     world.dir("directory");
     let line = world.refused(2, &["save", "vm", "directory"]);
     assert!(line.contains("plain file"), "{line}");
+    let line = world.refused(2, &["serve", "b"]);
+    assert!(line.contains("--size <SIZE> (or --restore FILE"), "{line}");
     let line = world.refused(1, &["save", "nobody", "image"]);
     assert!(line.contains("uzram list"), "{line}");
 }
@@ -311,12 +315,19 @@ fn a_restore_that_is_ended_leaves_no_spill() {
         if killed {
             restore.kill().unwrap();
         } else {
-            // The first asks for an end, which the restore holds up, the second has it at once.
-            signal(restore.id(), "TERM");
-            std::thread::sleep(Duration::from_millis(5));
             signal(restore.id(), "TERM");
         }
-        ended(&mut restore, HANG).expect("it ends");
+        let status = ended(&mut restore, HANG).expect("it ends");
+        if !killed {
+            let (mut out, mut err) = (String::new(), String::new());
+            restore.stdout.unwrap().read_to_string(&mut out).unwrap();
+            restore.stderr.unwrap().read_to_string(&mut err).unwrap();
+            assert!(
+                err.ends_with("uzram: interrupted before it was ready\n"),
+                "{err}"
+            );
+            assert_eq!((status.code(), out.as_str()), (Some(1), ""));
+        }
         if killed {
             world.ok(&["detach", "vm"]);
         }
