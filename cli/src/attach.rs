@@ -91,9 +91,9 @@ pub(crate) fn detach(args: &NameArgs, root: &RunRoot) -> Result<()> {
     }
     for device in &attached {
         if let Some(record) = &record
-            && let Some(user) = device.user(record)?
+            && let Some(user) = device.user(record, None)?
         {
-            bail!("{} is {user} first", device.path().display());
+            bail!("{} is {user}", device.path().display());
         }
     }
     attached.iter().try_for_each(Attachment::detach)

@@ -155,25 +155,33 @@ impl Attachment {
         Ok(mounts)
     }
 
-    /// What uses it, and how to end that; `None` if nothing does.
-    pub(crate) fn user(&self, record: &Record) -> Result<Option<String>> {
+    /// What uses it, and how to end that without losing what is to be saved to `save`; `None` if nothing
+    /// does.
+    pub(crate) fn user(&self, record: &Record, save: Option<&Path>) -> Result<Option<String>> {
         if let Some(mount) = self.mounts()?.first() {
             let at = mount.mountpoint.display();
-            let tool = match &record.mountpoint {
-                Some(made) if *made == mount.mountpoint => "uzram umount",
-                _ => "umount",
-            };
-            return Ok(Some(format!("mounted on {at}: {tool} {at}")));
+            let made = record.mountpoint.as_ref() == Some(&mount.mountpoint);
+            return Ok(Some(match (made, save) {
+                (true, Some(file)) => {
+                    let file = file.display();
+                    format!("mounted on {at}: uzram umount --save {file} {at} saves and stops it")
+                }
+                (true, None) => format!("mounted on {at}: uzram umount {at} first"),
+                (false, _) => format!("mounted on {at}: umount {at} first"),
+            }));
         }
         if let Some(area) = self.swap_area() {
-            return Ok(Some(format!("swap space: swapoff {}", area.display())));
+            return Ok(Some(format!(
+                "swap space: swapoff {} first",
+                area.display()
+            )));
         }
         let holders = fs::read_dir(self.sysfs().join("holders"));
         let holder = holders.into_iter().flatten().flatten().next();
         Ok(holder.map(|holder| {
             let holder = holder.file_name();
             let holder = holder.display();
-            format!("a part of {holder}: take {holder} down")
+            format!("a part of {holder}: take {holder} down first")
         }))
     }
 

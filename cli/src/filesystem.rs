@@ -3,12 +3,16 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
 use crate::failure::Usage;
 use crate::program;
+
+/// How long blkid may take.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A file system `uzram mount` makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -88,6 +92,32 @@ impl Mkfs {
         let options = self.fs.mkfs_options().iter().map(OsString::from);
         program::run(&self.tool, options.chain([device.into()]))?;
         Ok(())
+    }
+}
+
+/// What blkid(8) exports of what is on `disk`: nothing if it knows nothing of it.
+pub(crate) fn signature(disk: &Path) -> String {
+    let args = ["--probe", "--output", "export"].map(AsRef::as_ref);
+    let found = program::find("blkid", "util-linux").and_then(|blkid| {
+        let args = args.into_iter().chain([disk.as_os_str()]);
+        program::run_within(&blkid, args, PATIENCE)
+    });
+    found.unwrap_or_else(|error| {
+        tracing::debug!("{error:#}");
+        String::new()
+    })
+}
+
+/// Why what is on `disk` is not to be mounted, if that is why.
+pub(crate) fn not_mountable(disk: &Path) -> Option<&'static str> {
+    // Without it nothing is found on any disk.
+    program::find("blkid", "util-linux").ok()?;
+    let found = signature(disk);
+    let has = |key| found.lines().any(|line| line.starts_with(key));
+    match (has("PTTYPE="), has("TYPE=")) {
+        (_, true) => None,
+        (true, false) => Some("it has a partition table, and mount wants a bare file system"),
+        (false, false) => Some("there is no file system on it, and mount makes none there"),
     }
 }
 

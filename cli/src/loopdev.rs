@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::program;
+use crate::{filesystem, program};
 
 /// How long a detached device may linger: udev may be probing it.
 const LINGER: Duration = Duration::from_secs(3);
@@ -79,18 +79,7 @@ impl SectorSize {
     /// What suits that which is on `disk`: a file system may have smaller blocks than a page, and a
     /// partition table counts in sectors without saying how large they are.
     pub(crate) fn for_contents(disk: &Path) -> Self {
-        let args = ["--probe", "--output", "export"].map(AsRef::as_ref);
-        let found = program::find("blkid", "util-linux")
-            .and_then(|blkid| {
-                let args = args.into_iter().chain([disk.as_os_str()]);
-                program::run_within(&blkid, args, PATIENCE)
-            })
-            .unwrap_or_else(|error| {
-                // Also if there is nothing on it that blkid(8) knows.
-                tracing::debug!("{error:#}");
-                String::new()
-            });
-        Self::for_signature(&found)
+        Self::for_signature(&filesystem::signature(disk))
     }
 
     /// [`SectorSize::for_contents`] of what blkid(8) exports.

@@ -1,6 +1,7 @@
 //! `uzram set`, `compact`, `idle`, `writeback`, `recompress`, `sync`, `reset` and `stop`: changing a server
 //! that runs.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -155,7 +156,7 @@ pub(crate) fn sync(args: &NameArgs, root: &RunRoot) -> Result<()> {
 pub(crate) fn reset(args: &NameArgs, root: &RunRoot) -> Result<()> {
     let dir = root.dir(&args.name);
     let mut client = connect(&dir)?;
-    refuse_if_used(&dir)?;
+    refuse_if_used(&dir, None)?;
     Ok(client.reset()?)
 }
 
@@ -167,7 +168,7 @@ pub(crate) fn stop(args: &StopArgs, root: &RunRoot) -> Result<()> {
     }
     match args.force {
         true => release::refuse_if_swapped_to(&dir)?,
-        false => refuse_to_stop(&dir)?,
+        false => refuse_to_stop(&dir, args.save.as_deref())?,
     }
     if let Some(file) = &args.save {
         save::save_last(&dir, file)?;
@@ -177,21 +178,21 @@ pub(crate) fn stop(args: &StopArgs, root: &RunRoot) -> Result<()> {
 
 /// Stops the server of `dir`, unless its device is mounted or attached.
 pub(crate) fn stop_unused(dir: &RunDir) -> Result<()> {
-    refuse_to_stop(dir)?;
+    refuse_to_stop(dir, None)?;
     server::stop(dir)
 }
 
 /// What is on a dead device is no reason to keep it, but what is swapped to it must be known.
-fn refuse_to_stop(dir: &RunDir) -> Result<()> {
+fn refuse_to_stop(dir: &RunDir, save: Option<&Path>) -> Result<()> {
     match dir.owner()? {
-        Some(_) => refuse_if_used(dir),
+        Some(_) => refuse_if_used(dir, save),
         None => release::refuse_if_swapped_to(dir),
     }
 }
 
-fn refuse_if_used(dir: &RunDir) -> Result<()> {
-    match release::describe_users(dir)? {
-        Some(users) => bail!("{} is {users} first", dir.name()),
+fn refuse_if_used(dir: &RunDir, save: Option<&Path>) -> Result<()> {
+    match release::describe_users(dir, save)? {
+        Some(users) => bail!("{} is {users}", dir.name()),
         None => Ok(()),
     }
 }

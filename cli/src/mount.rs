@@ -7,10 +7,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, anyhow, bail};
 
 use crate::args::{MountArgs, UmountArgs};
 use crate::attachments::{self, Owner};
+use crate::failure;
 use crate::filesystem::{self, FsType};
 use crate::loopdev::{self, LoopDevice, SectorSize};
 use crate::name::Name;
@@ -94,8 +95,8 @@ fn make<'a>(
     mountpoint: &Path,
     undo: &mut Undo<'a>,
 ) -> Result<PathBuf> {
-    let interrupt = launch.interrupt;
-    let made = (!launch.settings.holds_data()).then_some(fs);
+    let (interrupt, settings) = (launch.interrupt, launch.settings);
+    let made = (!settings.holds_data()).then_some(fs);
     let mkfs = made.map(FsType::mkfs).transpose()?;
     let steps = Steps::new(4);
     let device = serve_and_attach(launch, &steps, undo)?;
@@ -108,7 +109,14 @@ fn make<'a>(
 
     steps.next(format!("mounting on {}", mountpoint.display()));
     interrupt.check()?;
-    filesystem::mount(&device.path, made, mountpoint)?;
+    filesystem::mount(&device.path, made, mountpoint).map_err(|error| {
+        let origin = settings.device.origin.as_ref().map(|origin| &origin.path);
+        let there = settings.restore.as_ref().or(origin);
+        match (there, filesystem::not_mountable(&device.path)) {
+            (Some(image), Some(why)) => anyhow!("{}: {why}", image.display()),
+            _ => error,
+        }
+    })?;
     let mounted = mounts::at(mountpoint)?;
     undo.push(move || mounted.as_ref().map_or(Ok(()), release::unmount));
 
@@ -231,16 +239,32 @@ fn take_down(mount: Option<&MountEntry>, owner: &Owner, save: Option<&Path>) -> 
             bail!("{path} is mounted on {at} too: umount {at} first");
         }
     }
+    if let Some(file) = save {
+        save::check_target(owner, file)?;
+    }
     mount.map_or(Ok(()), release::unmount)?;
     for device in &attached {
         // If it is still in use, in another mount namespace say, its data must stay.
-        if let Some(user) = device.user(record)? {
-            bail!("{} is {user} first", device.path().display());
+        if let Some(user) = device.user(record, save)? {
+            bail!("{} is {user}", device.path().display());
         }
         device.detach()?;
     }
     if let Some(file) = save {
-        save::save_last(dir, file)?;
+        save::save_last(dir, file).map_err(|error| still_served(&error, owner))?;
     }
     server::stop(dir)
+}
+
+/// What to say of a device that is unmounted and could not be saved.
+fn still_served(error: &Error, owner: &Owner) -> Error {
+    let (said, name) = (failure::one_line(error), owner.dir.name());
+    let Some(at) = &owner.record.mountpoint else {
+        return anyhow!("{said}; {name} is still served, with all its data");
+    };
+    let at = at.display();
+    anyhow!(
+        "{said}; {at} is unmounted, and {name} still served with all its data: uzram umount --save \
+         OTHER {at} tries again, uzram umount {at} discards it"
+    )
 }

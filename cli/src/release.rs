@@ -22,20 +22,21 @@ const UNHURRIED: Duration = Duration::from_secs(600);
 /// How long an unmount may take on a dead device, where every request fails at once.
 const DEAD: Duration = Duration::from_secs(10);
 
-/// What sits on the device of `dir`, in words for an error; `None` if nothing does.
-pub(crate) fn describe_users(dir: &RunDir) -> Result<Option<String>> {
+/// What sits on the device of `dir`, in words for an error, and how to end that without losing what is
+/// to be saved to `save`; `None` if nothing does.
+pub(crate) fn describe_users(dir: &RunDir, save: Option<&Path>) -> Result<Option<String>> {
     let Some(record) = dir.record() else {
         return Ok(None);
     };
     let attached = attachments::of(dir, &record)?;
     for device in &attached {
-        if let Some(user) = device.user(&record)? {
+        if let Some(user) = device.user(&record, save)? {
             return Ok(Some(user));
         }
     }
     let attached = attached.first().map(|device| {
         let (name, path) = (dir.name(), device.path().display());
-        format!("attached as {path}: uzram detach {name}")
+        format!("attached as {path}: uzram detach {name} first")
     });
     Ok(attached)
 }

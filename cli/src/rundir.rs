@@ -347,6 +347,9 @@ pub(crate) struct Record {
     /// The image that what is written goes home to.
     #[serde(default)]
     pub(crate) home: Option<PathBuf>,
+    /// The image that it begins as, whether what is written goes there or not.
+    #[serde(default)]
+    pub(crate) origin: Option<PathBuf>,
     /// Whether the server has been asked to stop.
     #[serde(default)]
     pub(crate) stopping: bool,
@@ -428,6 +431,7 @@ mod tests {
             spill: None,
             metrics: vec!["/m.prom".into()],
             home: None,
+            origin: None,
             stopping: false,
         };
         lock.write_record(&record).unwrap();

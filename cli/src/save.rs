@@ -1,15 +1,18 @@
 //! `uzram save`, and the last image of a device that is stopped or unmounted.
 
+use std::fs;
 use std::path::{Path, absolute};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Error, Result, anyhow};
+use anyhow::{Context, Error, Result, anyhow, bail};
+use rustix::fs::Access;
 use uzram::control::Client;
 use uzram::{SaveProgress, Saved};
 
 use crate::args::SaveArgs;
+use crate::attachments::Owner;
 use crate::leftovers::FileId;
 use crate::manage::LONG;
 use crate::name::Name;
@@ -36,6 +39,37 @@ pub(crate) fn save(args: &SaveArgs, root: &RunRoot) -> Result<()> {
 pub(crate) fn save_last(dir: &RunDir, file: &Path) -> Result<()> {
     let saved = save_to(dir, file, true)?;
     say(file, saved)
+}
+
+/// Finds out what can be found out of whether the device of `owner` can be saved to `file`, once it is
+/// unmounted.
+pub(crate) fn check_target(owner: &Owner, file: &Path) -> Result<()> {
+    let (name, shown) = (owner.dir.name(), file.display());
+    if let Some(origin) = &owner.record.origin {
+        let origin = origin.display();
+        bail!("{name} cannot be saved: most of it is in {origin}, its --origin; copy that");
+    }
+    if fs::metadata(file).is_ok_and(|there| !there.is_file()) {
+        bail!("cannot save to {shown}: it is there and no plain file");
+    }
+    let path = absolute(file).with_context(|| format!("cannot make sense of {shown}"))?;
+    let parent = path.parent().unwrap_or(&path);
+    let there = parent.canonicalize().and_then(|dir| {
+        rustix::fs::access(&dir, Access::WRITE_OK | Access::EXEC_OK)?;
+        fs::read_dir(&dir)?;
+        Ok(dir)
+    });
+    let there = there.with_context(|| format!("cannot save to {shown}: {}", parent.display()))?;
+    if let Some(at) = owner
+        .record
+        .mountpoint
+        .as_ref()
+        .filter(|at| there.starts_with(at))
+    {
+        let at = at.display();
+        bail!("cannot save to {shown}: it is on {at}, which is unmounted first");
+    }
+    Ok(())
 }
 
 fn say(file: &Path, saved: Saved) -> Result<()> {

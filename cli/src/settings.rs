@@ -267,6 +267,11 @@ impl Settings {
             spill: None,
             metrics: self.metrics_paths(),
             home: self.home(),
+            origin: self
+                .device
+                .origin
+                .as_ref()
+                .map(|origin| origin.path.clone()),
             stopping: false,
         }
     }

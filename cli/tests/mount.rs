@@ -300,7 +300,17 @@ fn a_file_system_is_saved_and_mounted_again() {
     disk.mount(&["--size=512M", "--fs=xfs"]);
     disk.fill();
     let line = disk.world.refused(1, &["stop", "disk", "--save=early"]);
-    assert!(line.contains("umount"), "{line}");
+    let hint = format!("uzram umount --save early {} ", disk.mnt.display());
+    assert!(line.contains(&hint), "{line}");
+    for (target, words) in [
+        ("missing/image", "/missing: No such file"),
+        ("mnt", "no plain file"),
+        ("mnt/image", "is unmounted first"),
+    ] {
+        let line = disk.world.refused(1, &["umount", "mnt", "--save", target]);
+        assert!(line.contains(words), "{line}");
+        disk.compare();
+    }
     let said = disk.world.ok(&["umount", "mnt", "--save", "image"]);
     assert!(said.ends_with(" in image\n"), "{said}");
     disk.nothing_is_left();
@@ -310,8 +320,15 @@ fn a_file_system_is_saved_and_mounted_again() {
     disk.fill();
     disk.world.ok(&["save", "disk", "image"]);
     disk.world.ok(&["umount", "mnt"]);
-    disk.mount(&["--restore=image", "--size=1G"]);
-    disk.world.ok(&["umount", "mnt"]);
+    disk.mount(&["--restore=image", "--size=1G", "--backing=spill"]);
+    // Refused by the server, which is asked when nothing is mounted any more.
+    let line = disk.world.refused(1, &["umount", "mnt", "--save", "spill"]);
+    let state = "is unmounted, and disk still served with all its data: uzram umount --save OTHER ";
+    assert!(
+        line.contains("is the backing") && line.contains(state),
+        "{line}"
+    );
+    disk.world.ok(&["umount", "mnt", "--save", "image"]);
     disk.nothing_is_left();
 }
 

@@ -179,7 +179,7 @@ pub(crate) struct MountArgs {
     #[arg(long)]
     pub(crate) name: Option<Name>,
 
-    /// The file system to make, where none is there already.
+    /// The file system to make; with --restore or --origin there is one, and none is made.
     #[arg(long, value_enum, default_value_t = FsType::Ext4)]
     pub(crate) fs: FsType,
 }

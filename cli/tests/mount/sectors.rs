@@ -27,6 +27,8 @@ fn round_trip(world: &World, sectors: &str, fsck: &[&str]) {
     let mnt = world.path("mnt");
     world.ok(&["mount", "--origin=image", "mnt"]);
     assert_eq!(sector_size(&world.loops()[0].0), sectors);
+    let line = world.refused(1, &["umount", "mnt", "--save=saved"]);
+    assert!(line.contains("its --origin"), "{line}");
     fs::write(mnt.join("file"), vec![7; 100_000]).unwrap();
     world.ok(&["umount", "mnt"]);
     let image = world.path("image");
@@ -63,4 +65,28 @@ fn a_file_system_of_small_blocks_is_mounted_from_its_image() {
     // As it is on a file.
     image(&world, 300, &["mkfs.xfs", "-q", "-ssize=512"]);
     round_trip(&world, "512", &["xfs_repair", "-n"]);
+}
+
+#[test]
+fn what_mount_does_not_mount_is_named() {
+    if !can_mount("what_mount_does_not_mount_is_named") {
+        return;
+    }
+    let world = World::new();
+    world.dir("mnt");
+    let mut disk = vec![0; 1 << 20];
+    let refused = |disk: &[u8], words| {
+        fs::write(world.path("image"), disk).unwrap();
+        let line = world.refused(1, &["mount", "--origin=image", "mnt"]);
+        assert!(line.contains("/image: ") && line.contains(words), "{line}");
+        assert!(!line.contains("/dev/loop"), "{line}");
+    };
+    refused(&disk, "there is no file system on it");
+    // A partition of type 83h, from sector 8 on, of 1024 sectors.
+    disk[450] = 0x83;
+    disk[454] = 8;
+    disk[459] = 4;
+    disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+    refused(&disk, "it has a partition table");
+    assert_eq!(world.leftovers(), [""; 0]);
 }
