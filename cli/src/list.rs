@@ -114,8 +114,18 @@ fn list_row(entry: &Entry) -> [String; 8] {
             None if entry.alive => "?".to_owned(),
             None => "dead".to_owned(),
         },
-        whereabouts(entry),
+        whereabouts(entry) + &still_to_restore(entry),
     ]
+}
+
+/// Said of a device that is being restored.
+fn still_to_restore(entry: &Entry) -> String {
+    match &entry.stats {
+        Some(stats) if stats.restore_bytes_left > 0 => {
+            format!(" ({} to restore)", bytes(stats.restore_bytes_left))
+        }
+        _ => String::new(),
+    }
 }
 
 /// What a user looks for first: the mountpoint, else the block device, else the addresses.

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Error, Result, anyhow, bail};
 
 use crate::args::{MountArgs, UmountArgs};
-use crate::attachments::{self, Owner};
+use crate::attachments::{self, Attachment, Owner};
 use crate::failure;
 use crate::filesystem::{self, FsType};
 use crate::loopdev::{self, LoopDevice, SectorSize};
@@ -22,7 +22,7 @@ use crate::save;
 use crate::server::{self, Launch};
 use crate::settings::Settings;
 use crate::table::bytes;
-use crate::undo::{Interrupt, Steps, Undo};
+use crate::undo::{Interrupt, Interrupted, Steps, Undo};
 use uzram::mounts::{self, MountEntry};
 use uzram::nbd::InheritedSocket;
 
@@ -242,18 +242,40 @@ fn take_down(mount: Option<&MountEntry>, owner: &Owner, save: Option<&Path>) -> 
     if let Some(file) = save {
         save::check_target(owner, file)?;
     }
+    // From here on Ctrl-C would leave half of it.
+    let mut interrupt = Interrupt::install()?;
+    free(mount, &attached, record, save).map_err(|error| match interrupt.check() {
+        Ok(()) => error,
+        Err(_) => Interrupted::error(format!("interrupted: {}", failure::one_line(&error))),
+    })?;
+    if let Some(file) = save {
+        let came = interrupt.check();
+        // A save has its own.
+        drop(interrupt);
+        came.and_then(|()| save::save_last(dir, file))
+            .map_err(|error| still_served(&error, owner))?;
+        interrupt = Interrupt::install()?;
+    }
+    server::stop(dir)?;
+    interrupt.check_down(dir.name())
+}
+
+/// Takes away all that is between `mount` and the server.
+fn free(
+    mount: Option<&MountEntry>,
+    attached: &[Attachment],
+    record: &Record,
+    save: Option<&Path>,
+) -> Result<()> {
     mount.map_or(Ok(()), release::unmount)?;
-    for device in &attached {
+    for device in attached {
         // If it is still in use, in another mount namespace say, its data must stay.
         if let Some(user) = device.user(record, save)? {
             bail!("{} is {user}", device.path().display());
         }
         device.detach()?;
     }
-    if let Some(file) = save {
-        save::save_last(dir, file).map_err(|error| still_served(&error, owner))?;
-    }
-    server::stop(dir)
+    Ok(())
 }
 
 /// What to say of a device that is unmounted and could not be saved.

@@ -12,6 +12,8 @@ use signal_hook::SigId;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
 
+use crate::name::Name;
+
 /// What ends a program unless it is handled.
 const SIGNALS: [i32; 3] = [SIGINT, SIGTERM, SIGHUP];
 
@@ -80,6 +82,12 @@ impl Interrupt {
             true => Err(Interrupted::error("interrupted")),
             false => Ok(()),
         }
+    }
+
+    /// Fails if a signal came while the device `name` was taken down, which is done by now.
+    pub(crate) fn check_down(&self, name: &Name) -> Result<()> {
+        let was_down = |_| Interrupted::error(format!("interrupted, but {name} was down by then"));
+        self.check().map_err(was_down)
     }
 
     /// What to say of `error`: after a signal, which the tools got too, not what they said of it.

@@ -148,7 +148,11 @@ pub(crate) fn down(args: &DownArgs, root: &RunRoot) -> Result<()> {
         match dir.record().and_then(|record| record.mountpoint) {
             Some(mountpoint) => mount::unmount(&mountpoint, None, root),
             None if entry.swap_priority().is_some() => swapon::down(&dir),
-            None => manage::stop_unused(&dir),
+            None => {
+                let interrupt = Interrupt::install()?;
+                manage::stop_unused(&dir)?;
+                interrupt.check_down(dir.name())
+            }
         }
     })
 }

@@ -332,6 +332,28 @@ fn a_file_system_is_saved_and_mounted_again() {
     disk.nothing_is_left();
 }
 
+/// The server is held still, so that the signal comes before the end.
+#[test]
+fn a_device_that_is_being_taken_down_is_down_after_ctrl_c() {
+    let Some(disk) = Disk::new("a_device_that_is_being_taken_down_is_down_after_ctrl_c") else {
+        return;
+    };
+    disk.mount(&["--size=512M"]);
+    disk.fill();
+    let pid = disk.pid();
+    signal(pid, "STOP");
+    let mut umount = disk.world.command(&["umount", "mnt"]).spawn().unwrap();
+    thread::sleep(Duration::from_millis(500));
+    signal(umount.id(), "INT");
+    thread::sleep(Duration::from_millis(100));
+    signal(pid, "CONT");
+    let status = ended(&mut umount, HANG).unwrap();
+    let said = std::io::read_to_string(umount.stderr.unwrap()).unwrap();
+    assert_eq!(said, "uzram: interrupted, but disk was down by then\n");
+    assert_eq!(status.code(), Some(1));
+    disk.nothing_is_left();
+}
+
 #[test]
 fn a_busy_file_system_stays_whole() {
     let Some(disk) = Disk::new("a_busy_file_system_stays_whole") else {

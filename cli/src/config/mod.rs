@@ -120,11 +120,12 @@ impl Config {
     pub(crate) fn explain(&self, entry: &Entry, error: anyhow::Error) -> anyhow::Error {
         let text = failure::one_line(&error);
         let about = entry.keys.iter().find(|key| names_option(&text, &key.name));
-        let place = match about {
-            Some(key) => format!("{}:{}: {}", self.path.display(), key.line, key.name),
-            None => format!("{}:{}: {}", self.path.display(), entry.line, entry.name),
+        let line = match about {
+            // The error says which key.
+            Some(key) => key.line,
+            None => entry.line,
         };
-        error.context(place)
+        error.context(format!("{}:{line}: {}", self.path.display(), entry.name))
     }
 
     fn check_keys(&self, entry: &Entry) -> Result<()> {
@@ -341,7 +342,7 @@ mod tests {
             ),
             (
                 "[a]\nsize = \"1G\"\nmem-limit = \"lots\"\n",
-                &[":3: mem-limit: ", "lots"],
+                &[":3: a: ", "--mem-limit", "lots"],
             ),
             (
                 "[a]\nsize = \"1G\"\nfs = \"ext4\"\n",

@@ -44,9 +44,12 @@ fn a_device_that_fails_keeps_no_other_from_coming_or_going() {
     assert_eq!(output.status.code(), Some(1), "{said}");
     let lines: Vec<_> = said.lines().collect();
     let [b, d] = lines[..] else { panic!("{said}") };
-    assert!(b.starts_with("uzram: uzram.toml:6: mem-limit: "), "{said}");
     assert!(
-        d.starts_with("uzram: uzram.toml:13: nbd: ") && d.contains("mkdir"),
+        b.starts_with("uzram: uzram.toml:6: b: --mem-limit: "),
+        "{said}"
+    );
+    assert!(
+        d.starts_with("uzram: uzram.toml:13: d: --nbd: there ") && d.contains("mkdir"),
         "{said}"
     );
     let said = String::from_utf8(output.stdout).unwrap();
@@ -91,7 +94,7 @@ fn what_is_wrong_in_a_file_is_named() {
     );
     fs::write(world.path("b.toml"), "[vm]\nsize = \"1G\"\nmem-limit = 5\n").unwrap();
     let line = world.refused(2, &["up", "--config=b.toml"]);
-    assert!(line.contains("b.toml:3: mem-limit: "), "{line}");
+    assert!(line.contains("b.toml:3: vm: --mem-limit: "), "{line}");
     let generator = "[zram0]\ncompression-algorithm = lzo-rle\n";
     fs::write(world.path("zram-generator.conf"), generator).unwrap();
     let line = world.refused(2, &["up", "--config=zram-generator.conf"]);

@@ -195,7 +195,9 @@ fn a_page_that_is_damaged_in_the_image_is_the_only_one_lost() {
     ];
     let mut command = world.command(&args);
     let _server = Serve::start(command.stderr(File::create(&log).unwrap()));
-    assert!(world.ok(&["stat", "vm"]).contains("to restore"));
+    for verb in [&["stat", "vm"][..], &["list"]] {
+        assert!(world.ok(verb).contains("to restore"), "{verb:?}");
+    }
     let line = world.refused(1, &["scrub", "vm"]);
     let (_, page) = line.trim_end().rsplit_once("1 damaged: ").unwrap();
     let at: u64 = page.parse().unwrap();
@@ -298,7 +300,12 @@ fn a_restore_that_is_ended_leaves_no_spill() {
         "--mem-limit=4M",
         "--backing=spill",
     ];
-    for killed in [true, false] {
+    // It may be over before the signal.
+    let (mut tries, mut was_interrupted) = (0, false);
+    while !was_interrupted {
+        let killed = tries == 0;
+        tries += 1;
+        assert!(tries < 50, "it is never interrupted");
         let mut restore = world.command(&args).spawn().unwrap();
         let record = world.rundir().join("vm/record");
         let names_the_spill = || {
@@ -322,10 +329,8 @@ fn a_restore_that_is_ended_leaves_no_spill() {
             let (mut out, mut err) = (String::new(), String::new());
             restore.stdout.unwrap().read_to_string(&mut out).unwrap();
             restore.stderr.unwrap().read_to_string(&mut err).unwrap();
-            assert!(
-                err.ends_with("uzram: interrupted before it was ready\n"),
-                "{err}"
-            );
+            was_interrupted = err.ends_with("uzram: interrupted before it was ready\n");
+            assert!(was_interrupted || err.ends_with("1 damaged: 2\n"), "{err}");
             assert_eq!((status.code(), out.as_str()), (Some(1), ""));
         }
         if killed {
