@@ -83,7 +83,7 @@ fn entry(dir: &RunDir) -> Result<Option<Entry>> {
 
 fn list_table(entries: &[Entry]) -> String {
     let head = [
-        "NAME", "SIZE", "STORED", "MEMORY", "LIMIT", "SPILLED", "PID", "WHERE",
+        "NAME", "SIZE", "STORED", "MEMORY", "LIMIT", "BACKING", "PID", "WHERE",
     ];
     let mut rows = vec![head.map(str::to_owned)];
     rows.extend(entries.iter().map(list_row));
