@@ -248,11 +248,6 @@ fn handle(request: &Request, device: &Device, client: &LineStream) -> Result<Val
             let reason = format!("{}: a path from the root is needed", path.display());
             Err(refused("save", Errno::INVAL, reason))
         }
-        Request::Save { .. } if is_snapshot(device) => {
-            let reason = "a snapshot is its image and what was changed since: copy the device, with \
-                          nbdcopy or from its FUSE directory";
-            Err(refused("save", Errno::OPNOTSUPP, reason.to_owned()))
-        }
         Request::Save { path, last } => {
             let wanted = || !client.is_closed();
             let saved = match last {
@@ -292,10 +287,6 @@ fn check_home(device: &Device) -> Result<()> {
         None => "there is no image: without --origin the data lives as long as the server",
     };
     Err(refused("sync", Errno::OPNOTSUPP, reason.to_owned()))
-}
-
-fn is_snapshot(device: &Device) -> bool {
-    device.origin_path().is_some() && !device.outlives_the_device()
 }
 
 fn named(attribute: &str) -> Result<Attribute> {

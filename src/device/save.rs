@@ -403,10 +403,10 @@ impl Device {
     /// to what is not saved yet waits until that is, for as long as the file takes 8 MiB.
     ///
     /// # Errors
-    /// [`Error::Refused`]: EBUSY while it is being saved or if its backing is at `path`, EOPNOTSUPP if most of it is in another image
-    /// (`--origin`), EINTR once it is stopping, ETIMEDOUT when
-    /// a writer has waited for five seconds; [`Error::Unusable`] or [`Error::Io`] about the file;
-    /// those of reading a spilled page. What was at `path` is then still there.
+    /// [`Error::Refused`]: EBUSY while it is being saved or if its backing is at `path`, EOPNOTSUPP
+    /// if most of it is in another image (`--origin`), EINTR once it is stopping, ETIMEDOUT when a
+    /// writer has waited for five seconds; [`Error::Unusable`] or [`Error::Io`] about the file; those
+    /// of reading a spilled page. What was at `path` is then still there.
     pub fn save(&self, path: &Path) -> Result<Saved> {
         self.save_while(path, &|| true)
     }
@@ -416,13 +416,7 @@ impl Device {
     /// # Errors
     /// Those of [`Device::save`], and [`Error::Refused`] (ECANCELED) once it is not wanted.
     pub fn save_while(&self, path: &Path, wanted: &dyn Fn() -> bool) -> Result<Saved> {
-        if self.is_its_backing(path) {
-            let reason = format!(
-                "{} is the backing of the device; save to another file",
-                path.display()
-            );
-            return Err(refused(Errno::BUSY, reason));
-        }
+        self.check_savable(path)?;
         let file = ImageFile::create(path)?;
         let out = BufWriter::with_capacity(1 << 20, file);
         let (out, saved) = self.save_to(out, path, wanted)?;
@@ -447,10 +441,32 @@ impl Device {
             self.refuse_changes();
             Ok(saved)
         };
+        // Before anybody is asked to let go of it.
+        self.check_savable(path)?;
         self.users.while_none(save).unwrap_or_else(|| {
             let reason = "the device is in use; unmount, detach or disconnect it first";
             Err(refused(Errno::BUSY, reason.to_owned()))
         })
+    }
+
+    /// Fails if the device can never be saved, or not to that file.
+    fn check_savable(&self, path: &Path) -> Result<()> {
+        if self.is_its_backing(path) {
+            let reason = format!(
+                "{} is the backing of the device; save to another file",
+                path.display()
+            );
+            return Err(refused(Errno::BUSY, reason));
+        }
+        let reason = match (self.core.origin.image(), self.core.origin.home()) {
+            (None, _) => return Ok(()),
+            (_, Some(_)) => "most of it is in the image of --origin; copy that",
+            (_, None) => {
+                "a snapshot is its image and what was changed since: copy the device, with nbdcopy or \
+                 from its FUSE directory"
+            }
+        };
+        Err(refused(Errno::OPNOTSUPP, reason.to_owned()))
     }
 
     /// Whether the file at `path` is what the device spills to.
@@ -491,10 +507,6 @@ impl Device {
         wanted: Wanted<'_>,
     ) -> Result<(W, Saved)> {
         let core = &*self.core;
-        if core.origin.image().is_some() {
-            let reason = "most of it is in the image of --origin; copy that".to_owned();
-            return Err(refused(Errno::OPNOTSUPP, reason));
-        }
         let Some(mut count) = core.saves.running.try_lock() else {
             return Err(refused(Errno::BUSY, "it is being saved already".to_owned()));
         };

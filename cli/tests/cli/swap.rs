@@ -41,6 +41,13 @@ fn swaps(world: &World) -> Vec<(String, String)> {
     areas.filter(|(device, _)| ours.contains(device)).collect()
 }
 
+/// The one swap area of this test.
+fn area(world: &World) -> String {
+    let areas = swaps(world);
+    assert_eq!(areas.len(), 1, "it is not swapped to");
+    areas[0].0.clone()
+}
+
 #[test]
 fn what_has_a_swap_priority_is_swapped_to() {
     if !can_mount("what_has_a_swap_priority_is_swapped_to") {
@@ -87,9 +94,7 @@ fn up_takes_down_the_swap_of_a_killed_server() {
         return;
     }
     signal(pid(&world), "KILL");
-    let [(device, _)] = &swaps(&world)[..] else {
-        panic!("it is not swapped to");
-    };
+    let device = &area(&world);
     for args in [
         &["stop", "vm"][..],
         &["stop", "--force", "vm"],
@@ -104,9 +109,7 @@ fn up_takes_down_the_swap_of_a_killed_server() {
     world.ok(&["up", CONFIG]);
     // A priority that no other test has.
     assert_eq!(areas_of("3").len(), 1);
-    let [(device, _)] = &swaps(&world)[..] else {
-        panic!("it is not swapped to");
-    };
+    let device = &area(&world);
     tool(&["swapoff", device]);
     let line = world.refused(1, &["up", CONFIG]);
     assert!(line.contains("not swapped to: uzram down"), "{line}");
@@ -124,9 +127,7 @@ fn who_takes_the_place_of_a_killed_server_says_what_is_swapped_to() {
     if up(&world, "size = \"16M\"\nswap-priority = 6\n").is_none() {
         return;
     }
-    let [(device, _)] = &swaps(&world)[..] else {
-        panic!("it is not swapped to");
-    };
+    let device = &area(&world);
     let _area = Area(device.clone());
     let killed = pid(&world);
     signal(killed, "KILL");
@@ -158,9 +159,7 @@ fn a_server_that_is_told_to_end_brings_back_what_was_swapped() {
     if up(&world, "size = \"16M\"\nswap-priority = 4\n").is_none() {
         return;
     }
-    let [(device, _)] = &swaps(&world)[..] else {
-        panic!("it is not swapped to");
-    };
+    let device = &area(&world);
     let _area = Area(device.clone());
     signal(pid(&world), "TERM");
     let begun = Instant::now();
@@ -181,9 +180,7 @@ fn a_swapoff_is_interrupted_and_that_is_said() {
     if up(&world, keys).is_none() {
         return;
     }
-    let [(device, _)] = &swaps(&world)[..] else {
-        panic!("it is not swapped to");
-    };
+    let device = &area(&world);
     let table = format!("[other]\nsize = \"8M\"\n[vm]\n{keys}");
     fs::write(world.path("uzram.toml"), table).unwrap();
     world.ok(&["up", CONFIG, "other"]);
