@@ -1,23 +1,31 @@
 //! What draws on a terminal, in a terminal: tmux is one that can be read.
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::common::{HANG, World, signal};
 use crate::{recompress, scrub};
 
 /// A terminal of 100 columns and 36 lines; closed when dropped.
-struct Terminal<'a> {
-    world: &'a World,
+struct Terminal {
+    /// One of its own: tmux goes on for a moment after it was told to end, and whoever comes
+    /// to its socket then is turned away.
+    socket: PathBuf,
 }
 
-impl<'a> Terminal<'a> {
+impl Terminal {
     /// Runs `uzram ARGS` in it, says how that ended, and stays; `None`, loudly, without tmux.
-    fn run(world: &'a World, args: &str) -> Option<Self> {
+    fn run(world: &World, args: &str) -> Option<Self> {
+        static STARTED: AtomicU32 = AtomicU32::new(0);
+        let number = STARTED.fetch_add(1, Ordering::Relaxed);
+        let terminal = Self {
+            socket: world.path(&format!("tmux{number}")),
+        };
         let program = env!("CARGO_BIN_EXE_uzram");
         let script = format!("{program} {args}; echo ended with $?; exec sleep 600");
-        let terminal = Self { world };
         let started = terminal
             .tmux(&[
                 "-f",
@@ -47,7 +55,7 @@ impl<'a> Terminal<'a> {
 
     fn tmux(&self, args: &[&str]) -> Command {
         let mut command = Command::new("tmux");
-        command.arg("-S").arg(self.world.path("tmux")).args(args);
+        command.arg("-S").arg(&self.socket).args(args);
         command
     }
 
@@ -93,7 +101,7 @@ impl<'a> Terminal<'a> {
     }
 }
 
-impl Drop for Terminal<'_> {
+impl Drop for Terminal {
     fn drop(&mut self) {
         let _ = self.tmux(&["kill-server"]).output();
     }
