@@ -108,3 +108,55 @@ fn directory(path: &Path) -> &Path {
 pub(super) fn failed(path: &Path, error: io::Error) -> Error {
     Error::io(format!("write {}", path.display()), error)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn names(dir: &Path) -> Vec<String> {
+        let entries = fs::read_dir(dir).expect("a directory");
+        let name = |entry: io::Result<fs::DirEntry>| entry.expect("there").file_name();
+        entries
+            .map(|entry| name(entry).into_string().expect("text"))
+            .collect()
+    }
+
+    #[test]
+    fn a_file_is_beside_its_place_until_it_is_whole() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("image");
+        let file = ImageFile::create(&path).expect("a file");
+        let there = names(dir.path());
+        assert!(there.len() == 1 && there[0].starts_with(".uzram-save-"));
+        drop(file);
+        assert!(names(dir.path()).is_empty());
+        let mut file = ImageFile::create(&path).expect("a file");
+        file.write_all(b"whole").expect("written");
+        file.commit().expect("in place");
+        assert_eq!(names(dir.path()), ["image"]);
+        assert_eq!(fs::read(&path).expect("there"), b"whole");
+        // Without a directory in it, a path is one of where we are.
+        assert_eq!(directory(Path::new("image")), Path::new("."));
+    }
+
+    #[test]
+    fn a_whole_file_takes_the_place_of_a_plain_one_only() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("list");
+        for text in ["one", "another, longer", "last"] {
+            write_whole(&path, text.as_bytes(), 0o640).expect("written");
+            assert_eq!(fs::read_to_string(&path).expect("there"), text);
+        }
+        let mode = fs::metadata(&path).expect("there").permissions().mode();
+        // The umask may take some away.
+        assert!(
+            mode & 0o777 & !0o640 == 0 && mode & 0o600 == 0o600,
+            "{mode:o}"
+        );
+        let error = write_whole(dir.path(), b"", 0o600).expect_err("a directory");
+        assert!(error.to_string().contains("no plain file"), "{error}");
+        assert_eq!(names(dir.path()), ["list"]);
+    }
+}

@@ -7,7 +7,7 @@ use crate::codec::Codec;
 use crate::spill::{RecordAddress, RecordFormat, SEGMENT_BYTES};
 use crate::units::{PAGE_SIZE, PageIndex};
 
-/// Most entries of a kind in an index: what a writer keeps of them in memory, and a reader.
+/// Most entries of a kind in an index: what a writer keeps of them in memory.
 pub(super) const MAX_ENTRIES: usize = 1 << 19;
 
 /// Where a record of `len` bytes goes that would start at byte `at`.
@@ -54,7 +54,7 @@ impl<'a> Index<'a> {
     /// The index with that header and body; `None` if its lengths do not fit.
     pub(super) fn new(header: &IndexHeader, body: &'a [u8]) -> Option<Self> {
         let [objects, patterns] = [header.objects, header.patterns].map(|n| n.get() as usize);
-        if header.kind != Kind::Pages as u32 || objects.max(patterns) > MAX_ENTRIES {
+        if header.kind != Kind::Pages as u32 {
             return None;
         }
         let (objects, rest) = <[ObjectEntry]>::ref_from_prefix_with_elems(body, objects).ok()?;

@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use zerocopy::FromZeros;
 
 use super::read::MAX_INDEX_LEN;
 use super::*;
-use crate::error::Result;
-use crate::spill::{MAX_STORE_BYTES, SEGMENT_BYTES, SegmentIndex, SegmentStore};
-use crate::units::{PAGE_SIZE, PageIndex};
+use crate::error::{Error, Result};
+use crate::spill::{MAX_STORE_BYTES, RECORD_ALIGN, SEGMENT_BYTES, SegmentIndex, SegmentStore};
+use crate::units::{MAX_DEVICE_BYTES, PAGE_SIZE, PageIndex};
 
 /// Numbers that are the same in each run.
 struct Random(u64);
@@ -235,6 +237,96 @@ fn what_is_no_image_is_called_so() {
     assert!(said.contains("of version 9"), "{said}");
     let error = ImageReader::open(scratch.path.parent().expect("one"));
     assert!(error.is_err_and(|error| error.to_string().contains("plain file")));
+    // Plain, and not to be read where it starts.
+    let error = ImageReader::open(Path::new("/proc/self/mem")).map(drop);
+    let error = error.expect_err("unreadable");
+    assert!(matches!(&error, Error::Io { .. }), "{error}");
+}
+
+#[test]
+fn a_header_that_makes_no_sense_is_refused_though_its_checksum_is_right() {
+    let scratch = Scratch::new();
+    let image = written(&Pages::new());
+    let whole = Header::read_from_bytes(&image[..HEADER_LEN]).expect("a header");
+    type Change = fn(&mut Header);
+    let changes: [Change; 5] = [
+        |header| header.size = 0.into(),
+        |header| header.size = (MAX_DEVICE_BYTES + PAGE_SIZE as u64).into(),
+        |header| header.size = (PAGE_SIZE as u64 - 1).into(),
+        |header| header.page_size = 8192.into(),
+        |header| header.zeroes[27] = 1,
+    ];
+    for (number, change) in changes.into_iter().enumerate() {
+        let (mut bad, mut header) = (image.clone(), whole);
+        change(&mut header);
+        header.checksum = header.checksum().into();
+        bad[..HEADER_LEN].copy_from_slice(header.as_bytes());
+        let said = scratch.refusal(&bad);
+        assert!(said.contains("damaged in its header"), "{number}: {said}");
+    }
+}
+
+/// What a device of three pages has for its pages.
+fn with_pages(pages: [(u32, PageData<'_>); 2]) -> Vec<u8> {
+    let mut image = ImageWriter::new(Vec::new(), 3 * PAGE_SIZE as u64).expect("memory");
+    for (page, data) in pages {
+        image.push(PageIndex(page), data).expect("memory");
+    }
+    image.finish().expect("memory").0
+}
+
+#[test]
+fn all_pages_are_of_the_device() {
+    let scratch = Scratch::new();
+    let (pattern, object) = (PageData::SameFilled(7), PageData::Object(Codec::Lz4, b"it"));
+    let last = scratch.read(&with_pages([(1, pattern), (2, object)]));
+    assert_eq!(last.expect("an image").objects[0].0, 2);
+    for beyond in [3, 4, u32::MAX] {
+        for pages in [
+            [(1, pattern), (beyond, object)],
+            [(1, object), (beyond, pattern)],
+        ] {
+            let said = scratch.refusal(&with_pages(pages));
+            assert!(said.contains("beyond the end of the device"), "{said}");
+        }
+    }
+}
+
+/// The bytes of an image where the records start whose objects have these lengths.
+fn places(lens: &[usize]) -> Vec<u64> {
+    let scratch = Scratch::new();
+    let mut image = ImageWriter::new(Vec::new(), 64 << 20).expect("memory");
+    for (page, &len) in (0..).zip(lens) {
+        let data = PageData::Object(Codec::Lz4, &[9; PAGE_SIZE][..len]);
+        image.push(PageIndex(page), data).expect("memory");
+    }
+    let found = scratch.read(&image.finish().expect("memory").0);
+    assert!(found.expect("right").damaged.is_empty());
+    let mut reader = ImageReader::open(&scratch.path).expect("an image");
+    let mut buffer = Vec::new();
+    let Some(Part::Pages(index)) = reader.next(&mut buffer).expect("right") else {
+        panic!("the first is of pages");
+    };
+    let place = |entry| match entry {
+        Some((Entry::Record { address, .. }, _)) => address.byte(),
+        _ => panic!("all are records"),
+    };
+    index.entries().map(place).collect()
+}
+
+#[test]
+fn a_record_that_would_cross_a_multiple_of_2_mib_starts_there() {
+    let record_len = |len| RecordFormat::Saved.record_len(len) as u64;
+    let (start, count) = (HEADER_LEN as u64, 2045);
+    let full = start + count * record_len(1000);
+    let fitting = (1..PAGE_SIZE).filter(|&len| full + record_len(len) <= SEGMENT_BYTES);
+    let fits = fitting.max().expect("there is room for one more");
+    for (last, place) in [(fits, full), (fits + 1, SEGMENT_BYTES)] {
+        let lens = [&[1000; 2045][..], &[last, 1000]].concat();
+        let mut expected: Vec<_> = (0..count).map(|i| start + i * record_len(1000)).collect();
+        expected.extend([place, place + record_len(last)]);
+        assert_eq!(places(&lens), expected);
+    }
 }
 
 /// An image of a pattern and a raw page, with its one index, and its end, changed and their checksums made right.
@@ -265,7 +357,7 @@ fn what_makes_no_sense_is_refused_though_its_checksum_is_right() {
     let good = scratch.read(&forged(|_, _| {})).expect("an image");
     assert_eq!((good.objects.len(), good.patterns.len()), (1, 1));
     type Change = fn(&mut IndexHeader, &mut End);
-    let place: [Change; 7] = [
+    let place: [Change; 9] = [
         |index, _| index.from = 80.into(),
         |index, _| index.from = 65.into(),
         |index, _| index.from = 48.into(),
@@ -273,13 +365,17 @@ fn what_makes_no_sense_is_refused_though_its_checksum_is_right() {
         |index, _| index.previous = 64.into(),
         |index, _| index.previous = 63.into(),
         |index, _| index.previous = (1 << 40).into(),
+        |index, _| (index.from, index.previous) = (72.into(), 64.into()),
+        |index, _| (index.from, index.previous) = ((1 << 40).into(), 64.into()),
     ];
-    for change in place {
+    for (number, change) in place.into_iter().enumerate() {
         let said = scratch.refusal(&forged(change));
-        assert!(
-            said.contains("its place makes no sense") || said.contains("where one can be"),
-            "{said}"
-        );
+        // What is before it is no index.
+        let expected = match number {
+            5 => "where one can be",
+            _ => "its place makes no sense",
+        };
+        assert!(said.contains(expected), "{number}: {said}");
     }
     let said = scratch.refusal(&forged(|index, _| {
         (index.from, index.previous) = (80.into(), 64.into());
@@ -324,6 +420,41 @@ fn what_makes_no_sense_is_refused_though_its_checksum_is_right() {
             "and says"
         };
         assert!(said.contains(expected), "{said}");
+    }
+}
+
+#[test]
+fn an_index_is_no_longer_than_one_can_be() {
+    let scratch = Scratch::new();
+    for bytes_too_many in [0, 1] {
+        let mut image = written(&Pages::new())[..HEADER_LEN].to_vec();
+        let header = Header::read_from_bytes(&image).expect("a header");
+        let (sequence, at) = (header.sequence.get(), HEADER_LEN as u64);
+        let body = vec![0; MAX_INDEX_LEN + bytes_too_many];
+        let mut index = IndexHeader::new_zeroed();
+        index.kind = (Kind::Dictionary as u32).into();
+        index.objects = 1.into();
+        index.len = (body.len() as u32).into();
+        index.from = at.into();
+        index.checksum = index.checksum(sequence, at, &body).into();
+        image.extend_from_slice(index.as_bytes());
+        image.extend_from_slice(&body);
+        image.resize(image.len().next_multiple_of(RECORD_ALIGN), 0);
+        let mut end = End::new_zeroed();
+        end.magic = END_MAGIC;
+        (end.last, end.indices) = (at.into(), 1.into());
+        end.bytes = (image.len() as u64).into();
+        end.checksum = end.checksum(sequence).into();
+        image.extend_from_slice(end.as_bytes());
+        if bytes_too_many == 0 {
+            scratch.read(&image).expect("an image");
+        } else {
+            let said = scratch.refusal(&image);
+            assert!(
+                said.ends_with("bytes 64 to 104: its length makes no sense"),
+                "{said}"
+            );
+        }
     }
 }
 
