@@ -53,6 +53,25 @@ fn expect_bytes(device: &Device, page: u64, byte: u8) {
 }
 
 #[test]
+fn nothing_is_saved_from_or_restored_to_it() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("image");
+    let blank = Device::new(&DeviceConfig::new(100 * PAGE)).expect("a device");
+    write(&blank, 1, 1).expect("room");
+    blank.save(&path).expect("saved");
+    let (device, _image) = device(100, 100, 1);
+    let error = device.restore(&path).expect_err("there is an image");
+    assert!(
+        error.to_string().contains("on the device already"),
+        "{error}"
+    );
+    let error = device.save(&path).expect_err("there is an image");
+    assert_eq!(error.errno(), Errno::OPNOTSUPP);
+    expect_bytes(&device, 1, 7);
+    device.check();
+}
+
+#[test]
 fn what_is_written_goes_home_past_the_limit_and_by_a_flush() {
     for pool in PoolKind::ALL {
         let (device, image) = over(4000, 256, 2, SyncPolicy::Flush, pool);

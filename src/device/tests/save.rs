@@ -155,6 +155,57 @@ fn restored_as_at_a_time(path: &Path, pages: u64) -> Result<(), String> {
         .ok_or_else(|| format!("{discarded} {zeroed} {changed} {empty}"))
 }
 
+/// All pages change after the save began, and before it comes to any of them: while the first are read
+/// from the backing.
+#[test]
+fn what_changes_before_its_turn_is_saved_as_it_was() {
+    let backing = Arc::new(FaultyBacking::new(100));
+    let device = Arc::new(device(PAGES, 2 * PAGES, 2, &backing));
+    for page in 0..PAGES {
+        write(&device, page, page + 1).expect("room");
+    }
+    device.evict(PAGES * PAGE).expect("room");
+    // Most are in memory.
+    for page in 100..PAGES {
+        write(&device, page, page + 1).expect("room");
+    }
+    let change = |device: &Device, page: u64| match page % 4 {
+        0 => write(device, page, page + 1000),
+        1 => device.write(page * PAGE + 5, b"part"),
+        2 => device.discard(page * PAGE, PAGE),
+        _ => device.write_zeroes(page * PAGE, PAGE),
+    };
+    let (saved, has_begun) = (Arc::downgrade(&device), AtomicBool::new(false));
+    backing.before_read(move || {
+        if let Some(device) = saved.upgrade()
+            && !has_begun.swap(true, Relaxed)
+        {
+            let progress = device.save_progress().expect("it goes on");
+            assert_eq!((progress.pages, progress.of), (0, PAGES));
+            (0..PAGES).for_each(|page| change(&device, page).expect("room"));
+        }
+    });
+    let (_dir, path) = image_path();
+    assert_eq!(device.save(&path).expect("saved").pages, PAGES);
+    let tags = restored(&path, &DeviceConfig::new(PAGES * PAGE));
+    assert!(tags.into_iter().eq(1..=PAGES));
+    for page in 0..PAGES {
+        let mut expected = match page % 4 {
+            0 => tagged(page + 1000),
+            1 => tagged(page + 1),
+            _ => [0; PAGE_SIZE],
+        };
+        if page % 4 == 1 {
+            expected[5..9].copy_from_slice(b"part");
+        }
+        let mut found = [0; PAGE_SIZE];
+        device.read(page * PAGE, &mut found).expect("readable");
+        assert!(found == expected, "page {page}");
+    }
+    assert!(device.save_progress().is_none());
+    device.check();
+}
+
 #[test]
 fn an_image_fits_other_pools_and_larger_devices() {
     let (_dir, path) = image_path();
