@@ -55,11 +55,15 @@ pub(super) struct Job {
 #[derive(Clone, Copy)]
 pub(super) enum Work {
     /// Store the first `length` bytes of the buffer at `offset`.
-    Write { offset: u64, length: usize },
+    Write {
+        offset: u64,
+        length: usize,
+    },
     /// Make part of a reply in the buffer.
     Read(Piece),
     /// Execute what has neither a payload nor a reply with one.
     Plain(Request),
+    Flush,
 }
 
 /// What has become of a job.
@@ -183,6 +187,7 @@ impl Job {
             Work::Plain(request) => {
                 execute_plain(&request, device).map_err(|error| (request.offset, error))
             }
+            Work::Flush => device.flush().map_err(|error| (0, error)),
         };
         // A bug must not leave the session waiting for ever.
         let result = catch_unwind(AssertUnwindSafe(&mut work_on)).unwrap_or_else(|_| {
@@ -202,13 +207,22 @@ impl Job {
     }
 }
 
-/// A request some of which is, or was, in the hands of workers.
+/// What jobs are for.
+#[derive(Clone, Copy)]
+pub(super) enum Task {
+    /// To execute a request, or to make its reply.
+    Execute(Request),
+    /// To make a read's reply, but for its last chunk.
+    MakeChunks(Request),
+    /// To flush, for those that wait for it.
+    Flush,
+}
+
+/// A task some of which is, or was, in the hands of workers.
 pub(super) struct Ticket {
-    pub(super) request: Request,
+    pub(super) task: Task,
     /// The first failure of any part: where and why.
     pub(super) failure: Option<(u64, Error)>,
-    /// Whether the reply's last chunk is yet to be sent.
-    pub(super) needs_end: bool,
     parts: usize,
     /// Whether no more parts will be handed out.
     closed: bool,
@@ -265,13 +279,24 @@ impl Lane {
         self.workers.free.lock().buffers.push(buffer);
     }
 
-    /// Begins a request of several parts.
-    pub(super) fn open(&mut self, request: Request, needs_end: bool) -> u64 {
+    /// Gives a task that is a single piece of work to a worker; returns whether it did. It does
+    /// not where [`Lane::buffer`] has none.
+    pub(super) fn hand_out_whole(&mut self, task: Task, work: Work) -> bool {
+        let Some(buffer) = self.buffer() else {
+            return false;
+        };
+        let ticket = self.open(task);
+        self.hand_out(ticket, work, buffer);
+        self.close(ticket);
+        true
+    }
+
+    /// Begins a task of several parts.
+    pub(super) fn open(&mut self, task: Task) -> u64 {
         self.next_ticket += 1;
         let ticket = Ticket {
-            request,
+            task,
             failure: None,
-            needs_end,
             parts: 0,
             closed: false,
         };
@@ -296,7 +321,7 @@ impl Lane {
         self.workers.take_on(job);
     }
 
-    /// Notes what became of a part; the first failure is the request's.
+    /// Notes what became of a part; the first failure is the task's.
     pub(super) fn note(&mut self, ticket: u64, result: Result<(), (u64, Error)>) {
         if let (Some(ticket), Err(failure)) = (self.tickets.get_mut(&ticket), result) {
             ticket.failure.get_or_insert(failure);
@@ -315,7 +340,7 @@ impl Lane {
         done.then(|| self.tickets.remove(&ticket)).flatten()
     }
 
-    /// The next job that has finished, and its request if that has too; waits for it if told to.
+    /// The next job that has finished, and its task if that has too; waits for it if told to.
     pub(super) fn next_finished(&mut self, wait: bool) -> Option<(Replies, Option<Ticket>)> {
         if self.under_way == 0 {
             return None;

@@ -5,6 +5,7 @@
 //!           accepts   │  a thread for each connection            ├─ validate   once
 //!        connections ─┘     └─ patience                          ├─ read, block_status
 //!       places, limits           how to wait                      ├─ lane       workers
+//!                                                                ├─ flushes    who waits for one
 //!                                                                └─ reply      replies
 //! ```
 //!
@@ -15,15 +16,16 @@
 //! `uzram:state`. The minimum block is 1 byte, the preferred one 4096, a payload at most 32 MiB.
 //!
 //! What a client can make the server hold: a thread, at most 64 KiB during the handshake, and then
-//! two buffers of 132 KiB, with TLS another 400 KiB. All clients together: 32 buffers of 132 KiB
-//! for what workers do, and 8 of 1284 KiB for reads that cannot be sent in pieces, which a client has only
-//! until its replies are sent.
+//! two buffers of 132 KiB and 64 KiB of requests that wait for a flush, with TLS another 400 KiB.
+//! All clients together: 32 buffers of 132 KiB for what workers do, and 8 of 1284 KiB for reads that
+//! cannot be sent in pieces, which a client has only until its replies are sent.
 
 mod address;
 mod block_status;
 mod connections;
 mod export;
 mod fault;
+mod flushes;
 mod input;
 mod lane;
 mod listen;

@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::units::{PAGE_SIZE, PageState};
 
 use super::fault::Fault;
-use super::lane::Work;
+use super::lane::{Task, Work};
 use super::reply::{CHUNK_HEADER, HEADERS, NbdError, PIECE, Replies, SIMPLE_HEADER};
 use super::socket::Stream;
 use super::transmission::{LARGE, Session};
@@ -156,13 +156,7 @@ impl<S: Stream> Session<'_, S> {
         if piece.length < LARGE && !self.export.device.read_would_wait(request.range()) {
             return false;
         }
-        let Some(buffer) = lane.buffer() else {
-            return false;
-        };
-        let ticket = lane.open(*request, false);
-        lane.hand_out(ticket, Work::Read(piece), buffer);
-        lane.close(ticket);
-        true
+        lane.hand_out_whole(Task::Execute(*request), Work::Read(piece))
     }
 
     /// Answers with a simple reply, one chunk, or chunks for one piece.
@@ -189,7 +183,10 @@ impl<S: Stream> Session<'_, S> {
     /// Answers with the chunks of several pieces, as they come from whoever is free.
     fn read_in_pieces(&mut self, request: &Request) -> Result<(), Fault> {
         let end = request.offset + u64::from(request.length);
-        let mut ticket = self.lane.as_mut().map(|lane| lane.open(*request, true));
+        let mut ticket = self
+            .lane
+            .as_mut()
+            .map(|lane| lane.open(Task::MakeChunks(*request)));
         let mut offset = request.offset;
         while offset < end {
             let length = piece_at(offset, end);

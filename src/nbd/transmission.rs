@@ -18,14 +18,15 @@ use std::io;
 use std::sync::Arc;
 
 use crate::block_device::BlockDevice;
-use crate::error::Result as DeviceResult;
+use crate::error::{Error, Result as DeviceResult};
 use crate::units::PAGE_SIZE;
 
 use super::block_status::Descriptors;
 use super::export::{Export, MetaContexts};
 use super::fault::Fault;
+use super::flushes::Flushes;
 use super::input::Input;
-use super::lane::{Lane, Ticket, Work, Workers};
+use super::lane::{Lane, Task, Ticket, Work, Workers};
 use super::negotiation::Agreement;
 use super::read::Runs;
 use super::reply::{Growth, HEADERS, NbdError, PIECE, Replies};
@@ -82,6 +83,7 @@ impl<'a> Service<'a> {
             replies: Replies::new(self.growth.clone()),
             runs: Runs::default(),
             descriptors: Descriptors::default(),
+            flushes: Flushes::default(),
             lane: self.workers.map(Lane::new).transpose()?,
         };
         let ended = session.run();
@@ -102,6 +104,7 @@ pub(super) struct Session<'a, S> {
     pub(super) runs: Runs,
     /// Of the block status at hand; kept for its memory.
     pub(super) descriptors: Descriptors,
+    flushes: Flushes,
     /// The way to the workers.
     pub(super) lane: Option<Lane>,
 }
@@ -198,22 +201,24 @@ impl<S: Stream> Session<'_, S> {
         Ok(self.stream.write_all(bytes)?)
     }
 
-    /// Appends what ends the reply to a request that workers had a part in.
+    /// Appends what is left of the reply, or replies, to what workers had a part in.
     pub(super) fn finish(&mut self, ticket: &Ticket) -> Result<(), Fault> {
-        let request = &ticket.request;
+        let failure = ticket.failure.as_ref();
+        let done = failure.map_or(Ok(()), |(_, error)| Err(error));
+        let request = match ticket.task {
+            Task::Flush => return self.flushed(done),
+            Task::Execute(request) if request.command != Some(Command::Read) => {
+                return self.executed(&request, done);
+            }
+            Task::Execute(request) | Task::MakeChunks(request) => request,
+        };
         self.replies.make_room(HEADERS, self.stream)?;
-        let is_read = request.command == Some(Command::Read);
-        match &ticket.failure {
-            Some((at, error)) => {
-                let at = is_read.then_some(*at);
-                self.fail(request, NbdError::from(error), at, &error.to_string());
-            }
-            None if ticket.needs_end => {
-                self.replies
-                    .chunk(request.cookie, chunk::FLAG_DONE, chunk::NONE, 0);
-            }
-            None if is_read => {}
-            None => self.executed(request, Ok(())),
+        if let Some((at, error)) = failure {
+            let code = NbdError::from(error);
+            self.fail(&request, code, Some(*at), &error.to_string());
+        } else if let Task::MakeChunks(_) = ticket.task {
+            self.replies
+                .chunk(request.cookie, chunk::FLAG_DONE, chunk::NONE, 0);
         }
         Ok(())
     }
@@ -247,11 +252,11 @@ impl<S: Stream> Session<'_, S> {
                 Some(written) => written,
                 None => return Ok(()),
             },
+            Command::Flush => return self.flush(request),
             _ if self.hand_out_plain(command, request) => return Ok(()),
             _ => execute_plain(request, &*self.export.device),
         };
-        self.executed(request, done);
-        Ok(())
+        self.executed(request, done.as_ref().map(drop))
     }
 
     /// Gives a request without a payload to the workers, if it would wait.
@@ -260,39 +265,61 @@ impl<S: Stream> Session<'_, S> {
         let would_wait = match command {
             Command::Cache => device.read_would_wait(request.range()),
             Command::Trim | Command::WriteZeroes => device.write_would_wait(request.range()),
-            Command::Flush => device.has_flush(),
             _ => false,
         };
-        if let Some(lane) = &mut self.lane
-            && would_wait
-            && let Some(buffer) = lane.buffer()
-        {
-            let ticket = lane.open(*request, false);
-            lane.hand_out(ticket, Work::Plain(*request), buffer);
-            lane.close(ticket);
-            return true;
-        }
-        false
+        let lane = self.lane.as_mut().filter(|_| would_wait);
+        lane.is_some_and(|lane| lane.hand_out_whole(Task::Execute(*request), Work::Plain(*request)))
     }
 
-    /// Answers a request whose reply has no payload.
-    fn executed(&mut self, request: &Request, done: DeviceResult<()>) {
+    /// Answers a request whose reply has no payload; one with FUA once it is durable.
+    fn executed(&mut self, request: &Request, done: Result<(), &Error>) -> Result<(), Fault> {
         let changes = matches!(
             request.command,
             Some(Command::Write | Command::Trim | Command::WriteZeroes)
         );
-        let done = match done {
-            Ok(()) if changes && request.has(cmd_flag::FUA) => self.export.device.flush(),
-            done => done,
-        };
-        self.done(request, done);
+        if done.is_ok() && changes && request.has(cmd_flag::FUA) {
+            return self.flush(request);
+        }
+        self.done(request, done)
     }
 
-    fn done(&mut self, request: &Request, done: DeviceResult<()>) {
+    /// Answers a request once what took effect before is durable.
+    fn flush(&mut self, request: &Request) -> Result<(), Fault> {
+        let device = &*self.export.device;
+        if device.has_flush() && self.lane.is_some() && self.flushes.wait(*request) {
+            return self.begin_flush();
+        }
+        let flushed = device.flush();
+        self.done(request, flushed.as_ref().map(drop))
+    }
+
+    /// Flushes for those that wait for it, unless a flush is under way.
+    fn begin_flush(&mut self) -> Result<(), Fault> {
+        let Some(lane) = &mut self.lane else {
+            return Ok(());
+        };
+        if !self.flushes.begin() || lane.hand_out_whole(Task::Flush, Work::Flush) {
+            return Ok(());
+        }
+        let flushed = self.export.device.flush();
+        self.flushed(flushed.as_ref().map(drop))
+    }
+
+    /// Answers those for whom a flush was.
+    fn flushed(&mut self, done: Result<(), &Error>) -> Result<(), Fault> {
+        for request in self.flushes.end() {
+            self.done(&request, done)?;
+        }
+        self.begin_flush()
+    }
+
+    fn done(&mut self, request: &Request, done: Result<(), &Error>) -> Result<(), Fault> {
+        self.replies.make_room(HEADERS, self.stream)?;
         match done {
             Ok(()) => self.replies.simple(request.cookie, 0, 0),
-            Err(error) => self.fail(request, NbdError::from(&error), None, &error.to_string()),
+            Err(error) => self.fail(request, NbdError::from(error), None, &error.to_string()),
         }
+        Ok(())
     }
 
     /// Stores a write's payload; `None` if workers have a part in it and it is answered later.
@@ -301,10 +328,9 @@ impl<S: Stream> Session<'_, S> {
         if let Some(lane) = &mut self.lane
             && (large || self.export.device.write_would_wait(request.range()))
         {
-            let ticket = lane.open(*request, false);
+            let ticket = lane.open(Task::Execute(*request));
             self.hand_out_write(request, ticket)?;
             let done = self.lane.as_mut().and_then(|lane| lane.close(ticket));
-            self.replies.make_room(HEADERS, self.stream)?;
             return Ok(done.map(|done| done.failure.map_or(Ok(()), |(_, error)| Err(error))));
         }
         let device = &*self.export.device;
@@ -428,19 +454,19 @@ fn piece_of_payload(offset: u64, left: usize) -> usize {
     PIECE - (within + PIECE) % PAGE_SIZE
 }
 
-/// Executes a request that has neither a payload nor a reply with one; READ, WRITE and
-/// BLOCK_STATUS are none.
+/// Executes a request that has neither a payload nor a reply with one, and is no FLUSH.
 pub(super) fn execute_plain(request: &Request, device: &dyn BlockDevice) -> DeviceResult<()> {
     let (offset, length) = (request.offset, u64::from(request.length));
     match request.command {
-        Some(Command::Flush) => device.flush(),
         Some(Command::Cache) => device.prefetch(request.range()),
         // Both only touch slots and the part pages at the ends, so FAST_ZERO holds for all.
         Some(Command::WriteZeroes) if request.has(cmd_flag::NO_HOLE) => {
             device.write_zeroes(offset, length)
         }
         Some(Command::Trim | Command::WriteZeroes) => device.discard(offset, length),
-        Some(Command::Read | Command::Write | Command::BlockStatus) | None => Ok(()),
+        Some(Command::Read | Command::Write | Command::Flush | Command::BlockStatus) | None => {
+            Ok(())
+        }
     }
 }
 

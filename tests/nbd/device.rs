@@ -10,6 +10,9 @@ use uzram::{BlockDevice, Error, Extent, PAGE_SIZE, PageState, Result};
 /// Bytes in a test device: many requests' worth.
 pub(crate) const SIZE: u64 = 64 << 20;
 
+/// What a flush touches, for [`MemoryDevice::shut`] and [`MemoryDevice::break_range`].
+pub(crate) const FLUSH_RANGE: Range<u64> = SIZE..SIZE + 1;
+
 pub(crate) struct MemoryDevice {
     inner: Mutex<Inner>,
     gate: Mutex<Gate>,
@@ -178,6 +181,13 @@ impl BlockDevice for MemoryDevice {
     }
 
     fn flush(&self) -> Result<()> {
+        self.pass(FLUSH_RANGE.start, 1);
+        if self.inner.lock().touches_broken(FLUSH_RANGE.start, 1) {
+            return Err(Error::Io {
+                action: "flush".to_owned(),
+                source: std::io::Error::other("a test broke it"),
+            });
+        }
         self.flushes.fetch_add(1, Ordering::SeqCst);
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! Requests that wait hold up none behind them, and what is answered has happened.
 
+use std::collections::BTreeSet;
 use std::net::Shutdown;
 use std::sync::atomic::Ordering;
 use std::thread;
@@ -7,6 +8,7 @@ use std::thread;
 use uzram::PageState;
 
 use crate::client::*;
+use crate::device::FLUSH_RANGE;
 
 const MIB: u64 = 1 << 20;
 
@@ -67,6 +69,55 @@ fn a_small_write_that_waits_lets_those_behind_it_pass() {
     device.shut(0..0);
     assert_eq!(any_reply(&mut client), (slow, 0));
     assert_eq!(device.bytes(0..4), b"more");
+}
+
+#[test]
+fn what_waits_for_a_flush_lets_those_behind_it_pass_and_shares_the_next() {
+    let fixture = serve();
+    let device = &fixture.device;
+    device.shut(FLUSH_RANGE);
+    let mut client = fixture.simple();
+    let slow = [
+        client.request(WRITE, FUA, 0, 4, b"some"),
+        client.request(WRITE_ZEROES, FUA, MIB, 4096, &[]),
+        client.request(FLUSH, 0, 0, 0, &[]),
+    ];
+    let quick = client.request(WRITE, 0, 2 * MIB, 4, b"free");
+    assert_eq!(any_reply(&mut client), (quick, 0));
+    // It has taken effect, though nobody was told yet.
+    assert_eq!(device.bytes(0..4), b"some");
+    device.await_waiting(1);
+    device.shut(0..0);
+    for request in slow {
+        assert_eq!(any_reply(&mut client), (request, 0));
+    }
+    // Nothing that took effect after the first had begun is durable with it.
+    assert_eq!(device.flushes.load(Ordering::SeqCst), 2);
+}
+
+#[test]
+fn more_than_may_wait_for_a_flush_are_all_told_of_its_failure() {
+    const REQUESTS: u64 = 1100;
+    let fixture = serve();
+    let device = &fixture.device;
+    let mut client = fixture.simple();
+    device.break_range(FLUSH_RANGE);
+    device.shut(FLUSH_RANGE);
+    let mut unanswered: BTreeSet<_> = (0..REQUESTS)
+        .map(|i| client.request(WRITE, FUA, i * 4096, 4, b"some"))
+        .collect();
+    // The connection itself waits for one, beside a worker.
+    device.await_waiting(2);
+    device.shut(0..0);
+    for _ in 0..REQUESTS {
+        let (request, error) = any_reply(&mut client);
+        assert_eq!(error, EIO);
+        assert!(unanswered.remove(&request), "{request} twice");
+    }
+    device.break_range(0..0);
+    let well = client.request(WRITE, FUA, 0, 4, b"some");
+    assert_eq!(any_reply(&mut client), (well, 0));
+    assert_eq!(device.flushes.load(Ordering::SeqCst), 1);
 }
 
 #[test]
