@@ -176,3 +176,24 @@ impl<W: Write> ImageWriter<W> {
         Ok((self.out, self.pages, self.at + end.as_bytes().len() as u64))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::Codec;
+
+    #[test]
+    fn no_record_starts_where_an_image_could_not_end() {
+        for (at, fits) in [(MAX_RECORDS_END, true), (MAX_RECORDS_END + 16, false)] {
+            let mut image = ImageWriter::new(io::sink(), 1 << 20).expect("no end");
+            // As if as much had been written.
+            image.at = at;
+            let data = PageData::Object(Codec::Lz4, &[7; 100]);
+            let pushed = image.push(PageIndex(0), data).map_err(|error| error.kind());
+            match fits {
+                true => assert_eq!(pushed, Ok(())),
+                false => assert_eq!(pushed, Err(io::ErrorKind::FileTooLarge)),
+            }
+        }
+    }
+}

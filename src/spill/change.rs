@@ -186,3 +186,6 @@ pub(crate) enum Leave {
     /// It has left, or there was none.
     Done,
 }
+
+#[cfg(test)]
+mod tests;

@@ -486,4 +486,4 @@ impl SegmentLog {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -6,7 +6,7 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use rustix::io::Errno;
 
@@ -128,6 +128,8 @@ struct Failing {
     store: Arc<dyn SegmentStore>,
     /// Segments that cannot be read.
     unreadable: Mutex<Range<u32>>,
+    /// Reads of whole segments.
+    segments_read: AtomicU64,
     /// Held while reads of whole segments hang.
     hangs: Mutex<()>,
 }
@@ -138,6 +140,7 @@ impl Failing {
         let failing = Self {
             store: Arc::new(reader.store().expect("open")),
             unreadable: Mutex::new(0..0),
+            segments_read: AtomicU64::new(0),
             hangs: Mutex::default(),
         };
         (reader, Arc::new(failing))
@@ -155,6 +158,7 @@ impl Failing {
 impl SegmentStore for Failing {
     fn read(&self, segment: StoreSegment, offset: u32, buf: &mut [u8]) -> io::Result<()> {
         if buf.len() > 1 << 19 {
+            self.segments_read.fetch_add(1, Relaxed);
             drop(self.hangs.lock());
         }
         if self.unreadable.lock().contains(&segment.0) {
@@ -282,7 +286,8 @@ fn an_image_that_hangs_holds_up_nobody() {
 #[test]
 fn what_finds_no_room_waits_for_it() {
     let image = image();
-    let device = waiting(&image.path);
+    let device = Device::new(&config(Some(NO_ROOM))).expect("a device");
+    let failing = Failing::restore(&device, &image.path, 0..0);
     // Half of the memory is left to writers, also by what is read.
     expect_all(&device);
     let half = NO_ROOM / 2 * PAGE;
@@ -291,6 +296,10 @@ fn what_finds_no_room_waits_for_it() {
     });
     expect_all(&device);
     assert!(device.stats().mem_used_max <= half && left(&device) > 0);
+    // Nor is it read for nothing, though it is looked at now and then.
+    let read = failing.segments_read.load(Relaxed);
+    std::thread::sleep(Duration::from_millis(2500));
+    assert_eq!(failing.segments_read.load(Relaxed), read);
     for page in 0..30 {
         write(&device, page, page).expect("room");
     }

@@ -324,6 +324,26 @@ fn a_save_that_nobody_waits_for_ends() {
 }
 
 #[test]
+fn a_save_says_how_far_it_is() {
+    let device = Device::new(&DeviceConfig::new(PAGES * PAGE)).expect("a device");
+    for page in 0..PAGES {
+        write(&device, page, page + 1).expect("room");
+    }
+    let (_dir, path) = image_path();
+    // It is asked once more when all is written.
+    let last = Cell::new(0);
+    let note = || {
+        if let Some(progress) = device.save_progress() {
+            assert!((last.get()..=PAGES).contains(&progress.pages) && progress.of == PAGES);
+            last.set(progress.pages);
+        }
+        true
+    };
+    device.save_while(&path, &note).expect("saved");
+    assert_eq!(last.get(), PAGES);
+}
+
+#[test]
 fn a_page_that_is_lost_is_no_part_of_an_image() {
     let backing = Arc::new(FaultyBacking::new(100));
     let device = device(PAGES, 200, 1, &backing);

@@ -3,7 +3,7 @@ use crate::spill::{FaultyBacking, RecordFormats};
 use crate::writeback::Waker;
 
 /// A log with a backing of so many segments.
-fn log(capacity: u32) -> SegmentLog {
+pub(in crate::spill) fn log(capacity: u32) -> SegmentLog {
     let table = SegmentTable::new(RecordFormats::default(), Arc::new(Waker::default()));
     table.make().expect("addresses");
     let (stores, counts) = (Arc::default(), Arc::default());
@@ -14,7 +14,7 @@ fn log(capacity: u32) -> SegmentLog {
 }
 
 /// Fills a segment with records, of which so many percent are live.
-fn fill(log: &mut SegmentLog, percent_live: u64) -> SegmentIndex {
+pub(in crate::spill) fn fill(log: &mut SegmentLog, percent_live: u64) -> SegmentIndex {
     let target = log.target(Head::Evicted, 0).expect("room");
     let len = target.room();
     log.begin_append(&target, len);
