@@ -103,6 +103,31 @@ fn what_is_written_goes_home_past_the_limit_and_by_a_flush() {
 }
 
 #[test]
+fn a_pattern_goes_home_whole() {
+    let (device, image) = device(64, 64, 2);
+    // One after the other, beside pages of other kinds.
+    for page in 0..30 {
+        match page % 3 {
+            0 => write(&device, page, page),
+            1 => device.write(page * PAGE, &[page as u8; PAGE_SIZE]),
+            _ => device.write(page * PAGE, &[0; PAGE_SIZE]),
+        }
+        .expect("room");
+    }
+    device.flush().expect("the image works");
+    for page in 0..30 {
+        let home = image.durable_page(page as usize);
+        let is_right = match page % 3 {
+            0 => home == tagged(page),
+            1 => home == [page as u8; PAGE_SIZE],
+            _ => home == [0; PAGE_SIZE],
+        };
+        assert!(is_right, "page {page}");
+    }
+    device.check();
+}
+
+#[test]
 fn neighbours_are_written_together() {
     let (device, image) = device(1024, 2048, 2);
     for page in (0..1024).rev() {
@@ -251,6 +276,52 @@ fn what_was_read_of_the_image_too_early_is_not_taken_for_the_page() {
             expect(&device, 9, 9);
         }
         assert!(changed.load(Ordering::SeqCst));
+    }
+}
+
+#[test]
+fn what_is_written_while_a_snapshot_is_read_is_what_the_page_is() {
+    let image = Arc::new(FaultyImage::new(64, 7));
+    let origin = Origin::Snapshot(Arc::clone(&image) as Arc<dyn Image>);
+    let device = Device::with_stores(&DeviceConfig::new(64 * PAGE), origin, None);
+    let device = Arc::new(device.expect("a device"));
+    let written = Arc::downgrade(&device);
+    image.after_read(move || {
+        if let Some(device) = written.upgrade() {
+            write(&device, 9, 9).expect("room");
+        }
+    });
+    expect(&device, 9, 9);
+    expect_bytes(&device, 10, 7);
+}
+
+#[test]
+fn a_long_read_takes_each_page_from_where_it_is() {
+    const PAGES: u64 = 200;
+    let (device, _image) = device(PAGES, 1000, 3);
+    for page in 0..PAGES {
+        write(&device, page, page).expect("room");
+    }
+    for ahead in [false, true] {
+        device.flush().expect("the image works");
+        device.evict(u64::MAX).expect("the image works");
+        assert_eq!(device.stats().resident_pages, 0);
+        for page in (0..PAGES).step_by(7) {
+            write(&device, page, page).expect("room");
+        }
+        let before = device.stats().origin_reads;
+        if ahead {
+            device.prefetch(0..PAGES * PAGE).expect("the image works");
+        }
+        let mut found = vec![0; PAGES as usize * PAGE_SIZE];
+        device.read(0, &mut found).expect("readable");
+        for (page, found) in (0..).zip(found.chunks_exact(PAGE_SIZE)) {
+            assert!(found == tagged(page), "page {page}");
+        }
+        let (absent, stats) = (PAGES - PAGES.div_ceil(7), device.stats());
+        assert_eq!(stats.origin_reads - before, absent);
+        assert_eq!(stats.resident_pages, PAGES);
+        device.check();
     }
 }
 

@@ -123,12 +123,16 @@ fn with_image(segments: usize) -> (SegmentLog, Vec<SegmentIndex>) {
     let image: Arc<dyn SegmentStore> = Arc::new(FaultyBacking::new(SEGMENTS));
     assert!(log.stores.add_image(image));
     let half = 0..SEGMENT_BYTES as u32 / 2;
-    log.adopt(Adopted(vec![vec![half]; segments]));
+    // The last has an index only.
+    let mut records = vec![vec![half]; segments];
+    records.push(Vec::new());
+    log.adopt(Adopted(records));
     let indices: Vec<_> = (0..segments as u32).map(SegmentIndex::in_image).collect();
     for segment in &indices {
         let record = RecordAddress::from_byte(segment.byte());
         log.table.retain(record, 4000);
     }
+    log.check(&|segment| log.table.live(segment));
     (log, indices)
 }
 
