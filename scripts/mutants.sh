@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Changes the engine in one place at a time (cargo-mutants) and sees whether a test notices: the unit
-# tests, for what those miss the tests in tests/, and for what both miss the models. Prints the rate and
-# what no test noticed. Copies of the tree and the logs are in target/mutants.
+# tests, for what those miss the models, and for what both miss the tests in tests/, which take longest.
+# Prints the rate and what no test noticed. Copies of the tree and the logs are in target/mutants.
 #
 # usage: mutants.sh [SHARE [FIRST]]
 #   SHARE    one mutant of so many, spread evenly over the files (12)
@@ -26,7 +26,7 @@ work=$target/mutants
 # accounting, which notice a mutant or are one.
 mutants=(cargo mutants --no-config --colors never
     --file 'src/pool/**' --file 'src/shard/**' --file 'src/writeback/**' --file 'src/spill/**'
-    --file 'src/image/**' --exclude forge.rs --exclude contents.rs
+    --file 'src/image/**' --file 'src/origin/**' --exclude forge.rs --exclude contents.rs
     --exclude harness.rs --exclude check.rs --exclude-re '::check(_marks|_objects)?\b')
 
 # A build that is quick to make again, and tests of which one that fails ends the run: for that option the
@@ -58,10 +58,10 @@ try() {
 # try_all JOB: each pass is over what the one before missed.
 try_all() {
     local engine=(device:: image:: origin:: pool:: shard:: spill:: writeback::) tests=()
-    for name in model pools integrity sizes control; do tests+=("--cargo-arg=--test=$name"); done
+    for name in model pools integrity sizes control idle_device; do tests+=("--cargo-arg=--test=$name"); done
     try unit "$1" --cargo-arg=--lib -- -- "${until_one_fails[@]}" "${engine[@]}"
-    try integration "$1" "${tests[@]}" -- -- "${until_one_fails[@]}"
     UZRAM_SEEDS=10 try models "$1" --features shuttle --cargo-arg=--lib -- -- "${until_one_fails[@]}" schedules
+    try integration "$1" "${tests[@]}" -- -- "${until_one_fails[@]}"
 }
 
 echo "Listing the mutants"
@@ -80,7 +80,7 @@ end() {
 }
 trap end EXIT
 # The builds stay, to be gone on from: the sources are newer.
-rm -rf "$work"/job*/{list,tree,tmp,*.log,unit,integration,models}
+rm -rf "$work"/job*/{list,tree,tmp,*.log,unit,models,integration}
 for ((i = 0; i < jobs; i++)); do
     job=$work/job$i
     mkdir -p "$job"/{tree,tmp}
