@@ -137,9 +137,11 @@ fn a_flush_reaches_the_device_where_it_does_anything() {
         .open(mount.disk_path())
         .expect("opens");
     for _ in 0..3 {
+        let before = device.flushes.load(SeqCst);
         disk.sync_all().expect("flushed");
+        // A process that another test starts may close its copy of the file, which flushes it, too.
+        assert!(device.flushes.load(SeqCst) > before);
     }
-    assert_eq!(device.flushes.load(SeqCst), 3);
     drop(disk);
     mount.unmount().expect("unmounts");
 }
