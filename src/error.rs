@@ -87,7 +87,7 @@ pub enum Error {
         what: &'static str,
         /// Why not.
         reason: String,
-        /// EACCES, EBUSY, EPERM: what the kernel answers in the same place.
+        /// EACCES, EBUSY, EINVAL, EPERM: what the kernel answers in the same place.
         errno: Errno,
     },
 
@@ -98,6 +98,8 @@ pub enum Error {
         message: String,
         /// Its errno.
         errno: Errno,
+        /// Whether it says that the request makes no sense, whatever the machine.
+        is_usage: bool,
     },
 
     /// The kernel refused `action`.
@@ -136,6 +138,9 @@ impl Error {
 
     /// Whether the user asked for something impossible, as opposed to the machine failing at it.
     pub fn is_usage(&self) -> bool {
-        matches!(self, Self::InvalidConfig { .. })
+        matches!(
+            self,
+            Self::InvalidConfig { .. } | Self::Remote { is_usage: true, .. }
+        )
     }
 }

@@ -1,13 +1,16 @@
 //! What a failed command says and how it exits.
 //!
-//! Exit codes: 2 for what is wrong on any machine (bad arguments), 1 for what this machine
-//! refuses or lacks. Either way stderr gets exactly one line.
+//! Exit codes: 2 for what is wrong on any machine and any device: words that are unknown, values that
+//! make no sense, a configuration file that has them. 1 for what this machine lacks, and what a device, a
+//! file or whoever uses them refuses as things stand. Either way stderr gets exactly one line.
 
 use std::fmt;
 use std::io::{self, Write};
 
 use clap::error::ErrorKind;
-use rustix::io::Errno;
+
+/// The exit code of what is wrong on any machine.
+pub(crate) const USAGE: u8 = 2;
 
 /// The command line asks for something that makes no sense on any machine.
 #[derive(Debug)]
@@ -30,7 +33,10 @@ impl std::error::Error for Usage {}
 
 /// Whatever failed has been said.
 #[derive(Debug)]
-pub(crate) struct Said;
+pub(crate) struct Said {
+    /// Whether all of that was asked for wrongly.
+    pub(crate) usage: bool,
+}
 
 impl fmt::Display for Said {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -55,14 +61,10 @@ pub(crate) fn say(line: &str) {
 pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
     let usage = error.chain().any(|cause| {
         cause.is::<Usage>()
-            || match cause.downcast_ref() {
-                // A server that finds the value we passed on invalid.
-                Some(uzram::Error::Remote { errno, .. }) => *errno == Errno::INVAL,
-                Some(error) => error.is_usage(),
-                None => false,
-            }
+            || cause.downcast_ref().is_some_and(uzram::Error::is_usage)
+            || cause.downcast_ref().is_some_and(|said: &Said| said.usage)
     });
-    if usage { 2 } else { 1 }
+    if usage { USAGE } else { 1 }
 }
 
 /// `error` with its causes, on one line; a cause that its parent already quotes is left out.

@@ -6,8 +6,7 @@
 //! rundir: names, locks and records, by which list, stat, set, stop, attach, umount find servers
 //! ```
 //!
-//! Exit codes: 0, 1 for what this machine refuses, 2 for what no machine could do; with either of
-//! the latter goes one line on stderr.
+//! Exit codes: see `failure`.
 
 mod args;
 mod attach;

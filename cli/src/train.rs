@@ -4,11 +4,12 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, absolute};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use uzram::control::Client;
 use uzram::{MAX_DICTIONARY_LEN, PAGE_SIZE, Page};
 
 use crate::args::TrainDictArgs;
+use crate::failure::Usage;
 use crate::manage::LONG;
 use crate::output;
 use crate::rundir::RunRoot;
@@ -21,10 +22,10 @@ const SAMPLES: usize = 8192;
 pub(crate) fn train_dict(args: &TrainDictArgs, root: &RunRoot) -> Result<()> {
     let len = usize::try_from(args.size).unwrap_or(usize::MAX);
     if !(1024..=MAX_DICTIONARY_LEN).contains(&len) {
-        bail!(
+        return Err(Usage::error(format!(
             "--size: a dictionary has from 1K to {}K",
             MAX_DICTIONARY_LEN >> 10
-        );
+        )));
     }
     let output = absolute(&args.output)?;
     match &args.device {

@@ -7,7 +7,7 @@ use uzram::nbd::InheritedSocket;
 
 use crate::args::{DEFAULT_CONFIG, DownArgs, ServeArgs, UpArgs};
 use crate::config::{Config, Entry, Wanted};
-use crate::failure::{self, Said};
+use crate::failure::{self, Said, Usage};
 use crate::output::{self, StdoutGone};
 use crate::rundir::RunRoot;
 use crate::server::Launch;
@@ -23,13 +23,15 @@ pub(crate) fn up(args: &UpArgs, root: &RunRoot) -> Result<()> {
     go_to(&args.config)?;
     if args.foreground {
         let [entry] = entries[..] else {
-            bail!("--foreground: name one device");
+            return Err(Usage::error("--foreground: name one device"));
         };
         return foreground(&config, entry, root);
     }
     let mut sockets = inherited::take()?;
     if !sockets.is_empty() && entries.len() != 1 {
-        bail!("sockets were inherited (LISTEN_FDS): name the one device that is to serve them");
+        return Err(Usage::error(
+            "sockets were inherited (LISTEN_FDS): name the one device that is to serve them",
+        ));
     }
     each(&entries, |entry| {
         let down = down_command(entry, &args.config);
@@ -57,7 +59,7 @@ fn down_command(entry: &Entry, config: &Path) -> String {
 /// Does `work` for each device, whatever becomes of the others. A failure is said when it happens; that
 /// of an only device is the whole's.
 fn each(entries: &[&Entry], mut work: impl FnMut(&Entry) -> Result<()>) -> Result<()> {
-    let mut failed = false;
+    let (mut failed, mut usage) = (false, true);
     for (i, entry) in entries.iter().enumerate() {
         let error = match work(entry) {
             Ok(()) => continue,
@@ -68,6 +70,7 @@ fn each(entries: &[&Entry], mut work: impl FnMut(&Entry) -> Result<()>) -> Resul
         };
         failure::complain(&error);
         failed = true;
+        usage &= failure::exit_code(&error) == failure::USAGE;
         let others = &entries[i + 1..];
         if error.is::<Interrupted>() && !others.is_empty() {
             let others: Vec<_> = others.iter().map(|entry| entry.name.to_string()).collect();
@@ -75,7 +78,7 @@ fn each(entries: &[&Entry], mut work: impl FnMut(&Entry) -> Result<()>) -> Resul
         }
     }
     match failed {
-        true => Err(Said.into()),
+        true => Err(Said { usage }.into()),
         false => Ok(()),
     }
 }
@@ -105,11 +108,12 @@ fn start(
 }
 
 fn foreground(config: &Config, entry: &Entry, root: &RunRoot) -> Result<()> {
+    let unfit = |what| Usage::error(format!("--foreground: {} has a {what}", entry.name));
     let served = match config.wanted(entry)? {
         Wanted::Served(args) => Settings::resolve(args.name, args.device, root)
             .and_then(|settings| serve::run(&settings, root, false)),
-        Wanted::Mounted(_) => bail!("--foreground: {} has a mountpoint", entry.name),
-        Wanted::SwappedTo(..) => bail!("--foreground: {} has a swap-priority", entry.name),
+        Wanted::Mounted(_) => Err(unfit("mountpoint")),
+        Wanted::SwappedTo(..) => Err(unfit("swap-priority")),
     };
     served.map_err(|error| config.explain(entry, error))
 }

@@ -27,6 +27,8 @@ mod swap;
 mod terminal;
 #[path = "cli/unit.rs"]
 mod unit;
+#[path = "cli/words.rs"]
+mod words;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -398,7 +400,7 @@ fn a_backing_is_attached_replaced_and_detached_in_use() {
     assert!(first.exists());
     world.ok(&["set", "moves", "backing_dev=second.spill"]);
     assert!(!first.exists() && first.with_file_name("second.spill").exists());
-    let taken = world.refused(2, &["set", "moves", "backing_dev=second.spill"]);
+    let taken = world.refused(1, &["set", "moves", "backing_dev=second.spill"]);
     assert!(taken.contains("in use"), "{taken}");
     world.ok(&["set", "moves", "backing_dev=none"]);
     assert_eq!(world.ok(&["stat", "moves", "backing_dev"]), "none\n");

@@ -369,7 +369,10 @@ impl Attribute {
                         there.is_some_and(|there| there.name() == given)
                     };
                     let mut all = (0..).map_while(Priority::new);
-                    let none = || wrong("there is no such algorithm on the device");
+                    let none = || {
+                        let reason = format!("the device has no algorithm {given:?}");
+                        self.refuse(Errno::INVAL, &reason)
+                    };
                     priority = all.find(is_it).ok_or_else(none)?;
                 }
                 "priority" => {

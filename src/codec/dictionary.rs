@@ -50,19 +50,15 @@ pub(crate) struct Dictionary {
 impl Dictionary {
     fn new(bytes: &[u8]) -> Result<Self> {
         if !(MIN_DICTIONARY_LEN..=MAX_DICTIONARY_LEN).contains(&bytes.len()) {
-            return Err(Error::InvalidConfig {
-                option: "dict",
-                reason: format!(
-                    "a dictionary has from {MIN_DICTIONARY_LEN} to {MAX_DICTIONARY_LEN} bytes, and \
-                     this has {}",
-                    bytes.len()
-                ),
-            });
+            return Err(refused(format!(
+                "a dictionary has from {MIN_DICTIONARY_LEN} to {MAX_DICTIONARY_LEN} bytes, and this \
+                 has {}",
+                bytes.len()
+            )));
         }
-        let decompressing = DDict::try_create(bytes).ok_or_else(|| Error::InvalidConfig {
-            option: "dict",
-            reason: "it is no dictionary of zstd's: uzram train-dict makes one".to_owned(),
-        })?;
+        let no_dictionary = "it is no dictionary of zstd's: uzram train-dict makes one";
+        let decompressing =
+            DDict::try_create(bytes).ok_or_else(|| refused(no_dictionary.to_owned()))?;
         Ok(Self {
             bytes: bytes.to_vec(),
             decompressing,
@@ -121,7 +117,7 @@ impl Dictionaries {
     /// Keeps a dictionary; returns its number.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] if it is none; [`Error::Refused`] (ENOSPC) if there are too many.
+    /// [`Error::Refused`]: EINVAL if it is none, ENOSPC if there are too many.
     pub(crate) fn add(&self, bytes: &[u8]) -> Result<DictionaryId> {
         let dictionary = Dictionary::new(bytes)?;
         let _one_at_a_time = self.adding.lock();
@@ -138,7 +134,7 @@ impl Dictionaries {
     /// Keeps a dictionary under the number that objects from elsewhere name it by.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] if it is none; [`Error::Refused`] (EEXIST) if another has that number.
+    /// [`Error::Refused`]: EINVAL if it is none, EEXIST if another has that number.
     pub(crate) fn add_as(&self, id: DictionaryId, bytes: &[u8]) -> Result<()> {
         let dictionary = Dictionary::new(bytes)?;
         let _one_at_a_time = self.adding.lock();
@@ -154,6 +150,14 @@ impl Dictionaries {
     }
 }
 
+fn refused(reason: String) -> Error {
+    Error::Refused {
+        what: "dict",
+        reason,
+        errno: Errno::INVAL,
+    }
+}
+
 fn too_many() -> Error {
     Error::Refused {
         what: "dict",
@@ -165,15 +169,16 @@ fn too_many() -> Error {
 /// A dictionary of at most `len` bytes for pages that are like these.
 ///
 /// # Errors
-/// [`Error::InvalidConfig`] if these are too few, or too much the same.
+/// [`Error::Refused`] (EINVAL) if these are too few, or too much the same.
 pub fn train_dictionary(pages: &[Page], len: usize) -> Result<Vec<u8>> {
     let sizes = vec![PAGE_SIZE; pages.len()];
     let trained = zstd::dict::from_continuous(pages.as_flattened(), &sizes, len);
-    trained.map_err(|error| Error::InvalidConfig {
-        option: "train-dict",
+    trained.map_err(|error| Error::Refused {
+        what: "train-dict",
         reason: format!(
             "{} pages are too few to learn from, or too much the same: {error}",
             pages.len()
         ),
+        errno: Errno::INVAL,
     })
 }

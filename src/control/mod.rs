@@ -7,7 +7,7 @@
 //! {"op":"stat"}                                       {"ok":{"disksize":1073741824,...}}
 //! {"op":"get","attribute":"mm_stat"}                  {"ok":"       0        0 ...\n"}
 //! {"op":"set","attribute":"mem_limit","value":"64M"}  {"ok":null}
-//! {"op":"set","attribute":"mem_limit","value":"x"}    {"error":"mem_limit: ...","errno":22}
+//! {"op":"set","attribute":"mem_limit","value":"x"}    {"error":"mem_limit: ...","errno":22,"usage":true}
 //! {"op":"latency"}                                    {"ok":{"read":{"count":7,"sum_ns":41300,...}}}
 //! {"op":"map","first":0,"pages":512,"cells":2}        {"ok":{"cells":[[0,201,3,0],[0,0,0,8]],...}}
 //! {"op":"compact"}                                    {"ok":{"pages":12}}
@@ -19,7 +19,8 @@
 //! {"op":"save_progress"}                              {"ok":{"pages":100,"of":345}}
 //! ```
 //!
-//! `errno` is the kernel's number: both ends are on one machine. Everything is bounded: lines to
+//! `errno` is the kernel's number: both ends are on one machine. `usage` is there if no device would do
+//! that. Everything is bounded: lines to
 //! [`MAX_LINE_BYTES`], clients to [`MAX_CLIENTS`], waits to [`IDLE_TIMEOUT`].
 
 mod client;

@@ -111,6 +111,9 @@ pub enum Reply {
         error: String,
         /// The errno, a positive number.
         errno: i32,
+        /// Whether the request makes no sense, whatever the machine; false unless it is said.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        usage: bool,
     },
 }
 
@@ -120,6 +123,7 @@ impl Reply {
         Self::Error {
             error: error.to_string().replace('\n', " "),
             errno: error.errno().raw_os_error(),
+            usage: error.is_usage(),
         }
     }
 
@@ -130,11 +134,16 @@ impl Reply {
     pub fn into_result(self) -> Result<Value> {
         match self {
             Self::Ok { ok } => Ok(ok),
-            Self::Error { error, errno } => Err(Error::Remote {
+            Self::Error {
+                error,
+                errno,
+                usage,
+            } => Err(Error::Remote {
                 message: error,
                 errno: Some(errno)
                     .filter(|number| ERRNOS.contains(number))
                     .map_or(Errno::IO, Errno::from_raw_os_error),
+                is_usage: usage,
             }),
         }
     }
@@ -221,6 +230,11 @@ mod tests {
         let back = reply.into_result().expect_err("an error");
         assert_eq!(back.errno(), Errno::NOSPC);
         assert_eq!(back.to_string(), error.to_string());
+        assert!(!back.is_usage());
+
+        let error = crate::config::check_size("disksize", 1).expect_err("no size");
+        let back = Reply::from_error(&error).into_result();
+        assert!(back.expect_err("an error").is_usage());
 
         for nonsense in [0, -1, 4096, i32::MIN] {
             let text = format!(r#"{{"error":"x","errno":{nonsense}}}"#);

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use crossbeam::atomic::AtomicCell;
+use rustix::io::Errno;
 
 use super::Device;
 use super::core::Core;
@@ -113,10 +114,9 @@ impl Device {
     /// become what they are by default.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] if there is no algorithm, if it has no such level, or if the
-    /// dictionary is none, or not for zstd; [`Error::Io`] if it cannot be read, or there is no
-    /// memory for it;
-    /// [`Error::Refused`] (ENOSPC) after 32 of them.
+    /// [`Error::InvalidConfig`] if it has no such level, or the dictionary is not for zstd;
+    /// [`Error::Refused`], EINVAL if there is no algorithm or the dictionary is none, ENOSPC after 32
+    /// of them; [`Error::Io`] if it cannot be read, or there is no memory for it.
     pub fn set_algorithm_params(
         &self,
         priority: Priority,
@@ -127,12 +127,12 @@ impl Device {
             option: "algorithm_params",
             reason,
         };
-        let algorithm = self.algorithm_of(priority).ok_or_else(|| {
-            wrong(format!(
-                "there is no algorithm of priority {}",
-                priority.number()
-            ))
-        })?;
+        let none = || Error::Refused {
+            what: "algorithm_params",
+            reason: format!("there is no algorithm of priority {}", priority.number()),
+            errno: Errno::INVAL,
+        };
+        let algorithm = self.algorithm_of(priority).ok_or_else(none)?;
         let algorithm = match level {
             None => algorithm.at_default_level(),
             Some(level) => algorithm.with_level(level).ok_or_else(|| {

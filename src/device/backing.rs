@@ -39,9 +39,10 @@ impl Device {
     /// for what the earlier one holds, or it cannot be read: then that serves on.
     pub fn set_backing(&self, config: Option<&BackingConfig>) -> Result<()> {
         match config {
-            Some(_) if self.core.origin.home().is_some() => Err(Error::InvalidConfig {
-                option: "--backing",
+            Some(_) if self.core.origin.home().is_some() => Err(Error::Refused {
+                what: "backing_dev",
                 reason: NO_BACKING.to_owned(),
+                errno: Errno::INVAL,
             }),
             Some(config) if config.encrypt != self.encrypts() => Err(Error::InvalidConfig {
                 option: "--backing-encrypt",

@@ -88,11 +88,12 @@ impl Plan {
     /// What a request means on a device with these algorithms.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] if it names a priority that has none, or there is none at all.
+    /// [`Error::Refused`] (EINVAL) if it names a priority that has none, or there is none at all.
     pub(super) fn new(request: &Recompression, set: &[(Priority, Compression)]) -> Result<Self> {
-        let none = |which: &str| Error::InvalidConfig {
-            option: "recompress",
+        let none = |which: &str| Error::Refused {
+            what: "recompress",
             reason: format!("there is no algorithm {which}: set recomp_algorithm first"),
+            errno: Errno::INVAL,
         };
         let top = set.last().map(|(priority, _)| *priority);
         let is_named = |algorithm: Algorithm, named: Algorithm| {
@@ -383,9 +384,8 @@ impl Device {
     /// unless the request names an algorithm that is not. The device is in use meanwhile.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] if there is no such algorithm to recompress with; [`Error::Refused`]
-    /// (EINTR) once the device is stopping; [`Error::NoSpace`] if there is no backing,
-    /// and no memory to recompress in.
+    /// [`Error::Refused`], EINVAL if there is no such algorithm to recompress with, EINTR once the device
+    /// is stopping; [`Error::NoSpace`] if there is no backing, and no memory to recompress in.
     pub fn recompress(&self, request: &Recompression) -> Result<u64> {
         let plan = Plan::new(request, &self.core.algorithms.secondary())?;
         let wanted = Wanted {

@@ -18,8 +18,8 @@ impl Device {
     /// are in memory, and puts it in a file at `path`. It is not used before it is set.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] if there are too few pages or no dictionary has so many bytes;
-    /// [`Error::Unusable`] or [`Error::Io`] about the file; those of reading.
+    /// [`Error::InvalidConfig`] if no dictionary has so many bytes; [`Error::Refused`] (EINVAL) if there
+    /// are too few pages; [`Error::Unusable`] or [`Error::Io`] about the file; those of reading.
     pub fn train_dictionary(&self, path: &Path, len: usize) -> Result<()> {
         check_dictionary_len(len)?;
         let mut samples = Vec::new();

@@ -63,7 +63,7 @@ fn a_dictionary_of_files() {
     world.ok(&args);
     assert!(fs::metadata(world.path("dict")).unwrap().len() <= 8 << 10);
     fs::write(world.path("little"), [1; 5000]).unwrap();
-    let line = world.refused(2, &["train-dict", "dict", "little"]);
+    let line = world.refused(1, &["train-dict", "dict", "little"]);
     assert!(line.contains("too few"), "{line}");
     world.refused(2, &["train-dict", "dict"]);
     world.refused(1, &["train-dict", "dict", "missing"]);

@@ -230,7 +230,7 @@ fn sizes_and_files_that_make_no_sense_are_refused() {
     assert!(line.contains("missing"), "{line}");
     world.refused(1, &["save", "vm", "missing/image"]);
     world.dir("directory");
-    let line = world.refused(2, &["save", "vm", "directory"]);
+    let line = world.refused(1, &["save", "vm", "directory"]);
     assert!(line.contains("plain file"), "{line}");
     let line = world.refused(2, &["serve", "b"]);
     assert!(line.contains("--size <SIZE> (or --restore FILE"), "{line}");

@@ -172,7 +172,7 @@ fn a_server_in_the_background_serves_what_its_starter_inherits() {
     let all = "up --config=uzram.toml";
     let line = one_line(
         &finish(&mut with_socket(&world, listen().into(), all)),
-        1,
+        2,
         &[all],
     );
     assert!(

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
+use rustix::io::Errno;
+
 use super::*;
 use crate::algorithm::{Algorithm, Priority};
 use crate::codec::Codec;
@@ -86,11 +88,12 @@ fn only_pages_that_are_chosen_are_recompressed() {
 fn without_an_algorithm_it_is_refused() {
     let device = no_limit(100, 1);
     let error = device.recompress(&Recompression::ALL).expect_err("none");
-    assert!(matches!(error, Error::InvalidConfig { .. }), "{error}");
+    assert_eq!(error.errno(), Errno::INVAL, "{error}");
+    assert!(!error.is_usage(), "{error}");
     device.set_algorithm_of(Priority::SECONDARY[0], ZSTD);
     device.stop();
     let error = device.recompress(&Recompression::ALL).expect_err("stops");
-    assert_eq!(error.errno(), rustix::io::Errno::INTR);
+    assert_eq!(error.errno(), Errno::INTR);
 }
 
 #[test]
