@@ -70,9 +70,7 @@ fn attach_nbd(dir: &RunDir, record: &Record, timeout: u32) -> Result<PathBuf> {
 /// `uzram detach`: what is attached, and all that a dead server left.
 pub(crate) fn detach(args: &NameArgs, root: &RunRoot) -> Result<()> {
     let dir = root.dir(&args.name);
-    if !dir.exists() {
-        bail!("no device {} is being served: see uzram list", args.name);
-    }
+    dir.require_there()?;
     let _turn = dir.take_turn()?;
     let record = dir.record();
     let attached = match &record {

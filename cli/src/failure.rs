@@ -7,7 +7,9 @@
 use std::fmt;
 use std::io::{self, Write};
 
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+
+use crate::{output, suggest};
 
 /// The exit code of what is wrong on any machine.
 pub(crate) const USAGE: u8 = 2;
@@ -57,6 +59,13 @@ pub(crate) fn say(line: &str) {
     let _ = writeln!(io::stderr(), "uzram: {line}");
 }
 
+/// Says on stderr what the user should know, unless only errors are to be said.
+pub(crate) fn warn(line: &str) {
+    if !output::is_quiet() {
+        say(&format!("warning: {line}"));
+    }
+}
+
 /// 2 if the user asked for something impossible, otherwise 1.
 pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
     let usage = error.chain().any(|cause| {
@@ -82,7 +91,8 @@ pub(crate) fn one_line(error: &anyhow::Error) -> String {
     join_lines(&text)
 }
 
-/// clap's message without its usage block and its tips, which may be wrong, on one line.
+/// clap's message without its usage block, on one line; of its tips, which may be wrong, only what is spelt
+/// much like what was typed.
 pub(crate) fn clap_line(error: &clap::Error) -> String {
     let text = error.render().to_string();
     let message = text
@@ -96,7 +106,34 @@ pub(crate) fn clap_line(error: &clap::Error) -> String {
     if error.kind() == ErrorKind::MissingRequiredArgument && line.contains(" --size ") {
         line.push_str(" (or --restore FILE, or --origin IMAGE)");
     }
+    if error.get(ContextKind::InvalidSubcommand) == Some(&ContextValue::String("help".into())) {
+        line.push_str(&suggest::question("uzram --help"));
+    } else if let Some(meant) = suggestion(error) {
+        line.push_str(&suggest::question(&meant));
+    }
     line.strip_prefix("error: ").unwrap_or(&line).to_owned()
+}
+
+/// The option, verb or value that was meant, of what clap supposes, which is easily satisfied.
+fn suggestion(error: &clap::Error) -> Option<String> {
+    const KINDS: [(ContextKind, ContextKind); 3] = [
+        (ContextKind::InvalidArg, ContextKind::SuggestedArg),
+        (
+            ContextKind::InvalidSubcommand,
+            ContextKind::SuggestedSubcommand,
+        ),
+        (ContextKind::InvalidValue, ContextKind::SuggestedValue),
+    ];
+    KINDS.iter().find_map(|(typed, supposed)| {
+        let ContextValue::String(typed) = error.get(*typed)? else {
+            return None;
+        };
+        match error.get(*supposed)? {
+            ContextValue::String(word) => suggest::nearest(typed, [word.clone()]),
+            ContextValue::Strings(words) => suggest::nearest(typed, words.clone()),
+            _ => None,
+        }
+    })
 }
 
 fn join_lines(text: &str) -> String {

@@ -45,7 +45,7 @@ pub(crate) fn list(args: &ListArgs, root: &RunRoot) -> Result<()> {
         return output::json(&entries);
     }
     if entries.is_empty() {
-        return output::line(format_args!("no devices are being served"));
+        return output::report(format_args!("no devices are being served"));
     }
     output::text(&list_table(&entries))
 }

@@ -40,6 +40,7 @@ mod server;
 mod settings;
 mod stat;
 mod stop;
+mod suggest;
 mod swap;
 mod swapon;
 mod table;
@@ -68,6 +69,9 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return refuse(&error),
     };
+    if cli.logging.quiet {
+        output::be_quiet();
+    }
     match start_logging(cli.logging).and_then(|()| run(cli)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.is::<StdoutGone>() => ExitCode::SUCCESS,

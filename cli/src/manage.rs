@@ -11,6 +11,7 @@ use uzram::{Attribute, Stats};
 
 use crate::args::{IdleArgs, JobArgs, NameArgs, RecompressArgs, SetArgs, StopArgs, WritebackArgs};
 use crate::attachments::{self, Attachment};
+use crate::failure;
 use crate::output;
 use crate::parse::Assignment;
 use crate::progress::watched;
@@ -42,12 +43,36 @@ pub(crate) fn set(args: &SetArgs, root: &RunRoot) -> Result<()> {
             .and_then(|value| set_one(&dir, &mut client, assignment, &value, args.discard_tail));
         result.with_context(|| match i {
             0 => "nothing was set".to_owned(),
+            1 => "only the first was set".to_owned(),
             _ => format!("only the first {i} were set"),
         })?;
         if assignment.attribute == Attribute::Disksize {
             follow_size(&dir)?;
         }
     }
+    let is_limit = |set: &Assignment| set.attribute == Attribute::MemLimit;
+    match args.assignments.iter().any(is_limit) {
+        true => warn_of_limit(&dir, &mut client),
+        false => Ok(()),
+    }
+}
+
+/// Warns of a limit that is below what is in memory and cannot leave it. As in zram it is set all the
+/// same, and holds for what comes.
+fn warn_of_limit(dir: &RunDir, client: &mut Client) -> Result<()> {
+    let stats = client.stat()?;
+    let is_met = stats.mem_limit == 0 || stats.mem_used_total <= stats.mem_limit;
+    // What has an image as its home goes there.
+    let goes_home = dir.record().is_some_and(|record| record.home.is_some());
+    if is_met || goes_home || client.get(Attribute::BackingDev.name())?.trim() != "none" {
+        return Ok(());
+    }
+    let (name, limit) = (dir.name(), bytes(stats.mem_limit));
+    failure::warn(&format!(
+        "mem_limit: {name} has {} in memory, more than {limit}, and no backing: writes fail until it has \
+         less; let it spill (uzram set {name} backing_dev=PATH), compact, recompress or discard",
+        bytes(stats.mem_used_total)
+    ));
     Ok(())
 }
 
@@ -163,9 +188,7 @@ pub(crate) fn reset(args: &NameArgs, root: &RunRoot) -> Result<()> {
 /// `uzram stop`.
 pub(crate) fn stop(args: &StopArgs, root: &RunRoot) -> Result<()> {
     let dir = root.dir(&args.name);
-    if !dir.exists() {
-        bail!("no device {} is being served: see uzram list", args.name);
-    }
+    dir.require_there()?;
     match args.force {
         true => release::refuse_if_swapped_to(&dir)?,
         false => refuse_to_stop(&dir, args.save.as_deref())?,

@@ -77,7 +77,7 @@ pub(crate) fn mount(args: MountArgs, sockets: Vec<InheritedSocket>, root: &RunRo
     } else {
         args.fs.name()
     };
-    output::line(format_args!(
+    output::report(format_args!(
         "{} ({}) is mounted on {}, {} on {}; to take it down: uzram umount {}",
         settings.name,
         bytes(settings.device.size),

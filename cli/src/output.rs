@@ -1,8 +1,10 @@
-//! Everything that goes to stdout. A reader of it that goes away has read enough: that is
+//! Everything that goes to stdout: what a verb is there to print, and reports of what it did, which are
+//! left out when only errors are to be said. A reader that goes away has read enough: that is
 //! [`StdoutGone`], told from every other pipe that breaks.
 
 use std::fmt;
 use std::io::{self, ErrorKind, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Result;
 use serde::Serialize;
@@ -22,6 +24,27 @@ impl fmt::Display for StdoutGone {
 
 impl std::error::Error for StdoutGone {}
 
+/// Whether only errors are to be said: it is so for the whole process, from its start.
+static QUIET: AtomicBool = AtomicBool::new(false);
+
+/// Has nothing be said but errors, and what a verb is there to print.
+pub(crate) fn be_quiet() {
+    QUIET.store(true, Ordering::Relaxed);
+}
+
+/// Whether nothing but errors is to be said.
+pub(crate) fn is_quiet() -> bool {
+    QUIET.load(Ordering::Relaxed)
+}
+
+/// Prints what was done, unless only errors are to be said.
+pub(crate) fn report(text: fmt::Arguments<'_>) -> Result<()> {
+    match is_quiet() {
+        true => Ok(()),
+        false => line(text),
+    }
+}
+
 /// Prints `text` and a newline.
 pub(crate) fn line(text: fmt::Arguments<'_>) -> Result<()> {
     print(format_args!("{text}\n"))
@@ -40,11 +63,11 @@ fn print(text: fmt::Arguments<'_>) -> Result<()> {
     }
 }
 
-/// Prints what was done, as `value` or as `text`.
+/// Prints what was done, as `value`, or as `text` in a report.
 pub(crate) fn done(report: ReportArgs, value: &Value, text: fmt::Arguments<'_>) -> Result<()> {
     match report.json {
         true => json(value),
-        false => line(text),
+        false => self::report(text),
     }
 }
 

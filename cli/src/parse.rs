@@ -3,6 +3,8 @@
 use uzram::nbd::Address;
 use uzram::{Algorithm, Attribute, BackingKeep, Error, PoolKind, SyncPolicy};
 
+use crate::suggest;
+
 /// Bytes, with an optional K, M, G or T.
 pub(crate) fn size(text: &str) -> Result<u64, String> {
     uzram::parse_size(text).map_err(|error| error.to_string())
@@ -103,7 +105,10 @@ pub(crate) fn assignment(text: &str) -> Result<Assignment, String> {
             value: value.to_owned(),
         }),
         Some(_) => Err(format!("{key} is read-only; {}", settable())),
-        None => Err(format!("there is no attribute {key:?}; {}", settable())),
+        None => Err(match suggest::nearest(key, names(Attribute::is_writable)) {
+            Some(meant) => format!("there is no attribute {key:?}{}", suggest::question(meant)),
+            None => format!("there is no attribute {key:?}; {}", settable()),
+        }),
     }
 }
 
@@ -113,22 +118,26 @@ pub(crate) fn readable(text: &str) -> Result<Attribute, String> {
     known
         .filter(|attribute| attribute.is_readable())
         .ok_or_else(|| {
-            let names = names(Attribute::is_readable);
-            match known {
-                Some(_) => format!("it can only be set; what can be read: {names}"),
-                None => format!("there is no such attribute; what can be read: {names}"),
+            let all = names(Attribute::is_readable);
+            let shown = all.join(", ");
+            match (known, suggest::nearest(text, all)) {
+                (Some(_), _) => format!("it can only be set; what can be read: {shown}"),
+                (None, Some(meant)) => {
+                    format!("there is no such attribute{}", suggest::question(meant))
+                }
+                (None, None) => format!("there is no such attribute; what can be read: {shown}"),
             }
         })
 }
 
 fn settable() -> String {
     let names = names(Attribute::is_writable);
-    format!("what can be set: {names}")
+    format!("what can be set: {}", names.join(", "))
 }
 
-fn names(wanted: impl Fn(Attribute) -> bool) -> String {
+fn names(wanted: impl Fn(Attribute) -> bool) -> Vec<&'static str> {
     let wanted = Attribute::ALL.into_iter().filter(|a| wanted(*a));
-    wanted.map(Attribute::name).collect::<Vec<_>>().join(", ")
+    wanted.map(Attribute::name).collect()
 }
 
 /// The library's reason without the option's name, which clap gives.

@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use uzram::Stats;
 use uzram::control::Client;
 
+use crate::output;
 use crate::rundir::RunDir;
 use crate::stat::PATIENCE;
 use crate::table::count;
@@ -18,6 +19,11 @@ const EVERY: Duration = Duration::from_secs(2);
 
 /// How often a server is asked how far it is.
 const POLL: Duration = Duration::from_millis(200);
+
+/// Whether it is drawn how far something is.
+pub(crate) fn draws() -> bool {
+    io::stderr().is_terminal() && !output::is_quiet()
+}
 
 /// Pages done, of how many.
 pub(crate) struct Progress {
@@ -30,7 +36,7 @@ pub(crate) struct Progress {
 
 impl Progress {
     pub(crate) fn new(total: u64, what: &'static str) -> Self {
-        let bar = io::stderr().is_terminal().then(|| {
+        let bar = draws().then(|| {
             let style =
                 ProgressStyle::with_template("{bar:40} {percent}% of {human_len} pages, {eta}");
             let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
@@ -50,7 +56,7 @@ impl Progress {
         if let Some(bar) = &self.bar {
             bar.set_length(total);
             bar.set_position(done);
-        } else if self.said.elapsed() >= EVERY {
+        } else if !output::is_quiet() && self.said.elapsed() >= EVERY {
             self.said = Instant::now();
             // Whoever reads it may have gone; that is no reason to stop.
             let _ = writeln!(
@@ -77,7 +83,7 @@ pub(crate) fn watched<T: Send>(
     describe: impl Fn(&Stats, &Stats) -> String,
     work: impl FnOnce() -> T + Send,
 ) -> Result<T> {
-    if !io::stderr().is_terminal() {
+    if !draws() {
         return Ok(work());
     }
     let mut client = Client::connect(&dir.control_socket(), PATIENCE)?;

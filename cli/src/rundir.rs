@@ -27,7 +27,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::{env, io};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Error, Result, anyhow, bail};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Flock, FlockType, Pid};
@@ -38,6 +38,7 @@ use uzram::mounts;
 use crate::leftovers;
 use crate::leftovers::FileId;
 use crate::name::Name;
+use crate::suggest;
 
 /// Overrides RUNDIR, for tests and for several independent sets of devices.
 pub(crate) const OVERRIDE: &str = "UZRAM_RUNDIR";
@@ -184,8 +185,26 @@ impl RunDir {
                     "the server of {name} is dead: clear what it left with: {clear}"
                 ))
             }
-            None => Err(anyhow!("no device {name} is being served: see uzram list")),
+            None => Err(self.unknown()),
         }
+    }
+
+    /// Refuses a name of which there is nothing, not even what a dead server left.
+    pub(crate) fn require_there(&self) -> Result<()> {
+        match self.exists() {
+            true => Ok(()),
+            false => Err(self.unknown()),
+        }
+    }
+
+    /// What to say of a name of which there is nothing.
+    fn unknown(&self) -> Error {
+        let root = self.path.parent().map(|root| RunRoot(root.to_owned()));
+        let dirs = root.and_then(|root| root.dirs().ok()).unwrap_or_default();
+        let known = dirs.iter().map(|dir| dir.name.as_str());
+        let meant = suggest::nearest(self.name.as_str(), known);
+        let more = meant.map_or_else(|| ": see uzram list".to_owned(), suggest::question);
+        anyhow!("no device {} is being served{more}", self.name)
     }
 
     /// What the server, alive or dead, serves.

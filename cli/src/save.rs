@@ -73,7 +73,7 @@ pub(crate) fn check_target(owner: &Owner, file: &Path) -> Result<()> {
 }
 
 fn say(file: &Path, saved: Saved) -> Result<()> {
-    output::line(format_args!(
+    output::report(format_args!(
         "{} saved, {} pages: {} in {}",
         bytes(saved.pages * uzram::PAGE_SIZE as u64),
         count(saved.pages),

@@ -42,7 +42,7 @@ pub(crate) fn scrub(args: &JobArgs, root: &RunRoot) -> Result<()> {
     match (found.bad(), args.report.json) {
         (Some(bad), _) => bail!("{checked}, {bad}"),
         (None, true) => Ok(()),
-        (None, false) => output::line(format_args!("{checked}, all intact")),
+        (None, false) => output::report(format_args!("{checked}, all intact")),
     }
 }
 

@@ -73,7 +73,7 @@ pub(crate) fn up(
         }
     };
     undo.disarm();
-    output::line(format_args!(
+    output::report(format_args!(
         "{} ({}) is swapped to, as {}, priority {}; to take it down: {down_command}",
         settings.name,
         bytes(settings.device.size),

@@ -41,7 +41,7 @@ pub(crate) fn train_dict(args: &TrainDictArgs, root: &RunRoot) -> Result<()> {
     }
     let made = std::fs::metadata(&output)?.len();
     let file = args.output.display();
-    output::line(format_args!("{} of dictionary in {file}", bytes(made)))
+    output::report(format_args!("{} of dictionary in {file}", bytes(made)))
 }
 
 /// Whole pages of files, as far apart as there are so many.

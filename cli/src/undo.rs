@@ -1,7 +1,7 @@
 //! Doing several steps so that a failure, or Ctrl-C, leaves nothing half made.
 
 use std::fmt;
-use std::io::{self, IsTerminal};
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Once};
 use std::time::Duration;
@@ -13,6 +13,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
 
 use crate::name::Name;
+use crate::progress;
 
 /// What ends a program unless it is handled.
 const SIGNALS: [i32; 3] = [SIGINT, SIGTERM, SIGHUP];
@@ -150,14 +151,14 @@ impl Drop for Undo<'_> {
     }
 }
 
-/// Shows which of several steps is being done, if stderr is a terminal.
+/// Shows which of several steps is being done, where that can be drawn.
 pub(crate) struct Steps {
     bar: ProgressBar,
 }
 
 impl Steps {
     pub(crate) fn new(count: u64) -> Self {
-        let bar = if io::stderr().is_terminal() {
+        let bar = if progress::draws() {
             ProgressBar::new(count)
         } else {
             ProgressBar::hidden()

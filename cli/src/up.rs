@@ -97,7 +97,7 @@ fn start(
             let error = anyhow!("it is served, and not swapped to: {down} first");
             return Err(config.explain(entry, error));
         }
-        return output::line(format_args!("{} is up already", entry.name));
+        return output::report(format_args!("{} is up already", entry.name));
     }
     let started = match config.wanted(entry)? {
         Wanted::Served(args) => background(args, sockets, root),
@@ -131,7 +131,7 @@ fn background(args: ServeArgs, sockets: Vec<InheritedSocket>, root: &RunRoot) ->
     launch.start()?;
     // The server has added what it inherited, and found real ports.
     let record = dir.record().unwrap_or_else(|| settings.record());
-    output::line(format_args!(
+    output::report(format_args!(
         "{} ({}) is served on {}",
         settings.name,
         bytes(settings.device.size),
@@ -147,7 +147,7 @@ pub(crate) fn down(args: &DownArgs, root: &RunRoot) -> Result<()> {
     each(&entries, |entry| {
         let dir = root.dir(&entry.name);
         if !dir.exists() {
-            return output::line(format_args!("{} is not up", entry.name));
+            return output::report(format_args!("{} is not up", entry.name));
         }
         match dir.record().and_then(|record| record.mountpoint) {
             Some(mountpoint) => mount::unmount(&mountpoint, None, root),

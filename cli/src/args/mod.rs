@@ -30,14 +30,15 @@ pub(crate) struct Cli {
 /// Where the devices of a machine are described.
 pub(crate) const DEFAULT_CONFIG: &str = "/etc/uzram.toml";
 
-/// How much is logged, to stderr; `UZRAM_LOG` (as in `debug` or `uzram=trace`) says it finer.
+/// How much is said: what is logged, to stderr, for which `UZRAM_LOG` (as in `debug` or `uzram=trace`) is
+/// finer, and what verbs report of what they did.
 #[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct LoggingArgs {
     /// Log more: -v for debug, -vv for trace.
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
 
-    /// Log errors only.
+    /// Say errors only, and what a verb is there to print.
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub(crate) quiet: bool,
 }

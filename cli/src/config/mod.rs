@@ -9,6 +9,7 @@ mod zram_generator;
 
 use std::ffi::OsString;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -17,6 +18,7 @@ use clap::{ArgAction, CommandFactory};
 use crate::args::{self, Cli, MountArgs, ServeArgs, Verb};
 use crate::failure::{self, Usage};
 use crate::name::Name;
+use crate::suggest;
 use crate::swapon::SwapPriority;
 
 /// The key of a device that is mounted; on the command line it stands alone.
@@ -67,7 +69,14 @@ impl Config {
     /// Reads `path`: zram-generator's form if it ends in `.conf`, else TOML.
     pub(crate) fn read(path: &Path) -> Result<Self> {
         let shown = path.display();
-        let text = fs::read_to_string(path).with_context(|| format!("cannot read {shown}"))?;
+        let text = match fs::read_to_string(path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                bail!(
+                    "there is no {shown}: name a file with --config, or see uzram up --help for one"
+                )
+            }
+            text => text.with_context(|| format!("cannot read {shown}"))?,
+        };
         let parsed = match path.extension().is_some_and(|end| end == "conf") {
             true => zram_generator::parse(&text, zram_generator::ram_mib()?),
             false => toml::parse(&text),
@@ -150,7 +159,7 @@ impl Config {
             let is_flag = flag_of(verb, &key.name).ok_or_else(|| {
                 wrong(match flag_of("mount", &key.name) {
                     Some(_) => format!("only what is mounted has one: add {MOUNTPOINT} = \"DIR\""),
-                    None => format!("there is no such key: the keys are {}", options(verb)),
+                    None => no_such_key(verb, &key.name),
                 })
             })?;
             match (is_flag, &key.value) {
@@ -247,10 +256,13 @@ fn flag_of(verb: &str, key: &str) -> Option<bool> {
     found.map(|(_, is_flag)| is_flag)
 }
 
-fn options(verb: &str) -> String {
+fn no_such_key(verb: &str, key: &str) -> String {
     let mut names: Vec<_> = keys_of(verb).into_iter().map(|(name, _)| name).collect();
     names.extend([MOUNTPOINT, SWAP_PRIORITY].map(str::to_owned));
-    names.join(", ")
+    match suggest::nearest(key, &names) {
+        Some(meant) => format!("there is no such key{}", suggest::question(meant)),
+        None => format!("there is no such key: the keys are {}", names.join(", ")),
+    }
 }
 
 /// What is wrong with a line.
@@ -331,9 +343,12 @@ mod tests {
             ("size = 1\n", &[":1: ", "[NAME]"]),
             (
                 "[a]\n\nsiez = \"1G\"\n",
-                &[":3: siez: ", "backing-size", "mountpoint"],
+                &[":3: siez: ", "did you mean size?"],
             ),
-            ("[a]\nbackground = true\n", &[":2: background: "]),
+            (
+                "[a]\nbackground = true\n",
+                &[":2: background: ", "backing-size", "mountpoint"],
+            ),
             ("[a]\nsize = true\n", &[":2: size: it takes a value"]),
             ("[a]\nsize = 1.5\n", &[":2: size: "]),
             (

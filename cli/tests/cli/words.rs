@@ -1,8 +1,44 @@
-//! How verbs exit.
+//! What verbs say and how they exit: typos, refusals, warnings, and nothing under `--quiet`.
 
 use std::fs;
+use std::process::Command;
 
 use crate::common::World;
+use crate::{recompress, scrub};
+
+#[test]
+fn typos_get_a_suggestion() {
+    let world = World::new();
+    let _server = world.serve(&["scratch", "--size=1M"]);
+    for (code, args, meant) in [
+        (2, &["serv", "a", "--size=1M"][..], "serve"),
+        (2, &["stats", "scratch"], "stat"),
+        (2, &["help", "serve"], "uzram --help"),
+        (2, &["serve", "a", "--sise=1M"], "--size"),
+        (
+            2,
+            &["serve", "a", "--size=1M", "--mem-limt=1M"],
+            "--mem-limit",
+        ),
+        (2, &["mount", "--size=1G", "--fs=ext", "mnt"], "ext4"),
+        (2, &["set", "scratch", "mem-limit=1M"], "mem_limit"),
+        (2, &["stat", "scratch", "mmstat"], "mm_stat"),
+        (1, &["stat", "scrach"], "scratch"),
+        (1, &["stop", "scrach"], "scratch"),
+        (1, &["detach", "scrach"], "scratch"),
+    ] {
+        let line = world.refused(code, args);
+        let question = format!("; did you mean {meant}?\n");
+        assert!(line.ends_with(&question), "{args:?}: {line}");
+    }
+    let table = "[vm]\nsize = \"1M\"\nmem_limit = \"1M\"\n";
+    fs::write(world.path("a.toml"), table).unwrap();
+    let line = world.refused(2, &["up", "--config=a.toml"]);
+    assert!(
+        line.ends_with("mem_limit: there is no such key; did you mean mem-limit?\n"),
+        "{line}"
+    );
+}
 
 /// Refusals of one kind have one code, whoever refuses: the command line, a file, or a server.
 #[test]
@@ -52,4 +88,87 @@ fn what_never_makes_sense_exits_2_and_what_does_not_now_exits_1() {
     }
     let output = world.run(&["up", "--config=b.toml"]);
     assert_eq!(output.status.code(), Some(2), "{output:?}");
+}
+
+#[test]
+fn quiet_verbs_say_nothing_of_what_they_did() {
+    let world = World::new();
+    let _server = world.serve(&[
+        "vm",
+        "--size=64M",
+        "--mem-limit=32M",
+        "--backing=spill",
+        "--nbd=unix:s",
+    ]);
+    scrub::fill(&world);
+    fs::write(world.path("a.toml"), "[a]\nsize = \"8M\"\n").unwrap();
+    for args in [
+        &["idle", "vm"][..],
+        &["writeback", "vm", "type=huge"],
+        &["recompress", "vm", "algo=zstd:1"],
+        &["compact", "vm"],
+        &["scrub", "vm"],
+        &["save", "vm", "image"],
+        &["set", "vm", "mem_limit=16M", "backing_size=1G"],
+        &["up", "--config=a.toml"],
+        &["up", "--config=a.toml"],
+        &["down", "--config=a.toml"],
+        &["down", "--config=a.toml"],
+        &["reset", "vm"],
+        &["stop", "vm", "--save=image"],
+        &["list"],
+    ] {
+        let output = world.run(&[&["-q"], args].concat());
+        assert!(output.status.success(), "{args:?}: {output:?}");
+        assert!(output.stdout.is_empty(), "{args:?}: {output:?}");
+        assert!(output.stderr.is_empty(), "{args:?}: {output:?}");
+    }
+    // But what they are there to print, and errors.
+    let _server = world.serve(&["vm", "--size=64M", "--nbd=unix:s"]);
+    assert_eq!(world.ok(&["-q", "stat", "vm", "disksize"]), "67108864\n");
+    assert_eq!(world.ok(&["-q", "idle", "vm", "--json"]), "{\"pages\":0}\n");
+    assert!(world.ok(&["-q", "list"]).contains("64 MiB"));
+    world.refused(1, &["-q", "stat", "mv"]);
+}
+
+/// As in zram it is accepted, and fails whoever writes more.
+#[test]
+fn a_limit_that_is_not_to_be_reached_is_set_with_a_warning() {
+    let world = World::new();
+    let _server = world.serve(&["vm", "--size=64M", "--nbd=unix:s"]);
+    scrub::fill(&world);
+    let warned = |args: &[&str]| {
+        let output = world.run(args);
+        assert!(
+            output.status.success() && output.stdout.is_empty(),
+            "{output:?}"
+        );
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let said = warned(&["set", "vm", "mem_limit=16M"]);
+    assert!(
+        said.starts_with("uzram: warning: mem_limit: vm has 48"),
+        "{said}"
+    );
+    assert!(
+        said.contains("16 MiB") && said.contains("backing_dev="),
+        "{said}"
+    );
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert_eq!(world.ok(&["stat", "vm", "mem_limit"]), "16777216\n");
+    let copy = || {
+        let data = world.path("data");
+        let mut nbdcopy = Command::new("nbdcopy");
+        nbdcopy
+            .args([data.to_str().unwrap(), &recompress::uri(&world)])
+            .output()
+            .unwrap()
+    };
+    assert!(!copy().status.success());
+    assert_eq!(warned(&["-q", "set", "vm", "mem_limit=15M"]), "");
+    assert_eq!(warned(&["set", "vm", "mem_limit=64M"]), "");
+    // What can be spilled will be.
+    let spills = ["set", "vm", "backing_dev=spill", "mem_limit=16M"];
+    assert_eq!(warned(&spills), "");
+    assert!(copy().status.success());
 }
