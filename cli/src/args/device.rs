@@ -3,9 +3,11 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use clap_complete::engine::{ArgValueCandidates, ArgValueCompleter};
 use uzram::nbd::Address;
 use uzram::{Algorithm, BackingKeep, PoolKind, SyncPolicy};
 
+use crate::complete::values;
 use crate::metrics::Sink;
 use crate::parse;
 
@@ -35,7 +37,7 @@ pub(crate) struct DeviceArgs {
     /// When the image has all that was written: at each `flush`, `never` but at the end, or every so
     /// many seconds [default: flush].
     #[arg(long, value_name = "WHEN", value_parser = parse::sync, requires = "origin")]
-    #[arg(conflicts_with = "snapshot")]
+    #[arg(conflicts_with = "snapshot", add = ArgValueCandidates::new(values::syncs))]
     pub(crate) sync: Option<SyncPolicy>,
 
     /// What it may be grown to while it is in use: costs addresses only [default: 4 x SIZE].
@@ -60,6 +62,7 @@ pub(crate) struct DeviceArgs {
 
     /// At the end: `keep` it as it is, `remove` the file, or `wipe` it first [default: remove].
     #[arg(long, value_name = "WHAT", value_parser = parse::keep, requires = "backing")]
+    #[arg(add = ArgValueCandidates::new(values::keeps))]
     pub(crate) backing_keep: Option<BackingKeep>,
 
     /// Most to write to the backing in any 24 hours, 0 for no limit: spares flash that wears out.
@@ -68,11 +71,13 @@ pub(crate) struct DeviceArgs {
 
     /// How pages are compressed: lz4, lz4hc, zstd or deflate, with or without a :LEVEL.
     #[arg(long, value_name = "NAME", default_value = "lz4", value_parser = parse::algorithm)]
+    #[arg(add = ArgValueCandidates::new(values::algorithms))]
     pub(crate) algorithm: Algorithm,
 
     /// Compress pages that were not used for a while again, like this: zstd:3, say; with up to three
     /// algorithms, given in this order, a page takes the first that makes it smaller.
     #[arg(long, value_name = "NAME", value_parser = parse::algorithm)]
+    #[arg(add = ArgValueCandidates::new(values::algorithms))]
     pub(crate) recompress: Vec<Algorithm>,
 
     /// How many seconds is a while; 0 to recompress only what is asked for [default: 300].
@@ -81,6 +86,7 @@ pub(crate) struct DeviceArgs {
 
     /// Which allocator keeps them: zsmalloc, the densest, zbud or z3fold.
     #[arg(long, value_name = "NAME", default_value = "zsmalloc", value_parser = parse::pool)]
+    #[arg(add = ArgValueCandidates::new(values::pools))]
     pub(crate) pool: PoolKind,
 
     /// Slices of the device, each with a lock of its own [default: chosen from the machine].
@@ -108,6 +114,7 @@ pub(crate) struct ExportArgs {
     /// Serve NBD on unix:PATH or tcp:HOST:PORT; may be given several times. Sockets inherited from systemd
     /// (LISTEN_FDS) are served as well.
     #[arg(long, value_name = "ADDRESS", value_parser = parse::address)]
+    #[arg(add = ArgValueCompleter::new(values::nbd))]
     pub(crate) nbd: Vec<Address>,
 
     /// Refuse all that writes over NBD, with EPERM.
@@ -143,7 +150,7 @@ pub(crate) struct WatchArgs {
     /// Serve metrics for Prometheus at unix:PATH or tcp:HOST:PORT, or write them to file:PATH every
     /// 15 s; may be given several times. Where other machines can read them a warning says so, unless
     /// --insecure is given.
-    #[arg(long, value_name = "WHERE")]
+    #[arg(long, value_name = "WHERE", add = ArgValueCompleter::new(values::metrics))]
     pub(crate) metrics: Vec<Sink>,
 
     /// Log requests that take so many milliseconds or longer.

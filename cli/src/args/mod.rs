@@ -7,13 +7,14 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use clap_complete::engine::ArgValueCandidates;
+use clap_complete::engine::{ArgValueCandidates, ArgValueCompleter};
 use uzram::Attribute;
 
 pub(crate) use self::device::{DeviceArgs, ExportArgs, TlsMode};
+use crate::complete::{self, values};
 use crate::filesystem::FsType;
 use crate::name::Name;
-use crate::{complete, examples, parse};
+use crate::{examples, parse};
 
 /// zram in userspace: a compressed RAM disk that spills its coldest memory to a file.
 #[derive(Debug, Parser)]
@@ -343,6 +344,7 @@ pub(crate) struct IdleArgs {
 
     /// All pages, or those that were neither written nor read for so many seconds.
     #[arg(value_name = "all|SECONDS", default_value = "all", value_parser = parse::idle)]
+    #[arg(add = ArgValueCandidates::new(values::idle))]
     pub(crate) which: String,
 
     #[command(flatten)]
@@ -357,6 +359,7 @@ pub(crate) struct WritebackArgs {
 
     /// Which: type=idle, type=huge, type=huge_idle, page_index=N, page_indexes=LOW-HIGH.
     #[arg(required = true, value_name = "PAGES", value_parser = parse::selection)]
+    #[arg(add = ArgValueCandidates::new(values::selections))]
     pub(crate) which: Vec<String>,
 
     #[command(flatten)]
@@ -372,6 +375,7 @@ pub(crate) struct RecompressArgs {
     /// Which, and how: type=idle, type=huge, type=huge_idle, threshold=BYTES, max_pages=N, algo=NAME,
     /// priority=N.
     #[arg(value_name = "PARAMETER", value_parser = parse::recompression)]
+    #[arg(add = ArgValueCandidates::new(values::recompressions))]
     pub(crate) which: Vec<String>,
 
     #[command(flatten)]
@@ -449,7 +453,7 @@ pub(crate) struct SetArgs {
     /// writeback_limit_enable, writeback_daily_limit; or what has a verb as well, as in idle=all: compact,
     /// idle, writeback, recompress, reset.
     #[arg(required = true, value_name = "KEY=VALUE", value_parser = parse::assignment)]
-    #[arg(add = ArgValueCandidates::new(complete::writable))]
+    #[arg(add = ArgValueCompleter::new(values::assignments))]
     pub(crate) assignments: Vec<parse::Assignment>,
 
     /// With a smaller disksize: forget what is beyond it.

@@ -10,7 +10,7 @@ use crate::common::{HANG, World, signal};
 use crate::{recompress, scrub};
 
 /// A terminal of 100 columns and 36 lines; closed when dropped.
-struct Terminal {
+pub(crate) struct Terminal {
     /// One of its own: tmux goes on for a moment after it was told to end, and whoever comes
     /// to its socket then is turned away.
     socket: PathBuf,
@@ -19,13 +19,19 @@ struct Terminal {
 impl Terminal {
     /// Runs `uzram ARGS` in it, says how that ended, and stays; `None`, loudly, without tmux.
     fn run(world: &World, args: &str) -> Option<Self> {
+        let program = env!("CARGO_BIN_EXE_uzram");
+        let script = format!("{program} {args}; echo ended with $?; exec sleep 600");
+        Self::start(world, &script)
+    }
+
+    /// Runs a script in it, with `uzram` in its path; `None`, loudly, without tmux.
+    pub(crate) fn start(world: &World, script: &str) -> Option<Self> {
         static STARTED: AtomicU32 = AtomicU32::new(0);
         let number = STARTED.fetch_add(1, Ordering::Relaxed);
         let terminal = Self {
             socket: world.path(&format!("tmux{number}")),
         };
-        let program = env!("CARGO_BIN_EXE_uzram");
-        let script = format!("{program} {args}; echo ended with $?; exec sleep 600");
+        let path = std::env::var("PATH").unwrap();
         let started = terminal
             .tmux(&[
                 "-f",
@@ -37,16 +43,19 @@ impl Terminal {
                 "-y",
                 "36",
             ])
+            .current_dir(world.path(""))
+            .env("PATH", format!("{}:{path}", world.path("tools").display()))
+            .env("HOME", world.path(""))
             .env("UZRAM_RUNDIR", world.rundir())
             .env("LC_ALL", "C.UTF-8")
             .env("TERM", "xterm-256color")
-            .args(["sh", "-c", &script])
+            .args(["sh", "-c", script])
             .output();
         match started {
             Ok(output) => assert!(output.status.success(), "{output:?}"),
             Err(error) => {
                 // Straight to the descriptor: the harness keeps what a passing test prints.
-                let _ = writeln!(std::io::stderr(), "SKIPPED: {args} in tmux: {error}");
+                let _ = writeln!(std::io::stderr(), "SKIPPED: {script} in tmux: {error}");
                 return None;
             }
         }
@@ -66,7 +75,7 @@ impl Terminal {
     }
 
     /// The screen once it is as wanted, which it must become.
-    fn until(&self, wanted: impl Fn(&str) -> bool) -> String {
+    pub(crate) fn until(&self, wanted: impl Fn(&str) -> bool) -> String {
         let begun = Instant::now();
         loop {
             let screen = self.screen();
@@ -95,9 +104,19 @@ impl Terminal {
             .unwrap()
     }
 
-    fn press(&self, key: &str) {
+    pub(crate) fn press(&self, key: &str) {
         let output = self.tmux(&["send-keys", key]).output().unwrap();
         assert!(output.status.success(), "{output:?}");
+    }
+
+    pub(crate) fn type_in(&self, text: &str) {
+        let output = self.tmux(&["send-keys", "-l", text]).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+    }
+
+    pub(crate) fn enter(&self, line: &str) {
+        self.type_in(line);
+        self.press("Enter");
     }
 }
 

@@ -3,15 +3,22 @@
 //!
 //! What cannot be found out is left out: nobody sees an error of it.
 
+mod bash;
+mod dequoted;
+mod line;
+pub(crate) mod values;
+
 use std::env;
 use std::path::Path;
 
 use clap::{Arg, Command, CommandFactory};
 use clap_complete::CompleteEnv;
 use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
-use clap_complete::env::Shells;
+use clap_complete::env::{Elvish, Fish, Powershell, Shells, Zsh};
 use uzram::Attribute;
 
+use self::dequoted::Dequoted;
+use self::line::{Line, Quote};
 use crate::args::{Cli, DEFAULT_CONFIG};
 use crate::config::Config;
 use crate::output;
@@ -21,10 +28,22 @@ use crate::table::bytes;
 /// Names the shell that asks.
 const VARIABLE: &str = "UZRAM_COMPLETE";
 
+/// Those that can ask.
+const SHELLS: Shells<'_> = Shells(&[
+    &bash::Bash,
+    &Elvish,
+    &Dequoted(Fish),
+    &Powershell,
+    &Dequoted(Zsh),
+]);
+
 /// Answers a shell that asks, and ends the process; returns if none does. To be called before anything
 /// is written.
 pub(crate) fn answer_shell() {
-    CompleteEnv::with_factory(command).var(VARIABLE).complete();
+    CompleteEnv::with_factory(command)
+        .var(VARIABLE)
+        .shells(SHELLS)
+        .complete();
 }
 
 /// The command line, with the options of a verb behind the devices that it may be given, unless the word
@@ -32,8 +51,12 @@ pub(crate) fn answer_shell() {
 fn command() -> Command {
     let mut command = Cli::command();
     command.build();
-    let last = env::args_os().next_back().unwrap_or_default();
-    if last.as_encoded_bytes().starts_with(b"-") {
+    // Bash asks with a whole line, the others with words.
+    let asked = env::args_os().next_back().unwrap_or_default();
+    if Line::split(&asked.to_string_lossy(), Quote::None)
+        .last()
+        .starts_with('-')
+    {
         return command;
     }
     let hide = |option: Arg| match option.is_positional() {
@@ -53,8 +76,7 @@ fn command() -> Command {
 
 /// Prints the script that has `shell` ask.
 pub(crate) fn print_script(shell: &str) -> anyhow::Result<()> {
-    let shells = Shells::builtins();
-    let Some(shell) = shells.completer(shell) else {
+    let Some(shell) = SHELLS.completer(shell) else {
         anyhow::bail!("nothing is known of {shell}");
     };
     let mut script = Vec::new();
@@ -100,22 +122,13 @@ pub(crate) fn readable() -> Vec<CompletionCandidate> {
         .collect()
 }
 
-/// What `uzram set` sets.
-pub(crate) fn writable() -> Vec<CompletionCandidate> {
-    let writable = Attribute::ALL.iter().filter(|a| a.is_writable());
-    writable
-        .map(|a| CompletionCandidate::new(format!("{}=", a.name())))
-        .collect()
-}
-
 fn dirs() -> Vec<RunDir> {
     let dirs = RunRoot::locate().and_then(|root| root.dirs());
     dirs.unwrap_or_default()
 }
 
-/// Shells insert a word as it is: one that would have to be quoted is left out.
+/// A word that would be taken for an option is left out.
 fn candidate(word: &str, help: String) -> Option<CompletionCandidate> {
-    let is_plain = |c: char| c.is_alphanumeric() || "._-/+@%,".contains(c);
-    let plain = word.chars().all(is_plain) && !word.starts_with('-');
-    plain.then(|| CompletionCandidate::new(word).help(Some(help.into())))
+    let is_option = word.starts_with('-');
+    (!is_option).then(|| CompletionCandidate::new(word).help(Some(help.into())))
 }
