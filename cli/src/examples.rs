@@ -85,7 +85,18 @@ EXAMPLES
 pub(crate) const LIST: &str = "\
 EXAMPLES
   uzram list
-  uzram list --json";
+  uzram list --json
+
+COLUMNS
+  SIZE     bytes in the device
+  STORED   data on it, as its users see it
+  MEMORY   what of that is in memory takes there, compressed
+  LIMIT    the most that MEMORY may be
+  BACKING  what is spilled takes in the backing, compressed
+  PID      its server, or `dead`
+  WHERE    its mountpoint, else its block device, else where it is served
+
+uzram top has RATIO and SPILLED as well: what SPILLED is as data, BACKING is as room in the backing.";
 
 pub(crate) const STAT: &str = "\
 EXAMPLES
@@ -234,7 +245,21 @@ EXAMPLES
   uzram top
   uzram top scratch --interval 5
 
-q ends it, the arrows choose the device whose rates and pages are shown.";
+COLUMNS
+  SIZE        bytes in the device
+  STORED      data on it, as its users see it
+  SPILLED     the part of that which is in the backing, or still in the
+              image that is being restored
+  MEMORY      what the rest takes in memory, compressed
+  LIMIT       the most that MEMORY may be
+  RATIO       how many times as much data is in memory
+  BACKING     what is spilled takes in the backing, compressed
+  READ/S      requests to read in a second
+  WRITE/S     requests to write in a second
+  TO RESTORE  still only in the image that is being restored, compressed
+
+A narrow terminal has no RATIO, then no SPILLED. q ends it, the arrows choose the device whose rates and pages \
+are shown.";
 
 pub(crate) const MAP: &str = "\
 EXAMPLES

@@ -1,7 +1,9 @@
 //! `uzram top`: the devices, live.
 //!
-//! `watch` asks the servers, `screen` draws what they said, and this is the loop around both.
+//! `watch` asks the servers, `screen` draws what they said, with the table of `devices` at its head, and
+//! this is the loop around both.
 
+mod devices;
 mod screen;
 mod watch;
 

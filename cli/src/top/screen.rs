@@ -2,18 +2,15 @@
 
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
-use ratatui::style::{Color, Modifier, Style};
+use ratatui::style::{Color, Style};
 use ratatui::text::{Line, Span};
-use ratatui::widgets::{Block, Cell, Paragraph, Row, Sparkline, Table, TableState};
-use uzram::{Latency, PAGE_SIZE, Stats};
+use ratatui::widgets::{Block, Paragraph, Sparkline};
+use uzram::Latency;
 
+use super::devices;
 use super::watch::{Watch, Watched};
 use crate::map::{Cells, Kind};
-use crate::table::{bytes, count, duration, ratio};
-
-const HEAD: [&str; 9] = [
-    "NAME", "SIZE", "STORED", "MEMORY", "LIMIT", "RATIO", "SPILLED", "READ/S", "WRITE/S",
-];
+use crate::table::{bytes, count, duration};
 
 /// Draws all of it; returns how many cells the map has room for.
 pub(super) fn draw(frame: &mut Frame<'_>, watch: &Watch) -> u64 {
@@ -25,7 +22,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, watch: &Watch) -> u64 {
         Constraint::Length(1),
     ])
     .areas(frame.area());
-    draw_table(frame, table, watch);
+    devices::draw(frame, table, watch);
     if let Some(device) = watch.selected() {
         draw_lines(frame, lines, device);
     }
@@ -33,79 +30,6 @@ pub(super) fn draw(frame: &mut Frame<'_>, watch: &Watch) -> u64 {
     let keys = Line::from(" q quit   ↑ ↓ another device").style(Style::new().dim());
     frame.render_widget(keys, help);
     cells
-}
-
-fn draw_table(frame: &mut Frame<'_>, area: Rect, watch: &Watch) {
-    let block = Block::bordered().title(" uzram ");
-    if watch.devices.is_empty() {
-        let text = Paragraph::new("no devices are being served").block(block);
-        return frame.render_widget(text, area);
-    }
-    // Figures are never cut off before the name is.
-    let widths = [
-        Constraint::Fill(1),
-        Constraint::Length(8),
-        Constraint::Length(8),
-        Constraint::Length(8),
-        Constraint::Length(8),
-        Constraint::Length(6),
-        Constraint::Length(8),
-        Constraint::Length(8),
-        Constraint::Length(8),
-    ];
-    let head = HEAD
-        .iter()
-        .enumerate()
-        .map(|(i, text)| cell(i, (*text).to_owned()));
-    let table = Table::new(watch.devices.iter().map(row), widths)
-        .header(Row::new(head).style(Style::new().add_modifier(Modifier::BOLD)))
-        .row_highlight_style(Style::new().add_modifier(Modifier::REVERSED))
-        .block(block);
-    let mut state = TableState::new().with_selected(Some(watch.selected));
-    frame.render_stateful_widget(table, area, &mut state);
-}
-
-/// Figures stand to the right, the name to the left.
-fn cell(column: usize, text: String) -> Cell<'static> {
-    let line = Line::from(text);
-    Cell::from(if column == 0 {
-        line
-    } else {
-        line.right_aligned()
-    })
-}
-
-fn row(device: &Watched) -> Row<'static> {
-    let name = device.name.to_string();
-    let texts = match device.stats() {
-        Some(stats) => figures(name, stats, device),
-        None => {
-            let mut texts: [String; 9] = std::array::from_fn(|_| "?".to_owned());
-            texts[0] = name;
-            texts
-        }
-    };
-    Row::new(texts.into_iter().enumerate().map(|(i, text)| cell(i, text)))
-}
-
-fn figures(name: String, stats: &Stats, device: &Watched) -> [String; 9] {
-    let limit = match stats.mem_limit {
-        0 => "none".to_owned(),
-        limit => bytes(limit),
-    };
-    let page = PAGE_SIZE as u64;
-    let rate = |samples: Option<&u64>| samples.map_or_else(|| "-".to_owned(), |n| count(*n));
-    [
-        name,
-        bytes(stats.disksize),
-        bytes(stats.orig_data_size),
-        bytes(stats.mem_used_total),
-        limit,
-        ratio(stats.resident_pages * page, stats.mem_used_total),
-        bytes(stats.written_back_pages * page),
-        rate(device.history.reads.back()),
-        rate(device.history.writes.back()),
-    ]
 }
 
 /// The selected device over time.

@@ -134,7 +134,7 @@ fn flip(file: &File, at: u64) -> u8 {
     byte[0]
 }
 
-fn saved_image(world: &World) -> File {
+pub(crate) fn saved_image(world: &World) -> File {
     let mut server = world.serve(&["vm", "--size=64M", "--nbd=unix:s"]);
     fill(world);
     world.ok(&["save", "vm", "image"]);

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::common::{HANG, World, signal};
-use crate::{recompress, scrub};
+use crate::{recompress, save, scrub};
 
 /// A terminal of 100 columns and 36 lines; closed when dropped.
 pub(crate) struct Terminal {
@@ -152,6 +152,8 @@ fn top_shows_devices_rates_and_pages() {
     let screen = terminal.until(|screen| screen.contains("reads") && screen.contains("empty"));
     for words in [
         "NAME",
+        "SPILLED",
+        "BACKING",
         "WRITE/S",
         "1 MiB",
         "64 MiB",
@@ -165,6 +167,7 @@ fn top_shows_devices_rates_and_pages() {
     terminal.press("Down");
     let screen = terminal.until(|screen| screen.contains("wwwwwwww") && screen.contains("HHHH"));
     assert!(screen.contains("...."), "{screen}");
+    assert!(!screen.contains("TO RESTORE"), "{screen}");
     let screen = terminal.until(|screen| writes_until(&world, screen.contains("99% below")));
     assert!(
         screen.lines().all(|line| line.chars().count() <= 100),
@@ -174,6 +177,33 @@ fn top_shows_devices_rates_and_pages() {
     terminal.until(|screen| screen.contains("ended with 0"));
     let line = world.refused(1, &["top"]);
     assert!(line.contains("uzram list --json"), "{line}");
+}
+
+#[test]
+fn top_shows_what_is_still_to_be_restored() {
+    let world = World::new();
+    save::saved_image(&world);
+    // Without a backing that is never done.
+    let _server = world.serve(&["vm", "--restore=image", "--mem-limit=1M", "--nbd=unix:s"]);
+    let Some(terminal) = Terminal::run(&world, "top") else {
+        return;
+    };
+    let screen = terminal.until(|screen| screen.contains("q quit"));
+    let line = |start: &str| {
+        let mut lines = screen.lines().skip_while(|line| !line.starts_with(start));
+        lines
+            .next()
+            .unwrap_or_default()
+            .trim_end_matches('│')
+            .trim_end()
+            .to_owned()
+    };
+    assert!(line("│NAME").ends_with("TO RESTORE"), "{screen}");
+    let left = line("│vm");
+    assert!(
+        left.ends_with(" MiB") && !left.ends_with(" 0 B"),
+        "{screen}"
+    );
 }
 
 #[test]
