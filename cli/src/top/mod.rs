@@ -1,9 +1,10 @@
 //! `uzram top`: the devices, live.
 //!
 //! `watch` asks the servers, `screen` draws what they said, with the table of `devices` at its head, and
-//! this is the loop around both.
+//! this is the loop around both, at the `keyboard`.
 
 mod devices;
+mod keyboard;
 mod screen;
 mod watch;
 
@@ -12,15 +13,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use ratatui::DefaultTerminal;
-use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
+use ratatui::crossterm::event::{Event, KeyCode, KeyEventKind, KeyModifiers};
 
+use self::keyboard::Keyboard;
 use self::watch::Watch;
 use crate::args::TopArgs;
 use crate::rundir::RunRoot;
 use crate::undo::Interrupt;
-
-/// How often is looked whether a signal has come.
-const OFTEN: Duration = Duration::from_millis(100);
 
 /// `uzram top`.
 pub(crate) fn top(args: &TopArgs, root: &RunRoot) -> Result<()> {
@@ -50,6 +49,7 @@ fn run(
     interval: Duration,
     interrupt: &Interrupt,
 ) -> Result<()> {
+    let keyboard = Keyboard::open()?;
     let mut next = Instant::now() + interval;
     loop {
         let mut cells = 0;
@@ -58,27 +58,13 @@ fn run(
             // How large the map can be is known only now.
             continue;
         }
-        match next_event(next, interrupt)? {
+        match keyboard.next(next, interrupt)? {
             Some(event) if !handle(&event, watch) => return Ok(()),
             Some(_) => {}
             None => {
                 watch.refresh()?;
                 next = Instant::now() + interval;
             }
-        }
-    }
-}
-
-/// What happens next, or nothing until `then`.
-fn next_event(then: Instant, interrupt: &Interrupt) -> Result<Option<Event>> {
-    loop {
-        interrupt.check()?;
-        let left = then.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Ok(None);
-        }
-        if event::poll(left.min(OFTEN))? {
-            return Ok(Some(event::read()?));
         }
     }
 }

@@ -225,6 +225,30 @@ fn top_leaves_the_terminal_as_it_was_whatever_ends_it() {
 }
 
 #[test]
+fn top_ends_with_its_terminal() {
+    let world = World::new();
+    let _server = world.serve(&["vm", "--size=1M"]);
+    let Some(terminal) = Terminal::run(&world, "top") else {
+        return;
+    };
+    terminal.until(|screen| screen.contains("q quit"));
+    let pid = terminal.program();
+    drop(terminal);
+    let begun = Instant::now();
+    while is_running(pid, "top") {
+        assert!(begun.elapsed() < HANG, "{pid} goes on");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Whether the process is there, is not only yet to be collected, and was called with `verb`.
+fn is_running(pid: u32, verb: &str) -> bool {
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    line.split(|byte| *byte == 0)
+        .any(|word| word == verb.as_bytes())
+}
+
+#[test]
 fn a_map_fits_the_terminal_and_goes_to_files() {
     let world = World::new();
     let _server = world.serve(&["vm", "--size=64M", "--nbd=unix:s"]);
