@@ -1,9 +1,13 @@
-//! The examples that end each `--help`.
+//! The examples that end each `--help`, and each man page.
+//!
+//! Lines of capitals are headings. What is indented by two spaces is kept as it is: a caption, which ends
+//! with a colon, or what is typed. A line that stands flush is a paragraph, wrapped by whoever shows it.
 
 pub(crate) const UZRAM: &str = "\
 EXAMPLES
   An 8 GiB scratch disk that takes at most 1 GiB of memory:
-  uzram mount --size 8G --mem-limit 1G --backing /var/tmp/scratch.spill /mnt/scratch
+  uzram mount --size 8G --mem-limit 1G --backing /var/tmp/scratch.spill \\
+      /mnt/scratch
   uzram stat mnt-scratch
   uzram umount /mnt/scratch
 
@@ -11,48 +15,60 @@ EXAMPLES
   uzram serve vm --size 4G --nbd unix:/tmp/vm.sock &
   nbdcopy image.raw 'nbd+unix:///vm?socket=/tmp/vm.sock'
 
-Every verb has examples of its own: uzram serve --help";
+Every verb has examples of its own: uzram serve --help
+
+EXIT STATUS
+  0  It is done, or somebody who read the output went away.
+  1  It failed, or was refused, as things are on this machine now.
+  2  It was asked for wrongly: unknown words, values that make no sense.
+
+Whatever failed is said on stderr in a line that begins with `uzram: `.";
 
 pub(crate) const SERVE: &str = "\
 EXAMPLES
-  On the default socket, RUNDIR/vm/nbd.sock; prints `ready` once it is there:
+  On the default socket, RUNDIR/vm/nbd.sock; it says `ready` when it is:
   uzram serve vm --size 4G
 
-  At most 512 MiB of memory, the rest in a file, for a guest and for this machine:
-  uzram serve vm --size 16G --mem-limit 512M --backing /var/tmp/vm.spill \\
-      --nbd tcp:127.0.0.1:10809 --fuse /mnt/vm
+  At most 512 MiB of memory, the rest in a file, for a guest and this machine:
+  uzram serve vm --size 16G --mem-limit 512M \\
+      --backing /var/tmp/vm.spill --nbd tcp:127.0.0.1:10809 --fuse /mnt/vm
 
   For other machines, over TLS, those with a certificate only:
-  uzram serve vm --size 4G --nbd tcp:0.0.0.0:10809 --tls-certificates /etc/pki/nbd \\
-      --tls require --tls-verify-peer
+  uzram serve vm --size 4G --nbd tcp:0.0.0.0:10809 \\
+      --tls-certificates /etc/pki/nbd --tls require --tls-verify-peer
 
-  With metrics for Prometheus, and a line in the log for requests that take 50 ms or longer:
+  With metrics for Prometheus, and requests that take 50 ms or longer logged:
   uzram serve vm --size 4G --metrics tcp:127.0.0.1:9810 --slow 50
 
-  For swap (root) of a guest, or by nbd-client -swap; for this machine's see uzram up:
+  For a guest's swap, or nbd-client -swap (root); for ours see uzram up:
   uzram serve swap --size 8G --nbd unix:/run/swap.sock --swap
 
   For its clients:
   nbdinfo nbd://127.0.0.1/vm
   qemu-img convert image.qcow2 -O raw nbd://127.0.0.1/vm
 
-  Over an image, which has all that was written before the last flush, and all after a stop:
-  uzram serve vm --origin /srv/vm.raw --mem-limit 512M --nbd unix:/tmp/vm.sock
+  Over an image, which has all that was written before a flush:
+  uzram serve vm --origin /srv/vm.raw --mem-limit 512M \\
+      --nbd unix:/tmp/vm.sock
 
   Over one image that stays as it is, any number of devices:
-  uzram serve a --origin /srv/golden.raw --snapshot --mem-limit 256M --backing /var/tmp/a.spill
+  uzram serve a --origin /srv/golden.raw --snapshot --mem-limit 256M \\
+      --backing /var/tmp/a.spill
 
-SIGTERM or Ctrl-C stops it within 5 seconds; its data is then gone. Over an image it takes as long as
-writing to that takes, or until it is asked again, which gives up what is not there yet. RUNDIR is $UZRAM_RUNDIR if
-set, else /run/uzram for root, else $XDG_RUNTIME_DIR/uzram, else /tmp/uzram-UID.";
+SIGTERM or Ctrl-C stops it within 5 seconds; its data is then gone. Over an image it takes as long as \
+writing to that takes, or until it is asked again, which gives up what is not there yet.
+
+RUNDIR is $UZRAM_RUNDIR if set, else /run/uzram for root, else $XDG_RUNTIME_DIR/uzram, else /tmp/uzram-UID.";
 
 pub(crate) const MOUNT: &str = "\
 EXAMPLES
   uzram mount --size 8G /mnt/scratch
-  uzram mount --size 8G --mem-limit 1G --backing /var/tmp/scratch.spill --fs btrfs /mnt/scratch
+  uzram mount --size 8G --mem-limit 1G --backing /var/tmp/scratch.spill \\
+      --fs btrfs /mnt/scratch
 
   What is in an image, and changes of it that are gone at the end:
-  uzram mount --origin /srv/golden.raw --snapshot --mem-limit 256M /mnt/scratch
+  uzram mount --origin /srv/golden.raw --snapshot --mem-limit 256M \\
+      /mnt/scratch
 
   uzram list
   uzram umount /mnt/scratch";
@@ -75,7 +91,7 @@ EXAMPLES
   modprobe nbd
   uzram attach --nbd disk
 
-  There, a server that does not answer for 10 s is given up, and what waits for it fails:
+  There, what waits for a server that does not answer for 10 s fails:
   uzram attach --nbd --timeout 10 disk";
 
 pub(crate) const DETACH: &str = "\
@@ -116,7 +132,7 @@ EXAMPLES
   No limit; and start the high-water mark again:
   uzram set scratch mem_limit=0 mem_used_max=0
 
-  Spill to another file; what the present one holds is moved, and this returns when that is done:
+  Spill to another file, to which what the present one holds is moved first:
   uzram set scratch backing_dev=/mnt/big/scratch.spill
 
   Let it grow, and do without:
@@ -136,12 +152,13 @@ It exits 1 if anything that was spilled cannot be read back, and names the pages
 
 pub(crate) const SAVE: &str = "\
 EXAMPLES
-  As it is now, while it is in use; a file system on it is as after a power cut:
+  As it is now, while it is in use: a file system is as after a power cut:
   uzram save scratch /var/tmp/scratch.image
 
   All of it, when it is done with, and back again:
   uzram umount --save /var/tmp/scratch.image /mnt/scratch
-  uzram mount --restore /var/tmp/scratch.image --mem-limit 1G /mnt/scratch
+  uzram mount --restore /var/tmp/scratch.image --mem-limit 1G \\
+      /mnt/scratch
 
   The same without a file system:
   uzram stop --save vm.image vm
@@ -153,7 +170,7 @@ EXAMPLES
 
 pub(crate) const IDLE: &str = "\
 EXAMPLES
-  All pages that are in memory now; a mark goes when its page is read or written:
+  All pages that are in memory now, until they are read or written:
   uzram idle scratch
 
   Those that nobody has read or written for an hour:
@@ -173,11 +190,11 @@ EXAMPLES
 
 pub(crate) const RECOMPRESS: &str = "\
 EXAMPLES
-  What was not used for an hour, with the algorithm that serve's --recompress named:
+  What was not used for an hour, with the algorithm of serve's --recompress:
   uzram idle scratch 3600
   uzram recompress scratch type=idle
 
-  All that takes 3000 bytes or more, and is to take less, with another one:
+  All that takes 3000 bytes or more, with another one:
   uzram recompress scratch threshold=3000 algo=zstd:9
 
   Two algorithms, the second for what the first makes no smaller:
@@ -197,7 +214,8 @@ EXAMPLES
   Of what is on a device, for what is recompressed there:
   uzram train-dict --device scratch scratch.dict
   uzram set scratch recomp_algorithm=algo=zstd
-  uzram set scratch 'algorithm_params=priority=1 level=9 dict=scratch.dict'
+  uzram set scratch \\
+      'algorithm_params=priority=1 level=9 dict=scratch.dict'
   uzram recompress scratch
 
   Of files:
@@ -209,7 +227,7 @@ EXAMPLES
 
 pub(crate) const UP: &str = "\
 EXAMPLES
-  /etc/uzram.toml has a table for each device; the keys are the options of uzram serve and mount:
+  /etc/uzram.toml has a table for each device:
 
       [scratch]
       size = \"8G\"
@@ -233,7 +251,10 @@ EXAMPLES
   uzram up scratch
 
   What was written for systemd's zram-generator, as far as it makes sense:
-  uzram up --config /etc/systemd/zram-generator.conf";
+  uzram up --config /etc/systemd/zram-generator.conf
+
+The keys of a table are the options of uzram serve and uzram mount, and two more. What has a `mountpoint` is \
+mounted there. What has a `swap-priority`, -1 to 32767, is swapped to.";
 
 pub(crate) const DOWN: &str = "\
 EXAMPLES
@@ -272,9 +293,10 @@ pub(crate) const METRICS: &str = "\
 EXAMPLES
   uzram metrics | grep memory
 
-  A server serves its own for Prometheus, or writes them for node_exporter's textfile collector:
+  A server serves its own, or writes them for node_exporter's collector:
   uzram serve scratch --size 8G --metrics tcp:127.0.0.1:9810
-  uzram serve scratch --size 8G --metrics file:/var/lib/node_exporter/scratch.prom";
+  uzram serve scratch --size 8G \\
+      --metrics file:/var/lib/node_exporter/scratch.prom";
 
 pub(crate) const COMPLETIONS: &str = "\
 EXAMPLES
@@ -282,7 +304,7 @@ EXAMPLES
   uzram completions fish > ~/.config/fish/completions/uzram.fish
   echo 'source <(uzram completions zsh)' >> ~/.zshrc
 
-The script asks uzram, so that it knows the devices that are served. One in a file is to be printed anew
+The script asks uzram, so that it knows the devices that are served. One in a file is to be printed anew \
 after an upgrade of uzram.";
 
 pub(crate) const MAN: &str = "\

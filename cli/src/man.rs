@@ -1,31 +1,96 @@
 //! `uzram man`: what is made from the description of the command line.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use clap::CommandFactory;
+use clap_mangen::Man;
 
 use crate::args::{Cli, ManArgs};
+
+/// Where each verb's page refers to.
+const SEE: &str = ".SH SEE ALSO\n\\fBuzram\\fR(1), which has the exit status of all verbs\n";
 
 /// `uzram man`: a page for uzram and for each verb.
 pub(crate) fn man(args: &ManArgs) -> Result<()> {
     let mut command = Cli::command();
     command.build();
-    page(&args.dir, "uzram", command.clone())
+    page(&args.dir, "uzram", command.clone(), "")
         .and_then(|()| {
             let verbs = command.get_subcommands().filter(|verb| !verb.is_hide_set());
             let mut verbs = verbs.map(|verb| (format!("uzram-{}", verb.get_name()), verb.clone()));
-            verbs.try_for_each(|(name, verb)| page(&args.dir, &name, verb))
+            verbs.try_for_each(|(name, verb)| page(&args.dir, &name, verb, SEE))
         })
         .with_context(|| format!("cannot write man pages to {}", args.dir.display()))
 }
 
-fn page(dir: &Path, name: &str, command: clap::Command) -> io::Result<()> {
+fn page(dir: &Path, name: &str, command: clap::Command, see: &str) -> io::Result<()> {
     // clap keeps names for as long as the program runs.
     let title: &'static str = name.to_owned().leak();
+    let has_verbs = command.has_subcommands();
+    let after = command.get_after_help().map(ToString::to_string);
+    let man = Man::new(command.name(title));
     let mut text = Vec::new();
-    clap_mangen::Man::new(command.name(title)).render(&mut text)?;
+    man.render_title(&mut text)?;
+    man.render_name_section(&mut text)?;
+    man.render_synopsis_section(&mut text)?;
+    man.render_description_section(&mut text)?;
+    man.render_options_section(&mut text)?;
+    if has_verbs {
+        man.render_subcommands_section(&mut text)?;
+    }
+    text.write_all(sections(&after.unwrap_or_default()).as_bytes())?;
+    text.write_all(see.as_bytes())?;
     fs::write(dir.join(format!("{name}.1")), text)
+}
+
+/// What ends a verb's help, as `examples` has it, in roff: what is typed stays as it is.
+fn sections(after_help: &str) -> String {
+    let mut roff = String::new();
+    for block in after_help.split("\n\n") {
+        let mut verbatim = String::new();
+        for line in block.lines() {
+            let is_heading = line.chars().all(|c| c.is_ascii_uppercase() || c == ' ');
+            match line.strip_prefix("  ") {
+                None if is_heading => roff.push_str(&format!(".SH {line}\n")),
+                None => roff.push_str(&format!(".PP\n{}\n", escaped(line))),
+                Some(caption) if caption.ends_with(':') => {
+                    roff.push_str(&format!(".PP\n{}\n", escaped(caption)));
+                }
+                Some(typed) => verbatim.push_str(&format!("{}\n", escaped(typed))),
+            }
+        }
+        if !verbatim.is_empty() {
+            roff.push_str(&format!(".PP\n.nf\n{verbatim}.fi\n"));
+        }
+    }
+    roff
+}
+
+/// A line that roff prints as it is.
+fn escaped(line: &str) -> String {
+    let text = line
+        .replace('\\', "\\e")
+        .replace('-', "\\-")
+        .replace('\'', "\\(aq")
+        .replace('`', "\\(ga");
+    match text.starts_with('.') {
+        true => format!("\\&{text}"),
+        false => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_typed_stays_as_it_is() {
+        let help = "EXAMPLES\n  A caption:\n  uzram -a 'b' \\\n      c\n\n  Another:\n  .d\n\nIt ends here.";
+        let roff = ".SH EXAMPLES\n.PP\nA caption:\n.PP\n.nf\nuzram \\-a \\(aqb\\(aq \\e\n    c\n.fi\n\
+                    .PP\nAnother:\n.PP\n.nf\n\\&.d\n.fi\n.PP\nIt ends here.\n";
+        assert_eq!(sections(help), roff);
+    }
 }

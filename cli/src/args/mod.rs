@@ -36,11 +36,17 @@ pub(crate) const DEFAULT_CONFIG: &str = "/etc/uzram.toml";
 #[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct LoggingArgs {
     /// Log more: -v for debug, -vv for trace.
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, display_order = 900)]
     pub(crate) verbose: u8,
 
     /// Say errors only, and what a verb is there to print.
-    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    #[arg(
+        short,
+        long,
+        global = true,
+        conflicts_with = "verbose",
+        display_order = 900
+    )]
     pub(crate) quiet: bool,
 }
 
@@ -494,10 +500,6 @@ mod tests {
         Cli::command().debug_assert();
     }
 
-    fn is_flush(line: &str) -> bool {
-        line.starts_with(|c: char| c != ' ')
-    }
-
     #[test]
     fn whatever_can_be_set_is_in_the_help() {
         let command = Cli::command();
@@ -509,20 +511,30 @@ mod tests {
         }
     }
 
-    /// And what stands flush is the last words, which no example follows.
+    /// What stands flush is for clap to wrap, and the rest must not need that: also in a man page, which
+    /// has five columns more on its left, and takes a caption to end with a colon.
     #[test]
     fn every_verb_teaches_by_example() {
-        for verb in Cli::command().get_subcommands() {
+        let command = Cli::command();
+        for verb in command.get_subcommands() {
             let help = verb.get_after_help().map(ToString::to_string);
-            let example = format!("  uzram {} ", verb.get_name());
-            let help = help.unwrap_or_default() + " ";
+            let example = format!("\n  uzram {}", verb.get_name());
             assert!(
-                help.replace('\n', " \n").contains(&example),
+                help.is_some_and(|help| help.contains(&example)),
                 "{}",
                 verb.get_name()
             );
-            let mut flush = help.lines().skip(1).skip_while(|line| !is_flush(line));
-            assert!(flush.all(|line| !line.starts_with("  uzram ")), "{help}");
+        }
+        for verb in command.get_subcommands().chain([&command]) {
+            let help = verb.get_after_help().map(ToString::to_string);
+            let help = help.unwrap_or_default();
+            for (line, next) in help.lines().zip(help.lines().skip(1).chain([""])) {
+                let most = if line.ends_with(':') { 78 } else { 75 };
+                let is_flush = |line: &str| line.starts_with(|c: char| c != ' ');
+                let is_heading = line.chars().all(|c| c.is_ascii_uppercase() || c == ' ');
+                assert!(is_flush(line) || line.len() <= most, "{line}");
+                assert!(!is_flush(line) || is_heading || next.is_empty(), "{line}");
+            }
         }
     }
 }
