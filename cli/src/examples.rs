@@ -246,6 +246,14 @@ EXAMPLES
       backing = \"/var/lib/swap.spill\"
       swap-priority = 100
 
+  One that outlives the machine's restarts:
+
+      [home]
+      size = \"8G\"
+      mem-limit = \"1G\"
+      mountpoint = \"/mnt/home\"
+      save = \"/var/lib/home.image\"
+
   All of them, or one:
   uzram up
   uzram up scratch
@@ -253,13 +261,18 @@ EXAMPLES
   What was written for systemd's zram-generator, as far as it makes sense:
   uzram up --config /etc/systemd/zram-generator.conf
 
-The keys of a table are the options of uzram serve and uzram mount, and two more. What has a `mountpoint` is \
-mounted there. What has a `swap-priority`, -1 to 32767, is swapped to.";
+The keys of a table are the options of uzram serve and uzram mount, and three more. What has a `mountpoint` is \
+mounted there. What has a `swap-priority`, -1 to 32767, is swapped to. What has a `save` is saved to that image \
+by uzram down, and begins with it, once it is there. Without that all that is on a device is gone after uzram \
+down; one with `restore` begins with the same image each time.";
 
 pub(crate) const DOWN: &str = "\
 EXAMPLES
   uzram down
-  uzram down scratch --config ./uzram.toml";
+  uzram down scratch --config ./uzram.toml
+
+What is on a device is then gone, but for what an `origin` has, and for what is saved because its table has a \
+`save`.";
 
 pub(crate) const TOP: &str = "\
 EXAMPLES

@@ -92,7 +92,7 @@ fn run(cli: Cli) -> Result<()> {
             settings.mountpoint = args.mountpoint;
             serve::run(&settings, &root, args.background)
         }
-        Verb::Mount(args) => mount::mount(args, inherited::take()?, &root),
+        Verb::Mount(args) => mount::mount(args, inherited::take()?, None, &root),
         Verb::Umount(args) => mount::umount(&args, &root),
         Verb::Up(args) => up::up(&args, &root),
         Verb::Down(args) => up::down(&args, &root),

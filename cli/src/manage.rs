@@ -199,6 +199,12 @@ pub(crate) fn stop(args: &StopArgs, root: &RunRoot) -> Result<()> {
     server::stop(&dir)
 }
 
+/// Saves the device of `dir`, which is about to be stopped, to `file`, unless it is mounted or attached.
+pub(crate) fn save_unused(dir: &RunDir, file: &Path) -> Result<()> {
+    refuse_to_stop(dir, Some(file))?;
+    save::save_last(dir, file)
+}
+
 /// Stops the server of `dir`, unless its device is mounted or attached.
 pub(crate) fn stop_unused(dir: &RunDir) -> Result<()> {
     refuse_to_stop(dir, None)?;

@@ -34,8 +34,14 @@ pub(crate) fn require_root(verb: &str) -> Result<()> {
     Ok(())
 }
 
-/// `uzram mount`; its server serves `sockets` as well.
-pub(crate) fn mount(args: MountArgs, sockets: Vec<InheritedSocket>, root: &RunRoot) -> Result<()> {
+/// `uzram mount`; its server serves `sockets` as well, and `down` is what takes it down, if that is not
+/// `uzram umount`.
+pub(crate) fn mount(
+    args: MountArgs,
+    sockets: Vec<InheritedSocket>,
+    down: Option<&str>,
+    root: &RunRoot,
+) -> Result<()> {
     let absolute = mounts::absolute(&args.mountpoint)?;
     let name = args.name.unwrap_or_else(|| Name::for_mountpoint(&absolute));
     let mut device = args.device;
@@ -78,13 +84,13 @@ pub(crate) fn mount(args: MountArgs, sockets: Vec<InheritedSocket>, root: &RunRo
         args.fs.name()
     };
     output::report(format_args!(
-        "{} ({}) is mounted on {}, {} on {}; to take it down: uzram umount {}",
+        "{} ({}) is mounted on {}, {} on {}; to take it down: {}",
         settings.name,
         bytes(settings.device.size),
         mountpoint.display(),
         fs,
         path.display(),
-        mountpoint.display(),
+        down.unwrap_or(&format!("uzram umount {}", mountpoint.display())),
     ))
 }
 

@@ -1,6 +1,6 @@
 //! `uzram up` and `uzram down`: the devices of a configuration file.
 
-use std::path::Path;
+use std::path::{Path, absolute};
 
 use anyhow::{Result, anyhow, bail};
 use uzram::nbd::InheritedSocket;
@@ -101,13 +101,42 @@ fn start(
     }
     let started = match config.wanted(entry)? {
         Wanted::Served(args) => background(args, sockets, root),
-        Wanted::Mounted(args) => mount::mount(args, sockets, root),
+        Wanted::Mounted(args) => {
+            let saves = entry.save().is_some();
+            mount::mount(args, sockets, saves.then_some(down), root)
+        }
         Wanted::SwappedTo(args, priority) => swapon::up(args, priority, sockets, down, root),
     };
-    started.map_err(|error| config.explain(entry, error))
+    started.map_err(|error| config.explain(entry, error))?;
+    say_what_is_kept(entry, down)
+}
+
+/// What becomes of what is written to a device that has to do with an image.
+fn say_what_is_kept(entry: &Entry, down: &str) -> Result<()> {
+    let name = &entry.name;
+    if let Some(image) = entry.save() {
+        return output::report(format_args!(
+            "{name} is saved to {} by: {down}",
+            absolute(image)?.display()
+        ));
+    }
+    match entry.fixed_image() {
+        Some(image) => output::report(format_args!(
+            "{name} begins with {image} each time: what is written to it is not kept, for want of a save \
+             in its table"
+        )),
+        None => Ok(()),
+    }
 }
 
 fn foreground(config: &Config, entry: &Entry, root: &RunRoot) -> Result<()> {
+    if entry.save().is_some() {
+        let error = Usage::error(
+            "save: a server in the foreground is not saved when it ends: do without --foreground, and \
+             take it down with uzram down",
+        );
+        return Err(config.explain(entry, error));
+    }
     let unfit = |what| Usage::error(format!("--foreground: {} has a {what}", entry.name));
     let served = match config.wanted(entry)? {
         Wanted::Served(args) => Settings::resolve(args.name, args.device, root)
@@ -144,19 +173,39 @@ pub(crate) fn down(args: &DownArgs, root: &RunRoot) -> Result<()> {
     let config = Config::read(&args.config)?;
     let mut entries = config.select(&args.names)?;
     entries.reverse();
+    go_to(&args.config)?;
     each(&entries, |entry| {
         let dir = root.dir(&entry.name);
         if !dir.exists() {
             return output::report(format_args!("{} is not up", entry.name));
         }
+        let save = match dir.owner()? {
+            Some(_) => entry.save(),
+            None => {
+                warn_of_loss(entry);
+                None
+            }
+        };
         match dir.record().and_then(|record| record.mountpoint) {
-            Some(mountpoint) => mount::unmount(&mountpoint, None, root),
+            Some(mountpoint) => mount::unmount(&mountpoint, save, root),
             None if entry.swap_priority().is_some() => swapon::down(&dir),
             None => {
+                save.map_or(Ok(()), |file| manage::save_unused(&dir, file))?;
                 let interrupt = Interrupt::install()?;
                 manage::stop_unused(&dir)?;
                 interrupt.check_down(dir.name())
             }
         }
     })
+}
+
+/// Says of a device whose server is dead what its image does not have.
+fn warn_of_loss(entry: &Entry) {
+    if let Some(image) = entry.save() {
+        failure::warn(&format!(
+            "the server of {} is dead: what was written since it was saved to {} is lost",
+            entry.name,
+            image.display()
+        ));
+    }
 }

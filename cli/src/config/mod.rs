@@ -4,6 +4,7 @@
 //! Either becomes the words of a command line, so that a value means the same in all three. An error
 //! names the file, the line and the key.
 
+mod saved;
 mod toml;
 mod zram_generator;
 
@@ -24,6 +25,10 @@ use crate::swapon::SwapPriority;
 /// The key of a device that is mounted; on the command line it stands alone.
 const MOUNTPOINT: &str = "mountpoint";
 
+/// The key of a device that is saved by `down`, and then begins with that image; the command line has
+/// nothing like it.
+const SAVE: &str = "save";
+
 /// The key of a device that is swapped to; the command line has nothing like it.
 const SWAP_PRIORITY: &str = "swap-priority";
 
@@ -33,6 +38,16 @@ enum Value {
     /// Words, one for each time the option would be given.
     Words(Vec<String>),
     Flag(bool),
+}
+
+impl Value {
+    /// The first word, if it is no flag.
+    fn word(&self) -> Option<&str> {
+        match self {
+            Self::Words(words) => words.first().map(String::as_str),
+            Self::Flag(_) => None,
+        }
+    }
 }
 
 /// A key of a device, and where it is.
@@ -113,6 +128,7 @@ impl Config {
 
     /// What the entry asks for.
     pub(crate) fn wanted(&self, entry: &Entry) -> Result<Wanted> {
+        entry.check_image().map_err(|e| self.explain(entry, e))?;
         let words = entry.words();
         match args::parse(words).map(|cli| cli.verb) {
             Ok(Verb::Serve(args)) => Ok(match entry.swap_priority() {
@@ -145,6 +161,12 @@ impl Config {
                 Usage::error(format!("{}:{line}: {name}: {reason}", self.path.display()))
             };
             if key.name == MOUNTPOINT {
+                continue;
+            }
+            if key.name == SAVE {
+                entry
+                    .check_save()
+                    .map_err(|reason| wrong(reason.to_owned()))?;
                 continue;
             }
             if key.name == SWAP_PRIORITY {
@@ -180,16 +202,24 @@ impl Entry {
     }
 
     fn is_mounted(&self) -> bool {
-        self.keys.iter().any(|key| key.name == MOUNTPOINT)
+        self.key(MOUNTPOINT).is_some()
+    }
+
+    fn key(&self, name: &str) -> Option<&Key> {
+        self.keys.iter().find(|key| key.name == name)
+    }
+
+    /// The image that it begins with each time, if there is one and it is never saved.
+    pub(crate) fn fixed_image(&self) -> Option<&str> {
+        match self.key(SAVE) {
+            Some(_) => None,
+            None => self.key("restore")?.value.word(),
+        }
     }
 
     /// How it is to be swapped to, if it is.
     pub(crate) fn swap_priority(&self) -> Option<SwapPriority> {
-        let key = self.keys.iter().find(|key| key.name == SWAP_PRIORITY)?;
-        match &key.value {
-            Value::Words(words) => SwapPriority::parse(words.first()?),
-            Value::Flag(_) => None,
-        }
+        SwapPriority::parse(self.key(SWAP_PRIORITY)?.value.word()?)
     }
 
     /// The command line that makes the device.
@@ -201,11 +231,11 @@ impl Entry {
             false => words.push("serve".to_owned()),
         }
         let mut last = name;
-        for Key { name, value, .. } in &self.keys {
+        let keys = self.keys_now();
+        for Key { name, value, .. } in &keys {
             match value {
-                Value::Words(values) if name == MOUNTPOINT => {
-                    last = values.first().map_or("", String::as_str);
-                }
+                Value::Words(_) if name == SAVE => {}
+                Value::Words(_) if name == MOUNTPOINT => last = value.word().unwrap_or_default(),
                 // Said twice it would be refused.
                 Value::Words(_) if name == SWAP_PRIORITY && self.is_set("swap") => {}
                 Value::Words(_) if name == SWAP_PRIORITY => words.push("--swap".to_owned()),
@@ -258,7 +288,7 @@ fn flag_of(verb: &str, key: &str) -> Option<bool> {
 
 fn no_such_key(verb: &str, key: &str) -> String {
     let mut names: Vec<_> = keys_of(verb).into_iter().map(|(name, _)| name).collect();
-    names.extend([MOUNTPOINT, SWAP_PRIORITY].map(str::to_owned));
+    names.extend([MOUNTPOINT, SAVE, SWAP_PRIORITY].map(str::to_owned));
     match suggest::nearest(key, &names) {
         Some(meant) => format!("there is no such key{}", suggest::question(meant)),
         None => format!("there is no such key: the keys are {}", names.join(", ")),
@@ -347,7 +377,19 @@ mod tests {
             ),
             (
                 "[a]\nbackground = true\n",
-                &[":2: background: ", "backing-size", "mountpoint"],
+                &[":2: background: ", "backing-size", "mountpoint", "save"],
+            ),
+            (
+                "[a]\nsize = 1\nsave = true\n",
+                &[":3: save: use the path of a file"],
+            ),
+            (
+                "[a]\norigin = \"i\"\nsave = \"j\"\n",
+                &[":3: save: ", "origin"],
+            ),
+            (
+                "[a]\nsize = 1\nswap-priority = 1\nsave = \"j\"\n",
+                &[":4: save: "],
             ),
             ("[a]\nsize = true\n", &[":2: size: it takes a value"]),
             ("[a]\nsize = 1.5\n", &[":2: size: "]),

@@ -2,7 +2,8 @@
 
 use std::fs;
 
-use crate::common::{Serve, World, can_mount};
+use crate::common::{Serve, World, can_mount, signal};
+use crate::recompress::{copy, uri};
 use crate::scrub::fill;
 
 #[test]
@@ -106,6 +107,112 @@ fn what_is_wrong_in_a_file_is_named() {
     assert!(line.contains("missing.toml"), "{line}");
 }
 
+/// The image of a device with `save` is what it begins with, also where it has been made larger.
+#[test]
+fn what_is_to_be_saved_outlives_down() {
+    let world = World::new();
+    let dir = world.dir("etc");
+    let table =
+        "[vm]\nsize = \"64M\"\nnbd = \"unix:../s\"\nsave = \"../vm.image\"\nverify-image = true\n";
+    fs::write(dir.join("uzram.toml"), table).unwrap();
+    let config = "--config=etc/uzram.toml";
+    let said = world.ok(&["up", config]);
+    assert!(
+        said.ends_with("vm.image by: uzram down --config etc/uzram.toml vm\n"),
+        "{said}"
+    );
+    let data = fill(&world);
+    world.ok(&["set", "vm", "disksize=96M"]);
+    let said = world.ok(&["down", config]);
+    assert!(
+        said.contains(" saved, ") && world.path("vm.image").exists(),
+        "{said}"
+    );
+    assert!(world.leftovers().is_empty(), "{:?}", world.leftovers());
+
+    let is_back = || {
+        world.ok(&["up", config]);
+        copy(&world, &uri(&world), "copy");
+        let copied = fs::read(world.path("copy")).unwrap();
+        assert_eq!(copied.len(), 96 << 20);
+        assert!(copied[..data.len()] == data[..]);
+    };
+    is_back();
+    // Over the image that it is still being restored from.
+    world.ok(&["down", config]);
+    is_back();
+    let listed = || -> serde_json::Value {
+        let list: Vec<_> = serde_json::from_str(&world.ok(&["list", "--json"])).unwrap();
+        list.into_iter().next().expect("a device")
+    };
+    let pid = listed()["pid"].as_u64().unwrap();
+    signal(pid.try_into().unwrap(), "KILL");
+    let begun = std::time::Instant::now();
+    while listed()["alive"] == true {
+        assert!(begun.elapsed() < crate::common::HANG);
+    }
+    let output = world.run(&["down", config]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{said}");
+    assert!(
+        said.starts_with("uzram: warning: the server of vm is dead: "),
+        "{said}"
+    );
+    is_back();
+    world.ok(&["down", config]);
+}
+
+#[test]
+fn what_is_not_kept_is_said() {
+    let world = World::new();
+    let saved = |key: &str, value: &str| format!("[vm]\nsize = \"8M\"\n{key} = \"{value}\"\n");
+    fs::write(world.path("save.toml"), saved("save", "image")).unwrap();
+    fs::write(world.path("restore.toml"), saved("restore", "image")).unwrap();
+    world.ok(&["up", "--config=save.toml"]);
+    world.ok(&["down", "--config=save.toml"]);
+    let said = world.ok(&["up", "--config=restore.toml"]);
+    assert!(
+        said.contains("vm begins with image each time: what is written"),
+        "{said}"
+    );
+    assert_eq!(world.ok(&["down", "--config=restore.toml"]), "");
+    let line = world.refused(2, &["up", "vm", "--foreground", "--config=save.toml"]);
+    assert!(line.contains("save.toml:1: vm: save: "), "{line}");
+    fs::write(world.path("a.toml"), saved("save", "missing/image")).unwrap();
+    let line = world.refused(1, &["up", "--config=a.toml"]);
+    assert!(
+        line.contains("a.toml:1: vm: save: ") && line.contains("mkdir missing"),
+        "{line}"
+    );
+}
+
+#[test]
+fn a_file_system_outlives_down() {
+    if !can_mount("a_file_system_outlives_down") {
+        return;
+    }
+    let world = World::new();
+    let mnt = world.dir("mnt");
+    let table = "[m]\nsize = \"8M\"\nmountpoint = \"mnt\"\nsave = \"image\"\n";
+    fs::write(world.path("uzram.toml"), table).unwrap();
+    let config = "--config=uzram.toml";
+    let said = world.ok(&["up", config]);
+    assert!(
+        said.contains("to take it down: uzram down --config uzram.toml m\n"),
+        "{said}"
+    );
+    fs::write(mnt.join("file"), "kept").unwrap();
+    let open = fs::File::open(mnt.join("file")).unwrap();
+    world.refused(1, &["down", config]);
+    assert!(!world.path("image").exists());
+    drop(open);
+    world.ok(&["down", config]);
+    world.ok(&["up", config]);
+    assert_eq!(fs::read_to_string(mnt.join("file")).unwrap(), "kept");
+    world.ok(&["down", config]);
+    assert!(world.leftovers().is_empty(), "{:?}", world.leftovers());
+}
+
 /// Memory that is locked still goes back to the kernel when its pages are discarded.
 #[test]
 fn a_server_of_swap_keeps_its_memory_and_gives_it_back() {
@@ -169,7 +276,7 @@ fn what_has_a_mountpoint_is_mounted() {
     assert!(said.starts_with("zram7 (64 MiB) is mounted on "), "{said}");
     let algorithms = world.ok(&["stat", "zram7", "comp_algorithm"]);
     assert!(algorithms.contains("[zstd:3]"), "{algorithms}");
-    let line = world.refused(1, &["up", "--foreground", "zram7", config]);
+    let line = world.refused(2, &["up", "--foreground", "zram7", config]);
     assert!(line.contains("mountpoint"), "{line}");
     assert_eq!(world.ok(&["down", config]), "");
     assert!(world.leftovers().is_empty(), "{:?}", world.leftovers());
