@@ -52,6 +52,25 @@ fn what_is_sparse_is_cleaned_first_and_of_that_what_is_old() {
     );
 }
 
+#[test]
+fn what_something_is_on_its_way_to_or_nothing_is_in_is_not_cleaned() {
+    let mut log = log(8);
+    let dense = fill(&mut log, 60);
+    let target = log.target(Head::Evicted, 0).expect("room");
+    log.begin_append(&target, target.room());
+    let record = target.address(target.start_len());
+    log.table.retain(record, 4000);
+    log.seal_heads();
+    let best = |log: &SegmentLog| (log.best_to_clean(u32::MAX), log.emptiest().map(|it| it.0));
+    assert_eq!(best(&log), (Some(dense), Some(dense)));
+    log.end_append(&target, target.room(), true);
+    // Where age does not count.
+    assert_eq!(best(&log).1, Some(SegmentIndex::of(record)));
+    // It is free only once somebody looks.
+    log.table.release(record, 4000);
+    assert_eq!(best(&log), (Some(dense), Some(dense)));
+}
+
 /// There are so many numbers for the places of a use of a segment.
 #[test]
 fn a_place_is_given_out_anew_only_while_there_are_numbers() {
