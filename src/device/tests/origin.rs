@@ -312,6 +312,7 @@ fn a_long_read_takes_each_page_from_where_it_is() {
         let before = device.stats().origin_reads;
         if ahead {
             device.prefetch(0..PAGES * PAGE).expect("the image works");
+            assert_eq!(device.stats().resident_pages, PAGES);
         }
         let mut found = vec![0; PAGES as usize * PAGE_SIZE];
         device.read(0, &mut found).expect("readable");
