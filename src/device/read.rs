@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use super::core::Core;
 use super::home::AbsentPage;
 use super::layout::{RUN_PAGES, Run};
-use super::read_back::Spilled;
+use super::read_back::{Spilled, Wanted};
 use crate::codec::{self, Codec};
 use crate::error::{Error, Result};
 use crate::shard::{Shard, SlotIndex, SlotState};
@@ -163,7 +163,12 @@ impl Core {
                 Found::Copied { codec, start, len }
             }
             SlotState::WrittenBack { record, len, codec } => {
-                let again = shard.note_read_back(index) || SegmentIndex::of(record).is_in_image();
+                let again = shard.note_read_back(index);
+                let wanted = match SegmentIndex::of(record).is_in_image() {
+                    true => Wanted::Anyhow,
+                    false if again => Wanted::Again,
+                    false => Wanted::Once,
+                };
                 let sequence = self.sequence(record);
                 Found::WrittenBack(Spilled {
                     slot,
@@ -171,7 +176,7 @@ impl Core {
                     len,
                     codec,
                     sequence,
-                    again,
+                    wanted,
                 })
             }
         }

@@ -1,6 +1,7 @@
 //! What was read of the backing lately, and a little beyond: eviction puts neighbours on the device
 //! near each other, so who reads pages in order finds the next records here. They are in the appends
-//! of a few batches that were collected about the same time, hence several windows.
+//! of a few batches that were collected about the same time, hence several windows. Who reads very
+//! many in order is known, too, for memory to be left to others.
 //!
 //! What is written at an offset under one sequence number stays, so a window of that number holds it,
 //! or what was there before it was written, which does not verify. One mutex, which is held to look
@@ -19,6 +20,10 @@ const AHEAD: u32 = 64 << 10;
 
 /// Pages read in order before the first that goes beyond.
 const IN_ORDER: u32 = 2;
+
+/// Pages read in order that make a scan, 4 MiB: who reads on will not come back soon, and what is read
+/// ahead serves him if he does. It is what bcache calls its sequential cutoff.
+const SCAN: u32 = 1024;
 
 /// Pages that may be passed over, or come a little late, in a read in order: they may be in memory,
 /// and requests of one reader are worked on side by side.
@@ -125,7 +130,7 @@ impl ReadAhead {
         buf: &mut [u8],
     ) -> io::Result<Source> {
         let mut state = self.state.lock();
-        let in_order = small && state.note(page);
+        let in_order = small && state.note(page, 1);
         if state.copy(place, buf) {
             return Ok(Source::Window);
         }
@@ -143,7 +148,23 @@ impl ReadAhead {
     /// Notes that a small request reads a page; returns whether the pages before it were read, in
     /// order.
     pub(super) fn is_in_order(&self, page: PageIndex) -> bool {
-        self.state.lock().note(page)
+        self.state.lock().note(page, 1)
+    }
+
+    /// Notes that a request that is not small reads so many pages, from `page` on.
+    pub(super) fn note_large(&self, page: PageIndex, pages: u32) {
+        self.state.lock().note(page, pages);
+    }
+
+    /// Whether a scan has come by a page, not long ago.
+    pub(super) fn is_scanned(&self, page: PageIndex) -> bool {
+        let (page, reach) = (u64::from(page.0), u64::from(SCAN));
+        let state = self.state.lock();
+        let mut scans = state
+            .streams
+            .iter()
+            .filter(|stream| stream.in_order >= SCAN);
+        scans.any(|scan| (scan.next.saturating_sub(reach)..scan.next).contains(&page))
     }
 
     /// Reads a place in one go for the reads that follow. That it fails is theirs to find.
@@ -185,8 +206,8 @@ impl ReadAhead {
 }
 
 impl State {
-    /// Notes that a page is read; returns whether the pages before it were, in order.
-    fn note(&mut self, page: PageIndex) -> bool {
+    /// Notes that so many pages are read, from `page` on; returns whether those before it were, in order.
+    fn note(&mut self, page: PageIndex, pages: u32) -> bool {
         let page = u64::from(page.0);
         let known = self
             .streams
@@ -195,8 +216,10 @@ impl State {
         let mut stream = known
             .and_then(|at| self.streams.remove(at))
             .unwrap_or_default();
-        stream.in_order += u32::from(page >= stream.next && known.is_some());
-        stream.next = stream.next.max(page + 1);
+        if page >= stream.next && known.is_some() {
+            stream.in_order = stream.in_order.saturating_add(pages);
+        }
+        stream.next = stream.next.max(page + u64::from(pages));
         let in_order = stream.in_order >= IN_ORDER;
         self.streams.push_front(stream);
         self.streams.truncate(STREAMS);
@@ -250,14 +273,36 @@ mod tests {
         let mut state = State::default();
         for i in 0..50 {
             for reader in 0..STREAMS as u32 {
-                let in_order = state.note(PageIndex(reader * 100_000 + i));
+                let in_order = state.note(PageIndex(reader * 100_000 + i), 1);
                 assert_eq!(in_order, i >= IN_ORDER, "{reader} {i}");
             }
         }
         let mut state = State::default();
         for i in 1..1000u32 {
-            assert!(!state.note(PageIndex(i.wrapping_mul(0x9e37_79b9))));
+            assert!(!state.note(PageIndex(i.wrapping_mul(0x9e37_79b9)), 1));
         }
+    }
+
+    #[test]
+    fn a_scan_is_told_from_a_short_read_in_order() {
+        let ahead = ReadAhead::default();
+        for i in 0..SCAN {
+            ahead.is_in_order(PageIndex(i));
+            assert!(!ahead.is_scanned(PageIndex(i)), "{i}");
+        }
+        ahead.is_in_order(PageIndex(SCAN));
+        for (page, scanned) in [(0, false), (1, true), (SCAN, true), (SCAN + 1, false)] {
+            assert_eq!(ahead.is_scanned(PageIndex(page)), scanned, "{page}");
+        }
+        let ahead = ReadAhead::default();
+        for i in 0..=SCAN / 64 {
+            ahead.note_large(PageIndex(i * 64), 64);
+        }
+        assert!(ahead.is_scanned(PageIndex(SCAN + 63)));
+        // Begun anew it is none.
+        ahead.note_large(PageIndex(SCAN / 2), 64);
+        assert!(!ahead.is_scanned(PageIndex(63)));
+        assert!(ahead.is_scanned(PageIndex(SCAN)));
     }
 
     #[test]

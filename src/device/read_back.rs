@@ -29,9 +29,18 @@ pub(super) struct Spilled {
     pub(super) codec: Codec,
     /// The number that the record was written under.
     pub(super) sequence: u64,
-    /// Whether it belongs in memory again: it was read back not long ago, too, or is asked for, or
-    /// comes from an image, which is to be emptied.
-    pub(super) again: bool,
+    pub(super) wanted: Wanted,
+}
+
+/// Whether a page that is read back belongs in memory again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// It does not: it has not been wanted for long, and may be so again.
+    Once,
+    /// It was read back or evicted not long ago. It does unless it is only that a scan comes by.
+    Again,
+    /// It is asked for, or comes from an image, which is to be emptied.
+    Anyhow,
 }
 
 impl Spilled {
@@ -145,7 +154,7 @@ impl Core {
                 Ok(object) => {
                     self.requests.bd_reads.fetch_add(1, Relaxed);
                     self.decompress(page, spilled.codec, object, out)?;
-                    if spilled.again {
+                    if self.belongs_in_memory(page, spilled) {
                         let storable = self.storable(page, spilled.codec, object, out)?;
                         self.promote(run, spilled, storable);
                     }
@@ -164,7 +173,7 @@ impl Core {
                 Found::WrittenBack(now) => {
                     // What it noted was this very read.
                     spilled = Spilled {
-                        again: spilled.again,
+                        wanted: spilled.wanted,
                         ..now
                     };
                 }
@@ -241,6 +250,9 @@ impl Core {
         pages: &mut [Page],
     ) -> Result<()> {
         let small = spilled.len() <= SMALL;
+        if !small {
+            self.read_ahead.note_large(first, pages.len() as u32);
+        }
         spilled.sort_unstable_by_key(|(_, spilled)| spilled.record.0);
         let mut rest = &*spilled;
         while let Some((place, group, others)) = self.first_group(rest) {
@@ -281,6 +293,15 @@ impl Core {
         Ok((Codec::Raw, raw))
     }
 
+    /// Whether a page that was read back is to be stored in memory.
+    fn belongs_in_memory(&self, page: PageIndex, spilled: Spilled) -> bool {
+        match spilled.wanted {
+            Wanted::Once => false,
+            Wanted::Again => !self.read_ahead.is_scanned(page),
+            Wanted::Anyhow => true,
+        }
+    }
+
     /// Stores a page that was read back in memory, unless it has changed or that would keep
     /// writers waiting.
     fn promote(&self, run: Run, spilled: Spilled, (codec, object): (Codec, &[u8])) {
@@ -310,7 +331,7 @@ impl Core {
             return Ok(());
         };
         let wanted = Spilled {
-            again: true,
+            wanted: Wanted::Anyhow,
             ..spilled
         };
         self.read_back(page, wanted, false, &mut [0; PAGE_SIZE])
@@ -373,7 +394,7 @@ impl Core {
             len,
             codec,
             sequence,
-            again: false,
+            wanted: Wanted::Once,
         })
     }
 

@@ -242,3 +242,32 @@ fn a_page_comes_back_when_it_is_read_again() {
         assert_eq!(device.stats().resident_pages - before, comes, "read {read}");
     }
 }
+
+/// What a fill left in memory stays there while all is read in the order in which it was written.
+#[test]
+fn a_scan_after_a_fill_drives_little_out() {
+    const PAGES: u64 = 40_000;
+    /// Before it is known for a scan, and down to a watermark.
+    const LITTLE: u64 = 1500;
+    for pages_at_once in [1, 64] {
+        let backing = Arc::new(FaultyBacking::new(100));
+        let device = device(PAGES, PAGES / 12, 1, &backing);
+        for page in 0..PAGES {
+            write(&device, page, page).expect("room");
+        }
+        let before = device.stats();
+        assert!(before.resident_pages > PAGES / 8, "{before:?}");
+        let mut buf = vec![0; pages_at_once * PAGE_SIZE];
+        for page in (0..PAGES).step_by(pages_at_once) {
+            device.read(page * PAGE, &mut buf).expect("readable");
+        }
+        let after = device.stats();
+        let evicted = after.bd_writes - before.bd_writes;
+        assert!(evicted < LITTLE, "{evicted} evicted");
+        let read_back = after.bd_reads - before.bd_reads;
+        assert!(
+            read_back < before.written_back_pages + LITTLE,
+            "{read_back} read back: {before:?}"
+        );
+    }
+}
