@@ -23,11 +23,14 @@ const IN_ORDER: u32 = 2;
 
 /// Pages read in order that make a scan, 4 MiB: who reads on will not come back soon, and what is read
 /// ahead serves him if he does. It is what bcache calls its sequential cutoff.
-const SCAN: u32 = 1024;
+const SCAN: u64 = 1024;
 
 /// Pages that may be passed over, or come a little late, in a read in order: they may be in memory,
 /// and requests of one reader are worked on side by side.
 const NEAR: u64 = 32;
+
+/// The same where requests are large: a few of 1 MiB each.
+const NEAR_LARGE: u64 = 1024;
 
 /// Readers in order that are told apart.
 const STREAMS: usize = 8;
@@ -92,12 +95,48 @@ struct Window {
 }
 
 /// A reader of pages in order.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 struct Stream {
+    first: u64,
     /// The page after the last that was read.
     next: u64,
-    /// Pages read in order up to that.
+    /// Pages read, some perhaps late.
+    read: u64,
+    /// Requests in order.
     in_order: u32,
+}
+
+impl Stream {
+    fn new(first: u64) -> Self {
+        Self {
+            first,
+            next: first,
+            read: 0,
+            in_order: 0,
+        }
+    }
+
+    fn len(&self) -> u64 {
+        self.next - self.first
+    }
+
+    /// Whether it goes on with a page, and others within `near`.
+    fn is_near(&self, page: u64, near: u64) -> bool {
+        page + near >= self.next && page <= self.next + near
+    }
+
+    fn note(&mut self, page: u64, pages: u64) {
+        self.in_order = self
+            .in_order
+            .saturating_add(u32::from(self.read > 0 && page >= self.next));
+        self.read = self.read.saturating_add(pages);
+        self.next = self.next.max(page + pages);
+    }
+
+    /// Whether it has read much, and not just the same again and again.
+    fn is_scan(&self) -> bool {
+        self.read.min(self.len()) > SCAN
+    }
 }
 
 #[derive(Default)]
@@ -130,7 +169,7 @@ impl ReadAhead {
         buf: &mut [u8],
     ) -> io::Result<Source> {
         let mut state = self.state.lock();
-        let in_order = small && state.note(page, 1);
+        let in_order = small && state.note(page, 1, NEAR);
         if state.copy(place, buf) {
             return Ok(Source::Window);
         }
@@ -148,23 +187,20 @@ impl ReadAhead {
     /// Notes that a small request reads a page; returns whether the pages before it were read, in
     /// order.
     pub(super) fn is_in_order(&self, page: PageIndex) -> bool {
-        self.state.lock().note(page, 1)
+        self.state.lock().note(page, 1, NEAR)
     }
 
     /// Notes that a request that is not small reads so many pages, from `page` on.
-    pub(super) fn note_large(&self, page: PageIndex, pages: u32) {
-        self.state.lock().note(page, pages);
+    pub(super) fn note_large(&self, page: PageIndex, pages: usize) {
+        self.state.lock().note(page, pages as u64, NEAR_LARGE);
     }
 
     /// Whether a scan has come by a page, not long ago.
     pub(super) fn is_scanned(&self, page: PageIndex) -> bool {
-        let (page, reach) = (u64::from(page.0), u64::from(SCAN));
+        let page = u64::from(page.0);
         let state = self.state.lock();
-        let mut scans = state
-            .streams
-            .iter()
-            .filter(|stream| stream.in_order >= SCAN);
-        scans.any(|scan| (scan.next.saturating_sub(reach)..scan.next).contains(&page))
+        let mut scans = state.streams.iter().filter(|stream| stream.is_scan());
+        scans.any(|scan| (scan.next - SCAN..scan.next).contains(&page))
     }
 
     /// Reads a place in one go for the reads that follow. That it fails is theirs to find.
@@ -206,24 +242,21 @@ impl ReadAhead {
 }
 
 impl State {
-    /// Notes that so many pages are read, from `page` on; returns whether those before it were, in order.
-    fn note(&mut self, page: PageIndex, pages: u32) -> bool {
+    /// Notes that so many pages are read, from `page` on, by who may pass over `near` pages; returns
+    /// whether those before were read, in order.
+    fn note(&mut self, page: PageIndex, pages: u64, near: u64) -> bool {
         let page = u64::from(page.0);
-        let known = self
-            .streams
-            .iter()
-            .position(|stream| page + NEAR >= stream.next && page <= stream.next + NEAR);
-        let mut stream = known
-            .and_then(|at| self.streams.remove(at))
-            .unwrap_or_default();
-        if page >= stream.next && known.is_some() {
-            stream.in_order = stream.in_order.saturating_add(pages);
-        }
-        stream.next = stream.next.max(page + u64::from(pages));
-        let in_order = stream.in_order >= IN_ORDER;
+        let streams = self.streams.iter().enumerate();
+        let known = streams.filter(|(_, stream)| stream.is_near(page, near));
+        let longest = known
+            .max_by_key(|(_, stream)| stream.len())
+            .map(|(at, _)| at);
+        let known = longest.and_then(|at| self.streams.remove(at));
+        let mut stream = known.unwrap_or_else(|| Stream::new(page));
+        stream.note(page, pages);
         self.streams.push_front(stream);
         self.streams.truncate(STREAMS);
-        in_order
+        stream.in_order >= IN_ORDER
     }
 
     fn find(&self, place: &Place) -> Option<usize> {
@@ -273,36 +306,54 @@ mod tests {
         let mut state = State::default();
         for i in 0..50 {
             for reader in 0..STREAMS as u32 {
-                let in_order = state.note(PageIndex(reader * 100_000 + i), 1);
+                let in_order = state.note(PageIndex(reader * 100_000 + i), 1, NEAR);
                 assert_eq!(in_order, i >= IN_ORDER, "{reader} {i}");
             }
         }
         let mut state = State::default();
         for i in 1..1000u32 {
-            assert!(!state.note(PageIndex(i.wrapping_mul(0x9e37_79b9)), 1));
+            assert!(!state.note(PageIndex(i.wrapping_mul(0x9e37_79b9)), 1, NEAR));
         }
     }
 
     #[test]
     fn a_scan_is_told_from_a_short_read_in_order() {
         let ahead = ReadAhead::default();
-        for i in 0..SCAN {
+        let scan = SCAN as u32;
+        for i in 0..scan {
             ahead.is_in_order(PageIndex(i));
             assert!(!ahead.is_scanned(PageIndex(i)), "{i}");
         }
-        ahead.is_in_order(PageIndex(SCAN));
-        for (page, scanned) in [(0, false), (1, true), (SCAN, true), (SCAN + 1, false)] {
+        ahead.is_in_order(PageIndex(scan));
+        for (page, scanned) in [(0, false), (1, true), (scan, true), (scan + 1, false)] {
             assert_eq!(ahead.is_scanned(PageIndex(page)), scanned, "{page}");
         }
+        // The same pages for ever, and some of many, are none.
         let ahead = ReadAhead::default();
-        for i in 0..=SCAN / 64 {
-            ahead.note_large(PageIndex(i * 64), 64);
+        for i in 0..3 * scan {
+            ahead.is_in_order(PageIndex(i % 64));
+            ahead.is_in_order(PageIndex(100_000 + i * 16));
+            assert!(!ahead.is_scanned(PageIndex(i % 64)), "{i}");
+            assert!(i >= scan || !ahead.is_scanned(PageIndex(100_000 + i * 16)));
         }
-        assert!(ahead.is_scanned(PageIndex(SCAN + 63)));
-        // Begun anew it is none.
-        ahead.note_large(PageIndex(SCAN / 2), 64);
-        assert!(!ahead.is_scanned(PageIndex(63)));
-        assert!(ahead.is_scanned(PageIndex(SCAN)));
+    }
+
+    #[test]
+    fn a_scan_by_requests_that_overtake_each_other_is_one() {
+        const PIECE: u32 = 32;
+        for at_once in [1, 2, 8, 32] {
+            let ahead = ReadAhead::default();
+            for round in 0..64 {
+                // Those that are under way are worked on in the worst order.
+                for i in (0..at_once).rev() {
+                    let piece = round * at_once + i;
+                    ahead.note_large(PageIndex(piece * PIECE), PIECE as usize);
+                    let is_known = u64::from(round * at_once * PIECE) > SCAN;
+                    let page = PageIndex(piece * PIECE);
+                    assert!(!is_known || ahead.is_scanned(page), "{at_once}: {piece}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -251,7 +251,7 @@ impl Core {
     ) -> Result<()> {
         let small = spilled.len() <= SMALL;
         if !small {
-            self.read_ahead.note_large(first, pages.len() as u32);
+            self.read_ahead.note_large(first, pages.len());
         }
         spilled.sort_unstable_by_key(|(_, spilled)| spilled.record.0);
         let mut rest = &*spilled;
@@ -297,7 +297,10 @@ impl Core {
     fn belongs_in_memory(&self, page: PageIndex, spilled: Spilled) -> bool {
         match spilled.wanted {
             Wanted::Once => false,
-            Wanted::Again => !self.read_ahead.is_scanned(page),
+            // Where memory is not short, nothing is driven out.
+            Wanted::Again => {
+                self.budget.used() < self.watermarks().low || !self.read_ahead.is_scanned(page)
+            }
             Wanted::Anyhow => true,
         }
     }

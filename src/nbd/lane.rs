@@ -55,14 +55,12 @@ pub(super) struct Job {
 #[derive(Clone, Copy)]
 pub(super) enum Work {
     /// Store the first `length` bytes of the buffer at `offset`.
-    Write {
-        offset: u64,
-        length: usize,
-    },
+    Write { offset: u64, length: usize },
     /// Make part of a reply in the buffer.
     Read(Piece),
     /// Execute what has neither a payload nor a reply with one.
     Plain(Request),
+    /// Flush the device.
     Flush,
 }
 

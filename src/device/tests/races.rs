@@ -1,8 +1,9 @@
 //! What happens to a page while eviction writes it, or while it is read back. The backing calls the
 //! test in the middle of the I/O, so every one of these happens every time.
 
+use std::iter;
 use std::sync::Weak;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use super::*;
 use crate::device::core::Core;
@@ -243,31 +244,55 @@ fn a_page_comes_back_when_it_is_read_again() {
     }
 }
 
-/// What a fill left in memory stays there while all is read in the order in which it was written.
+/// Evicts to the low watermark, so that the writeback thread has nothing left to do.
+fn evict_to_low(device: &Device) {
+    let over = |device: &Device| {
+        let low = device.core.watermarks().low;
+        device.core.budget.used().saturating_sub(low)
+    };
+    while over(device) > 0 {
+        device
+            .evict(over(device) * PAGE)
+            .expect("the backing works");
+    }
+}
+
+/// What a fill left in memory stays there while all is read in the order in which it was written, by
+/// readers that take turns.
 #[test]
 fn a_scan_after_a_fill_drives_little_out() {
     const PAGES: u64 = 40_000;
-    /// Before it is known for a scan, and down to a watermark.
-    const LITTLE: u64 = 1500;
-    for pages_at_once in [1, 64] {
+    /// What comes to memory before it is known for a scan, and some.
+    const LITTLE: u64 = 2000;
+    for (readers, pages_at_once) in [(1, 1), (1, 64), (4, 32)] {
         let backing = Arc::new(FaultyBacking::new(100));
         let device = device(PAGES, PAGES / 12, 1, &backing);
         for page in 0..PAGES {
             write(&device, page, page).expect("room");
         }
+        evict_to_low(&device);
         let before = device.stats();
         assert!(before.resident_pages > PAGES / 8, "{before:?}");
-        let mut buf = vec![0; pages_at_once * PAGE_SIZE];
-        for page in (0..PAGES).step_by(pages_at_once) {
-            device.read(page * PAGE, &mut buf).expect("readable");
-        }
+        let next = AtomicU64::new(0);
+        let read_all = || {
+            let mut buf = vec![0; pages_at_once * PAGE_SIZE];
+            let take_turn = || next.fetch_add(pages_at_once as u64, Relaxed);
+            for page in iter::repeat_with(take_turn).take_while(|&page| page < PAGES) {
+                device.read(page * PAGE, &mut buf).expect("readable");
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..readers {
+                scope.spawn(read_all);
+            }
+        });
         let after = device.stats();
         let evicted = after.bd_writes - before.bd_writes;
-        assert!(evicted < LITTLE, "{evicted} evicted");
+        assert!(evicted < LITTLE, "{readers}: {evicted} evicted");
         let read_back = after.bd_reads - before.bd_reads;
         assert!(
             read_back < before.written_back_pages + LITTLE,
-            "{read_back} read back: {before:?}"
+            "{readers}: {read_back} read back: {before:?}"
         );
     }
 }
