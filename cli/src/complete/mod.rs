@@ -32,9 +32,9 @@ const VARIABLE: &str = "UZRAM_COMPLETE";
 const SHELLS: Shells<'_> = Shells(&[
     &bash::Bash,
     &Elvish,
-    &Dequoted(Fish),
+    &Dequoted::last(Fish),
     &Powershell,
-    &Dequoted(Zsh),
+    &Dequoted::all(Zsh),
 ]);
 
 /// Answers a shell that asks, and ends the process; returns if none does. To be called before anything
