@@ -15,7 +15,42 @@ use crate::undo::{Interrupt, Interrupted};
 /// How often is looked whether a signal has come, or the terminal has another size.
 const OFTEN: Duration = Duration::from_millis(100);
 
-/// Where keys come from: what crossterm reads.
+/// Where events come from.
+trait Source {
+    /// What has come already, if anything.
+    ///
+    /// # Errors
+    /// Once the terminal is gone.
+    fn take(&mut self) -> Result<Option<Event>>;
+
+    /// Waits until something can be taken, at most so long; sooner if a signal comes.
+    fn wait(&mut self, patience: Duration) -> Result<()>;
+}
+
+/// What happens next, or nothing until `then`.
+///
+/// # Errors
+/// Once a signal has come, or the terminal is gone.
+fn next(
+    source: &mut impl Source,
+    then: Instant,
+    check: impl Fn() -> Result<()>,
+) -> Result<Option<Event>> {
+    loop {
+        check()?;
+        let left = then.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(None);
+        }
+        // Several keys may have come at once: a source that waits has to have nothing more.
+        if let Some(event) = source.take()? {
+            return Ok(Some(event));
+        }
+        source.wait(left.min(OFTEN))?;
+    }
+}
+
+/// What crossterm reads.
 pub(super) struct Keyboard {
     stdin: io::Stdin,
     /// If stdin is no terminal.
@@ -36,34 +71,21 @@ impl Keyboard {
     ///
     /// # Errors
     /// Once a signal has come, or the terminal is gone.
-    pub(super) fn next(&self, then: Instant, interrupt: &Interrupt) -> Result<Option<Event>> {
-        loop {
-            interrupt.check()?;
-            let left = then.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Ok(None);
-            }
-            self.wait(left.min(OFTEN))?;
-            if event::poll(Duration::ZERO)? {
-                return Ok(Some(event::read()?));
-            }
-        }
+    pub(super) fn next(&mut self, then: Instant, interrupt: &Interrupt) -> Result<Option<Event>> {
+        next(self, then, || interrupt.check())
     }
 
-    /// Waits for a key, at most so long. Crossterm reads what has hung up for ever.
-    fn wait(&self, patience: Duration) -> Result<()> {
+    /// What can be said of the terminal at once, or comes to be in so long.
+    fn poll(&self, patience: Duration) -> Result<PollFlags> {
         let mut fds = [PollFd::from_borrowed_fd(self.descriptor(), PollFlags::IN)];
         let timeout = Timespec {
             tv_sec: patience.as_secs().try_into()?,
             tv_nsec: patience.subsec_nanos().into(),
         };
         match rustix::event::poll(&mut fds, Some(&timeout)) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(error) => return Err(error).context("cannot wait for the terminal"),
-        }
-        match fds[0].revents().intersects(PollFlags::HUP | PollFlags::ERR) {
-            true => Err(Interrupted::error("interrupted: the terminal is gone")),
-            false => Ok(()),
+            Ok(_) => Ok(fds[0].revents()),
+            Err(Errno::INTR) => Ok(PollFlags::empty()),
+            Err(error) => Err(error).context("cannot wait for the terminal"),
         }
     }
 
@@ -72,5 +94,106 @@ impl Keyboard {
             Some(tty) => tty.as_fd(),
             None => self.stdin.as_fd(),
         }
+    }
+}
+
+impl Source for Keyboard {
+    fn take(&mut self) -> Result<Option<Event>> {
+        // Crossterm reads what has hung up for ever.
+        let gone = PollFlags::HUP | PollFlags::ERR;
+        if self.poll(Duration::ZERO)?.intersects(gone) {
+            return Err(Interrupted::error("interrupted: the terminal is gone"));
+        }
+        // It reads many keys at once: those that it keeps cannot be seen at the descriptor.
+        match event::poll(Duration::ZERO)? {
+            true => Ok(Some(event::read()?)),
+            false => Ok(None),
+        }
+    }
+
+    fn wait(&mut self, patience: Duration) -> Result<()> {
+        self.poll(patience).map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use anyhow::bail;
+    use ratatui::crossterm::event::KeyCode;
+
+    use super::*;
+
+    /// Keys that come while it is waited for them, several at once.
+    struct Bursts {
+        came: VecDeque<Event>,
+        to_come: VecDeque<usize>,
+        waits: usize,
+    }
+
+    impl Bursts {
+        fn new<const N: usize>(to_come: [usize; N]) -> Self {
+            Self {
+                came: VecDeque::new(),
+                to_come: to_come.into(),
+                waits: 0,
+            }
+        }
+    }
+
+    impl Source for Bursts {
+        fn take(&mut self) -> Result<Option<Event>> {
+            Ok(self.came.pop_front())
+        }
+
+        fn wait(&mut self, patience: Duration) -> Result<()> {
+            assert!(!patience.is_zero() && patience <= OFTEN);
+            self.waits += 1;
+            let Some(keys) = self.to_come.pop_front() else {
+                bail!("nothing comes any more");
+            };
+            let key = Event::Key(KeyCode::Down.into());
+            self.came.extend(std::iter::repeat_n(key, keys));
+            Ok(())
+        }
+    }
+
+    fn later() -> Instant {
+        Instant::now() + Duration::from_secs(3600)
+    }
+
+    #[test]
+    fn keys_that_came_at_once_are_not_waited_for_one_by_one() {
+        let mut source = Bursts::new([30, 0, 2]);
+        for key in 0..32 {
+            let event = next(&mut source, later(), || Ok(())).expect("a key");
+            assert!(event.is_some(), "{key}");
+            assert_eq!(source.waits, if key < 30 { 1 } else { 3 }, "{key}");
+        }
+        next(&mut source, later(), || Ok(())).expect_err("no more");
+    }
+
+    #[test]
+    fn what_interrupts_a_wait_is_looked_at_before_the_next() {
+        let mut source = Bursts::new([0, 0]);
+        let looks = std::cell::Cell::new(0);
+        let interrupted = next(&mut source, later(), || {
+            looks.set(looks.get() + 1);
+            match looks.get() {
+                2 => bail!("a signal"),
+                _ => Ok(()),
+            }
+        });
+        assert_eq!(interrupted.expect_err("it came").to_string(), "a signal");
+        assert_eq!(source.waits, 1);
+    }
+
+    #[test]
+    fn time_is_up_though_keys_keep_coming() {
+        let mut source = Bursts::new([]);
+        source.came.push_back(Event::FocusGained);
+        let event = next(&mut source, Instant::now(), || Ok(())).expect("no error");
+        assert_eq!((event, source.waits), (None, 0));
     }
 }

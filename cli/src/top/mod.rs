@@ -49,7 +49,7 @@ fn run(
     interval: Duration,
     interrupt: &Interrupt,
 ) -> Result<()> {
-    let keyboard = Keyboard::open()?;
+    let mut keyboard = Keyboard::open()?;
     let mut next = Instant::now() + interval;
     loop {
         let mut cells = 0;

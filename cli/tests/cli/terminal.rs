@@ -207,6 +207,21 @@ fn top_shows_what_is_still_to_be_restored() {
 }
 
 #[test]
+fn top_keeps_up_with_a_key_that_is_held_down() {
+    let world = World::new();
+    let _server = world.serve(&["vm", "--size=1M"]);
+    let Some(terminal) = Terminal::run(&world, "top --interval 3600") else {
+        return;
+    };
+    terminal.until(|screen| screen.contains("q quit"));
+    // At ten keys a second that would take longer than anything may.
+    let keys = ["send-keys", "-N", "1000", "j", ";", "send-keys", "q"];
+    let output = terminal.tmux(&keys).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    terminal.until(|screen| screen.contains("ended with 0"));
+}
+
+#[test]
 fn top_leaves_the_terminal_as_it_was_whatever_ends_it() {
     let world = World::new();
     let _server = world.serve(&["vm", "--size=1M"]);
