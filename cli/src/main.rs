@@ -9,6 +9,7 @@
 //! Exit codes: see `failure`.
 
 mod args;
+mod aside;
 mod attach;
 mod attachments;
 mod complete;

@@ -21,6 +21,7 @@ use crate::save;
 use crate::server;
 use crate::stat::PATIENCE;
 use crate::table::{bytes, count};
+use crate::undo::Interrupt;
 
 /// How long what takes long may take.
 pub(crate) const LONG: Duration = Duration::from_secs(24 * 60 * 60);
@@ -193,22 +194,20 @@ pub(crate) fn stop(args: &StopArgs, root: &RunRoot) -> Result<()> {
         true => release::refuse_if_swapped_to(&dir)?,
         false => refuse_to_stop(&dir, args.save.as_deref())?,
     }
-    if let Some(file) = &args.save {
-        save::save_last(&dir, file)?;
-    }
-    server::stop(&dir)
+    save::save_and(&dir, args.save.as_deref(), || server::stop(&dir))
 }
 
-/// Saves the device of `dir`, which is about to be stopped, to `file`, unless it is mounted or attached.
-pub(crate) fn save_unused(dir: &RunDir, file: &Path) -> Result<()> {
-    refuse_to_stop(dir, Some(file))?;
-    save::save_last(dir, file)
-}
-
-/// Stops the server of `dir`, unless its device is mounted or attached.
-pub(crate) fn stop_unused(dir: &RunDir) -> Result<()> {
-    refuse_to_stop(dir, None)?;
-    server::stop(dir)
+/// Stops the server of `dir`, its device saved to `save` first, unless that is mounted or attached.
+pub(crate) fn stop_unused(dir: &RunDir, save: Option<&Path>) -> Result<()> {
+    refuse_to_stop(dir, save)?;
+    save::save_and(dir, save, || {
+        // A save has its own, and ends with it.
+        let interrupt = Interrupt::install()?;
+        // Who came to use it since then is not to lose it.
+        refuse_to_stop(dir, None)?;
+        server::stop(dir)?;
+        interrupt.check_down(dir.name())
+    })
 }
 
 /// What is on a dead device is no reason to keep it, but what is swapped to it must be known.

@@ -17,7 +17,7 @@ use crate::loopdev::{self, LoopDevice, SectorSize};
 use crate::name::Name;
 use crate::output;
 use crate::release;
-use crate::rundir::{Record, RunRoot};
+use crate::rundir::{Record, RunDir, RunRoot};
 use crate::save;
 use crate::server::{self, Launch};
 use crate::settings::Settings;
@@ -179,32 +179,81 @@ fn check_mountpoint(path: &Path) -> Result<PathBuf> {
 
 /// `uzram umount`.
 pub(crate) fn umount(args: &UmountArgs, root: &RunRoot) -> Result<()> {
-    unmount(&args.mountpoint, args.save.as_deref(), root)
+    unmount(&args.mountpoint, args.save.as_deref(), None, root)
 }
 
-/// Takes down what was mounted on `mountpoint`, its device saved to `save` first.
-pub(crate) fn unmount(mountpoint: &Path, save: Option<&Path>, root: &RunRoot) -> Result<()> {
+/// `uzram down` of a device that `uzram up` mounted.
+#[derive(Clone, Copy)]
+pub(crate) struct Down<'a> {
+    pub(crate) name: &'a Name,
+    /// What one would type.
+    pub(crate) command: &'a str,
+}
+
+impl Down<'_> {
+    /// Fails if what is to be taken down is another device.
+    fn check(self, owner: &Owner, at: &Path) -> Result<()> {
+        let (name, other) = (self.name, owner.dir.name());
+        if name == other {
+            return Ok(());
+        }
+        let (at, command) = (at.display(), self.command);
+        bail!(
+            "{other} is mounted on {at} now, not {name}: uzram umount {at} first, then: {command}"
+        )
+    }
+}
+
+/// Whether the file system of the device of `dir` is where `uzram mount` mounted it.
+pub(crate) fn is_mounted(dir: &RunDir) -> Result<bool> {
+    let Some(record) = dir.record() else {
+        return Ok(false);
+    };
+    for device in attachments::of(dir, &record)? {
+        let mounts = device.mounts()?;
+        let is_there = |mount: &MountEntry| record.mountpoint.as_ref() == Some(&mount.mountpoint);
+        if mounts.iter().any(is_there) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Takes down what was mounted on `mountpoint`, its device saved to `save` first: whichever it is, or the one
+/// that is taken down `by` its name.
+pub(crate) fn unmount(
+    mountpoint: &Path,
+    save: Option<&Path>,
+    by: Option<Down<'_>>,
+    root: &RunRoot,
+) -> Result<()> {
     require_root("umount")?;
     let mountpoint = mounts::absolute(mountpoint)?;
     let shown = mountpoint.display();
     let Some(mount) = mounts::at(&mountpoint)? else {
         // Somebody may have unmounted what `mount` mounted there.
-        let made = recorded(root, |r| r.mountpoint.as_ref() == Some(&mountpoint))?;
+        let is_meant = |owner: &Owner| by.is_none_or(|down| down.name == owner.dir.name());
+        let made = recorded(root, |owner| {
+            owner.record.mountpoint.as_ref() == Some(&mountpoint) && is_meant(owner)
+        })?;
         let Some(owner) = made else {
             bail!("nothing is mounted on {shown}: see uzram list");
         };
-        return take_down(None, &owner, save);
+        return take_down(None, &owner, save, by);
     };
     let source = mount.source.display();
     let Some(owner) = attachments::owner(&mount.source, root)? else {
-        if let Some(owner) = recorded(root, |r| r.fuse.as_ref() == Some(&mountpoint))? {
+        if let Some(owner) = recorded(root, |owner| {
+            owner.record.fuse.as_ref() == Some(&mountpoint)
+        })? {
             let name = owner.dir.name();
             bail!("{shown} is the FUSE directory of {name}: uzram stop {name}");
         }
         bail!("{shown} is {source}, not a uzram device: use umount(8)");
     };
+    by.map_or(Ok(()), |down| down.check(&owner, &mountpoint))?;
     match &owner.record.mountpoint {
-        Some(made) if *made == mountpoint => take_down(Some(&mount), &owner, save),
+        Some(made) if *made == mountpoint => take_down(Some(&mount), &owner, save, by),
         Some(made) => bail!(
             "{shown} is {source}, which uzram mount mounted on {0}: umount {shown}, then uzram \
              umount {0}",
@@ -217,17 +266,22 @@ pub(crate) fn unmount(mountpoint: &Path, save: Option<&Path>, root: &RunRoot) ->
     }
 }
 
-/// The first server, alive or dead, whose record is `wanted`.
-fn recorded(root: &RunRoot, wanted: impl Fn(&Record) -> bool) -> Result<Option<Owner>> {
+/// The first server, alive or dead, that is `wanted`.
+fn recorded(root: &RunRoot, wanted: impl Fn(&Owner) -> bool) -> Result<Option<Owner>> {
     let mut owners = root.dirs()?.into_iter().filter_map(|dir| {
         let record = dir.record()?;
         Some(Owner { dir, record })
     });
-    Ok(owners.find(|owner| wanted(&owner.record)))
+    Ok(owners.find(wanted))
 }
 
 /// From the top down, so that a failure leaves what is below it working.
-fn take_down(mount: Option<&MountEntry>, owner: &Owner, save: Option<&Path>) -> Result<()> {
+fn take_down(
+    mount: Option<&MountEntry>,
+    owner: &Owner,
+    save: Option<&Path>,
+    by: Option<Down<'_>>,
+) -> Result<()> {
     let Owner { dir, record } = owner;
     if dir.owner()?.is_none() {
         if let Some(file) = save {
@@ -254,16 +308,20 @@ fn take_down(mount: Option<&MountEntry>, owner: &Owner, save: Option<&Path>) -> 
         Ok(()) => error,
         Err(_) => Interrupted::error(format!("interrupted: {}", failure::one_line(&error))),
     })?;
+    let mut saved = None;
     if let Some(file) = save {
         let came = interrupt.check();
         // A save has its own.
         drop(interrupt);
-        came.and_then(|()| save::save_last(dir, file))
-            .map_err(|error| still_served(&error, owner))?;
+        let last = came.and_then(|()| save::save_last(dir, file));
+        saved = Some(last.map_err(|error| still_served(&error, owner, by))?);
         interrupt = Interrupt::install()?;
     }
-    server::stop(dir)?;
-    interrupt.check_down(dir.name())
+    let stopped = server::stop(dir).and_then(|()| interrupt.check_down(dir.name()));
+    match saved {
+        Some(saved) => saved.say_after(stopped),
+        None => stopped,
+    }
 }
 
 /// Takes away all that is between `mount` and the server.
@@ -285,14 +343,18 @@ fn free(
 }
 
 /// What to say of a device that is unmounted and could not be saved.
-fn still_served(error: &Error, owner: &Owner) -> Error {
+fn still_served(error: &Error, owner: &Owner, by: Option<Down<'_>>) -> Error {
     let (said, name) = (failure::one_line(error), owner.dir.name());
     let Some(at) = &owner.record.mountpoint else {
         return anyhow!("{said}; {name} is still served, with all its data");
     };
     let at = at.display();
+    let again = match by {
+        Some(down) => down.command.to_owned(),
+        None => format!("uzram umount --save OTHER {at}"),
+    };
     anyhow!(
-        "{said}; {at} is unmounted, and {name} still served with all its data: uzram umount --save \
-         OTHER {at} tries again, uzram umount {at} discards it"
+        "{said}; {at} is unmounted, and {name} still served with all its data: {again} tries again, uzram \
+         umount {at} discards it"
     )
 }

@@ -35,6 +35,7 @@ use serde::{Deserialize, Serialize};
 
 use uzram::mounts;
 
+use crate::aside::ImageId;
 use crate::leftovers;
 use crate::leftovers::FileId;
 use crate::name::Name;
@@ -369,6 +370,9 @@ pub(crate) struct Record {
     /// The image that it begins as, whether what is written goes there or not.
     #[serde(default)]
     pub(crate) origin: Option<PathBuf>,
+    /// The image that it was filled from, as that was then.
+    #[serde(default)]
+    pub(crate) began_with: Option<ImageId>,
     /// Whether the server has been asked to stop.
     #[serde(default)]
     pub(crate) stopping: bool,
@@ -451,6 +455,7 @@ mod tests {
             metrics: vec!["/m.prom".into()],
             home: None,
             origin: None,
+            began_with: None,
             stopping: false,
         };
         lock.write_record(&record).unwrap();

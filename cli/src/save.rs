@@ -35,10 +35,38 @@ pub(crate) fn save(args: &SaveArgs, root: &RunRoot) -> Result<()> {
     say(&args.file, saved)
 }
 
+/// A device's last save, which is to be told of.
+#[must_use]
+pub(crate) struct LastSave<'a> {
+    file: &'a Path,
+    saved: Saved,
+}
+
+impl LastSave<'_> {
+    /// Says what was saved, once what comes after it was `done`: that nobody reads it is no reason to leave
+    /// that out.
+    pub(crate) fn say_after(self, done: Result<()>) -> Result<()> {
+        let said = say(self.file, self.saved);
+        done.and(said)
+    }
+}
+
 /// Saves a device that is about to be stopped and that nobody uses.
-pub(crate) fn save_last(dir: &RunDir, file: &Path) -> Result<()> {
+pub(crate) fn save_last<'a>(dir: &RunDir, file: &'a Path) -> Result<LastSave<'a>> {
     let saved = save_to(dir, file, true)?;
-    say(file, saved)
+    Ok(LastSave { file, saved })
+}
+
+/// Saves a device that nobody uses, if it is to be, and has `stop` end it.
+pub(crate) fn save_and(
+    dir: &RunDir,
+    file: Option<&Path>,
+    stop: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    match file {
+        Some(file) => save_last(dir, file)?.say_after(stop()),
+        None => stop(),
+    }
 }
 
 /// Finds out what can be found out of whether the device of `owner` can be saved to `file`, once it is

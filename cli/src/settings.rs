@@ -13,6 +13,7 @@ use uzram::{
 };
 
 use crate::args::{DeviceArgs, ExportArgs, TlsMode};
+use crate::aside::ImageId;
 use crate::failure::Usage;
 use crate::metrics::Sink;
 use crate::name::Name;
@@ -255,7 +256,8 @@ impl Settings {
         paths.collect()
     }
 
-    /// What others need to know of a server that does this.
+    /// What others need to know of a server that does this. To be asked for before the image is opened: one that
+    /// takes its place meanwhile is then taken for another, which loses nothing.
     pub(crate) fn record(&self) -> Record {
         Record {
             size: self.device.size,
@@ -272,6 +274,7 @@ impl Settings {
                 .origin
                 .as_ref()
                 .map(|origin| origin.path.clone()),
+            began_with: self.restore.as_deref().and_then(ImageId::of),
             stopping: false,
         }
     }

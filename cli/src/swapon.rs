@@ -117,7 +117,7 @@ pub(crate) fn down(dir: &RunDir) -> Result<()> {
     if dir.owner()?.is_some() {
         attached.iter().try_for_each(Attachment::detach)?;
     }
-    manage::stop_unused(dir)
+    manage::stop_unused(dir, None)
 }
 
 /// Whether this machine swaps to a device that is attached.

@@ -6,10 +6,12 @@ use anyhow::{Result, anyhow, bail};
 use uzram::nbd::InheritedSocket;
 
 use crate::args::{DEFAULT_CONFIG, DownArgs, ServeArgs, UpArgs};
+use crate::aside::Aside;
 use crate::config::{Config, Entry, Wanted};
 use crate::failure::{self, Said, Usage};
+use crate::mount::Down;
 use crate::output::{self, StdoutGone};
-use crate::rundir::RunRoot;
+use crate::rundir::{RunDir, RunRoot};
 use crate::server::Launch;
 use crate::settings::Settings;
 use crate::table::bytes;
@@ -93,8 +95,15 @@ fn start(
 ) -> Result<()> {
     let dir = root.dir(&entry.name);
     if dir.owner()?.is_some() {
-        if entry.swap_priority().is_some() && !swapon::is_swapped_to(&dir)? {
-            let error = anyhow!("it is served, and not swapped to: {down} first");
+        let lacks = if entry.swap_priority().is_some() && !swapon::is_swapped_to(&dir)? {
+            Some("swapped to")
+        } else if entry.is_mounted() && !mount::is_mounted(&dir)? {
+            Some("mounted")
+        } else {
+            None
+        };
+        if let Some(lacks) = lacks {
+            let error = anyhow!("it is served, and not {lacks}: {down} first");
             return Err(config.explain(entry, error));
         }
         return output::report(format_args!("{} is up already", entry.name));
@@ -186,17 +195,37 @@ pub(crate) fn down(args: &DownArgs, root: &RunRoot) -> Result<()> {
                 None
             }
         };
-        match dir.record().and_then(|record| record.mountpoint) {
-            Some(mountpoint) => mount::unmount(&mountpoint, save, root),
-            None if entry.swap_priority().is_some() => swapon::down(&dir),
-            None => {
-                save.map_or(Ok(()), |file| manage::save_unused(&dir, file))?;
-                let interrupt = Interrupt::install()?;
-                manage::stop_unused(&dir)?;
-                interrupt.check_down(dir.name())
-            }
-        }
+        let command = down_command(entry, &args.config);
+        take_down(entry, &dir, save, &command, root)
     })
+}
+
+/// Takes down one that is up, saved to `save` first, where an image that is not its own is kept.
+fn take_down(
+    entry: &Entry,
+    dir: &RunDir,
+    save: Option<&Path>,
+    command: &str,
+    root: &RunRoot,
+) -> Result<()> {
+    let record = dir.record();
+    let began_with = record
+        .as_ref()
+        .and_then(|record| record.began_with.as_ref());
+    let aside = save.map(|file| Aside::keep(file, began_with)).transpose()?;
+    let name = &entry.name;
+    let down = match record
+        .as_ref()
+        .and_then(|record| record.mountpoint.as_ref())
+    {
+        Some(mountpoint) => mount::unmount(mountpoint, save, Some(Down { name, command }), root),
+        None if entry.swap_priority().is_some() => swapon::down(dir),
+        None => manage::stop_unused(dir, save),
+    };
+    if let Some(aside) = aside.flatten() {
+        aside.settle();
+    }
+    down
 }
 
 /// Says of a device whose server is dead what its image does not have.

@@ -103,6 +103,7 @@ impl Config {
         for entry in &config.entries {
             config.check_keys(entry)?;
         }
+        config.check_images()?;
         Ok(config)
     }
 
@@ -128,8 +129,8 @@ impl Config {
 
     /// What the entry asks for.
     pub(crate) fn wanted(&self, entry: &Entry) -> Result<Wanted> {
-        entry.check_image().map_err(|e| self.explain(entry, e))?;
-        let words = entry.words();
+        let words = entry.check_image().and_then(|()| entry.words());
+        let words = words.map_err(|error| self.explain(entry, error))?;
         match args::parse(words).map(|cli| cli.verb) {
             Ok(Verb::Serve(args)) => Ok(match entry.swap_priority() {
                 Some(priority) => Wanted::SwappedTo(args, priority),
@@ -144,7 +145,7 @@ impl Config {
     /// `error` about an entry, with the place in the file that it is about.
     pub(crate) fn explain(&self, entry: &Entry, error: anyhow::Error) -> anyhow::Error {
         let text = failure::one_line(&error);
-        let about = entry.keys.iter().find(|key| names_option(&text, &key.name));
+        let about = entry.keys.iter().find(|key| is_about(&text, &key.name));
         let line = match about {
             // The error says which key.
             Some(key) => key.line,
@@ -201,7 +202,7 @@ impl Entry {
         keys.any(|key| key.name == flag && key.value == Value::Flag(true))
     }
 
-    fn is_mounted(&self) -> bool {
+    pub(crate) fn is_mounted(&self) -> bool {
         self.key(MOUNTPOINT).is_some()
     }
 
@@ -223,7 +224,7 @@ impl Entry {
     }
 
     /// The command line that makes the device.
-    fn words(&self) -> Vec<OsString> {
+    fn words(&self) -> Result<Vec<OsString>> {
         let name = self.name.as_str();
         let mut words = vec!["uzram".to_owned()];
         match self.is_mounted() {
@@ -231,7 +232,7 @@ impl Entry {
             false => words.push("serve".to_owned()),
         }
         let mut last = name;
-        let keys = self.keys_now();
+        let keys = self.keys_now()?;
         for Key { name, value, .. } in &keys {
             match value {
                 Value::Words(_) if name == SAVE => {}
@@ -247,12 +248,18 @@ impl Entry {
             }
         }
         words.extend(["--".to_owned(), last.to_owned()]);
-        words.into_iter().map(OsString::from).collect()
+        Ok(words.into_iter().map(OsString::from).collect())
     }
 }
 
-/// Whether an error's text is about the option `--name`.
-fn names_option(text: &str, name: &str) -> bool {
+/// Whether an error's text is about the key `name`, or the option of that name.
+fn is_about(text: &str, name: &str) -> bool {
+    if text
+        .strip_prefix(name)
+        .is_some_and(|rest| rest.starts_with(": "))
+    {
+        return true;
+    }
     let option = format!("--{name}");
     text.match_indices(&option).any(|(at, _)| {
         let next = text[at + option.len()..].chars().next();
@@ -390,6 +397,18 @@ mod tests {
             (
                 "[a]\nsize = 1\nswap-priority = 1\nsave = \"j\"\n",
                 &[":4: save: "],
+            ),
+            (
+                "[a]\nsize = 1\nsave = \"j\"\n[b]\nsize = 1\nsave = \"./j\"\n",
+                &[":3: save: it is the save of b, in line 6"],
+            ),
+            (
+                "[a]\nrestore = \"j\"\n[b]\nsize = 1\nsave = \"j\"\n",
+                &[":5: save: it is the restore of a, in line 2"],
+            ),
+            (
+                "[a]\nsize = 1\nbacking = \"./j\"\nsave = \"j\"\n",
+                &[":4: save: it is the backing of a, in line 3"],
             ),
             ("[a]\nsize = true\n", &[":2: size: it takes a value"]),
             ("[a]\nsize = 1.5\n", &[":2: size: "]),

@@ -1,12 +1,14 @@
 //! What `save` means: a device that `uzram down` saves to an image, and that begins with it once it is
 //! there.
 
-use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
-use super::{Entry, Key, SAVE, SWAP_PRIORITY, Value};
+use super::{Config, Entry, Key, SAVE, SWAP_PRIORITY, Value};
+use crate::aside;
+use crate::failure::Usage;
+use uzram::mounts;
 
 /// The key of the image that a device begins with.
 const RESTORE: &str = "restore";
@@ -47,23 +49,68 @@ impl Entry {
     }
 
     /// Its keys, of which those about its beginning give way to the image that it was saved to.
-    pub(super) fn keys_now(&self) -> Vec<Key> {
+    ///
+    /// # Errors
+    /// If it cannot be found out whether that is there: an empty device would take its place.
+    pub(super) fn keys_now(&self) -> Result<Vec<Key>> {
         let mut keys = self.keys.clone();
         let Some((key, image)) = self.key(SAVE).zip(self.save()) else {
-            return keys;
+            return Ok(keys);
         };
-        if fs::symlink_metadata(image).is_err() {
+        if aside::metadata(image).context("save")?.is_none() {
             // There is nothing to verify the first time.
             let verifies = self.key(RESTORE).is_some();
             keys.retain(|key| verifies || key.name != "verify-image");
-            return keys;
+            return Ok(keys);
         }
         keys.retain(|key| key.name != RESTORE && !(key.name == "size" && is_outgrown(key, image)));
         keys.push(Key {
             name: RESTORE.to_owned(),
             ..key.clone()
         });
-        keys
+        Ok(keys)
+    }
+}
+
+impl Config {
+    /// Fails if a device would be saved over what another has, or over what it lies on itself.
+    pub(super) fn check_images(&self) -> Result<()> {
+        for entry in &self.entries {
+            let Some((save, image)) = entry.key(SAVE).zip(entry.save()) else {
+                continue;
+            };
+            let image = self.place(image);
+            for other in &self.entries {
+                let is_other = other.name != entry.name;
+                let holds = |key: &&Key| match key.name.as_str() {
+                    SAVE | RESTORE => is_other,
+                    "backing" | "origin" => true,
+                    _ => false,
+                };
+                let mut held = other.keys.iter().filter(holds);
+                let is_there = |key: &Key| key.value.word().map(|word| self.place(Path::new(word)));
+                if let Some(key) = held.find(|key| is_there(key).as_ref() == Some(&image)) {
+                    return Err(Usage::error(format!(
+                        "{file}:{}: save: it is the {} of {}, in line {}: use another file",
+                        save.line,
+                        key.name,
+                        other.name,
+                        key.line,
+                        file = self.path.display(),
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Where a path of the file leads, from wherever one reads it.
+    fn place(&self, path: &Path) -> PathBuf {
+        let path = self
+            .path
+            .parent()
+            .map_or(path.to_owned(), |dir| dir.join(path));
+        mounts::absolute(&path).unwrap_or(path)
     }
 }
 

@@ -1,8 +1,9 @@
 //! `uzram up` and `down`, and servers of swap.
 
 use std::fs;
+use std::process::Command;
 
-use crate::common::{Serve, World, can_mount, signal};
+use crate::common::{HANG, Serve, World, can_mount, ended, signal};
 use crate::recompress::{copy, uri};
 use crate::scrub::fill;
 
@@ -149,7 +150,7 @@ fn what_is_to_be_saved_outlives_down() {
     signal(pid.try_into().unwrap(), "KILL");
     let begun = std::time::Instant::now();
     while listed()["alive"] == true {
-        assert!(begun.elapsed() < crate::common::HANG);
+        assert!(begun.elapsed() < HANG);
     }
     let output = world.run(&["down", config]);
     let said = String::from_utf8(output.stderr).unwrap();
@@ -177,13 +178,147 @@ fn what_is_not_kept_is_said() {
     );
     assert_eq!(world.ok(&["down", "--config=restore.toml"]), "");
     let line = world.refused(2, &["up", "vm", "--foreground", "--config=save.toml"]);
-    assert!(line.contains("save.toml:1: vm: save: "), "{line}");
+    assert!(line.contains("save.toml:3: vm: save: "), "{line}");
     fs::write(world.path("a.toml"), saved("save", "missing/image")).unwrap();
     let line = world.refused(1, &["up", "--config=a.toml"]);
     assert!(
-        line.contains("a.toml:1: vm: save: ") && line.contains("mkdir missing"),
+        line.contains("a.toml:3: vm: save: ") && line.contains("mkdir missing"),
         "{line}"
     );
+}
+
+/// Whatever is where a device is saved to, and is not what this device began with, stays.
+#[test]
+fn an_image_that_a_device_did_not_begin_with_is_kept() {
+    let world = World::new();
+    let table = "[vm]\nsize = \"8M\"\nsave = \"image\"\n";
+    fs::write(world.path("uzram.toml"), table).unwrap();
+    let config = "--config=uzram.toml";
+    let down = || {
+        let output = world.run(&["down", config]);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{said}");
+        said
+    };
+    world.ok(&["up", config]);
+    fs::write(world.path("image"), "of another").unwrap();
+    let said = down();
+    assert!(
+        said.starts_with("uzram: warning: image ") && said.ends_with(" kept as image.old\n"),
+        "{said}"
+    );
+    let kept = || fs::read_to_string(world.path("image.old")).unwrap();
+    assert_eq!(kept(), "of another");
+
+    world.ok(&["up", config]);
+    assert_eq!(down(), "");
+    assert!(!world.path("image.old.2").exists());
+    world.ok(&["up", config]);
+    world.ok(&["save", "vm", "image"]);
+    assert!(down().ends_with(" kept as image.old.2\n"));
+    assert_eq!(kept(), "of another");
+
+    // There may be an image where one cannot look.
+    let name = "x".repeat(300);
+    let table = format!("[vm]\nsize = \"8M\"\nsave = \"{name}\"\n");
+    fs::write(world.path("uzram.toml"), table).unwrap();
+    let line = world.refused(1, &["up", config]);
+    assert!(
+        line.contains("toml:3: vm: save: cannot examine x"),
+        "{line}"
+    );
+    assert!(world.leftovers().is_empty(), "{:?}", world.leftovers());
+}
+
+/// Of `uzram down | head -1`: that it has read enough leaves nothing undone.
+#[test]
+fn without_a_reader_of_the_report_the_device_is_stopped_all_the_same() {
+    let world = World::new();
+    let table = "[vm]\nsize = \"8M\"\nsave = \"down\"\n";
+    fs::write(world.path("uzram.toml"), table).unwrap();
+    let (up, down) = (
+        ["up", "--config=uzram.toml"],
+        ["down", "--config=uzram.toml"],
+    );
+    let mut ways = vec![
+        (&up[..], &down[..], "down"),
+        (&up[..], &["stop", "vm", "--save=stop"][..], "stop"),
+    ];
+    world.dir("mnt");
+    if can_mount("the mounted half of without_a_reader_of_the_report") {
+        let mount = &["mount", "--size=8M", "mnt"][..];
+        ways.push((mount, &["umount", "mnt", "--save=umount"], "umount"));
+    }
+    for (start, end, image) in ways {
+        world.ok(start);
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = world.command(end);
+        let mut child = command.stdout(writer).spawn().unwrap();
+        let status = ended(&mut child, HANG).expect("it hangs");
+        assert!(status.success() && world.path(image).exists(), "{end:?}");
+        assert!(world.leftovers().is_empty(), "{:?}", world.leftovers());
+    }
+}
+
+#[test]
+fn down_takes_down_no_other_device() {
+    if !can_mount("down_takes_down_no_other_device") {
+        return;
+    }
+    let world = World::new();
+    let mnt = world.dir("mnt");
+    let table = "[m]\nsize = \"8M\"\nmountpoint = \"mnt\"\nsave = \"image\"\n";
+    fs::write(world.path("uzram.toml"), table).unwrap();
+    let config = "--config=uzram.toml";
+    world.ok(&["up", config]);
+    fs::write(mnt.join("file"), "of m").unwrap();
+    let umount = Command::new("umount").arg(&mnt).status().unwrap();
+    assert!(umount.success());
+    world.ok(&["mount", "--size=8M", "--name=other", "mnt"]);
+    let line = world.refused(1, &["down", config]);
+    assert!(
+        line.contains("other is mounted on ") && line.contains(" not m: uzram umount "),
+        "{line}"
+    );
+    assert!(!world.path("image").exists() && !mnt.join("file").exists());
+
+    world.ok(&["umount", "mnt"]);
+    let line = world.refused(1, &["up", config]);
+    let remedy = "not mounted: uzram down --config uzram.toml m first";
+    assert!(line.contains(remedy), "{line}");
+    world.ok(&["down", config]);
+    world.ok(&["up", config]);
+    assert_eq!(fs::read_to_string(mnt.join("file")).unwrap(), "of m");
+    world.ok(&["down", config]);
+    assert!(world.leftovers().is_empty(), "{:?}", world.leftovers());
+}
+
+#[test]
+fn after_a_save_that_failed_down_is_the_way() {
+    if !can_mount("after_a_save_that_failed_down_is_the_way") {
+        return;
+    }
+    let world = World::new();
+    world.dir("mnt");
+    let table = "[m]\nsize = \"8M\"\nmountpoint = \"mnt\"\nbacking = \"spill\"\nsave = \"image\"\n";
+    fs::write(world.path("uzram.toml"), table).unwrap();
+    let config = "--config=uzram.toml";
+    world.ok(&["up", config]);
+    fs::hard_link(world.path("spill"), world.path("image")).unwrap();
+    let line = world.refused(1, &["down", config]);
+    let again = "still served with all its data: uzram down --config uzram.toml m tries again";
+    assert!(line.contains(again), "{line}");
+    assert!(!world.path("image.old").exists());
+    let line = world.refused(1, &["up", config]);
+    assert!(
+        line.contains("uzram.toml:1: m: it is served, and not mounted: "),
+        "{line}"
+    );
+    fs::remove_file(world.path("image")).unwrap();
+    world.ok(&["down", config]);
+    assert!(world.path("image").exists());
+    assert!(world.leftovers().is_empty(), "{:?}", world.leftovers());
 }
 
 #[test]
@@ -256,7 +391,7 @@ fn a_server_of_swap_keeps_its_memory_and_gives_it_back() {
     world.ok(&["reset", "vm"]);
     let begun = std::time::Instant::now();
     while rss() > full - (40 << 20) {
-        assert!(begun.elapsed() < crate::common::HANG, "{} of {full}", rss());
+        assert!(begun.elapsed() < HANG, "{} of {full}", rss());
         std::thread::sleep(std::time::Duration::from_millis(100));
     }
 }
