@@ -52,10 +52,11 @@ pub(crate) fn set(args: &SetArgs, root: &RunRoot) -> Result<()> {
         }
     }
     let is_limit = |set: &Assignment| set.attribute == Attribute::MemLimit;
-    match args.assignments.iter().any(is_limit) {
-        true => warn_of_limit(&dir, &mut client),
-        false => Ok(()),
+    if args.assignments.iter().any(is_limit) {
+        // It is set, whatever becomes of the questions.
+        let _ = warn_of_limit(&dir, &mut client);
     }
+    Ok(())
 }
 
 /// Warns of a limit that is below what is in memory and cannot leave it. As in zram it is set all the
