@@ -21,6 +21,7 @@ mod restore;
 pub(crate) mod room;
 mod save;
 mod scrub;
+mod streams;
 #[cfg(test)]
 mod tests;
 mod train;

@@ -1,7 +1,6 @@
 //! What was read of the backing lately, and a little beyond: eviction puts neighbours on the device
 //! near each other, so who reads pages in order finds the next records here. They are in the appends
-//! of a few batches that were collected about the same time, hence several windows. Who reads very
-//! many in order is known, too, for memory to be left to others.
+//! of a few batches that were collected about the same time, hence several windows.
 //!
 //! What is written at an offset under one sequence number stays, so a window of that number holds it,
 //! or what was there before it was written, which does not verify. One mutex, which is held to look
@@ -11,29 +10,13 @@ use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
 
+use super::streams::Streams;
 use crate::spill::{BLOCK, BlockBuf, RecordAddress, SEGMENT_BYTES, SegmentIndex, SegmentStore};
 use crate::sync::Mutex;
 use crate::units::PageIndex;
 
 /// Bytes read beyond what is asked for once pages are read in order.
 const AHEAD: u32 = 64 << 10;
-
-/// Pages read in order before the first that goes beyond.
-const IN_ORDER: u32 = 2;
-
-/// Pages read in order that make a scan, 4 MiB: who reads on will not come back soon, and what is read
-/// ahead serves him if he does. It is what bcache calls its sequential cutoff.
-const SCAN: u64 = 1024;
-
-/// Pages that may be passed over, or come a little late, in a read in order: they may be in memory,
-/// and requests of one reader are worked on side by side.
-const NEAR: u64 = 32;
-
-/// The same where requests are large: a few of 1 MiB each.
-const NEAR_LARGE: u64 = 1024;
-
-/// Readers in order that are told apart.
-const STREAMS: usize = 8;
 
 /// Places that are remembered.
 const WINDOWS: usize = 24;
@@ -94,56 +77,11 @@ struct Window {
     epoch: u64,
 }
 
-/// A reader of pages in order.
-#[derive(Clone, Copy)]
-struct Stream {
-    first: u64,
-    /// The page after the last that was read.
-    next: u64,
-    /// Pages read, some perhaps late.
-    read: u64,
-    /// Requests in order.
-    in_order: u32,
-}
-
-impl Stream {
-    fn new(first: u64) -> Self {
-        Self {
-            first,
-            next: first,
-            read: 0,
-            in_order: 0,
-        }
-    }
-
-    fn len(&self) -> u64 {
-        self.next - self.first
-    }
-
-    /// Whether it goes on with a page, and others within `near`.
-    fn is_near(&self, page: u64, near: u64) -> bool {
-        page + near >= self.next && page <= self.next + near
-    }
-
-    fn note(&mut self, page: u64, pages: u64) {
-        self.in_order = self
-            .in_order
-            .saturating_add(u32::from(self.read > 0 && page >= self.next));
-        self.read = self.read.saturating_add(pages);
-        self.next = self.next.max(page + pages);
-    }
-
-    /// Whether it has read much, and not just the same again and again.
-    fn is_scan(&self) -> bool {
-        self.read.min(self.len()) > SCAN
-    }
-}
-
 #[derive(Default)]
 struct State {
     /// The one used last is the first.
     windows: VecDeque<Window>,
-    streams: VecDeque<Stream>,
+    readers: Streams,
     /// Counts [`ReadAhead::forget`]: what was being read then is not kept.
     epoch: u64,
 }
@@ -169,7 +107,7 @@ impl ReadAhead {
         buf: &mut [u8],
     ) -> io::Result<Source> {
         let mut state = self.state.lock();
-        let in_order = small && state.note(page, 1, NEAR);
+        let in_order = small && state.readers.note(page);
         if state.copy(place, buf) {
             return Ok(Source::Window);
         }
@@ -187,20 +125,17 @@ impl ReadAhead {
     /// Notes that a small request reads a page; returns whether the pages before it were read, in
     /// order.
     pub(super) fn is_in_order(&self, page: PageIndex) -> bool {
-        self.state.lock().note(page, 1, NEAR)
+        self.state.lock().readers.note(page)
     }
 
     /// Notes that a request that is not small reads so many pages, from `page` on.
     pub(super) fn note_large(&self, page: PageIndex, pages: usize) {
-        self.state.lock().note(page, pages as u64, NEAR_LARGE);
+        self.state.lock().readers.note_large(page, pages);
     }
 
     /// Whether a scan has come by a page, not long ago.
     pub(super) fn is_scanned(&self, page: PageIndex) -> bool {
-        let page = u64::from(page.0);
-        let state = self.state.lock();
-        let mut scans = state.streams.iter().filter(|stream| stream.is_scan());
-        scans.any(|scan| (scan.next - SCAN..scan.next).contains(&page))
+        self.state.lock().readers.is_scanned(page)
     }
 
     /// Reads a place in one go for the reads that follow. That it fails is theirs to find.
@@ -242,23 +177,6 @@ impl ReadAhead {
 }
 
 impl State {
-    /// Notes that so many pages are read, from `page` on, by who may pass over `near` pages; returns
-    /// whether those before were read, in order.
-    fn note(&mut self, page: PageIndex, pages: u64, near: u64) -> bool {
-        let page = u64::from(page.0);
-        let streams = self.streams.iter().enumerate();
-        let known = streams.filter(|(_, stream)| stream.is_near(page, near));
-        let longest = known
-            .max_by_key(|(_, stream)| stream.len())
-            .map(|(at, _)| at);
-        let known = longest.and_then(|at| self.streams.remove(at));
-        let mut stream = known.unwrap_or_else(|| Stream::new(page));
-        stream.note(page, pages);
-        self.streams.push_front(stream);
-        self.streams.truncate(STREAMS);
-        stream.in_order >= IN_ORDER
-    }
-
     fn find(&self, place: &Place) -> Option<usize> {
         let covers = |window: &Window| window.place.as_ref().is_some_and(|at| at.covers(place));
         self.windows.iter().position(covers)
@@ -299,61 +217,6 @@ mod tests {
 
     fn place(at: u32) -> Place {
         Place::of(RecordAddress::from_byte(u64::from(at)), 100, 1)
-    }
-
-    #[test]
-    fn readers_in_order_are_told_apart_and_from_others() {
-        let mut state = State::default();
-        for i in 0..50 {
-            for reader in 0..STREAMS as u32 {
-                let in_order = state.note(PageIndex(reader * 100_000 + i), 1, NEAR);
-                assert_eq!(in_order, i >= IN_ORDER, "{reader} {i}");
-            }
-        }
-        let mut state = State::default();
-        for i in 1..1000u32 {
-            assert!(!state.note(PageIndex(i.wrapping_mul(0x9e37_79b9)), 1, NEAR));
-        }
-    }
-
-    #[test]
-    fn a_scan_is_told_from_a_short_read_in_order() {
-        let ahead = ReadAhead::default();
-        let scan = SCAN as u32;
-        for i in 0..scan {
-            ahead.is_in_order(PageIndex(i));
-            assert!(!ahead.is_scanned(PageIndex(i)), "{i}");
-        }
-        ahead.is_in_order(PageIndex(scan));
-        for (page, scanned) in [(0, false), (1, true), (scan, true), (scan + 1, false)] {
-            assert_eq!(ahead.is_scanned(PageIndex(page)), scanned, "{page}");
-        }
-        // The same pages for ever, and some of many, are none.
-        let ahead = ReadAhead::default();
-        for i in 0..3 * scan {
-            ahead.is_in_order(PageIndex(i % 64));
-            ahead.is_in_order(PageIndex(100_000 + i * 16));
-            assert!(!ahead.is_scanned(PageIndex(i % 64)), "{i}");
-            assert!(i >= scan || !ahead.is_scanned(PageIndex(100_000 + i * 16)));
-        }
-    }
-
-    #[test]
-    fn a_scan_by_requests_that_overtake_each_other_is_one() {
-        const PIECE: u32 = 32;
-        for at_once in [1, 2, 8, 32] {
-            let ahead = ReadAhead::default();
-            for round in 0..64 {
-                // Those that are under way are worked on in the worst order.
-                for i in (0..at_once).rev() {
-                    let piece = round * at_once + i;
-                    ahead.note_large(PageIndex(piece * PIECE), PIECE as usize);
-                    let is_known = u64::from(round * at_once * PIECE) > SCAN;
-                    let page = PageIndex(piece * PIECE);
-                    assert!(!is_known || ahead.is_scanned(page), "{at_once}: {piece}");
-                }
-            }
-        }
     }
 
     #[test]
