@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use crate::units::PageIndex;
 
-/// Pages read in order before the first that goes beyond.
+/// Requests in order after the first that make a reader in order.
 const IN_ORDER: u32 = 2;
 
 /// Pages read in order that make a scan, 4 MiB: who reads on will not come back soon, and what is read
