@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use ratatui::crossterm::event::{self, Event};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
+use rustix::termios::{self, OptionalActions};
 
 use crate::undo::{Interrupt, Interrupted};
 
@@ -89,6 +90,16 @@ impl Keyboard {
         }
     }
 
+    /// Has crossterm look at what it left unread. It is told once of what comes, and forgets that where it
+    /// cannot read all of it at once, or another event comes with it.
+    fn announce_again(&self) -> Result<()> {
+        // A terminal wakes its readers when it is set, if only to what it was.
+        let tty = self.descriptor();
+        termios::tcgetattr(tty)
+            .and_then(|as_it_is| termios::tcsetattr(tty, OptionalActions::Now, &as_it_is))
+            .context("cannot set the terminal")
+    }
+
     fn descriptor(&self) -> BorrowedFd<'_> {
         match &self.tty {
             Some(tty) => tty.as_fd(),
@@ -99,16 +110,19 @@ impl Keyboard {
 
 impl Source for Keyboard {
     fn take(&mut self) -> Result<Option<Event>> {
+        let ready = self.poll(Duration::ZERO)?;
         // Crossterm reads what has hung up for ever.
-        let gone = PollFlags::HUP | PollFlags::ERR;
-        if self.poll(Duration::ZERO)?.intersects(gone) {
+        if ready.intersects(PollFlags::HUP | PollFlags::ERR) {
             return Err(Interrupted::error("interrupted: the terminal is gone"));
         }
         // It reads many keys at once: those that it keeps cannot be seen at the descriptor.
-        match event::poll(Duration::ZERO)? {
-            true => Ok(Some(event::read()?)),
-            false => Ok(None),
+        if event::poll(Duration::ZERO)? {
+            return Ok(Some(event::read()?));
         }
+        if ready.contains(PollFlags::IN) {
+            self.announce_again()?;
+        }
+        Ok(None)
     }
 
     fn wait(&mut self, patience: Duration) -> Result<()> {

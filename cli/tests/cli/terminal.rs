@@ -206,8 +206,8 @@ fn top_keeps_up_with_a_key_that_is_held_down() {
         return;
     };
     terminal.until(|screen| screen.contains("q quit"));
-    // At ten keys a second that would take longer than anything may.
-    let keys = ["send-keys", "-N", "1000", "j", ";", "send-keys", "q"];
+    // More than are read at once. At ten keys a second they would take longer than anything may.
+    let keys = ["send-keys", "-N", "3000", "j", ";", "send-keys", "q"];
     let output = terminal.tmux(&keys).output().unwrap();
     assert!(output.status.success(), "{output:?}");
     terminal.until(|screen| screen.contains("ended with 0"));
