@@ -2,9 +2,9 @@
 //!
 //! "Not long" is a number of pages read back, about as many as are in memory: what came back after
 //! fewer than that, an LRU of that many more pages would still have held. Such a page returns to
-//! memory, and one that a scan comes by time and again does not. (One that a scan comes by soon after its
-//! eviction looks like one; who reads it back finds out.) Time goes in epochs, and each slot has room for
-//! the last digits of one, so this costs no memory.
+//! memory, and one that a scan comes by time and again does not. What a scan comes by soon after its
+//! eviction looks like such a page here; only who reads it back can tell (`device/streams.rs`). Time
+//! goes in epochs, and each slot has room for the last digits of one, so this costs no memory.
 
 use super::slot::ReadBackEpoch;
 

@@ -7,6 +7,15 @@ use crate::common::{HANG, Serve, World, can_mount, ended, signal};
 use crate::recompress::{copy, uri};
 use crate::scrub::fill;
 
+/// Names the file of devices that [`configure`] writes.
+pub(crate) const CONFIG: &str = "--config=uzram.toml";
+
+/// Writes a file of devices; returns the option that names it.
+pub(crate) fn configure(world: &World, table: &str) -> &'static str {
+    fs::write(world.path("uzram.toml"), table).unwrap();
+    CONFIG
+}
+
 #[test]
 fn devices_of_a_file_come_and_go() {
     let world = World::new();
@@ -39,8 +48,7 @@ fn a_device_that_fails_keeps_no_other_from_coming_or_going() {
     let world = World::new();
     let table = "[a]\nsize = \"8M\"\n\n[b]\nsize = \"8M\"\nmem-limit = 5\n\n[c]\nsize = \"8M\"\n\n\
                  [d]\nsize = \"8M\"\nnbd = \"unix:missing/s\"\n";
-    fs::write(world.path("uzram.toml"), table).unwrap();
-    let config = "--config=uzram.toml";
+    let config = configure(&world, table);
     let output = world.run(&["up", config]);
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{said}");
@@ -73,8 +81,7 @@ fn a_device_in_use_keeps_no_other_from_going() {
     let world = World::new();
     let mnt = world.dir("mnt");
     let table = "[a]\nsize = \"8M\"\n\n[m]\nsize = \"8M\"\nmountpoint = \"mnt\"\n";
-    fs::write(world.path("uzram.toml"), table).unwrap();
-    let config = "--config=uzram.toml";
+    let config = configure(&world, table);
     world.ok(&["up", config]);
     let open = fs::File::create(mnt.join("file")).unwrap();
     let line = world.refused(1, &["down", config]);
@@ -192,8 +199,7 @@ fn what_is_not_kept_is_said() {
 fn an_image_that_a_device_did_not_begin_with_is_kept() {
     let world = World::new();
     let table = "[vm]\nsize = \"8M\"\nsave = \"image\"\n";
-    fs::write(world.path("uzram.toml"), table).unwrap();
-    let config = "--config=uzram.toml";
+    let config = configure(&world, table);
     let down = || {
         let output = world.run(&["down", config]);
         let said = String::from_utf8(output.stderr).unwrap();
@@ -220,8 +226,7 @@ fn an_image_that_a_device_did_not_begin_with_is_kept() {
 
     // There may be an image where one cannot look.
     let name = "x".repeat(300);
-    let table = format!("[vm]\nsize = \"8M\"\nsave = \"{name}\"\n");
-    fs::write(world.path("uzram.toml"), table).unwrap();
+    configure(&world, &format!("[vm]\nsize = \"8M\"\nsave = \"{name}\"\n"));
     let line = world.refused(1, &["up", config]);
     assert!(
         line.contains("toml:3: vm: save: cannot examine x"),
@@ -235,11 +240,8 @@ fn an_image_that_a_device_did_not_begin_with_is_kept() {
 fn without_a_reader_of_the_report_the_device_is_stopped_all_the_same() {
     let world = World::new();
     let table = "[vm]\nsize = \"8M\"\nsave = \"down\"\n";
-    fs::write(world.path("uzram.toml"), table).unwrap();
-    let (up, down) = (
-        ["up", "--config=uzram.toml"],
-        ["down", "--config=uzram.toml"],
-    );
+    let config = configure(&world, table);
+    let (up, down) = (["up", config], ["down", config]);
     let mut ways = vec![
         (&up[..], &down[..], "down"),
         (&up[..], &["stop", "vm", "--save=stop"][..], "stop"),
@@ -269,8 +271,7 @@ fn down_takes_down_no_other_device() {
     let world = World::new();
     let mnt = world.dir("mnt");
     let table = "[m]\nsize = \"8M\"\nmountpoint = \"mnt\"\nsave = \"image\"\n";
-    fs::write(world.path("uzram.toml"), table).unwrap();
-    let config = "--config=uzram.toml";
+    let config = configure(&world, table);
     world.ok(&["up", config]);
     fs::write(mnt.join("file"), "of m").unwrap();
     let umount = Command::new("umount").arg(&mnt).status().unwrap();
@@ -302,8 +303,7 @@ fn after_a_save_that_failed_down_is_the_way() {
     let world = World::new();
     world.dir("mnt");
     let table = "[m]\nsize = \"8M\"\nmountpoint = \"mnt\"\nbacking = \"spill\"\nsave = \"image\"\n";
-    fs::write(world.path("uzram.toml"), table).unwrap();
-    let config = "--config=uzram.toml";
+    let config = configure(&world, table);
     world.ok(&["up", config]);
     fs::hard_link(world.path("spill"), world.path("image")).unwrap();
     let line = world.refused(1, &["down", config]);
@@ -329,8 +329,7 @@ fn a_file_system_outlives_down() {
     let world = World::new();
     let mnt = world.dir("mnt");
     let table = "[m]\nsize = \"8M\"\nmountpoint = \"mnt\"\nsave = \"image\"\n";
-    fs::write(world.path("uzram.toml"), table).unwrap();
-    let config = "--config=uzram.toml";
+    let config = configure(&world, table);
     let said = world.ok(&["up", config]);
     assert!(
         said.contains("to take it down: uzram down --config uzram.toml m\n"),

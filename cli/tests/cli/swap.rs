@@ -10,13 +10,12 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::common::{HANG, Serve, World, can_mount, ended, finish, one_line, signal};
-
-const CONFIG: &str = "--config=uzram.toml";
+use crate::config::{CONFIG, configure};
 
 /// Swaps to a device `vm` with these keys, and returns what `up` says; `None`, and says so, where nobody
 /// may swap.
 fn up(world: &World, keys: &str) -> Option<String> {
-    fs::write(world.path("uzram.toml"), format!("[vm]\n{keys}")).unwrap();
+    configure(world, &format!("[vm]\n{keys}"));
     let output = world.run(&["up", CONFIG]);
     let complaint = String::from_utf8_lossy(&output.stderr);
     if complaint.contains("Operation not permitted") {
@@ -182,7 +181,7 @@ fn a_swapoff_is_interrupted_and_that_is_said() {
     }
     let device = &area(&world);
     let table = format!("[other]\nsize = \"8M\"\n[vm]\n{keys}");
-    fs::write(world.path("uzram.toml"), table).unwrap();
+    configure(&world, &table);
     world.ok(&["up", CONFIG, "other"]);
     let tools = world.dir("tools");
     let pid = tools.join("pid");
@@ -283,7 +282,7 @@ fn a_step_of_swapping_that_fails_undoes_the_others() {
     let world = World::new();
     let tools = world.dir("tools");
     let table = "[vm]\nsize = \"16M\"\nswap-priority = 7\n";
-    fs::write(world.path("uzram.toml"), table).unwrap();
+    configure(&world, table);
     let path = std::env::var("PATH").unwrap();
     for tool in ["swapon", "mkswap"] {
         let stub = tools.join(tool);

@@ -8,6 +8,7 @@ use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::process::{Command, Stdio};
 
 use crate::common::{HANG, Serve, World, can_mount, finish, one_line, signal};
+use crate::config::configure;
 use crate::recompress::fill;
 
 #[test]
@@ -82,7 +83,7 @@ fn greets(mut client: impl Read) -> bool {
 fn an_inherited_socket_is_served_and_left_where_it_is() {
     let world = World::new();
     let table = "[vm]\nsize = \"64M\"\nnbd = \"unix:s\"\n";
-    fs::write(world.path("uzram.toml"), table).unwrap();
+    configure(&world, table);
     for args in [
         "serve vm --size=64M --nbd=unix:s",
         "serve vm --size=64M --nbd=unix:other",
@@ -141,7 +142,7 @@ fn an_inherited_port_is_served_beside_the_default_socket() {
 fn a_server_in_the_background_serves_what_its_starter_inherits() {
     let world = World::new();
     let table = "[vm]\nsize = \"8M\"\n[other]\nsize = \"8M\"\n";
-    fs::write(world.path("uzram.toml"), table).unwrap();
+    configure(&world, table);
     let mnt = world.dir("mnt");
     let path = world.path("s");
     let listen = || UnixListener::bind(&path).unwrap();
@@ -215,7 +216,7 @@ fn descriptors_that_make_no_sense_are_refused() {
 fn what_the_unit_starts_serves_and_feeds_the_watchdog() {
     let world = World::new();
     let table = "[device]\nsize = \"8M\"\nmem-limit = \"1M\"\nbacking = \"spill\"\n";
-    fs::write(world.path("uzram.toml"), table).unwrap();
+    configure(&world, table);
     let systemd = UnixDatagram::bind(world.path("notify")).unwrap();
     systemd.set_read_timeout(Some(HANG)).unwrap();
     let mut command = world.command(&["up", "--foreground", "device", "--config=uzram.toml"]);
