@@ -342,19 +342,53 @@ fn free(
     Ok(())
 }
 
-/// What to say of a device that is unmounted and could not be saved.
+/// What to say of a device that is unmounted and could not be saved. What was interrupted stays so.
 fn still_served(error: &Error, owner: &Owner, by: Option<Down<'_>>) -> Error {
     let (said, name) = (failure::one_line(error), owner.dir.name());
-    let Some(at) = &owner.record.mountpoint else {
-        return anyhow!("{said}; {name} is still served, with all its data");
+    let left = match &owner.record.mountpoint {
+        None => format!("{said}; {name} is still served, with all its data"),
+        Some(at) => {
+            let at = at.display();
+            let again = match by {
+                Some(down) => down.command.to_owned(),
+                None => format!("uzram umount --save OTHER {at}"),
+            };
+            format!(
+                "{said}; {at} is unmounted, and {name} still served with all its data: {again} tries \
+                 again, uzram umount {at} discards it"
+            )
+        }
     };
-    let at = at.display();
-    let again = match by {
-        Some(down) => down.command.to_owned(),
-        None => format!("uzram umount --save OTHER {at}"),
-    };
-    anyhow!(
-        "{said}; {at} is unmounted, and {name} still served with all its data: {again} tries again, uzram \
-         umount {at} discards it"
-    )
+    match error.is::<Interrupted>() {
+        true => Interrupted::error(left),
+        false => anyhow!(left),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// For `down` of several devices to leave the others as they are.
+    #[test]
+    fn a_save_that_was_interrupted_is_told_from_one_that_failed() {
+        let root = RunRoot::locate().unwrap();
+        for mountpoint in [None, Some("/mnt/m")] {
+            let record = serde_json::json!({
+                "size": 4096, "nbd": [], "fuse": null, "fuse_device": null,
+                "mountpoint": mountpoint, "spill": null,
+            });
+            let owner = Owner {
+                dir: root.dir(&"m".parse().unwrap()),
+                record: serde_json::from_value(record).unwrap(),
+            };
+            let interrupted = still_served(&Interrupted::error("interrupted"), &owner, None);
+            assert!(interrupted.is::<Interrupted>(), "{interrupted}");
+            let failed = still_served(&anyhow!("no space"), &owner, None);
+            assert!(!failed.is::<Interrupted>(), "{failed}");
+            for error in [interrupted, failed] {
+                assert!(error.to_string().contains("still served"), "{error}");
+            }
+        }
+    }
 }
