@@ -16,7 +16,7 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 use uzram::nbd::InheritedSocket;
 
 use crate::inherited;
-use crate::rundir::{RunDir, RunRoot};
+use crate::rundir::{self, RunDir, RunRoot};
 use crate::settings::Settings;
 use crate::undo::Interrupt;
 
@@ -55,6 +55,8 @@ impl Launch<'_> {
         command
             .args(self.settings.to_args())
             .current_dir("/")
+            // Wherever it is looked for from.
+            .env(rundir::OVERRIDE, self.dir.root().path())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
@@ -128,7 +130,7 @@ pub(crate) fn stop(dir: &RunDir) -> Result<()> {
 
 /// Clears what a dead server left, and its directory; one that is alive is left alone.
 fn clear_dead(dir: &RunDir) -> Result<()> {
-    if dir.exists() && dir.holder()?.is_none() {
+    if dir.exists()? && dir.holder()?.is_none() {
         let lock = dir.lock()?;
         lock.clear_leftovers()?;
         lock.remove()?;

@@ -185,7 +185,7 @@ pub(crate) fn down(args: &DownArgs, root: &RunRoot) -> Result<()> {
     go_to(&args.config)?;
     each(&entries, |entry| {
         let dir = root.dir(&entry.name);
-        if !dir.exists() {
+        if !dir.exists()? {
             return output::report(format_args!("{} is not up", entry.name));
         }
         let save = match dir.owner()? {

@@ -19,6 +19,8 @@ mod metrics;
 mod recompress;
 #[path = "cli/refusals.rs"]
 mod refusals;
+#[path = "cli/rundir.rs"]
+mod rundir;
 #[path = "cli/save.rs"]
 mod save;
 #[path = "cli/scrub.rs"]

@@ -1,6 +1,7 @@
 //! Taking down what is there: only what was made by us, and all of it, whoever made the rest.
 
 use std::fs;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -87,7 +88,10 @@ fn a_dead_server_takes_nothing_of_a_living_one() {
     };
     assert!(within(HANG, gone), "{orphan} is left");
     assert!(!world.rundir().join("dead").exists());
-    fs::create_dir(world.rundir().join("dead")).unwrap();
+    let made = fs::DirBuilder::new()
+        .mode(0o1700)
+        .create(world.rundir().join("dead"));
+    made.unwrap();
     fs::write(world.rundir().join("dead/record"), record).unwrap();
 
     let device = world.ok(&["attach", "live"]);
