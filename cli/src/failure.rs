@@ -5,11 +5,10 @@
 //! file or whoever uses them refuses as things stand. Either way stderr gets exactly one line.
 
 use std::fmt;
-use std::io::{self, Write};
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
-use crate::{output, suggest};
+use crate::{output, stderr, suggest};
 
 /// The exit code of what is wrong on any machine.
 pub(crate) const USAGE: u8 = 2;
@@ -55,8 +54,7 @@ pub(crate) fn complain(error: &anyhow::Error) {
 
 /// Says on stderr what is wrong.
 pub(crate) fn say(line: &str) {
-    // Without a stderr there is nobody left to tell.
-    let _ = writeln!(io::stderr(), "uzram: {line}");
+    stderr::line(&format!("uzram: {line}"));
 }
 
 /// Says on stderr what the user should know, unless only errors are to be said.

@@ -12,6 +12,7 @@ mod args;
 mod aside;
 mod attach;
 mod attachments;
+mod bounded;
 mod complete;
 mod config;
 mod examples;
@@ -40,6 +41,7 @@ mod serve;
 mod server;
 mod settings;
 mod stat;
+mod stderr;
 mod stop;
 mod suggest;
 mod swap;
@@ -65,6 +67,8 @@ use crate::rundir::RunRoot;
 use crate::settings::Settings;
 
 fn main() -> ExitCode {
+    let _last_lines = stderr::Flushed;
+    stderr::take_panics();
     complete::answer_shell();
     let cli = match args::parse(std::env::args_os()) {
         Ok(cli) => cli,
@@ -150,7 +154,7 @@ fn start_logging(args: LoggingArgs) -> Result<()> {
     };
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(io::stderr)
+        .with_writer(|| stderr::Log)
         .with_ansi(io::stderr().is_terminal())
         .with_target(false)
         .init();

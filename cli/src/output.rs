@@ -11,6 +11,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::args::ReportArgs;
+use crate::stderr;
 
 /// The reader of our stdout went away, which is no failure of ours.
 #[derive(Debug)]
@@ -56,6 +57,8 @@ pub(crate) fn text(text: &str) -> Result<()> {
 }
 
 fn print(text: fmt::Arguments<'_>) -> Result<()> {
+    // What was said before stands before it, where both go to one place.
+    stderr::flush(stderr::LAST_LINES);
     let mut stdout = io::stdout().lock();
     match stdout.write_fmt(text).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Err(StdoutGone.into()),

@@ -1,6 +1,6 @@
 //! How far something is that takes long: a bar or a spinner on a terminal, else a line now and then.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -9,10 +9,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 use uzram::Stats;
 use uzram::control::Client;
 
-use crate::output;
 use crate::rundir::RunDir;
 use crate::stat::PATIENCE;
 use crate::table::count;
+use crate::{output, stderr};
 
 /// How often it is said how far it is, where there is no bar.
 const EVERY: Duration = Duration::from_secs(2);
@@ -58,14 +58,8 @@ impl Progress {
             bar.set_position(done);
         } else if !output::is_quiet() && self.said.elapsed() >= EVERY {
             self.said = Instant::now();
-            // Whoever reads it may have gone; that is no reason to stop.
-            let _ = writeln!(
-                io::stderr(),
-                "{} of {} {}",
-                count(done),
-                count(total),
-                self.what
-            );
+            let (done, total) = (count(done), count(total));
+            stderr::line(&format!("{done} of {total} {}", self.what));
         }
     }
 

@@ -24,13 +24,16 @@ use crate::rundir::{Lock, Record, RunRoot};
 use crate::settings::Settings;
 use crate::stop::Stopper;
 use crate::table::{bytes, count};
-use crate::{inherited, release, scrub, server, stop, swap, watchdog};
+use crate::{bounded, inherited, release, scrub, server, stderr, stop, swap, watchdog};
 
 /// How long clients may take to fetch the answers to what they have already sent.
 const GRACE: Duration = Duration::from_secs(2);
 
 /// How long what is being written to a backing may take that is to be wiped.
 const LAST_WRITES: Duration = Duration::from_millis(500);
+
+/// How long those who started us may take to hear that we are ready, or that we stop.
+const LISTEN: Duration = Duration::from_millis(500);
 
 /// How long removing the backing file may take; a large one takes its file system a while.
 const SPILL: Duration = Duration::from_secs(3);
@@ -61,9 +64,9 @@ pub(crate) fn run(settings: &Settings, root: &RunRoot, background: bool) -> Resu
             // Err would mean that every sender is gone, which is no reason to go on either.
             let _ = stop_requested.recv();
         }
-        notify(&[sd_notify::NotifyState::Stopping]);
+        notify(sd_notify::NotifyState::Stopping);
         tracing::info!("stopping {}", settings.name);
-        let stopped = server.stop(&lock);
+        let stopped = server.stop(&lock, &stopper);
         announced.and(stopped)
     });
     // Without its record nobody would find the spill again.
@@ -146,7 +149,7 @@ impl Server {
     ///
     /// # Errors
     /// If what was written home could not be made durable.
-    fn stop(self, lock: &Lock) -> Result<Stopped> {
+    fn stop(self, lock: &Lock, stopper: &Stopper) -> Result<Stopped> {
         let Self {
             device,
             nbd,
@@ -160,7 +163,6 @@ impl Server {
         if let Err(error) = lock.write_record(&record) {
             tracing::warn!("{error:#}");
         }
-        drop(exporter);
         let outlives = device.outlives_the_device();
         let dir = lock.dir();
         // Nobody waits for pages to be written back that are forgotten in a moment.
@@ -172,23 +174,28 @@ impl Server {
         let (over_fuse, over_nbd): (Vec<_>, Vec<_>) = attached
             .into_iter()
             .partition(|device| matches!(device, Attachment::Loop(_)));
-        // Each while its server still answers, so that a file system on top can be written out.
-        thread::scope(|scope| {
+        let written = thread::scope(|scope| {
+            // Nothing that can hang stands before the data: not the clients, not the files of others.
             scope.spawn(|| control.shutdown());
-            scope.spawn(|| {
+            scope.spawn(|| drop(exporter));
+            // Each while its server still answers, so that a file system on top can be written out.
+            let nbd = scope.spawn(|| {
                 release::free_stopping(&over_nbd, outlives);
                 if let Some(server) = nbd {
                     server.shutdown(GRACE);
                 }
             });
-            scope.spawn(|| {
+            let fuse = scope.spawn(|| {
                 release::free_stopping(&over_fuse, outlives);
                 if let Some(Err(error)) = fuse.map(fuse::Mount::unmount) {
                     tracing::warn!("{error}");
                 }
             });
-        });
-        let written = stop::write_home(&device).context("what was written may be lost");
+            // One that panicked has said so.
+            let _ = (nbd.join(), fuse.join());
+            stop::write_home(&device).inspect(|()| stopper.let_go())
+        })
+        .context("what was written may be lost");
         if device.backing_keep() == BackingKeep::Wipe && !device.stop_spilling(LAST_WRITES) {
             tracing::warn!("the backing is still being written to: some of that may stay");
         }
@@ -297,20 +304,26 @@ fn announce(settings: &Settings, record: &Record, log: Option<PathBuf>) -> Resul
         bytes(record.size),
         record.places().join(" and ")
     );
-    notify(&[sd_notify::NotifyState::Ready]);
-    let mut stdout = io::stdout();
-    let said = writeln!(stdout, "ready").and_then(|()| stdout.flush());
-    if let Err(error) = said {
-        // Whoever started us does not listen; that is no reason not to serve.
-        tracing::warn!(%error, "cannot say ready on stdout");
+    notify(sd_notify::NotifyState::Ready);
+    let said = bounded::within(LISTEN, || {
+        let mut stdout = io::stdout();
+        writeln!(stdout, "ready").and_then(|()| stdout.flush())
+    });
+    // Whoever started us does not listen; that is no reason not to serve.
+    match said {
+        Some(Ok(())) => {}
+        Some(Err(error)) => tracing::warn!(%error, "cannot say ready on stdout"),
+        None => tracing::warn!("stdout is full: nobody reads there that the server is ready"),
     }
     log.map_or(Ok(()), |_| leave_stdout())
 }
 
 /// Tells systemd, if it is there to be told.
-pub(crate) fn notify(states: &[sd_notify::NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(states) {
-        tracing::warn!(%error, "cannot notify systemd");
+pub(crate) fn notify(state: sd_notify::NotifyState<'static>) {
+    match bounded::within(LISTEN, || sd_notify::notify(&[state])) {
+        Some(Ok(())) => {}
+        Some(Err(error)) => tracing::warn!(%error, "cannot notify systemd"),
+        None => tracing::warn!("cannot notify systemd: nobody reads NOTIFY_SOCKET"),
     }
 }
 
@@ -322,6 +335,8 @@ fn log_to_file(path: &Path) -> Result<()> {
         .mode(0o600)
         .open(path)
         .with_context(|| format!("cannot open {}", path.display()))?;
+    // What was said before is the starter's to read.
+    stderr::flush(stderr::LAST_LINES);
     rustix::stdio::dup2_stderr(&log).context("cannot redirect the log")?;
     Ok(())
 }

@@ -10,9 +10,9 @@
 use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
@@ -20,7 +20,9 @@ use signal_hook::iterator::Signals;
 
 use uzram::{BlockDevice, Device};
 
+use crate::bounded::within;
 use crate::leftovers::Traces;
+use crate::stderr;
 use crate::undo::Interrupted;
 
 /// What is said of a stop that came too early.
@@ -39,6 +41,45 @@ const DEADLINE: Duration = Duration::from_millis(4700);
 /// How long removing the traces may hold up an exit.
 const TRACES: Duration = Duration::from_millis(600);
 
+/// How long the last lines of the log may hold up an exit.
+const LAST_LINES: Duration = Duration::from_millis(200);
+
+/// What the orderly stop may take where nothing outlives the server.
+const ORDERLY: Duration = DEADLINE.saturating_sub(TRACES).saturating_sub(LAST_LINES);
+
+/// What is left of it, at least, once the data is home.
+const AT_HOME: Duration = Duration::from_secs(1);
+
+/// The device whose pages are to be written home before the process ends.
+#[derive(Default)]
+struct Home {
+    device: Mutex<Weak<Device>>,
+    changed: Condvar,
+}
+
+impl Home {
+    fn set(&self, device: Weak<Device>) {
+        *lock(&self.device) = device;
+        self.changed.notify_all();
+    }
+
+    /// Waits while there is data that outlives the server, for at most `patience`; returns whether
+    /// there was any.
+    fn wait(&self, patience: Duration) -> bool {
+        let outlives = |device: &mut Weak<Device>| {
+            let device = device.upgrade();
+            device.is_some_and(|device| device.outlives_the_device())
+        };
+        let mut device = lock(&self.device);
+        if !outlives(&mut device) {
+            return false;
+        }
+        let waited = self.changed.wait_timeout_while(device, patience, outlives);
+        drop(waited);
+        true
+    }
+}
+
 /// Asks the server to stop; the first request counts.
 #[derive(Clone)]
 pub(crate) struct Stopper {
@@ -46,8 +87,10 @@ pub(crate) struct Stopper {
     /// Whether it was said that the server is ready.
     ready: Arc<AtomicBool>,
     wake: Sender<()>,
+    /// To its thread, which is there from the start: there may be no more to be had.
+    watchdog: Sender<()>,
     traces: Arc<Mutex<Traces>>,
-    home: Arc<Mutex<Weak<Device>>>,
+    home: Arc<Home>,
 }
 
 impl Stopper {
@@ -56,35 +99,40 @@ impl Stopper {
         if self.requested.swap(true, Ordering::SeqCst) {
             return;
         }
-        let (traces, home) = (Arc::clone(&self.traces), Arc::clone(&self.home));
-        let ready = Arc::clone(&self.ready);
-        thread::spawn(move || {
-            let outlives = |device: Arc<Device>| device.outlives_the_device();
-            let is_home = lock(&home).upgrade().is_some_and(outlives);
-            thread::sleep(if is_home {
-                UNHURRIED
-            } else {
-                DEADLINE - TRACES
-            });
-            let device = lock(&home).upgrade();
-            let written = device.map_or(Ok(()), |device| write_home(&device));
-            let was_ready = ready.load(Ordering::SeqCst);
-            tracing::warn!(
-                "{} hold up the stop: exiting without them",
-                if was_ready {
-                    "clients or disks"
-                } else {
-                    "disks"
-                }
-            );
-            if !was_ready {
-                tracing::error!("{NOT_READY}");
-            }
-            remove_bounded(&traces);
-            process::exit(i32::from(written.is_err() || !was_ready));
-        });
+        let _ = self.watchdog.send(());
         // Without a receiver the main thread is already on its way out.
         let _ = self.wake.send(());
+    }
+
+    /// Ends the process when an orderly stop takes too long.
+    fn watch(&self) -> ! {
+        let began = Instant::now();
+        let least = match self.home.wait(UNHURRIED) {
+            true => AT_HOME,
+            false => Duration::ZERO,
+        };
+        thread::sleep(ORDERLY.saturating_sub(began.elapsed()).max(least));
+        let device = lock(&self.home.device).upgrade();
+        let written = device.map_or(Ok(()), |device| write_home(&device));
+        let was_ready = self.ready.load(Ordering::SeqCst);
+        let culprits = match was_ready {
+            true => "clients or disks",
+            false => "disks",
+        };
+        tracing::warn!("{culprits} hold up the stop: exiting without them");
+        if !was_ready {
+            tracing::error!("{NOT_READY}");
+        }
+        self.exit(i32::from(written.is_err() || !was_ready))
+    }
+
+    /// Ends the process, without its traces and with its last lines as far as there is time.
+    fn exit(&self, code: i32) -> ! {
+        let traces = lock(&self.traces).clone();
+        // A file system may hang.
+        let _ = within(TRACES, move || traces.remove_now());
+        stderr::flush(LAST_LINES);
+        process::exit(code)
     }
 
     /// Fails once a stop is requested, which is before the server is ready.
@@ -105,7 +153,12 @@ impl Stopper {
     /// Has nothing but a second signal end the process before what is on this device is in its
     /// image.
     pub(crate) fn keep(&self, device: &Arc<Device>) {
-        *lock(&self.home) = Arc::downgrade(device);
+        self.home.set(Arc::downgrade(device));
+    }
+
+    /// Notes that all of it is there: the process may end.
+    pub(crate) fn let_go(&self) {
+        self.home.set(Weak::new());
     }
 
     /// Notes what the server has made outside its memory by now.
@@ -117,10 +170,12 @@ impl Stopper {
 /// Installs the signal handlers; the receiver gets one message when the server is to stop.
 pub(crate) fn install() -> Result<(Stopper, Receiver<()>)> {
     let (wake, woken) = mpsc::channel();
+    let (watchdog, watched) = mpsc::channel();
     let stopper = Stopper {
         requested: Arc::default(),
         ready: Arc::default(),
         wake,
+        watchdog,
         traces: Arc::default(),
         home: Arc::default(),
     };
@@ -128,6 +183,15 @@ pub(crate) fn install() -> Result<(Stopper, Receiver<()>)> {
         // A handler that only sets a flag; unlike SIG_IGN it is not inherited by our children.
         signal_hook::flag::register(ignored, Arc::default()).context("cannot handle signals")?;
     }
+    let watching = stopper.clone();
+    thread::Builder::new()
+        .name("stop-watchdog".to_owned())
+        .spawn(move || {
+            if watched.recv().is_ok() {
+                watching.watch();
+            }
+        })
+        .context("cannot start the thread that watches over the stop")?;
     let mut signals = Signals::new([SIGTERM, SIGINT]).context("cannot handle signals")?;
     let handler = stopper.clone();
     thread::Builder::new()
@@ -138,8 +202,7 @@ pub(crate) fn install() -> Result<(Stopper, Receiver<()>)> {
                 handler.request();
             }
             if signals.next().is_some() {
-                remove_bounded(&handler.traces);
-                process::exit(1);
+                handler.exit(1);
             }
         })
         .context("cannot start the signal thread")?;
@@ -175,17 +238,6 @@ pub(crate) fn write_home(device: &Device) -> Result<()> {
         );
         thread::sleep(REST);
     }
-}
-
-/// Removes the traces, but does not wait for a file system that hangs.
-fn remove_bounded(traces: &Mutex<Traces>) {
-    let traces = lock(traces).clone();
-    let (done, finished) = mpsc::channel();
-    thread::spawn(move || {
-        traces.remove_now();
-        let _ = done.send(());
-    });
-    let _ = finished.recv_timeout(TRACES);
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -19,7 +19,9 @@ pub(crate) fn start(device: &Arc<Device>) {
                 // Takes the lock of every shard: with one of them stuck, this never returns.
                 device.orig_data_size();
                 drop(device);
-                crate::serve::notify(&[sd_notify::NotifyState::Watchdog]);
+                if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]) {
+                    tracing::warn!(%error, "cannot notify systemd");
+                }
                 thread::sleep(period / 3);
             }
         });

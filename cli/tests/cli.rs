@@ -11,6 +11,8 @@ mod config;
 mod ends;
 #[path = "cli/export.rs"]
 mod export;
+#[path = "common/full_pipe.rs"]
+mod full_pipe;
 #[path = "cli/keep.rs"]
 mod keep;
 #[path = "cli/metrics.rs"]

@@ -5,6 +5,8 @@ mod client;
 mod common;
 #[path = "origin/database.rs"]
 mod database;
+#[path = "common/full_pipe.rs"]
+mod full_pipe;
 #[path = "origin/image.rs"]
 mod image;
 #[path = "origin/power_cut.rs"]

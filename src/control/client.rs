@@ -68,8 +68,7 @@ impl Client {
         .map_err(failed)?;
         set_socket_timeout(&socket, Timeout::Send, Some(timeout)).map_err(failed)?;
         net::connect(&socket, &address).map_err(failed)?;
-        let lines = LineStream::new(UnixStream::from(socket), timeout)
-            .map_err(|error| Error::io(format!("talk to {}", path.display()), error))?;
+        let lines = LineStream::new(UnixStream::from(socket), timeout);
         Ok(Self {
             path: path.to_owned(),
             lines,

@@ -1,11 +1,12 @@
 //! Lines of bounded length, in bounded time, over a Unix socket.
 
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::net::{SendFlags, send};
 use serde::Serialize;
 
 /// The longest line either side may send, bytes, its newline not counted.
@@ -19,16 +20,18 @@ pub(super) struct LineStream {
     stream: UnixStream,
     /// What was received and not yet handed out.
     received: Vec<u8>,
+    /// How long the peer may take to receive a line.
+    write_timeout: Duration,
 }
 
 impl LineStream {
-    /// Writes wait at most `write_timeout`.
-    pub(super) fn new(stream: UnixStream, write_timeout: Duration) -> io::Result<Self> {
-        stream.set_write_timeout(Some(write_timeout))?;
-        Ok(Self {
+    /// The peer may take `write_timeout` to receive a line, however it does so.
+    pub(super) fn new(stream: UnixStream, write_timeout: Duration) -> Self {
+        Self {
             stream,
             received: Vec::new(),
-        })
+            write_timeout,
+        }
     }
 
     pub(super) fn stream(&self) -> &UnixStream {
@@ -93,22 +96,58 @@ impl LineStream {
     }
 
     /// Sends `message` as one line of JSON.
-    pub(super) fn send(&mut self, message: &impl Serialize) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// `TimedOut` (ETIMEDOUT) if the peer has not received all of it in time.
+    pub(super) fn send(&self, message: &impl Serialize) -> io::Result<()> {
         let mut line = serde_json::to_vec(message)?;
         line.push(b'\n');
-        self.stream.write_all(&line)
+        let deadline = Instant::now() + self.write_timeout;
+        let mut rest = &line[..];
+        while !rest.is_empty() {
+            match send(
+                &self.stream,
+                rest,
+                SendFlags::DONTWAIT | SendFlags::NOSIGNAL,
+            ) {
+                Ok(sent) => rest = &rest[sent..],
+                Err(Errno::AGAIN) => self.wait_for_room(deadline)?,
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until the peer has made some room, or has gone.
+    fn wait_for_room(&self, deadline: Instant) -> io::Result<()> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(Errno::TIMEDOUT.into());
+        }
+        let left = Timespec {
+            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: left.subsec_nanos().into(),
+        };
+        let mut stream = [PollFd::new(&self.stream, PollFlags::OUT)];
+        match poll(&mut stream, Some(&left)) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
 
     const LONG: Duration = Duration::from_secs(30);
 
     fn pair() -> (UnixStream, LineStream) {
         let (near, far) = UnixStream::pair().expect("a pair");
-        (near, LineStream::new(far, LONG).expect("a stream"))
+        (near, LineStream::new(far, LONG))
     }
 
     #[test]
@@ -152,6 +191,26 @@ mod tests {
         let error = lines.receive(LONG).expect_err("too long");
         assert_eq!(error.kind(), ErrorKind::FileTooLarge);
         drop(writer.join().expect("wrote"));
+    }
+
+    #[test]
+    fn a_reader_that_drips_has_no_more_time_than_one_that_reads_nothing() {
+        let (near, far) = UnixStream::pair().expect("a pair");
+        let lines = LineStream::new(far, Duration::from_millis(50));
+        near.set_read_timeout(Some(LONG)).expect("set");
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                // Each byte would have bought a wait of its own.
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    (&near).read_exact(&mut [0; 4096]).expect("there is more");
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+            });
+            let sent = lines.send(&"x".repeat(64 << 20));
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert_eq!(sent.expect_err("too slow").kind(), ErrorKind::TimedOut);
+        });
     }
 
     #[test]

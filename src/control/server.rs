@@ -34,7 +34,7 @@ use crate::unix_socket::{self, SocketFile};
 /// How long a client may take to send a whole request.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How long a client may take to receive an answer.
+/// How long a client may take to receive a whole answer.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A control socket being served, until this is dropped.
@@ -142,7 +142,7 @@ impl Acceptor {
     }
 
     fn admit(&mut self, stream: UnixStream) -> io::Result<()> {
-        let mut lines = LineStream::new(stream.try_clone()?, WRITE_TIMEOUT)?;
+        let mut lines = LineStream::new(stream.try_clone()?, WRITE_TIMEOUT);
         if !self.clients.make_room() {
             let reason = format!("{MAX_CLIENTS} clients are busy already; try again");
             return lines.send(&Reply::from_error(&refused(

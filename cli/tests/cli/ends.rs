@@ -1,14 +1,15 @@
 //! Every way a server ends.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixStream;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::STOP;
-use crate::common::{self, HANG, World, can_mount, signal};
+use crate::common::{self, HANG, Serve, World, can_mount, signal};
+use crate::full_pipe::full_pipe;
 
 #[test]
 fn either_signal_stops_an_idle_server() {
@@ -24,6 +25,47 @@ fn either_signal_stops_an_idle_server() {
         assert_eq!(world.leftovers(), [""; 0]);
         assert!(!world.path("s").exists());
     }
+}
+
+/// Neither whoever started it nor the service manager need read what it says.
+#[test]
+fn a_server_whose_output_is_full_starts_serves_and_stops() {
+    let world = World::new();
+    let manager = UnixDatagram::bind(world.path("notify")).unwrap();
+    let filler = UnixDatagram::unbound().unwrap();
+    filler.set_nonblocking(true).unwrap();
+    while filler.send_to(b"x", world.path("notify")).is_ok() {}
+    let (unread, full) = full_pipe();
+    let mut command = world.command(&["serve", "full", "--size=1M", "-vv"]);
+    command
+        .env("NOTIFY_SOCKET", world.path("notify"))
+        .stderr(full.try_clone().unwrap())
+        .stdout(full);
+    let mut server = Serve {
+        child: command.spawn().unwrap(),
+    };
+    let begun = Instant::now();
+    while !world.run(&["stat", "full"]).status.success() {
+        assert!(begun.elapsed() < HANG, "it serves");
+    }
+    signal(server.pid(), "TERM");
+    assert_eq!(server.ended(STOP), Some(0));
+    assert_eq!(world.leftovers(), [""; 0]);
+    drop((manager, unread));
+}
+
+#[test]
+fn the_last_line_is_written_before_the_end() {
+    let world = World::new();
+    let mut command = world.command(&["serve", "last", "--size=1M"]);
+    command.stderr(Stdio::piped());
+    let mut server = Serve::start(&mut command);
+    signal(server.pid(), "TERM");
+    assert_eq!(server.ended(STOP), Some(0));
+    let mut said = String::new();
+    let mut stderr = server.child.stderr.take().unwrap();
+    stderr.read_to_string(&mut said).unwrap();
+    assert!(said.trim_end().ends_with("stopping last"), "{said}");
 }
 
 #[test]

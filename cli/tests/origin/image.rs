@@ -3,11 +3,14 @@
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 use crate::client::{Client, PAGE, SEND_FLUSH, SEND_FUA};
-use crate::common::{HANG, World, signal};
+use crate::common::{HANG, Serve, World, signal};
+use crate::full_pipe::full_pipe;
 
 /// A world with an image in it of so many pages full of 7.
 fn image(pages: usize) -> (World, PathBuf, String) {
@@ -65,39 +68,72 @@ fn an_orderly_end_writes_all() {
     }
 }
 
-/// Of two that stop it the second must not give up what the first waits for, also while the server
-/// has not got to its stop.
+/// Of several that stop it none must give up what the first waits for, also while the server has not
+/// got to its stop: it has to wait a while for its `ready` to be taken.
 #[test]
 fn stopping_it_twice_at_once_writes_all() {
     let (world, path, origin) = image(64);
-    // Full, so that the server waits for its `ready` to be taken.
-    let (mut said, mut full) = std::io::pipe().unwrap();
-    full.write_all(&[b' '; 64 << 10]).unwrap();
-    let mut command = world.command(&["serve", "x", &origin]);
-    let mut server = command.stdout(full).spawn().unwrap();
-    drop(command);
-    let socket = world.rundir().join("x/control.sock");
-    while !socket.exists() {
-        assert!(server.try_wait().unwrap().is_none(), "it does not start");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    let mut serving = world.command(&["serve", "x", &origin]);
+    let (_unread, full) = full_pipe();
+    let mut server = start_unread(&world, serving.stdout(full));
     let mut client = Client::connect(&world.rundir().join("x/nbd.sock")).unwrap();
     client.write(5 * PAGE as u64, &[1; PAGE], false).unwrap();
-    let mut stops = [0, 1].map(|_| {
-        let stop = world.command(&["stop", "x"]).spawn().unwrap();
-        std::thread::sleep(Duration::from_millis(700));
-        stop
-    });
-    assert!(server.try_wait().unwrap().is_none(), "it has given up");
-    said.read_exact(&mut [0; 64 << 10]).unwrap();
-    let ended = crate::common::ended(&mut server, HANG).expect("it ends");
-    assert_eq!(ended.code(), Some(0));
+    let mut stops = [0; 4].map(|_| world.command(&["stop", "x"]).spawn().unwrap());
+    assert_eq!(server.ended(HANG), Some(0));
     for stop in &mut stops {
         let ended = crate::common::ended(stop, HANG).expect("it ends");
         assert_eq!(ended.code(), Some(0));
     }
     assert_eq!(page(&path, 5), [1; PAGE]);
     assert!(world.leftovers().is_empty());
+}
+
+/// Starts a server whose `ready` nobody hears; it is there once its control socket is.
+fn start_unread(world: &World, command: &mut Command) -> Serve {
+    let mut server = Serve {
+        child: command.spawn().unwrap(),
+    };
+    let begun = Instant::now();
+    while !world.rundir().join("x/control.sock").exists() {
+        let ended = server.child.try_wait().unwrap();
+        assert!(ended.is_none() && begun.elapsed() < HANG, "it starts");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    server
+}
+
+/// Those who start a server may not read what it says: that holds up no page on its way home.
+#[test]
+fn with_its_output_full_an_end_writes_all() {
+    let (world, path, origin) = image(64);
+    let (_unread, full) = full_pipe();
+    let mut serving = world.command(&["serve", "x", &origin, "-vv"]);
+    serving.stderr(full.try_clone().unwrap()).stdout(full);
+    let mut server = start_unread(&world, &mut serving);
+    let mut client = Client::connect(&world.rundir().join("x/nbd.sock")).unwrap();
+    client.write(5 * PAGE as u64, &[1; PAGE], false).unwrap();
+    signal(server.pid(), "TERM");
+    assert_eq!(server.ended(HANG), Some(0));
+    assert_eq!(page(&path, 5), [1; PAGE]);
+    assert!(world.leftovers().is_empty());
+}
+
+/// A client that asks for much and reads nothing waits for its answer behind the data.
+#[test]
+fn with_answers_that_nobody_reads_an_end_writes_all() {
+    let (world, path, origin) = sparse_image(1 << 20);
+    let mut server = world.serve(&["x", &origin]);
+    let mut client = Client::connect(&world.rundir().join("x/nbd.sock")).unwrap();
+    client.write(5 * PAGE as u64, &[1; PAGE], false).unwrap();
+    let mut silent = UnixStream::connect(world.rundir().join("x/control.sock")).unwrap();
+    let ask = b"{\"op\":\"map\",\"first\":0,\"pages\":1048576,\"cells\":1024}\n";
+    silent.write_all(&ask.repeat(64)).unwrap();
+    // The first answer is under way, and stays so.
+    silent.read_exact(&mut [0]).unwrap();
+    signal(server.pid(), "TERM");
+    assert_eq!(server.ended(HANG), Some(0));
+    assert_eq!(page(&path, 5), [1; PAGE]);
+    drop(silent);
 }
 
 #[test]
@@ -172,11 +208,11 @@ fn many_snapshots_of_one_image_leave_it_alone() {
 fn an_image_without_space_loses_nothing() {
     let (world, path, origin) = sparse_image(64);
     let mut command = world.command(&["serve", "x", &origin]);
-    let mut server = crate::common::Serve::start(&mut command);
+    let mut server = Serve::start(&mut command);
     // Writes past the first 16 pages are refused: EFBIG.
     let limit = |bytes: &str| {
         let pid = server.pid().to_string();
-        let set = std::process::Command::new("prlimit")
+        let set = Command::new("prlimit")
             .args(["--pid", &pid, &format!("--fsize={bytes}")])
             .status();
         assert!(set.unwrap().success());
@@ -200,7 +236,7 @@ fn an_image_without_space_loses_nothing() {
         "it gave its data up"
     );
     let pid = server.pid().to_string();
-    let set = std::process::Command::new("prlimit")
+    let set = Command::new("prlimit")
         .args(["--pid", &pid, "--fsize=unlimited"])
         .status();
     assert!(set.unwrap().success());
@@ -213,7 +249,7 @@ fn a_second_signal_gives_up_what_is_not_in_the_image() {
     let (world, _, origin) = sparse_image(64);
     let mut server = world.serve(&["x", &origin]);
     let pid = server.pid().to_string();
-    let set = std::process::Command::new("prlimit")
+    let set = Command::new("prlimit")
         .args(["--pid", &pid, "--fsize=0:unlimited"])
         .status();
     assert!(set.unwrap().success());
