@@ -99,6 +99,8 @@ pub struct BackingConfig {
     pub encrypt: bool,
     /// What becomes of it at the end.
     pub keep: BackingKeep,
+    /// Whether what it holds is of no worth: without this, only what is empty or an old spill is used.
+    pub force: bool,
 }
 
 impl BackingConfig {
@@ -109,6 +111,7 @@ impl BackingConfig {
             size: None,
             encrypt: false,
             keep: BackingKeep::default(),
+            force: false,
         }
     }
 }

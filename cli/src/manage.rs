@@ -40,7 +40,7 @@ pub(crate) fn set(args: &SetArgs, root: &RunRoot) -> Result<()> {
     }
     for (i, assignment) in args.assignments.iter().enumerate() {
         let result = assignment
-            .value_for_server()
+            .value_for_server(args.backing_force)
             .and_then(|value| set_one(&dir, &mut client, assignment, &value, args.discard_tail));
         result.with_context(|| match i {
             0 => "nothing was set".to_owned(),

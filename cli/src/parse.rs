@@ -72,10 +72,16 @@ impl Assignment {
         )
     }
 
-    /// The value as the server understands it, which has a working directory of its own.
-    pub(crate) fn value_for_server(&self) -> anyhow::Result<String> {
+    /// The value as the server understands it, which has a working directory of its own. With `force`
+    /// it may overwrite what is at a path.
+    pub(crate) fn value_for_server(&self, force: bool) -> anyhow::Result<String> {
         match (self.attribute, self.value.as_str()) {
-            (Attribute::BackingDev, path) if !matches!(path, "" | "none") => absolute(path),
+            (Attribute::BackingDev, path) if !matches!(path, "" | "none") => {
+                let forced = path.strip_prefix(Attribute::FORCE);
+                let is_forced = force || forced.is_some();
+                let word = if is_forced { Attribute::FORCE } else { "" };
+                Ok(format!("{word}{}", absolute(forced.unwrap_or(path))?))
+            }
             (Attribute::AlgorithmParams, parameters) => {
                 let words = parameters.split_ascii_whitespace();
                 let words = words.map(|word| match word.strip_prefix("dict=") {

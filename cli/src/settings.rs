@@ -48,6 +48,7 @@ impl Settings {
                 size: args.backing_size,
                 encrypt: args.backing_encrypt,
                 keep: args.backing_keep.unwrap_or_default(),
+                force: args.backing_force,
             }),
             None => None,
         };
@@ -208,12 +209,14 @@ impl Settings {
         if let Some(mountpoint) = &self.mountpoint {
             option("mountpoint", mountpoint.clone().into());
         }
+        let backing = device.backing.as_ref();
         let flags = [
             ("--tls-verify-peer", self.verifies_peers()),
             ("--insecure", self.nbd.insecure),
             ("--read-only", self.nbd.read_only),
             ("--swap", self.swap),
-            ("--backing-encrypt", self.encrypts()),
+            ("--backing-encrypt", backing.is_some_and(|b| b.encrypt)),
+            ("--backing-force", backing.is_some_and(|b| b.force)),
             ("--verify-image", self.verify_image),
             ("--snapshot", self.origin_use() == Some(OriginUse::Snapshot)),
         ];
@@ -231,11 +234,6 @@ impl Settings {
     /// What is done with the image, if there is one.
     pub(crate) fn origin_use(&self) -> Option<OriginUse> {
         self.device.origin.as_ref().map(|origin| origin.usage)
-    }
-
-    fn encrypts(&self) -> bool {
-        let backing = self.device.backing.as_ref();
-        backing.is_some_and(|backing| backing.encrypt)
     }
 
     fn verifies_peers(&self) -> bool {
@@ -429,6 +427,7 @@ mod tests {
             "--backing=/tmp/b",
             "--backing-size=2G",
             "--backing-encrypt",
+            "--backing-force",
             "--backing-keep=wipe",
             "--writeback-daily-limit=20G",
             "--algorithm=zstd:3",

@@ -2,6 +2,8 @@
 
 #[path = "cli/algorithms.rs"]
 mod algorithms;
+#[path = "cli/backing.rs"]
+mod backing;
 mod common;
 #[path = "cli/complete.rs"]
 mod complete;

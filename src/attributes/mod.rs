@@ -50,7 +50,8 @@ pub enum Attribute {
     Recompress,
     /// The backing's path, or `none`. A path stored spills there from here on, `none` to nothing:
     /// what the earlier backing holds is moved first, to the new one or to memory. In zram it is
-    /// fixed while the device is in use.
+    /// fixed while the device is in use. After [`Attribute::FORCE`] the path is of something whose
+    /// contents are of no worth.
     BackingDev,
     /// Most bytes of the backing that may be used, stored with K, M, G or T; 0 for all it has. Not
     /// in zram.
@@ -92,6 +93,9 @@ pub enum Attribute {
 }
 
 impl Attribute {
+    /// What stands before the path of a backing whose contents are of no worth: `force:/dev/sdb2`.
+    pub const FORCE: &str = "force:";
+
     /// Every attribute, in the order a listing shows them.
     pub const ALL: [Self; 23] = [
         Self::Disksize,
@@ -255,13 +259,17 @@ impl Attribute {
                 Ok(())
             }
             Self::BackingDev => match value {
-                "" => Err(self.invalid(value, "give a path, or none")),
+                "" | Self::FORCE => Err(self.invalid(value, "give a path, or none")),
                 "none" => device.set_backing(None),
-                path => device.set_backing(Some(&BackingConfig {
-                    encrypt: device.encrypts(),
-                    keep: device.backing_keep(),
-                    ..BackingConfig::new(path)
-                })),
+                value => {
+                    let forced = value.strip_prefix(Self::FORCE);
+                    device.set_backing(Some(&BackingConfig {
+                        encrypt: device.encrypts(),
+                        keep: device.backing_keep(),
+                        force: forced.is_some(),
+                        ..BackingConfig::new(forced.unwrap_or(value))
+                    }))
+                }
             },
             Self::BackingSize => {
                 let bytes = self.size(value)?;

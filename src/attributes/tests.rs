@@ -1,5 +1,7 @@
 //! Names, modes, values and formats.
 
+use std::fs;
+
 use super::*;
 use crate::stats::Stats;
 use crate::units::PAGE_SIZE;
@@ -162,7 +164,7 @@ fn stores_check_their_values() {
     );
     assert_eq!(errno(Attribute::Recompress, "idle"), Some(Errno::INVAL));
     assert_eq!(errno(Attribute::CompAlgorithm, "lzma"), Some(Errno::INVAL));
-    for bad in ["", "/dev/null", "/"] {
+    for bad in ["", "/dev/null", "/", "force:", "force:/dev/null", "force:/"] {
         let refused = errno(Attribute::BackingDev, bad);
         assert_eq!(refused, Some(Errno::INVAL), "{bad}");
     }
@@ -194,6 +196,24 @@ fn a_backing_comes_changes_and_goes() {
     assert_eq!(shown, "8388608\n");
     Attribute::BackingDev.store(&device, "none").expect("gone");
     assert!(!dir.path().join("b").exists());
+
+    let path = dir.path().join("precious");
+    fs::write(&path, "data").expect("written");
+    let shown = path.display().to_string();
+    let refused = Attribute::BackingDev.store(&device, &shown);
+    assert!(
+        refused
+            .expect_err("precious")
+            .to_string()
+            .contains("--backing-force")
+    );
+    assert_eq!(fs::read(&path).expect("there"), b"data");
+    let forced = format!("force:{shown}\n");
+    Attribute::BackingDev
+        .store(&device, &forced)
+        .expect("its data is of no worth");
+    let now = Attribute::BackingDev.show(&device).expect("readable");
+    assert_eq!(now, format!("{shown}\n"));
 }
 
 #[test]

@@ -18,14 +18,18 @@
 mod backing;
 mod blocks;
 mod change;
+mod claim;
 mod direct;
 #[cfg(test)]
 mod faulty;
 mod file;
 mod log;
+#[cfg(test)]
+mod loop_disk;
 mod record;
 mod seal;
 mod segment;
+mod signature;
 mod sparse;
 mod stores;
 mod wipe;
@@ -33,13 +37,16 @@ mod wipe;
 pub(crate) use backing::{Backing, SegmentStore};
 pub(crate) use blocks::{BLOCK, BlockBuf};
 pub(crate) use change::{Leave, NextOfImage};
+pub(crate) use claim::block_device_size;
 pub(crate) use direct::DirectFile;
 #[cfg(test)]
 pub(crate) use faulty::FaultyBacking;
 #[cfg(all(test, feature = "shuttle"))]
 pub(crate) use faulty::{Chances, Faults, FaultyImage};
-pub(crate) use file::{FileBacking, block_device_size};
+pub(crate) use file::FileBacking;
 pub(crate) use log::{Adopted, Head, LogCounts, MIN_APPEND, SegmentLog, Target};
+#[cfg(test)]
+pub(crate) use loop_disk::LoopDisk;
 pub(crate) use record::{
     MAX_RECORD_LEN, RECORD_ALIGN, Record, RecordAddress, RecordBuf, RecordFormat, RecordFormats,
     random_sequence,

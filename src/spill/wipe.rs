@@ -10,8 +10,8 @@ use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::blocks::BlockBuf;
+use super::claim;
 use super::direct::DirectFile;
-use super::file;
 use crate::error::{Error, Result};
 
 /// Bytes of zeroes that are written at once.
@@ -91,8 +91,6 @@ pub(super) fn wipe_device(
 /// the kernel says.
 pub fn wipe_spill(path: &Path) -> Result<()> {
     let failed = |error: io::Error| Error::io(format!("wipe {}", path.display()), error);
-    let (file, len) = file::open_spill(path)?;
-    wipe_file(&DirectFile::new(file), 0..len, None)
-        .map(drop)
-        .map_err(failed)
+    let (file, len) = claim::open_spill(path)?;
+    wipe_file(&file, 0..len, None).map(drop).map_err(failed)
 }

@@ -48,9 +48,13 @@ pub(crate) struct DeviceArgs {
     #[arg(long, value_name = "SIZE", value_parser = parse::size)]
     pub(crate) mem_limit: Option<u64>,
 
-    /// Where to spill: a file (made if missing) or a block device.
+    /// Where to spill: a file (made if missing) or a block device; it must be empty or an old spill.
     #[arg(long, value_name = "PATH")]
     pub(crate) backing: Option<PathBuf>,
+
+    /// Overwrite what the backing holds, whatever it is.
+    #[arg(long, requires = "backing")]
+    pub(crate) backing_force: bool,
 
     /// Most of the backing to use.
     #[arg(long, value_name = "SIZE", value_parser = parse::size, requires = "backing")]

@@ -465,6 +465,10 @@ pub(crate) struct SetArgs {
     /// With a smaller disksize: forget what is beyond it.
     #[arg(long)]
     pub(crate) discard_tail: bool,
+
+    /// With backing_dev: overwrite what the file or block device holds, whatever it is.
+    #[arg(long)]
+    pub(crate) backing_force: bool,
 }
 
 #[derive(Debug, Args)]

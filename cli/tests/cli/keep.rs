@@ -106,6 +106,7 @@ fn only_a_spill_is_wiped() {
     assert!(line.contains("keep, remove or wipe"), "{line}");
     world.refused(2, &["serve", "a", "--size=1M", "--backing-keep=keep"]);
     world.refused(2, &["serve", "a", "--size=1M", "--backing-encrypt"]);
+    world.refused(2, &["serve", "a", "--size=1M", "--backing-force"]);
 }
 
 #[test]

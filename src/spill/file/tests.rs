@@ -1,12 +1,10 @@
+use std::fs::File;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+
 use super::*;
-use crate::spill::log::SEGMENT_HEADER_LEN;
 
 fn opens(path: &Path) -> Result<FileBacking> {
     FileBacking::open(&BackingConfig::new(path))
-}
-
-fn refusal(path: &Path) -> String {
-    opens(path).expect_err("refused").to_string()
 }
 
 #[test]
@@ -18,21 +16,10 @@ fn a_file_is_made_private_and_removed() {
         fs::metadata(&path).expect("there").permissions().mode() & 0o7777,
         0o600
     );
-    assert!(refusal(&path).contains("in use"));
+    let refused = opens(&path).expect_err("locked").to_string();
+    assert!(refused.contains("in use"), "{refused}");
     drop(backing);
     assert!(!path.exists());
-}
-
-#[test]
-fn a_file_that_another_locks_first_is_left_to_it() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let path = dir.path().join("spill");
-    let (file, made) = open(&path).expect("made");
-    let theirs = opens(&path).expect("nobody has locked it");
-    let refused = FileBacking::claim(file, made, &BackingConfig::new(&path));
-    let refused = refused.expect_err("in use").to_string();
-    assert!(made && refused.contains("in use"), "{refused}");
-    assert!(theirs.is_at_path().expect("there"));
 }
 
 #[test]
@@ -95,83 +82,8 @@ fn a_file_that_was_there_is_emptied_and_kept() {
 }
 
 #[test]
-fn an_old_spill_is_taken_over_wherever_its_data_begins() {
+fn a_size_that_is_too_small_makes_nothing() {
     let dir = tempfile::tempdir().expect("a directory");
-    let path = dir.path().join("spill");
-    for segment in [0, 3] {
-        let file = File::create(&path).expect("made");
-        let header = crate::spill::log::segment_header(7);
-        assert_eq!(header.len(), SEGMENT_HEADER_LEN as usize);
-        file.write_all_at(&header, segment * SEGMENT_BYTES)
-            .expect("written");
-        file.write_all_at(&[9; 100], segment * SEGMENT_BYTES + 64)
-            .expect("written");
-        drop(opens(&path).expect("an old spill"));
-    }
-}
-
-#[test]
-fn other_peoples_data_is_left_alone() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let path = dir.path().join("image");
-    // Where ext4, btrfs, ISO 9660 and a partition table at the end have their signatures.
-    for at in [1080, 65_600, 32_769, (6 << 20) - 512] {
-        let mut image = vec![0; 6 << 20];
-        image[at..at + 8].copy_from_slice(b"_BHRfS_M");
-        fs::write(&path, &image).expect("written");
-        assert!(refusal(&path).contains("not an old spill"));
-        assert!(fs::read(&path).expect("there") == image, "changed");
-    }
-}
-
-#[test]
-fn a_file_that_another_user_planted_is_refused() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let path = dir.path().join("spill");
-    fs::write(&path, "").expect("written");
-    let metadata = fs::metadata(&path).expect("there");
-    assert_eq!(check_private(&metadata), Ok(()));
-
-    let other = dir.path().join("other");
-    fs::hard_link(&path, &other).expect("linked");
-    assert!(refusal(&path).contains("hard link"));
-    fs::remove_file(&other).expect("removed");
-    drop(opens(&path).expect("ours alone"));
-
-    let root = rustix::process::geteuid().is_root();
-    if !root {
-        eprintln!("SKIPPED: a file of another user's takes root");
-        return;
-    }
-    std::os::unix::fs::chown(&path, Some(1), Some(1)).expect("given away");
-    let said = refusal(&path);
-    assert!(
-        said.contains("another user's") && said.contains("remove it"),
-        "{said}"
-    );
-    assert_eq!(fs::metadata(&path).expect("stays").uid(), 1);
-}
-
-#[test]
-fn what_is_no_file_is_refused_with_its_remedy() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let link = dir.path().join("link");
-    std::os::unix::fs::symlink(dir.path().join("nowhere"), &link).expect("linked");
-    for (path, says) in [
-        (link.as_path(), "give the path it leads to"),
-        (dir.path(), "is a directory"),
-        (
-            &dir.path().join("missing/spill"),
-            "directory does not exist",
-        ),
-        (
-            Path::new("/dev/null"),
-            "neither a plain file nor a block device",
-        ),
-    ] {
-        let said = refusal(path);
-        assert!(said.contains(says), "{said}");
-    }
     let small = BackingConfig {
         size: Some(1 << 20),
         ..BackingConfig::new(dir.path().join("spill"))
