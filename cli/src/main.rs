@@ -15,6 +15,7 @@ mod attachments;
 mod bounded;
 mod complete;
 mod config;
+mod dumpable;
 mod examples;
 mod failure;
 mod filesystem;

@@ -24,7 +24,7 @@ use crate::rundir::{Lock, Record, RunRoot};
 use crate::settings::Settings;
 use crate::stop::Stopper;
 use crate::table::{bytes, count};
-use crate::{bounded, inherited, release, scrub, server, stderr, stop, swap, watchdog};
+use crate::{bounded, dumpable, inherited, release, scrub, server, stderr, stop, swap, watchdog};
 
 /// How long clients may take to fetch the answers to what they have already sent.
 const GRACE: Duration = Duration::from_secs(2);
@@ -52,6 +52,7 @@ pub(crate) fn run(settings: &Settings, root: &RunRoot, background: bool) -> Resu
     if settings.swap {
         swap::prepare()?;
     }
+    dumpable::forbid();
     let (stopper, stop_requested) = stop::install()?;
     let lock = root.dir(&settings.name).lock()?;
     stopper.note(|traces| traces.dir = Some(lock.dir().clone()));

@@ -9,6 +9,8 @@ mod common;
 mod complete;
 #[path = "cli/config.rs"]
 mod config;
+#[path = "cli/dumps.rs"]
+mod dumps;
 #[path = "cli/ends.rs"]
 mod ends;
 #[path = "cli/export.rs"]

@@ -6,13 +6,14 @@ use std::marker::PhantomData;
 use std::ops::Deref;
 use std::sync::atomic::{Ordering, compiler_fence};
 
-use rustix::mm::{self, Advice};
+use rustix::mm::Advice;
 
 use super::mapping::Mapping;
 use crate::units::PAGE_SIZE;
 
 /// A `T` in a page of its own that is not swapped out, not part of a core dump and not a child
-/// process's, and that is overwritten with zeroes when this is dropped.
+/// process's, and that is overwritten with zeroes when this is dropped. Where the kernel has
+/// memfd_secret(2), no other process can read it, not even root's.
 ///
 /// Invariant: the mapping starts with a valid `T`, which nothing else owns.
 #[derive(Debug)]
@@ -34,14 +35,7 @@ impl<T> Locked<T> {
     /// does not allow another page; and whatever `make` returns.
     pub(crate) fn new(make: impl FnOnce() -> io::Result<T>) -> io::Result<Self> {
         const { assert!(size_of::<T>() <= PAGE_SIZE && align_of::<T>() <= PAGE_SIZE) };
-        let mapping = Mapping::zeroed(PAGE_SIZE)?;
-        let start = mapping.base().as_ptr().cast();
-        // SAFETY: all three are about our own mapping, and change nothing that Rust knows of.
-        unsafe {
-            mm::madvise(start, PAGE_SIZE, Advice::LinuxDontDump)?;
-            mm::madvise(start, PAGE_SIZE, Advice::LinuxWipeOnFork)?;
-            mm::mlock(start, PAGE_SIZE)?;
-        }
+        let mapping = Mapping::secret(PAGE_SIZE).or_else(|_| locked_page())?;
         let made = place(&mapping, make);
         overwrite_stack();
         made?;
@@ -50,6 +44,14 @@ impl<T> Locked<T> {
             value: PhantomData,
         })
     }
+}
+
+/// The next best where there is no secret memory.
+fn locked_page() -> io::Result<Mapping> {
+    let mapping = Mapping::zeroed(PAGE_SIZE)?;
+    mapping.advise(Advice::LinuxWipeOnFork)?;
+    mapping.lock()?;
+    Ok(mapping)
 }
 
 /// Fills the mapping. Not inlined, so that its frame is one that [`overwrite_stack`] covers.
@@ -117,9 +119,39 @@ mod tests {
         let locked = Locked::new(|| Ok([7u8; 100])).expect("a page can be locked");
         assert_eq!(*locked, [7; 100]);
         let flags = flags_of(std::ptr::from_ref(&*locked).addr());
+        for flag in [" lo", " dd"] {
+            assert!(flags.contains(flag), "{flag} in {flags}");
+        }
+        // Secret memory is not copied to a child, the other is wiped there.
+        assert!(flags.contains(" dc") || flags.contains(" wf"), "{flags}");
+    }
+
+    #[test]
+    fn a_locked_page_stands_in_for_secret_memory() {
+        let page = locked_page().expect("a page can be locked");
+        let flags = flags_of(page.base().addr().get());
         for flag in [" lo", " dd", " wf"] {
             assert!(flags.contains(flag), "{flag} in {flags}");
         }
+    }
+
+    /// Also for root, which reads all other memory there.
+    #[test]
+    fn secret_memory_is_not_to_be_read_through_the_kernel() {
+        use std::os::unix::fs::FileExt;
+        let Ok(page) = Mapping::secret(PAGE_SIZE) else {
+            eprintln!(
+                "SKIPPED: secret_memory_is_not_to_be_read_through_the_kernel needs memfd_secret"
+            );
+            return;
+        };
+        let open = locked_page().expect("a page can be locked");
+        let memory = std::fs::File::open("/proc/self/mem").expect("ours");
+        let read = |mapping: &Mapping| {
+            memory.read_exact_at(&mut [0; 16], mapping.base().addr().get() as u64)
+        };
+        read(&open).expect("what is not secret can be read");
+        read(&page).expect_err("secret memory cannot");
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! One private anonymous mapping.
+//! One mapping of memory that only this process has. What is in it is the device's data, or says what
+//! that is, so it is part of no core dump.
 #![expect(unsafe_code, reason = "mapping memory is what this module is for")]
 
 use std::ffi::c_void;
@@ -6,12 +7,14 @@ use std::io;
 use std::ops::Range;
 use std::ptr::NonNull;
 
+use rustix::fd::{FromRawFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::mm::{self, Advice, MapFlags, MprotectFlags, ProtFlags};
 
 /// An address range of our own. It is unmapped when dropped.
 ///
-/// Invariant: `base..base + len` is one anonymous private mapping that nothing else unmaps.
+/// Invariant: `base..base + len` is one mapping, anonymous and private or of secret memory, that nothing
+/// else unmaps, and no other mapping has its memory.
 #[derive(Debug)]
 pub(crate) struct Mapping {
     base: NonNull<u8>,
@@ -44,10 +47,49 @@ impl Mapping {
         // that Rust knows of.
         let base = unsafe { mm::mmap_anonymous(std::ptr::null_mut(), len, protection, flags) }?;
         let base = NonNull::new(base.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory)?;
+        let mapping = Self { base, len };
         // A huge page would spend 2 MiB on the first write, and outlive the release of its parts.
-        // SAFETY: advice on our own mapping. Kernels without huge pages refuse it, rightly.
-        let _ = unsafe { mm::madvise(base.as_ptr().cast(), len, Advice::LinuxNoHugepage) };
-        Ok(Self { base, len })
+        // Kernels without huge pages refuse it, rightly.
+        let _ = mapping.advise(Advice::LinuxNoHugepage);
+        mapping.advise(Advice::LinuxDontDump)?;
+        Ok(mapping)
+    }
+
+    /// Maps `len` bytes of memfd_secret(2): zeroes, that not even the kernel has mapped, are not swapped
+    /// out, and are no child's.
+    ///
+    /// # Errors
+    /// The kernel's, where there is no such memory or RLIMIT_MEMLOCK allows no more of it.
+    pub(crate) fn secret(len: usize) -> io::Result<Self> {
+        // SAFETY: the call takes flags and returns a descriptor; it touches no memory of ours.
+        let fd = unsafe { libc::syscall(libc::SYS_memfd_secret, libc::O_CLOEXEC) };
+        let fd = match i32::try_from(fd) {
+            // SAFETY: the kernel has just made the descriptor for us; nothing else has it.
+            Ok(fd) if fd >= 0 => unsafe { OwnedFd::from_raw_fd(fd) },
+            _ => return Err(io::Error::last_os_error()),
+        };
+        rustix::fs::ftruncate(&fd, len as u64)?;
+        let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED);
+        // SAFETY: a new mapping at an address of the kernel's choice overlaps no memory that Rust knows
+        // of; the descriptor is gone in a moment, so nobody else maps or cuts the file.
+        let base = unsafe { mm::mmap(std::ptr::null_mut(), len, protection, flags, &fd, 0) }?;
+        let base = NonNull::new(base.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory)?;
+        let mapping = Self { base, len };
+        mapping.advise(Advice::LinuxDontFork)?;
+        Ok(mapping)
+    }
+
+    /// Advice about all of it that changes nothing that Rust knows of.
+    pub(super) fn advise(&self, advice: Advice) -> io::Result<()> {
+        // SAFETY: the range is our own mapping, and the advices given here keep its contents in this
+        // process.
+        Ok(unsafe { mm::madvise(self.base.as_ptr().cast(), self.len, advice) }?)
+    }
+
+    /// Keeps all of it from being swapped out.
+    pub(super) fn lock(&self) -> io::Result<()> {
+        // SAFETY: the range is our own mapping; locking it changes nothing that Rust knows of.
+        Ok(unsafe { mm::mlock(self.base.as_ptr().cast(), self.len) }?)
     }
 
     /// First byte of the mapping.

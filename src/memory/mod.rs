@@ -1,5 +1,6 @@
 //! Memory taken from the kernel by address range rather than from the heap: the pool's page
-//! frames, tables that cost nothing until they are written, and the page that a key is in.
+//! frames, tables and buffers that cost nothing until they are written, and the page that a key is in. None of it is
+//! part of a core dump.
 //!
 //! All `unsafe` code of the library is in this module, and in the ring of the FUSE frontend, whose
 //! memory the kernel writes to. Nothing here takes a mutex; whoever owns an [`Arena`]
@@ -13,4 +14,4 @@ mod table;
 pub(crate) use arena::{Arena, ChainLen, FrameIndex, IdleRuns};
 pub(crate) use locked::Locked;
 pub(crate) use mapping::Mapping;
-pub(crate) use table::LazyTable;
+pub(crate) use table::{LazyTable, buffer};

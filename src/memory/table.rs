@@ -35,6 +35,14 @@ impl<T: FromZeros> LazyTable<T> {
     }
 }
 
+/// A buffer for data of a device, which on the heap would be part of a core dump.
+///
+/// # Panics
+/// Without memory for it, where one on the heap would end the process.
+pub(crate) fn buffer<T: FromZeros>(len: usize) -> LazyTable<T> {
+    LazyTable::new(len).expect("there is memory for a buffer")
+}
+
 impl<T> Deref for LazyTable<T> {
     type Target = [T];
 

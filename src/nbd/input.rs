@@ -6,6 +6,8 @@
 
 use std::io::{self, Read};
 
+use crate::memory::{LazyTable, buffer};
+
 use super::reply::PIECE;
 use super::wire::Request;
 
@@ -13,7 +15,7 @@ use super::wire::Request;
 pub(super) const CAPACITY: usize = PIECE + 4096;
 
 pub(super) struct Input {
-    bytes: Box<[u8]>,
+    bytes: LazyTable<u8>,
     start: usize,
     end: usize,
 }
@@ -21,7 +23,7 @@ pub(super) struct Input {
 impl Input {
     pub(super) fn new() -> Self {
         Self {
-            bytes: vec![0; CAPACITY].into_boxed_slice(),
+            bytes: buffer(CAPACITY),
             start: 0,
             end: 0,
         }

@@ -31,6 +31,7 @@ mod lane;
 mod listen;
 mod negotiation;
 mod patience;
+mod private_key;
 mod read;
 mod reply;
 mod server;

@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use crate::error::Error;
+use crate::memory::{LazyTable, buffer};
 
 use super::wire::{SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC, chunk};
 
@@ -73,7 +74,7 @@ pub(super) struct Growth(Arc<Mutex<LargeBuffers>>);
 #[derive(Default)]
 struct LargeBuffers {
     taken: usize,
-    spare: Vec<Box<[u8]>>,
+    spare: Vec<LazyTable<u8>>,
 }
 
 impl Growth {
@@ -81,7 +82,7 @@ impl Growth {
         Self(Arc::default())
     }
 
-    fn take(&self) -> Option<Box<[u8]>> {
+    fn take(&self) -> Option<LazyTable<u8>> {
         let mut buffers = self.0.lock();
         if buffers.taken == LARGE_BUFFERS {
             return None;
@@ -89,10 +90,10 @@ impl Growth {
         buffers.taken += 1;
         let spare = buffers.spare.pop();
         drop(buffers);
-        Some(spare.unwrap_or_else(|| vec![0; LARGE_CAPACITY].into_boxed_slice()))
+        Some(spare.unwrap_or_else(|| buffer(LARGE_CAPACITY)))
     }
 
-    fn give_back(&self, buffer: Box<[u8]>) {
+    fn give_back(&self, buffer: LazyTable<u8>) {
         let mut buffers = self.0.lock();
         buffers.taken -= 1;
         buffers.spare.push(buffer);
@@ -106,10 +107,10 @@ impl Growth {
 }
 
 pub(super) struct Replies {
-    bytes: Box<[u8]>,
+    bytes: LazyTable<u8>,
     end: usize,
     /// The buffer of a piece, while `bytes` is a large one.
-    small: Option<Box<[u8]>>,
+    small: Option<LazyTable<u8>>,
     /// `None` for one that never grows.
     growth: Option<Growth>,
 }
@@ -134,7 +135,7 @@ impl Replies {
     /// One that holds a piece and its headers.
     pub(super) fn for_one_piece() -> Self {
         Self {
-            bytes: vec![0; CAPACITY].into_boxed_slice(),
+            bytes: buffer(CAPACITY),
             end: 0,
             small: None,
             growth: None,

@@ -6,6 +6,7 @@
 //! `ca-crl.pem`. Versions 1.2 and 1.3, without session resumption: nothing of one connection
 //! outlives it. Nothing locks.
 
+use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
@@ -14,14 +15,16 @@ use std::sync::Arc;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::ring::default_provider;
 use rustls::pki_types::pem::{self, PemObject};
-use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::sign::SingleCertAndKey;
 use rustls::{RootCertStore, ServerConnection};
 
 use crate::error::{Error, Result};
 
 use super::fault::Fault;
+use super::private_key::PrivateKey;
 use super::socket::{Socket, Stream};
 
 /// Bytes received at once: a good many records, each at most 16 KiB of data.
@@ -58,8 +61,8 @@ impl Tls {
         if chain.is_empty() {
             return Err(unusable(&certificate, "there is no certificate in it"));
         }
-        let key = PrivateKeyDer::from_pem_file(&key_path)
-            .map_err(|error| unreadable(&key_path, error, "there is no private key in it"))?;
+        let text = fs::read(&key_path).map_err(|error| unusable(&key_path, &error.to_string()))?;
+        let key = PrivateKey::from_pem(text).map_err(|reason| unusable(&key_path, &reason))?;
 
         let provider = Arc::new(default_provider());
         let builder = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider))
@@ -70,9 +73,10 @@ impl Tls {
         } else {
             builder.with_no_client_auth()
         };
-        let mut server = builder
-            .with_single_cert(chain, key)
+        let certified = key
+            .certify(chain)
             .map_err(|error| unusable(&certificate, &with_key(&error)))?;
+        let mut server = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
         server.session_storage = Arc::new(NoServerSessionStorage {});
         server.send_tls13_tickets = 0;
         Ok(Self {

@@ -1,8 +1,11 @@
-//! Buffers that direct I/O takes: their memory, and their length once padded, are whole blocks.
+//! Buffers that direct I/O takes: their memory, and their length once padded, are whole blocks. They are
+//! mapped, so that what is in them is part of no core dump.
 
 use std::ops::{Deref, DerefMut};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::memory::{LazyTable, buffer};
 
 /// Bytes that direct I/O is aligned to: no device here asks for more.
 pub(crate) const BLOCK: usize = 4096;
@@ -15,7 +18,8 @@ struct Block([u8; BLOCK]);
 /// not cleared: it holds older contents, or zeroes.
 #[derive(Default)]
 pub(crate) struct BlockBuf {
-    blocks: Vec<Block>,
+    /// None until there is something to hold.
+    blocks: Option<LazyTable<Block>>,
     len: usize,
 }
 
@@ -34,11 +38,18 @@ impl BlockBuf {
 
     /// Sets the length; bytes gained have any value that was there.
     pub(crate) fn resize(&mut self, len: usize) {
-        let blocks = len.div_ceil(BLOCK);
-        if blocks > self.blocks.len() {
-            self.blocks.resize(blocks, Block([0; BLOCK]));
+        let (blocks, had) = (len.div_ceil(BLOCK), self.blocks().len());
+        if blocks > had {
+            // Twice as many, so that growing bit by bit does not copy it all each time.
+            let mut grown = buffer(blocks.max(2 * had));
+            grown[..had].copy_from_slice(self.blocks());
+            self.blocks = Some(grown);
         }
         self.len = len;
+    }
+
+    fn blocks(&self) -> &[Block] {
+        self.blocks.as_deref().unwrap_or_default()
     }
 
     /// Appends zeroes up to a length.
@@ -59,13 +70,14 @@ impl Deref for BlockBuf {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.blocks.as_bytes()[..self.len]
+        &self.blocks().as_bytes()[..self.len]
     }
 }
 
 impl DerefMut for BlockBuf {
     fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.blocks.as_mut_bytes()[..self.len]
+        let blocks = self.blocks.as_deref_mut().unwrap_or_default();
+        &mut blocks.as_mut_bytes()[..self.len]
     }
 }
 

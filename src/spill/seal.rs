@@ -11,6 +11,7 @@ use ring::aead::quic::{self, HeaderProtectionKey};
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, Tag, UnboundKey};
 use ring::error::Unspecified;
 use ring::rand::{SecureRandom, SystemRandom};
+use zeroize::Zeroizing;
 
 use super::record::{RECORD_ALIGN, RecordAddress};
 use super::segment::SEGMENT_BYTES;
@@ -90,11 +91,11 @@ impl Keys {
     fn random() -> io::Result<Self> {
         let failed = |Unspecified| io::Error::other("there is no randomness");
         let random = SystemRandom::new();
-        let mut bytes = [0; 32];
-        random.fill(&mut bytes).map_err(failed)?;
-        let records = UnboundKey::new(&AES_256_GCM, &bytes).map_err(failed)?;
-        random.fill(&mut bytes).map_err(failed)?;
-        let headers = HeaderProtectionKey::new(&quic::AES_256, &bytes).map_err(failed)?;
+        let mut bytes = Zeroizing::new([0; 32]);
+        random.fill(&mut *bytes).map_err(failed)?;
+        let records = UnboundKey::new(&AES_256_GCM, &*bytes).map_err(failed)?;
+        random.fill(&mut *bytes).map_err(failed)?;
+        let headers = HeaderProtectionKey::new(&quic::AES_256, &*bytes).map_err(failed)?;
         Ok(Self {
             records: LessSafeKey::new(records),
             headers,

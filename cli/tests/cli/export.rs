@@ -10,7 +10,7 @@ fn finish(command: &mut Command) -> Output {
 }
 
 /// Writes certificates for a server into a new directory `certs` of `world`.
-fn certificates(world: &World) -> String {
+pub(crate) fn certificates(world: &World) -> String {
     let dir = world.dir("certs");
     let (certificate, key) = (dir.join("server-cert.pem"), dir.join("server-key.pem"));
     let made = finish(
