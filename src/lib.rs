@@ -111,7 +111,8 @@ pub use block_device::{BlockDevice, check_range};
 pub use codec::{MAX_DICTIONARY_LEN, train_dictionary};
 pub use config::{BackingConfig, BackingKeep, DeviceConfig, PoolKind, check_mem_limit};
 pub use device::{
-    BlockStates, Device, MAX_MAP_CELLS, MapCell, PageMap, SaveProgress, Saved, Scrubbed, saved_size,
+    BlockStates, Device, MAX_MAP_CELLS, MapCell, PageMap, PlaceCheck, SaveProgress, Saved,
+    Scrubbed, saved_size,
 };
 pub use error::{Error, Result};
 pub use image::write_whole;

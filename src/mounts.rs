@@ -13,6 +13,8 @@ const MOUNTINFO: &str = "/proc/self/mountinfo";
 /// One mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountEntry {
+    /// Its number, which statx(2) gives for its files.
+    pub id: u64,
     /// The device number of its file system, `major:minor`: what stat(2) gives for its files.
     pub device: String,
     /// Where it is mounted.
@@ -67,12 +69,14 @@ pub fn absolute(path: &Path) -> Result<PathBuf> {
 /// `id parent major:minor root mountpoint options [tags...] - type source options`.
 fn parse_line(line: &[u8]) -> Option<MountEntry> {
     let mut fields = line.split(|&b| b == b' ');
-    let device = fields.nth(2)?;
+    let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
+    let device = fields.nth(1)?;
     let mountpoint = fields.nth(1)?;
     let mut fields = fields.skip_while(|&field| field != b"-").skip(1);
     let fs_type = fields.next()?;
     let source = fields.next()?;
     Some(MountEntry {
+        id,
         device: String::from_utf8_lossy(device).into_owned(),
         mountpoint: unescape(mountpoint),
         fs_type: String::from_utf8_lossy(fs_type).into_owned(),
@@ -112,7 +116,7 @@ mod tests {
             let line =
                 format!("36 25 0:42 / /mnt/a\\040b\\134 rw,noexec {tags}- fuse.uzram uz\\043 rw");
             let entry = parse_line(line.as_bytes()).expect("parses");
-            assert_eq!(entry.device, "0:42");
+            assert_eq!((entry.id, entry.device.as_str()), (36, "0:42"));
             assert_eq!(entry.mountpoint, Path::new("/mnt/a b\\"));
             assert_eq!(entry.fs_type, "fuse.uzram");
             assert_eq!(entry.source, Path::new("uz#"));

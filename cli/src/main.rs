@@ -20,6 +20,7 @@ mod examples;
 mod failure;
 mod filesystem;
 mod inherited;
+mod layers;
 mod leftovers;
 mod list;
 mod loopdev;

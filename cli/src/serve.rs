@@ -24,7 +24,9 @@ use crate::rundir::{Lock, Record, RunRoot};
 use crate::settings::Settings;
 use crate::stop::Stopper;
 use crate::table::{bytes, count};
-use crate::{bounded, dumpable, inherited, release, scrub, server, stderr, stop, swap, watchdog};
+use crate::{
+    bounded, dumpable, inherited, layers, release, scrub, server, stderr, stop, swap, watchdog,
+};
 
 /// How long clients may take to fetch the answers to what they have already sent.
 const GRACE: Duration = Duration::from_secs(2);
@@ -113,8 +115,11 @@ impl Server {
         let mut record = settings.record();
         record.inherited = sockets.iter().map(|s| s.address().to_string()).collect();
         lock.write_record(&record)?;
+        check_layers(settings, root)?;
         let (device, spill) = start_device(settings)?;
         stopper.keep(&device);
+        let (name, root) = (settings.name.clone(), root.clone());
+        device.check_places(Box::new(move |path| layers::check(path, &name, &root)));
         stopper.note(|traces| traces.spill = spill.clone());
         record.spill = spill;
         lock.write_record(&record)?;
@@ -208,6 +213,18 @@ impl Server {
         }
         written.map(|()| Stopped::Clean)
     }
+}
+
+/// Refuses what would have the device wait for itself: one that is attached by NBD is there before its
+/// server is started again.
+fn check_layers(settings: &Settings, root: &RunRoot) -> Result<()> {
+    let Settings {
+        device, restore, ..
+    } = settings;
+    let backing = device.backing.as_ref().map(|backing| &backing.path);
+    let origin = device.origin.as_ref().map(|origin| &origin.path);
+    let mut places = backing.into_iter().chain(origin).chain(restore);
+    Ok(places.try_for_each(|path| layers::check(path, &settings.name, root))?)
 }
 
 /// The device, and its backing file if that is new and not to be kept: the device removes it at its

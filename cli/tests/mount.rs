@@ -3,6 +3,8 @@
 mod common;
 #[path = "mount/kills.rs"]
 mod kills;
+#[path = "mount/layers.rs"]
+mod layers;
 #[path = "../../tests/fuse/offered.rs"]
 mod offered;
 #[path = "mount/sectors.rs"]

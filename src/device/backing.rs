@@ -1,6 +1,6 @@
 //! The backing, and how it is changed in use.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::io::Errno;
@@ -13,7 +13,21 @@ use crate::sync::atomic::Ordering::Relaxed;
 use crate::sync::channel;
 use crate::writeback::{Command, NewBacking};
 
+/// Whether a device may spill or be saved to a path, or else why not.
+pub type PlaceCheck = dyn Fn(&Path) -> Result<()> + Send + Sync;
+
 impl Device {
+    /// Has `check` decide over each path that the device is told to spill or to be saved to from here on:
+    /// the device does not know what lies on it. There can be one for the life of a device.
+    pub fn check_places(&self, check: Box<PlaceCheck>) {
+        // A second one changes nothing.
+        let _ = self.place_check.set(check);
+    }
+
+    pub(super) fn check_place(&self, path: &Path) -> Result<()> {
+        self.place_check.get().map_or(Ok(()), |check| check(path))
+    }
+
     /// The backing's path, if there is one.
     pub fn backing_path(&self) -> Option<PathBuf> {
         let backing = self.core.stores.current();
@@ -35,7 +49,7 @@ impl Device {
     /// moved to the new one, or to memory, before this returns; the device is in use meanwhile.
     ///
     /// # Errors
-    /// Those of [`Device::new`] about the backing; [`Error::Refused`] (EBUSY) if there is no room
+    /// Those of [`Device::new`] about the backing, and of its [`PlaceCheck`]; [`Error::Refused`] (EBUSY) if there is no room
     /// for what the earlier one holds, or it cannot be read: then that serves on.
     pub fn set_backing(&self, config: Option<&BackingConfig>) -> Result<()> {
         match config {
@@ -49,6 +63,7 @@ impl Device {
                 reason: "is fixed when the device is made".to_owned(),
             }),
             Some(config) => {
+                self.check_place(&config.path)?;
                 let backing = Arc::new(FileBacking::open(config)?);
                 self.replace_backing(Some(backing), config.size)
             }

@@ -29,11 +29,12 @@ mod write;
 
 use std::ops::{ControlFlow, Range};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use rustix::io::Errno;
 
+pub use self::backing::PlaceCheck;
 pub use self::block_state::BlockStates;
 use self::core::Core;
 pub use self::map::{MAX_MAP_CELLS, MapCell, PageMap};
@@ -67,6 +68,8 @@ pub struct Device {
     resizing: Mutex<()>,
     /// What becomes of the first backing, and of those that take its place.
     backing_keep: BackingKeep,
+    /// What it asks before it comes to use a path.
+    place_check: OnceLock<Box<PlaceCheck>>,
     /// Whether it stays as it is, since it was saved to be stopped.
     is_final: AtomicBool,
     commands: Option<Sender<Command>>,
@@ -115,6 +118,7 @@ impl Device {
                 .backing
                 .as_ref()
                 .map_or_else(BackingKeep::default, |backing| backing.keep),
+            place_check: OnceLock::new(),
             is_final: AtomicBool::new(false),
             commands: Some(sender),
             writeback: Some(thread),

@@ -451,6 +451,7 @@ impl Device {
 
     /// Fails if the device can never be saved, or not to that file.
     fn check_savable(&self, path: &Path) -> Result<()> {
+        self.check_place(path)?;
         if self.is_its_backing(path) {
             let reason = format!(
                 "{} is the backing of the device; save to another file",
