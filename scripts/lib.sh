@@ -18,14 +18,16 @@ die() {
 # The Debian package that holds a tool.
 package_of() {
     case $1 in
-        blkdiscard | fallocate | findmnt | fstrim | prlimit | setpriv) echo util-linux ;;
+        blkdiscard | fallocate | findmnt | fstrim | partx | prlimit | setpriv) echo util-linux ;;
         btrfs | mkfs.btrfs) echo btrfs-progs ;;
         busybox) echo busybox-static ;;
         cc) echo gcc libc6-dev ;;
         e2fsck | mkfs.ext4) echo e2fsprogs ;;
         fs_mark) echo fsmark ;;
         fusermount3) echo fuse3 ;;
+        mkfs.erofs) echo erofs-utils ;;
         mkfs.xfs | xfs_repair) echo xfsprogs ;;
+        mksquashfs) echo squashfs-tools ;;
         losetup | mount | umount) echo mount ;;
         nbdcopy | nbdfuse | nbdinfo) echo libnbd-bin ;;
         nbdsh) echo python3-libnbd ;;

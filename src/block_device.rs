@@ -26,6 +26,12 @@ pub trait BlockDevice: Send + Sync {
         User::uncounted()
     }
 
+    /// Whether everything that would change what is on it is refused (EROFS). Frontends say so to
+    /// their clients, and refuse it first.
+    fn is_read_only(&self) -> bool {
+        false
+    }
+
     /// Fills `buf` with the bytes from `offset` on.
     ///
     /// # Errors

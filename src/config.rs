@@ -135,6 +135,8 @@ pub struct DeviceConfig {
     /// The image that the device begins as, of `size` bytes; blank if `None`. Unless it is a
     /// snapshot, what is written goes there and nothing is spilled.
     pub origin: Option<OriginConfig>,
+    /// Whether nothing ever changes what is on it: what it begins as, or is restored from.
+    pub read_only: bool,
     /// Where to spill; at the limit writes fail if `None`.
     pub backing: Option<BackingConfig>,
     /// Compression of new pages.
@@ -183,6 +185,7 @@ impl DeviceConfig {
             max_size: None,
             mem_limit: None,
             origin: None,
+            read_only: false,
             backing: None,
             algorithm: Algorithm::Lz4,
             recompress: Vec::new(),
@@ -222,6 +225,15 @@ impl DeviceConfig {
             return Err(Error::InvalidConfig {
                 option: "--backing",
                 reason: NO_BACKING.to_owned(),
+            });
+        }
+        if self.read_only
+            && let Some(origin) = &self.origin
+            && !origin.is_snapshot()
+        {
+            return Err(Error::InvalidConfig {
+                option: "--read-only",
+                reason: "nothing goes home to the image: it is to be a snapshot".to_owned(),
             });
         }
         if let Some(limit) = self.writeback_daily_limit {

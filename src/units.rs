@@ -19,7 +19,7 @@ pub struct PageIndex(pub u32);
 /// What a page of the device holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PageState {
-    /// Never written, or discarded: reads as zeroes and costs nothing.
+    /// Never written, or discarded, or a hole of the image: reads as zeroes and costs nothing.
     Empty,
     /// In the image that the device is of, and nowhere else.
     Absent,

@@ -414,10 +414,7 @@ fn run(steps: &[Step], pool: PoolKind, shards: u32, algorithm: Algorithm, store:
     let image = usage.map(|usage| {
         let (path, bytes) = make_image(dir.path());
         let origin = path.clone();
-        config.origin = Some(OriginConfig {
-            path: origin,
-            usage,
-        });
+        config.origin = Some(OriginConfig::new(origin, usage));
         (path, bytes)
     });
     config.shards = Some(shards);

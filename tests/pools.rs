@@ -92,10 +92,8 @@ fn every_pool_reads_back_half_a_gibibyte() {
             if over_an_image {
                 let file = fs::File::create(&image).expect("made");
                 file.set_len(data.len() as u64).expect("it has room");
-                config.origin = Some(OriginConfig {
-                    path: image.clone(),
-                    usage: OriginUse::WriteBack(SyncPolicy::Flush),
-                });
+                let usage = OriginUse::WriteBack(SyncPolicy::Flush);
+                config.origin = Some(OriginConfig::new(&image, usage));
             } else {
                 config.backing = Some(BackingConfig::new(dir.path().join("spill")));
             }

@@ -1,18 +1,22 @@
 //! `uzram attach` and `uzram detach`: a served device as a block device of this machine.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Result, bail};
+use uzram::SectorSize;
+use uzram::control::Client;
 
 use crate::args::{AttachArgs, NameArgs, Transport};
 use crate::attachments::{self, Attachment};
-use crate::loopdev::{self, SectorSize};
+use crate::loopdev;
 use crate::mount::require_root;
 use crate::nbddev::NbdDevice;
 use crate::output;
 use crate::release;
 use crate::rundir::{Record, RunDir, RunRoot};
-use crate::server;
+use crate::stat::PATIENCE;
+use crate::{sectors, server};
 
 /// Seconds that a request to the kernel's NBD device may take. A write is refused after 60 s without
 /// room, perhaps once more.
@@ -20,6 +24,9 @@ const TIMEOUT: u32 = 180;
 
 /// Over an image: a flush writes home all that is dirty.
 const NO_TIMEOUT: u32 = 0;
+
+/// How long nbd-client may take to disconnect a device that was only looked at.
+const DISCONNECTS: Duration = Duration::from_secs(10);
 
 /// `uzram attach`.
 pub(crate) fn attach(args: &AttachArgs, root: &RunRoot) -> Result<()> {
@@ -41,30 +48,80 @@ pub(crate) fn attach(args: &AttachArgs, root: &RunRoot) -> Result<()> {
     if transport == Transport::Fuse && args.timeout.is_some() {
         bail!("--timeout: a loop device has none: leave it out, or use --nbd");
     }
+    let attaching = Attaching {
+        dir: &dir,
+        record: &record,
+        sectors: args.sector_size,
+    };
     let device = match (transport, &record.fuse) {
-        (Transport::Fuse, Some(fuse)) => {
-            let disk = fuse.join("disk");
-            loopdev::attach(&disk, SectorSize::for_contents(&disk))?.path
-        }
+        (Transport::Fuse, Some(fuse)) => attaching.over_fuse(fuse)?,
         (Transport::Fuse, None) => bail!(
             "--fuse: {} is not served over FUSE: start it with uzram serve ... --fuse DIR",
             args.name
         ),
         (Transport::Nbd, _) => {
             let usual = record.home.as_ref().map_or(TIMEOUT, |_| NO_TIMEOUT);
-            attach_nbd(&dir, &record, args.timeout.unwrap_or(usual))?
+            attaching.over_nbd(args.timeout.unwrap_or(usual))?
         }
     };
     output::line(format_args!("{}", device.display()))
 }
 
-fn attach_nbd(dir: &RunDir, record: &Record, timeout: u32) -> Result<PathBuf> {
-    let Some(address) = record.nbd.first() else {
-        bail!("--nbd: {} is not served over NBD", dir.name());
-    };
-    let (name, note) = (dir.name().as_str(), dir.nbd_device());
-    let device = NbdDevice::connect(name, address.parse()?, timeout, &note)?;
-    Ok(device.path)
+/// A device that is to be attached.
+struct Attaching<'a> {
+    dir: &'a RunDir,
+    record: &'a Record,
+    /// Those that are asked for.
+    sectors: Option<SectorSize>,
+}
+
+impl Attaching<'_> {
+    fn over_fuse(&self, fuse: &Path) -> Result<PathBuf> {
+        let disk = fuse.join("disk");
+        let sectors = match self.sectors {
+            Some(sectors) => sectors,
+            None => sectors::choose(&disk, self.dir)?,
+        };
+        sectors::remember(self.dir, sectors)?;
+        Ok(loopdev::attach(&disk, sectors, self.record.read_only)?.path)
+    }
+
+    fn over_nbd(&self, timeout: u32) -> Result<PathBuf> {
+        let Some(address) = self.record.nbd.first() else {
+            bail!("--nbd: {} is not served over NBD", self.dir.name());
+        };
+        let connect = |sectors| {
+            let (name, note) = (self.dir.name().as_str(), self.dir.nbd_device());
+            NbdDevice::connect(name, address.parse()?, timeout, sectors, &note)
+        };
+        if let Some(sectors) = self.sectors_unseen()? {
+            sectors::remember(self.dir, sectors)?;
+            return Ok(connect(sectors)?.path);
+        }
+        let device = connect(SectorSize::Least)?;
+        let suits = sectors::choose(&device.path, self.dir);
+        let suits = suits.and_then(|suits| sectors::remember(self.dir, suits).map(|()| suits));
+        if let Ok(SectorSize::Least) = suits {
+            return Ok(device.path);
+        }
+        device.disconnect(DISCONNECTS)?;
+        Ok(connect(suits?)?.path)
+    }
+
+    /// The sectors, if what is on the device needs not be looked at through the kernel's NBD driver.
+    fn sectors_unseen(&self) -> Result<Option<SectorSize>> {
+        if self.sectors.is_some() {
+            return Ok(self.sectors);
+        }
+        if let Some(fuse) = &self.record.fuse {
+            return sectors::choose(&fuse.join("disk"), self.dir).map(Some);
+        }
+        let data = || Client::connect(&self.dir.control_socket(), PATIENCE)?.stat();
+        if self.record.origin.is_none() && data()?.orig_data_size == 0 {
+            return sectors::for_blank(self.dir).map(Some);
+        }
+        Ok(None)
+    }
 }
 
 /// `uzram detach`: what is attached, and all that a dead server left.

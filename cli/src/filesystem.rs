@@ -3,16 +3,14 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
 use crate::failure::Usage;
 use crate::program;
-
-/// How long blkid may take.
-const PATIENCE: Duration = Duration::from_secs(10);
+use crate::signature::Signature;
+use crate::xfs;
 
 /// A file system `uzram mount` makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -95,42 +93,86 @@ impl Mkfs {
     }
 }
 
-/// What blkid(8) exports of what is on `disk`: nothing if it knows nothing of it.
-pub(crate) fn signature(disk: &Path) -> String {
-    let args = ["--probe", "--output", "export"].map(AsRef::as_ref);
-    let found = program::find("blkid", "util-linux").and_then(|blkid| {
-        let args = args.into_iter().chain([disk.as_os_str()]);
-        program::run_within(&blkid, args, PATIENCE)
-    });
-    found.unwrap_or_else(|error| {
-        tracing::debug!("{error:#}");
-        String::new()
-    })
-}
-
 /// Why what is on `disk` is not to be mounted, if that is why.
 pub(crate) fn not_mountable(disk: &Path) -> Option<&'static str> {
-    // Without it nothing is found on any disk.
-    program::find("blkid", "util-linux").ok()?;
-    let found = signature(disk);
-    let has = |key| found.lines().any(|line| line.starts_with(key));
-    match (has("PTTYPE="), has("TYPE=")) {
-        (_, true) => None,
-        (true, false) => Some("it has a partition table, and mount wants a bare file system"),
-        (false, false) => Some("there is no file system on it, and mount makes none there"),
+    match Signature::of(disk) {
+        Signature::Ambivalent => Some(
+            "there are marks of several file systems on it: uzram serve and attach it, clear the stale \
+             ones with wipefs(8), or mount -t TYPE",
+        ),
+        Signature::Nothing => Some(NO_FILE_SYSTEM),
+        Signature::Unknown => None,
+        known if known.value("TYPE").is_some() => None,
+        known if known.value("PTTYPE").is_some() => {
+            Some("it has a partition table, and mount wants a bare file system")
+        }
+        Signature::Known(_) => Some(NO_FILE_SYSTEM),
     }
 }
 
-/// Mounts with discard, so that deleted files give their memory back: the file system that was
-/// made, or the one that is there.
-pub(crate) fn mount(device: &Path, fs: Option<FsType>, mountpoint: &Path) -> Result<()> {
+const NO_FILE_SYSTEM: &str = "there is no file system on it, and mount makes none there";
+
+/// File systems that can discard, so that deleted files give their memory back (mount(8); in the
+/// kernel, `fs/*/super.c`). One that does not know the option refuses to be mounted with it.
+const DISCARDING: [&str; 11] = [
+    "bcachefs", "btrfs", "exfat", "ext3", "ext4", "f2fs", "gfs2", "jfs", "nilfs2", "vfat", "xfs",
+];
+
+/// How a file system is mounted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct MountOptions {
+    discard: bool,
+    read_only: bool,
+    /// XFS refuses a second file system of one UUID, such as a copy of one that is mounted.
+    pub(crate) nouuid: bool,
+}
+
+impl MountOptions {
+    /// Those that fit the file system on `device`: the one that was made there, or the one that is.
+    fn for_device(device: &Path, made: Option<FsType>, read_only: bool) -> Self {
+        let found = match made {
+            Some(_) => Signature::Nothing,
+            None => Signature::of(device),
+        };
+        let fs = made.map(FsType::name).or_else(|| found.value("TYPE"));
+        Self {
+            discard: !read_only && fs.is_some_and(|fs| DISCARDING.contains(&fs)),
+            read_only,
+            nouuid: made.is_none() && fs == Some("xfs") && xfs::has_mounted_twin(device),
+        }
+    }
+
+    /// As `-o` takes them.
+    fn text(self) -> String {
+        let options = [
+            (self.discard, "discard"),
+            (self.read_only, "ro"),
+            (self.nouuid, "nouuid"),
+        ];
+        let set = options.into_iter().filter(|(is_set, _)| *is_set);
+        let words: Vec<_> = set.map(|(_, word)| word).collect();
+        words.join(",")
+    }
+}
+
+/// Mounts the file system that was made, or the one that is there; says how.
+pub(crate) fn mount(
+    device: &Path,
+    made: Option<FsType>,
+    read_only: bool,
+    mountpoint: &Path,
+) -> Result<MountOptions> {
     let tool = program::find("mount", "mount")?;
-    let made = fs.map(|fs| ["-t", fs.name()]);
-    let args = made.into_iter().flatten().chain(["-o", "discard"]);
-    program::run(
-        &tool,
-        args.map(OsString::from)
-            .chain([device.into(), mountpoint.into()]),
-    )?;
-    Ok(())
+    let options = MountOptions::for_device(device, made, read_only);
+    let mut args: Vec<OsString> = Vec::new();
+    if let Some(fs) = made {
+        args.extend(["-t", fs.name()].map(OsString::from));
+    }
+    let text = options.text();
+    if !text.is_empty() {
+        args.extend(["-o", &text].map(OsString::from));
+    }
+    args.extend([device.into(), mountpoint.into()]);
+    program::run(&tool, args)?;
+    Ok(options)
 }

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{filesystem, program};
+use uzram::SectorSize;
+
+use crate::program;
 
 /// How long a detached device may linger: udev may be probing it.
 const LINGER: Duration = Duration::from_secs(3);
@@ -58,51 +60,16 @@ fn sysfs(path: &Path) -> Option<PathBuf> {
         .then(|| Path::new("/sys/block").join(name))
 }
 
-/// Bytes in a sector of a loop device: what it can be read and written by, and what file systems may not
-/// go below.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum SectorSize {
-    /// As many as in a page of the device: a smaller write would be a read and a write there.
-    Page,
-    /// As few as there are anywhere.
-    Least,
-}
-
-impl SectorSize {
-    fn bytes(self) -> u32 {
-        match self {
-            Self::Page => 4096,
-            Self::Least => 512,
-        }
-    }
-
-    /// What suits that which is on `disk`: a file system may have smaller blocks than a page, and a
-    /// partition table counts in sectors without saying how large they are.
-    pub(crate) fn for_contents(disk: &Path) -> Self {
-        Self::for_signature(&filesystem::signature(disk))
-    }
-
-    /// [`SectorSize::for_contents`] of what blkid(8) exports.
-    fn for_signature(found: &str) -> Self {
-        let is_small = |line: &str| match line.split_once('=') {
-            Some(("BLOCK_SIZE", bytes)) => bytes.parse().is_ok_and(|n: u32| n < Self::Page.bytes()),
-            Some(("PTTYPE", _)) => true,
-            _ => false,
-        };
-        match found.lines().any(is_small) {
-            true => Self::Least,
-            false => Self::Page,
-        }
-    }
-}
-
 /// Binds a free loop device to `disk`, with direct I/O.
-pub(crate) fn attach(disk: &Path, sectors: SectorSize) -> Result<LoopDevice> {
+pub(crate) fn attach(disk: &Path, sectors: SectorSize, read_only: bool) -> Result<LoopDevice> {
     let losetup = program::find("losetup", "mount")?;
     let mut args = ["--find", "--show", "--direct-io=on"]
         .map(Into::into)
         .to_vec();
-    args.push(format!("--sector-size={}", sectors.bytes()).into());
+    args.push(format!("--sector-size={sectors}").into());
+    if read_only {
+        args.push("--read-only".into());
+    }
     args.push(disk.as_os_str().to_owned());
     let path = PathBuf::from(program::run(&losetup, args).context("cannot attach a loop device")?);
     // The device below has no seek order to gain from; a scheduler only costs time.
@@ -158,25 +125,5 @@ pub(crate) fn request_detach(device: &LoopDevice, patience: Duration) -> Result<
         result => result
             .map(drop)
             .with_context(|| format!("cannot detach {}", device.path.display())),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sectors_are_small_for_what_needs_it() {
-        for (found, sectors) in [
-            ("", SectorSize::Page),
-            ("DEVNAME=disk\nBLOCK_SIZE=4096\nTYPE=ext4", SectorSize::Page),
-            ("BLOCK_SIZE=1024\nTYPE=ext4", SectorSize::Least),
-            ("TYPE=xfs\nBLOCK_SIZE=512", SectorSize::Least),
-            ("BLOCK_SIZE=131072\nTYPE=squashfs", SectorSize::Page),
-            ("TYPE=crypto_LUKS\nUSAGE=crypto", SectorSize::Page),
-            ("PTUUID=7c5c\nPTTYPE=dos", SectorSize::Least),
-        ] {
-            assert_eq!(SectorSize::for_signature(found), sectors, "{found}");
-        }
     }
 }

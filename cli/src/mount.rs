@@ -12,13 +12,15 @@ use anyhow::{Context, Error, Result, anyhow, bail};
 use crate::args::{MountArgs, UmountArgs};
 use crate::attachments::{self, Attachment, Owner};
 use crate::failure;
-use crate::filesystem::{self, FsType};
-use crate::loopdev::{self, LoopDevice, SectorSize};
+use crate::failure::Usage;
+use crate::filesystem::{self, FsType, MountOptions};
+use crate::loopdev::{self, LoopDevice};
 use crate::name::Name;
 use crate::output;
 use crate::release;
 use crate::rundir::{Record, RunDir, RunRoot};
 use crate::save;
+use crate::sectors;
 use crate::server::{self, Launch};
 use crate::settings::Settings;
 use crate::table::bytes;
@@ -52,6 +54,11 @@ pub(crate) fn mount(
         .fuse
         .get_or_insert_with(|| root.dir(&name).fuse_dir());
     let mut settings = Settings::resolve(name, device, root)?;
+    if settings.device.read_only && !settings.holds_data() {
+        return Err(Usage::error(
+            "--read-only: a new file system has nothing to read: give it --origin or --restore",
+        ));
+    }
     require_root("mount")?;
     let mountpoint = check_mountpoint(&args.mountpoint)?;
     settings.mountpoint = Some(mountpoint.clone());
@@ -70,18 +77,20 @@ pub(crate) fn mount(
         interrupt: &interrupt,
         sockets,
     };
-    let path = match make(launch, args.fs, &mountpoint, &mut undo) {
-        Ok(path) => path,
+    let (path, options) = match make(launch, args.fs, &mountpoint, &mut undo) {
+        Ok(made) => made,
         Err(error) => {
             let undone = undo.unwind();
             return Err(interrupt.explain(error, undone));
         }
     };
     undo.disarm();
-    let fs = if settings.holds_data() {
-        "as it was,"
-    } else {
+    let fs = if !settings.holds_data() {
         args.fs.name()
+    } else if options.nouuid {
+        "as it was (nouuid, as an XFS of the same UUID is mounted already),"
+    } else {
+        "as it was,"
     };
     output::report(format_args!(
         "{} ({}) is mounted on {}, {} on {}; to take it down: {}",
@@ -100,7 +109,7 @@ fn make<'a>(
     fs: FsType,
     mountpoint: &Path,
     undo: &mut Undo<'a>,
-) -> Result<PathBuf> {
+) -> Result<(PathBuf, MountOptions)> {
     let (interrupt, settings) = (launch.interrupt, launch.settings);
     let made = (!settings.holds_data()).then_some(fs);
     let mkfs = made.map(FsType::mkfs).transpose()?;
@@ -115,7 +124,9 @@ fn make<'a>(
 
     steps.next(format!("mounting on {}", mountpoint.display()));
     interrupt.check()?;
-    filesystem::mount(&device.path, made, mountpoint).map_err(|error| {
+    let read_only = settings.device.read_only;
+    let mounted = filesystem::mount(&device.path, made, read_only, mountpoint);
+    let options = mounted.map_err(|error| {
         let origin = settings.device.origin.as_ref().map(|origin| &origin.path);
         let there = settings.restore.as_ref().or(origin);
         match (there, filesystem::not_mountable(&device.path)) {
@@ -127,7 +138,7 @@ fn make<'a>(
     undo.push(move || mounted.as_ref().map_or(Ok(()), release::unmount));
 
     interrupt.check()?;
-    Ok(device.path)
+    Ok((device.path, options))
 }
 
 /// Two steps: starts the server and attaches its disk as a loop device; how to undo them is in `undo`.
@@ -148,10 +159,11 @@ pub(crate) fn serve_and_attach<'a>(
     launch.interrupt.check()?;
     let disk = fuse_dir.join("disk");
     let sectors = match settings.holds_data() {
-        true => SectorSize::for_contents(&disk),
-        false => SectorSize::Page,
+        true => sectors::choose(&disk, dir)?,
+        false => sectors::for_blank(dir)?,
     };
-    let device = loopdev::attach(&disk, sectors)?;
+    sectors::remember(dir, sectors)?;
+    let device = loopdev::attach(&disk, sectors, settings.device.read_only)?;
     let attached = device.clone();
     undo.push(move || loopdev::detach(&attached));
     Ok(device)

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
+use uzram::SectorSize;
 use uzram::nbd::Address;
 
 use crate::program;
@@ -43,10 +44,16 @@ impl NbdDevice {
     /// Connects a free device to the export `name` at `address`, and notes that in `note`; a
     /// device that cannot be noted is disconnected again. A request that the server does not answer
     /// within `timeout` seconds fails, and the device with it; 0 is for ever.
-    pub(crate) fn connect(name: &str, address: Address, timeout: u32, note: &Path) -> Result<Self> {
+    pub(crate) fn connect(
+        name: &str,
+        address: Address,
+        timeout: u32,
+        sectors: SectorSize,
+        note: &Path,
+    ) -> Result<Self> {
         let path = free()?;
         let client = program::find("nbd-client", "nbd-client")?;
-        program::run(&client, arguments(name, address, timeout, &path))?;
+        program::run(&client, arguments(name, address, timeout, sectors, &path))?;
         let device = Self::appeared(path)?;
         if let Err(error) = device.write_note(note) {
             device.disconnect(APPEARS)?;
@@ -93,13 +100,19 @@ impl NbdDevice {
 }
 
 /// What nbd-client is told.
-fn arguments(name: &str, address: Address, timeout: u32, device: &Path) -> Vec<OsString> {
+fn arguments(
+    name: &str,
+    address: Address,
+    timeout: u32,
+    sectors: SectorSize,
+    device: &Path,
+) -> Vec<OsString> {
     let mut args: Vec<OsString> = match address {
         Address::Unix(path) => vec!["-unix".into(), path.into_os_string()],
         Address::Tcp { host, port } => vec![host.into(), port.to_string().into()],
     };
     args.push(device.into());
-    args.extend(["-N", name, "-b", "4096"].map(Into::into));
+    args.extend(["-N", name, "-b", &sectors.to_string()].map(Into::into));
     if timeout != 0 {
         args.extend(["-timeout".into(), timeout.to_string().into()]);
     }
@@ -128,17 +141,17 @@ mod tests {
     #[test]
     fn a_time_out_is_passed_on_unless_there_is_none() {
         let device = Path::new("/dev/nbd0");
-        let said = |address: &str, timeout| {
-            let args = arguments("vm", address.parse().unwrap(), timeout, device);
+        let said = |address: &str, timeout, sectors| {
+            let args = arguments("vm", address.parse().unwrap(), timeout, sectors, device);
             args.join(" ".as_ref()).into_string().unwrap()
         };
         assert_eq!(
-            said("unix:/s", 60),
+            said("unix:/s", 60, SectorSize::Page),
             "-unix /s /dev/nbd0 -N vm -b 4096 -timeout 60"
         );
         assert_eq!(
-            said("tcp:[::1]:10809", 0),
-            "::1 10809 /dev/nbd0 -N vm -b 4096"
+            said("tcp:[::1]:10809", 0, SectorSize::Least),
+            "::1 10809 /dev/nbd0 -N vm -b 512"
         );
     }
 

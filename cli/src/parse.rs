@@ -1,7 +1,9 @@
 //! Values on the command line. An error says what would be right; clap adds which option it is.
 
 use uzram::nbd::Address;
-use uzram::{Algorithm, Attribute, BackingKeep, Error, PoolKind, SyncPolicy};
+use uzram::{
+    Algorithm, Attribute, BackingKeep, Error, OriginFormat, PoolKind, SectorSize, SyncPolicy,
+};
 
 use crate::suggest;
 
@@ -27,6 +29,16 @@ pub(crate) fn pool(text: &str) -> Result<PoolKind, String> {
 
 /// `flush`, `never` or a number of seconds.
 pub(crate) fn sync(text: &str) -> Result<SyncPolicy, String> {
+    text.parse().map_err(reason)
+}
+
+/// `detect` or `raw`.
+pub(crate) fn origin_format(text: &str) -> Result<OriginFormat, String> {
+    text.parse().map_err(reason)
+}
+
+/// `512` or `4096`.
+pub(crate) fn sector_size(text: &str) -> Result<SectorSize, String> {
     text.parse().map_err(reason)
 }
 

@@ -9,7 +9,7 @@ use std::ffi::OsStr;
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -54,8 +54,17 @@ pub(crate) fn run_within<S: AsRef<OsStr>>(
     args: impl IntoIterator<Item = S>,
     patience: Duration,
 ) -> Result<String> {
+    finish_within(tool, args, patience)?.into_stdout()
+}
+
+/// [`run_within`], of a tool whose exit status is an answer.
+pub(crate) fn finish_within<S: AsRef<OsStr>>(
+    tool: &Path,
+    args: impl IntoIterator<Item = S>,
+    patience: Duration,
+) -> Result<Finished> {
     let deadline = Instant::now() + patience;
-    run_while(tool, args, |shown, _| {
+    finish_while(tool, args, |shown, _| {
         if Instant::now() >= deadline {
             bail!("{shown} did not finish within {} s", patience.as_secs_f32());
         }
@@ -69,9 +78,10 @@ pub(crate) fn run_unless<S: AsRef<OsStr>>(
     args: impl IntoIterator<Item = S>,
     interrupt: &Interrupt,
 ) -> Result<String> {
-    let ended = run_while(tool, args, |_, child| {
+    let ended = finish_while(tool, args, |_, child| {
         interrupt.check().inspect_err(|_| kill(child))
     });
+    let ended = ended.and_then(Finished::into_stdout);
     // Ctrl-C is for the tool as well: what counts is not what it says of that.
     interrupt.check().and(ended)
 }
@@ -87,12 +97,37 @@ fn kill(child: &mut Child) {
     }
 }
 
+/// A tool that has come to its end.
+#[derive(Debug)]
+pub(crate) struct Finished {
+    tool: String,
+    pub(crate) status: ExitStatus,
+    /// Trimmed.
+    pub(crate) stdout: String,
+    stderr: String,
+}
+
+impl Finished {
+    /// Its stdout, if it succeeded.
+    fn into_stdout(self) -> Result<String> {
+        let (tool, status) = (&self.tool, self.status);
+        if status.success() {
+            return Ok(self.stdout);
+        }
+        let mut said = self.stderr.lines().map(str::trim);
+        match said.find(|line| !line.is_empty()) {
+            Some(line) => bail!("{tool} failed: {line}"),
+            None => bail!("{tool} failed: {status}"),
+        }
+    }
+}
+
 /// Runs a tool to its end, or until `go_on`, which is asked often and told its name, fails.
-fn run_while<S: AsRef<OsStr>>(
+fn finish_while<S: AsRef<OsStr>>(
     tool: &Path,
     args: impl IntoIterator<Item = S>,
     go_on: impl Fn(&str, &mut Child) -> Result<()>,
-) -> Result<String> {
+) -> Result<Finished> {
     let shown = tool.file_name().unwrap_or(tool.as_os_str());
     let shown = shown.to_string_lossy();
     let mut child = Command::new(tool)
@@ -115,14 +150,12 @@ fn run_while<S: AsRef<OsStr>>(
         thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(20));
     };
-    if status.success() {
-        return Ok(text_of(stdout).trim().to_owned());
-    }
-    let said = text_of(stderr);
-    match said.lines().map(str::trim).find(|line| !line.is_empty()) {
-        Some(line) => bail!("{shown} failed: {line}"),
-        None => bail!("{shown} failed: {status}"),
-    }
+    Ok(Finished {
+        tool: shown.into_owned(),
+        status,
+        stdout: text_of(stdout).trim().to_owned(),
+        stderr: text_of(stderr),
+    })
 }
 
 type Drain = thread::JoinHandle<String>;

@@ -65,16 +65,17 @@ impl Settings {
         let origin = match args.origin {
             Some(path) => Some(OriginConfig {
                 path: absolute_option(&path, "--origin")?,
-                usage: if args.snapshot {
+                usage: if args.snapshot || args.read_only {
                     OriginUse::Snapshot
                 } else {
                     OriginUse::WriteBack(args.sync.unwrap_or_default())
                 },
+                format: args.origin_format.unwrap_or_default(),
             }),
             // Clap does not say so beside --size, which it knows to be given instead of --origin.
-            None if args.snapshot || args.sync.is_some() => {
+            None if args.snapshot || args.sync.is_some() || args.origin_format.is_some() => {
                 return Err(Usage::error(
-                    "--snapshot and --sync are about the image of --origin",
+                    "--snapshot, --sync and --origin-format are about the image of --origin",
                 ));
             }
             None => None,
@@ -86,6 +87,7 @@ impl Settings {
         let device = DeviceConfig {
             size,
             origin,
+            read_only: args.read_only,
             max_size: args.max_size,
             // As in zram's attribute, 0 is no limit.
             mem_limit: args.mem_limit.filter(|limit| *limit != 0),
@@ -155,6 +157,9 @@ impl Settings {
         if let Some(OriginUse::WriteBack(policy)) = self.origin_use() {
             option("sync", policy.to_string().into());
         }
+        if let Some(origin) = &device.origin {
+            option("origin-format", origin.format.to_string().into());
+        }
         if let Some(path) = &self.restore {
             option("restore", path.clone().into());
         }
@@ -213,7 +218,7 @@ impl Settings {
         let flags = [
             ("--tls-verify-peer", self.verifies_peers()),
             ("--insecure", self.nbd.insecure),
-            ("--read-only", self.nbd.read_only),
+            ("--read-only", self.device.read_only),
             ("--swap", self.swap),
             ("--backing-encrypt", backing.is_some_and(|b| b.encrypt)),
             ("--backing-force", backing.is_some_and(|b| b.force)),
@@ -273,6 +278,7 @@ impl Settings {
                 .as_ref()
                 .map(|origin| origin.path.clone()),
             began_with: self.restore.as_deref().and_then(ImageId::of),
+            read_only: self.device.read_only,
             stopping: false,
         }
     }
@@ -348,7 +354,6 @@ fn resolve_export(name: &Name, args: ExportArgs, default: &Path) -> Result<Serve
     });
     let addresses = addresses.collect::<Result<_>>()?;
     let mut config = ServerConfig::new(name.as_str(), addresses);
-    config.read_only = args.read_only;
     config.insecure = args.insecure;
     if let Some(most) = args.max_connections {
         config.max_connections = most.try_into()?;
@@ -446,7 +451,6 @@ mod tests {
             "--metrics=file:/var/m.prom",
             "--slow=20",
             "--swap",
-            "--read-only",
             "--fuse=/mnt/a b",
         ])
         .unwrap();
@@ -468,7 +472,13 @@ mod tests {
         let image = dir.path().join("image");
         std::fs::write(&image, [7; 8192]).unwrap();
         let origin = format!("--origin={}", image.display());
-        for more in [&["--snapshot"][..], &["--sync=never"], &["--sync=30"], &[]] {
+        for more in [
+            &["--snapshot"][..],
+            &["--read-only"],
+            &["--sync=never"],
+            &["--sync=30", "--origin-format=raw"],
+            &[],
+        ] {
             let first = resolve(&[&["x", &origin, "--fuse=/mnt"], more].concat()).unwrap();
             assert_eq!(first.device.size, 8192);
             let words = [OsString::from("uzram")].into_iter().chain(first.to_args());
@@ -478,13 +488,17 @@ mod tests {
             let root = RunRoot::locate().unwrap();
             let second = Settings::resolve(serve.name, serve.device, &root).unwrap();
             assert_eq!(first, second);
-            assert_eq!(first.record().home.is_some(), more != ["--snapshot"]);
+            let is_written = more != ["--snapshot"] && more != ["--read-only"];
+            assert_eq!(first.record().home.is_some(), is_written);
         }
         for wrong in [
             &["x", &origin, "--size=8K"][..],
             &["x", &origin, "--max-size=8K"],
             &["x", &origin, "--sync=0"],
             &["x", &origin, "--snapshot", "--sync=never"],
+            &["x", &origin, "--read-only", "--sync=never"],
+            &["x", &origin, "--origin-format=qcow2"],
+            &["x", "--size=1G", "--origin-format=raw"],
             &["x", &origin, "--backing=/tmp/b"],
             &["x", "--size=1G", "--snapshot"],
             &["x"],

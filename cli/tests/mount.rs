@@ -1,6 +1,8 @@
 //! `mount`, `umount`, `attach` and `detach` with the kernel's own file systems and loop devices.
 
 mod common;
+#[path = "mount/images.rs"]
+mod images;
 #[path = "mount/kills.rs"]
 mod kills;
 #[path = "mount/layers.rs"]

@@ -5,8 +5,12 @@ mod client;
 mod common;
 #[path = "origin/database.rs"]
 mod database;
+#[path = "origin/formats.rs"]
+mod formats;
 #[path = "common/full_pipe.rs"]
 mod full_pipe;
+#[path = "origin/holes.rs"]
+mod holes;
 #[path = "origin/image.rs"]
 mod image;
 #[path = "origin/power_cut.rs"]

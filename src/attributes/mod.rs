@@ -23,6 +23,7 @@ use crate::config::{BackingConfig, DeviceConfig};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::recompression::Recompression;
+use crate::sector_size::SectorSize;
 use crate::selection::Selection;
 use crate::size::parse_size;
 
@@ -90,6 +91,9 @@ pub enum Attribute {
     Reset,
     /// 1: a device that exists is set up.
     Initstate,
+    /// Bytes in the sectors of the block device that was made of it last, 512 or 4096; 0 if none was.
+    /// What is stored is what the next one has, unless the contents say otherwise. Not in zram.
+    SectorSize,
 }
 
 impl Attribute {
@@ -97,7 +101,7 @@ impl Attribute {
     pub const FORCE: &str = "force:";
 
     /// Every attribute, in the order a listing shows them.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::Disksize,
         Self::MemLimit,
         Self::MemUsedMax,
@@ -121,6 +125,7 @@ impl Attribute {
         Self::WritebackDailyLimit,
         Self::Reset,
         Self::Initstate,
+        Self::SectorSize,
     ];
 
     /// The file's name.
@@ -149,6 +154,7 @@ impl Attribute {
             Self::WritebackDailyLimit => "writeback_daily_limit",
             Self::Reset => "reset",
             Self::Initstate => "initstate",
+            Self::SectorSize => "sector_size",
         }
     }
 
@@ -168,7 +174,8 @@ impl Attribute {
             | Self::BackingSize
             | Self::WritebackLimit
             | Self::WritebackLimitEnable
-            | Self::WritebackDailyLimit => 0o644,
+            | Self::WritebackDailyLimit
+            | Self::SectorSize => 0o644,
             Self::MmStat
             | Self::BdStat
             | Self::IoStat
@@ -218,6 +225,10 @@ impl Attribute {
             Self::BlockState => Ok(device.block_state()),
             Self::Classes => Ok(classes(&device.class_stats())),
             Self::Initstate => Ok("1\n".to_owned()),
+            Self::SectorSize => {
+                let bytes = device.sector_size().map_or(0, SectorSize::bytes);
+                Ok(format!("{bytes}\n"))
+            }
             Self::WritebackLimit => Ok(format!("{}\n", device.writeback_limit())),
             Self::WritebackLimitEnable => {
                 Ok(format!("{}\n", u8::from(device.has_writeback_limit())))
@@ -323,6 +334,16 @@ impl Attribute {
                 Ok(1..) => device.reset(),
                 _ => Err(self.invalid(value, "1 resets the device")),
             },
+            Self::SectorSize => {
+                let size = match value {
+                    "0" => None,
+                    bytes => Some(bytes.parse().map_err(|_| {
+                        self.invalid(value, "use 512 or 4096; 0 forgets what it was")
+                    })?),
+                };
+                device.set_sector_size(size);
+                Ok(())
+            }
             Self::MmStat
             | Self::BdStat
             | Self::IoStat

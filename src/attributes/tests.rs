@@ -388,6 +388,7 @@ fn every_attribute_has_the_format_of_zrams() {
             | Attribute::MemLimit
             | Attribute::BackingSize
             | Attribute::Initstate
+            | Attribute::SectorSize
             | Attribute::WritebackLimit
             | Attribute::WritebackLimitEnable
             | Attribute::WritebackDailyLimit => numbers(&text, 1),

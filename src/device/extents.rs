@@ -4,6 +4,7 @@ use std::ops::{ControlFlow, Range};
 
 use super::core::Core;
 use super::layout::RUN_PAGES;
+use crate::origin::Image;
 use crate::shard::{SLOTS_PER_BLOCK, Shard, SlotIndex, SlotState};
 use crate::units::{Extent, PAGE_SHIFT, PageState};
 
@@ -12,6 +13,8 @@ const STRIPES_AT_ONCE: u64 = 1024;
 
 /// Joins neighbours of one state into extents, clipped to a range of bytes.
 struct Coalescer<'a> {
+    /// What absent pages are in: its holes are empty ones.
+    image: Option<&'a dyn Image>,
     range: Range<u64>,
     pending: Option<Extent>,
     visit: &'a mut dyn FnMut(Extent) -> ControlFlow<()>,
@@ -37,17 +40,53 @@ impl Coalescer<'_> {
                     state,
                 };
                 match self.pending.replace(next) {
-                    Some(done) => (self.visit)(done),
+                    Some(done) => self.emit(done),
                     None => ControlFlow::Continue(()),
                 }
             }
         }
     }
 
-    fn finish(self) {
-        if let Some(last) = self.pending {
+    fn emit(&mut self, extent: Extent) -> ControlFlow<()> {
+        match (self.image, extent.state) {
+            (Some(image), PageState::Absent) => self.emit_absent(image, extent),
+            _ => (self.visit)(extent),
+        }
+    }
+
+    /// Tells the data of the image in an extent of absent pages from its holes.
+    ///
+    /// The image is asked after the slots: a page that has come to it meanwhile is data there.
+    fn emit_absent(&mut self, image: &dyn Image, extent: Extent) -> ControlFlow<()> {
+        let (mut at, end) = (extent.offset, extent.offset + extent.len);
+        let mut emit = |from: u64, to: u64, state| match from < to {
+            true => (self.visit)(Extent {
+                offset: from,
+                len: to - from,
+                state,
+            }),
+            false => ControlFlow::Continue(()),
+        };
+        let mut next = image.next_data(at);
+        while at < end {
+            let mut data = next;
+            next = image.next_data(data.end.min(end));
+            // What ends and begins in one page.
+            while data.end < end && next.start <= data.end {
+                data.end = next.end;
+                next = image.next_data(data.end.min(end));
+            }
+            emit(at, data.start.min(end), PageState::Empty)?;
+            emit(data.start, data.end.min(end), PageState::Absent)?;
+            at = data.end;
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn finish(mut self) {
+        if let Some(last) = self.pending.take() {
             // Whether to go on no longer matters.
-            let _ = (self.visit)(last);
+            let _ = self.emit(last);
         }
     }
 }
@@ -66,12 +105,14 @@ impl Core {
         let stripe_pages = shards * u64::from(SLOTS_PER_BLOCK);
         let end_page = range.end.div_ceil(1 << PAGE_SHIFT);
         let mut first = range.start >> PAGE_SHIFT;
+        let image = self.origin.image();
         let mut out = Coalescer {
+            image,
             range,
             pending: None,
             visit,
         };
-        let empty = match self.origin.image() {
+        let empty = match image {
             Some(_) => PageState::Absent,
             None => PageState::Empty,
         };

@@ -48,11 +48,12 @@ use crate::error::{Error, Result};
 use crate::latency::{Operation, OperationLatencies};
 use crate::origin::{FileImage, Home, Origin, OriginConfig, OriginUse, Periodic, SyncPolicy};
 use crate::pool::{ClassStats, FrameBudget};
+use crate::sector_size::SectorSize;
 use crate::shard::Counts;
 use crate::spill::{Backing, FileBacking, random_sequence};
 use crate::stats::{Stats, rss_bytes};
 use crate::sync::Mutex;
-use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use crate::sync::channel::{self, Sender};
 use crate::sync::thread::{self, JoinHandle};
 use crate::units::{Extent, PAGE_SHIFT, PAGE_SIZE, PageIndex};
@@ -72,6 +73,10 @@ pub struct Device {
     place_check: OnceLock<Box<PlaceCheck>>,
     /// Whether it stays as it is, since it was saved to be stopped.
     is_final: AtomicBool,
+    /// Whether it stays as it began, or was restored.
+    read_only: bool,
+    /// Bytes in the sectors that it was attached with last; 0 if it never was.
+    sector_bytes: AtomicU32,
     commands: Option<Sender<Command>>,
     writeback: Option<JoinHandle<()>>,
     recompression: Option<Background>,
@@ -120,6 +125,8 @@ impl Device {
                 .map_or_else(BackingKeep::default, |backing| backing.keep),
             place_check: OnceLock::new(),
             is_final: AtomicBool::new(false),
+            read_only: config.read_only,
+            sector_bytes: AtomicU32::new(0),
             commands: Some(sender),
             writeback: Some(thread),
             recompression: None,
@@ -298,7 +305,7 @@ impl Device {
     ///
     /// # Errors
     /// [`Error::Refused`]: EBUSY while the device is in use, as in zram; EPERM for one whose pages
-    /// go home to an image; EROFS after [`Device::refuse_changes`].
+    /// go home to an image; EROFS for one that is read-only, and after [`Device::refuse_changes`].
     pub fn reset(&self) -> Result<()> {
         if self.core.origin.home().is_some() {
             return Err(Error::Refused {
@@ -330,6 +337,19 @@ impl Device {
         self.core.damage.reset();
         self.core.latencies.reset();
         self.core.budget.reset_max_used();
+        self.set_sector_size(None);
+    }
+
+    /// What whoever made a block device of it last had for sectors; `None` if nobody did, or its data
+    /// was forgotten since. A saved image has it too.
+    pub fn sector_size(&self) -> Option<SectorSize> {
+        SectorSize::of_bytes(self.sector_bytes.load(Relaxed))
+    }
+
+    /// Remembers what a block device that is made of it has for sectors.
+    pub fn set_sector_size(&self, size: Option<SectorSize>) {
+        let bytes = size.map_or(0, SectorSize::bytes);
+        self.sector_bytes.store(bytes, Relaxed);
     }
 
     /// Has all that was written to the device before this in its image, durably. Nothing to do for
@@ -436,6 +456,10 @@ impl BlockDevice for Device {
 
     fn enter(&self) -> User {
         self.users.enter()
+    }
+
+    fn is_read_only(&self) -> bool {
+        self.read_only
     }
 
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {

@@ -63,7 +63,7 @@ impl Device {
     }
 
     fn check_restorable(&self, image: &ImageReader) -> Result<()> {
-        self.check_changeable()?;
+        self.check_not_final()?;
         let unusable = |reason: String| {
             Err(Error::Unusable {
                 path: image.path().to_owned(),
@@ -92,7 +92,7 @@ impl Device {
         if !self.core.stores.add_image(store) {
             return Err(refused("an image is being restored already".to_owned()));
         }
-        let pages = image.pages();
+        let (pages, sector_size) = (image.pages(), image.sector_size());
         let restored = self.core.point_at(image).and_then(|image| {
             let (done, answer) = channel::bounded(1);
             self.command(Command::Restore { image, done });
@@ -103,6 +103,8 @@ impl Device {
         if restored.is_err() {
             self.core.clear(0..self.core.layout.pages());
             self.core.stores.remove_image();
+        } else {
+            self.set_sector_size(sector_size);
         }
         restored.map(|()| pages)
     }

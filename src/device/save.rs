@@ -483,12 +483,19 @@ impl Device {
     }
 
     /// Fails once changes are refused.
-    pub(super) fn check_changeable(&self) -> Result<()> {
-        if self.is_final.load(Acquire) {
-            let reason = "the device is about to stop".to_owned();
-            return Err(refused(Errno::ROFS, reason));
+    pub(super) fn check_not_final(&self) -> Result<()> {
+        match self.is_final.load(Acquire) {
+            true => Err(unchangeable("the device is about to stop")),
+            false => Ok(()),
         }
-        Ok(())
+    }
+
+    /// Fails if what is on the device may not be changed, ever or any more.
+    pub(super) fn check_changeable(&self) -> Result<()> {
+        match self.read_only {
+            true => Err(unchangeable("the device is read-only")),
+            false => self.check_not_final(),
+        }
     }
 
     /// How far a save is, if one goes on.
@@ -516,7 +523,7 @@ impl Device {
         // The device may not be resized between its size and its data.
         let resizing = self.resizing.lock();
         let size = core.layout.pages() << PAGE_SHIFT;
-        let mut image = ImageWriter::new(out, size).map_err(failed)?;
+        let mut image = ImageWriter::of_device(out, size, self.sector_size()).map_err(failed)?;
         let (sender, queue) = channel::bounded(QUEUED);
         let save = Arc::new(Save {
             id: SaveId(*count),
@@ -555,6 +562,14 @@ impl Device {
         }
         let (out, pages, bytes) = image.finish().map_err(failed)?;
         Ok((out, Saved { pages, bytes }))
+    }
+}
+
+fn unchangeable(reason: &str) -> Error {
+    Error::Refused {
+        what: "write",
+        reason: reason.to_owned(),
+        errno: Errno::ROFS,
     }
 }
 

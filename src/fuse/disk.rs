@@ -1,17 +1,18 @@
 //! `disk`: the file that behaves as a block device does.
 //!
 //! Its size is fixed, a read stops at the end, a write past it is ENOSPC, a hole punched is a
-//! discard, and space is never set aside. Opened with `O_TRUNC` it keeps its size and loses its
-//! data, so that a copy which leaves out the holes of its source is a true one; but not under
-//! other users.
+//! discard, and space is never set aside. Truncated, with `O_TRUNC` or to any size below its own, it
+//! keeps its size and loses what is beyond, as if it was cut off and made as long again: who copies
+//! an image there leaves out its holes, relying on that. But not under other users.
 //!
 //! One lock, for what opens, closes and truncates.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use fuser::{Errno, ReplyData};
+use fuser::{Errno, FileHandle, ReplyData};
 use parking_lot::Mutex;
 use rustix::fs::{FallocateFlags, OFlags};
 
@@ -31,7 +32,33 @@ thread_local! {
 /// The device, and a user of it for each time its file is open.
 pub(super) struct Disk {
     device: Arc<dyn BlockDevice>,
-    openers: Mutex<Vec<User>>,
+    openers: Mutex<Openers>,
+}
+
+#[derive(Default)]
+struct Openers {
+    last_handle: u64,
+    open: HashMap<u64, Opener>,
+}
+
+/// Who has the file open.
+struct Opener {
+    /// The thread that opened it.
+    thread: u32,
+    _user: User,
+}
+
+impl Openers {
+    /// How often the file is open for a `thread` that asks through `handle`, or by the file's path: it
+    /// may have it open several times, as rsync does, and may be another than the one that opened it.
+    /// One of another PID namespace has no number, and has it open once.
+    fn of(&self, thread: u32, handle: Option<FileHandle>) -> usize {
+        let opener = handle.and_then(|handle| self.open.get(&handle.0));
+        let threads = [Some(thread), opener.map(|opener| opener.thread)];
+        let is_one = |it: &&Opener| it.thread != 0 && threads.contains(&Some(it.thread));
+        let known = self.open.values().filter(is_one).count();
+        known.max(self.open.len().min(1))
+    }
 }
 
 impl Disk {
@@ -46,29 +73,50 @@ impl Disk {
         self.device.size()
     }
 
-    pub(super) fn open(&self) {
-        let user = self.device.enter();
-        self.openers.lock().push(user);
+    pub(super) fn is_read_only(&self) -> bool {
+        self.device.is_read_only()
     }
 
-    pub(super) fn close(&self) {
-        // Whichever it is: they are all alike.
-        let user = self.openers.lock().pop();
-        drop(user);
+    pub(super) fn open(&self, thread: u32) -> FileHandle {
+        let opener = Opener {
+            thread,
+            _user: self.device.enter(),
+        };
+        let mut openers = self.openers.lock();
+        openers.last_handle += 1;
+        let handle = openers.last_handle;
+        openers.open.insert(handle, opener);
+        FileHandle(handle)
     }
 
-    /// Discards everything, for one who opens the file to write it anew. What outlives the device is
-    /// not given up by the way: that is refused.
+    pub(super) fn close(&self, handle: FileHandle) {
+        let opener = self.openers.lock().open.remove(&handle.0);
+        drop(opener);
+    }
+
+    /// Discards all from `size` on, for one who writes the file anew. What outlives the device is not
+    /// given up by the way: that is refused.
     ///
-    /// The kernel opens first and truncates then, so the opener is a user by now; whoever
-    /// truncates by path need not be.
-    pub(super) fn empty(&self) -> Result<(), Errno> {
+    /// With `O_TRUNC` the kernel opens first, and truncates then, by path.
+    pub(super) fn truncate(
+        &self,
+        size: u64,
+        thread: u32,
+        handle: Option<FileHandle>,
+    ) -> Result<(), Errno> {
+        let beyond = self.size().checked_sub(size).ok_or(Errno::EFBIG)?;
+        if self.is_read_only() {
+            return Err(Errno::EROFS);
+        }
+        if beyond == 0 {
+            return Ok(());
+        }
         if self.device.outlives_the_device() {
             return Err(Errno::EPERM);
         }
         let user = self.device.enter();
-        let opener = self.openers.lock().len().min(1);
-        let done = user.while_at_most(opener, || self.device.discard(0, self.size()));
+        let own = self.openers.lock().of(thread, handle);
+        let done = user.while_at_most(own, || self.device.discard(size, beyond));
         done.ok_or(Errno::EBUSY)?.map_err(|error| errno(&error))
     }
 

@@ -96,7 +96,10 @@ impl Frontend {
         match node {
             Node::Root => (FOREVER, self.owner.attr(node, 0, 0)),
             Node::Disk => {
-                let attr = self.owner.attr(node, self.disk.size(), self.stored());
+                let mut attr = self.owner.attr(node, self.disk.size(), self.stored());
+                if self.disk.is_read_only() {
+                    attr.perm &= !0o222;
+                }
                 (NEVER, attr)
             }
             Node::Attribute(_) => (FOREVER, self.owner.attr(node, PAGE_SIZE as u64, 0)),
@@ -190,7 +193,11 @@ macro_rules! refuse {
 
 impl Filesystem for Frontend {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        let wanted = InitFlags::FUSE_ASYNC_DIO | InitFlags::FUSE_PARALLEL_DIROPS;
+        // The last has `disk` mapped by those who share the mapping (Linux 6.6). Their pages are in
+        // the kernel's cache until msync(2), or the end of the mapping.
+        let wanted = InitFlags::FUSE_ASYNC_DIO
+            | InitFlags::FUSE_PARALLEL_DIROPS
+            | InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP;
         let mut there = wanted & config.capabilities();
         let rings = InitFlags::FUSE_OVER_IO_URING;
         if config.capabilities().contains(rings) && self.rings.accept() {
@@ -230,7 +237,7 @@ impl Filesystem for Frontend {
 
     fn setattr(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         _mode: Option<u32>,
         _uid: Option<u32>,
@@ -251,11 +258,8 @@ impl Filesystem for Frontend {
             Err(errno) => return reply.error(errno),
         };
         let allowed = match (node, size) {
-            (Node::Disk, Some(size)) if size == self.disk.size() => Ok(()),
-            // O_TRUNC. The answer has the true size, which the kernel takes as it is; ftruncate(2)
-            // comes with a handle, and is refused as by a block device.
-            (Node::Disk, Some(0)) if fh.is_none() => self.disk.empty(),
-            (Node::Disk, Some(_)) => Err(Errno::EINVAL),
+            // The answer has the true size, which the kernel takes as it is.
+            (Node::Disk, Some(size)) => self.disk.truncate(size, req.pid(), fh),
             // A shell's ">" truncates before it writes.
             (Node::Attribute(_), Some(_)) => Ok(()),
             (_, None) | (Node::Root, _) => Err(Errno::EPERM),
@@ -269,13 +273,18 @@ impl Filesystem for Frontend {
         }
     }
 
-    fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let direct = FopenFlags::FOPEN_DIRECT_IO;
         match self.node(ino) {
+            // Root passes the kernel's check of the mode. A loop device is then made read-only.
+            Ok(Node::Disk)
+                if self.disk.is_read_only() && flags.acc_mode() != OpenAccMode::O_RDONLY =>
+            {
+                reply.error(Errno::EROFS);
+            }
             Ok(Node::Disk) => {
-                self.disk.open();
                 let flags = direct | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
-                reply.opened(FileHandle(0), flags);
+                reply.opened(self.disk.open(req.pid()), flags);
             }
             Ok(Node::Attribute(attribute)) => {
                 // Root passes the kernel's check of the mode; sysfs refuses it all the same.
@@ -302,7 +311,7 @@ impl Filesystem for Frontend {
         reply: ReplyEmpty,
     ) {
         match Node::from_ino(ino) {
-            Some(Node::Disk) => self.disk.close(),
+            Some(Node::Disk) => self.disk.close(fh),
             Some(Node::Attribute(_)) => self.snapshots.close(fh),
             Some(Node::Root) | None => {}
         }

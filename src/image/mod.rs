@@ -3,7 +3,8 @@
 //! | part       | bytes    | little-endian fields                                             |
 //! |------------|----------|------------------------------------------------------------------|
 //! | header     | 64       | `uzramimg`, version (4), 4096 (4), bytes in the device (8), a    |
-//! |            |          | random number (8), zeroes (28), checksum (4)                     |
+//! |            |          | random number (8), bytes in the sectors that it was attached     |
+//! |            |          | with, 0 if it never was (4), zeroes (24), checksum (4)           |
 //! | records    |          | as a spill has them ([`RecordFormat::Saved`]), from a multiple   |
 //! |            |          | of 16 on, back to back but for where one would cross a multiple  |
 //! |            |          | of 2 MiB and starts there                                        |
@@ -53,7 +54,7 @@ use crate::codec::Codec;
 #[cfg(any(doc, test))]
 use crate::spill::RecordFormat;
 
-const MAGIC: [u8; 8] = *b"uzramimg";
+pub(crate) const MAGIC: [u8; 8] = *b"uzramimg";
 const END_MAGIC: [u8; 8] = *b"uzramend";
 const VERSION: u32 = 2;
 
@@ -72,7 +73,8 @@ struct Header {
     page_size: U32,
     size: U64,
     sequence: U64,
-    zeroes: [u8; 28],
+    sector_size: U32,
+    zeroes: [u8; 24],
     checksum: U32,
 }
 

@@ -15,6 +15,7 @@ use super::{
 };
 use crate::codec::{DictionaryId, MAX_DICTIONARY_LEN};
 use crate::error::{Error, Result};
+use crate::sector_size::SectorSize;
 use crate::spill::{MAX_STORE_BYTES, RECORD_ALIGN};
 use crate::units::{MAX_DEVICE_BYTES, PAGE_SIZE, PageIndex};
 
@@ -92,6 +93,11 @@ impl ImageReader {
     /// Pages in the image.
     pub(crate) fn pages(&self) -> u64 {
         self.end.pages.get()
+    }
+
+    /// What the device was attached with, if it was.
+    pub(crate) fn sector_size(&self) -> Option<SectorSize> {
+        SectorSize::of_bytes(self.header.sector_size.get())
     }
 
     /// The number that its records were written under.
@@ -267,7 +273,8 @@ fn read_header(path: &Path, file: &File) -> Result<Header> {
     let makes_sense = (1..=MAX_DEVICE_BYTES).contains(&size)
         && size.is_multiple_of(PAGE_SIZE as u64)
         && header.page_size == PAGE_SIZE as u32
-        && header.zeroes == [0; 28];
+        && (header.sector_size == 0 || SectorSize::of_bytes(header.sector_size.get()).is_some())
+        && header.zeroes == [0; 24];
     if header.checksum != header.checksum() || !makes_sense {
         return Err(unusable(
             path,

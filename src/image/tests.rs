@@ -249,12 +249,13 @@ fn a_header_that_makes_no_sense_is_refused_though_its_checksum_is_right() {
     let image = written(&Pages::new());
     let whole = Header::read_from_bytes(&image[..HEADER_LEN]).expect("a header");
     type Change = fn(&mut Header);
-    let changes: [Change; 5] = [
+    let changes: [Change; 6] = [
         |header| header.size = 0.into(),
         |header| header.size = (MAX_DEVICE_BYTES + PAGE_SIZE as u64).into(),
         |header| header.size = (PAGE_SIZE as u64 - 1).into(),
         |header| header.page_size = 8192.into(),
-        |header| header.zeroes[27] = 1,
+        |header| header.zeroes[23] = 1,
+        |header| header.sector_size = 1024.into(),
     ];
     for (number, change) in changes.into_iter().enumerate() {
         let (mut bad, mut header) = (image.clone(), whole);

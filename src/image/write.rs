@@ -10,6 +10,7 @@ use super::{
     PageData, PatternEntry, VERSION,
 };
 use crate::codec::DictionaryId;
+use crate::sector_size::SectorSize;
 use crate::spill::{
     BlockBuf, MAX_STORE_BYTES, RECORD_ALIGN, Record, RecordAddress, RecordFormat, random_sequence,
 };
@@ -37,11 +38,24 @@ pub(crate) struct ImageWriter<W> {
 }
 
 impl<W: Write> ImageWriter<W> {
-    /// An image of a device of `size` bytes.
+    /// An image of a device of `size` bytes that was never attached.
+    ///
+    /// # Errors
+    /// Those of [`ImageWriter::of_device`].
+    #[cfg(test)]
+    pub(crate) fn new(out: W, size: u64) -> io::Result<Self> {
+        Self::of_device(out, size, None)
+    }
+
+    /// An image of a device of `size` bytes, and of what it was attached with.
     ///
     /// # Errors
     /// Those of `out`, here and below; that the kernel has no randomness.
-    pub(crate) fn new(mut out: W, size: u64) -> io::Result<Self> {
+    pub(crate) fn of_device(
+        mut out: W,
+        size: u64,
+        sector_size: Option<SectorSize>,
+    ) -> io::Result<Self> {
         let sequence = random_sequence().map_err(io::Error::other)?;
         let mut header = Header::new_zeroed();
         header.magic = MAGIC;
@@ -49,6 +63,7 @@ impl<W: Write> ImageWriter<W> {
         header.page_size = (PAGE_SIZE as u32).into();
         header.size = size.into();
         header.sequence = sequence.into();
+        header.sector_size = sector_size.map_or(0, SectorSize::bytes).into();
         header.checksum = header.checksum().into();
         out.write_all(header.as_bytes())?;
         Ok(Self {

@@ -13,11 +13,15 @@ pub struct Export {
     pub name: String,
     /// What requests are served from.
     pub device: Arc<dyn BlockDevice>,
-    /// Whether everything that writes is refused.
+    /// Whether everything that writes is refused here, as it is wherever the device is read-only.
     pub read_only: bool,
 }
 
 impl Export {
+    pub(super) fn is_read_only(&self) -> bool {
+        self.read_only || self.device.is_read_only()
+    }
+
     /// Whether `name`, as a client sent it, is this export.
     pub(super) fn answers_to(&self, name: &[u8]) -> bool {
         name.is_empty() || name == self.name.as_bytes()
@@ -37,7 +41,7 @@ impl Export {
             flags |= flag::SEND_DF;
         }
         flags
-            | if self.read_only {
+            | if self.is_read_only() {
                 flag::READ_ONLY
             } else {
                 flag::SEND_TRIM | flag::SEND_WRITE_ZEROES | flag::SEND_FAST_ZERO

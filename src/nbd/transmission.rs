@@ -73,7 +73,7 @@ impl<'a> Service<'a> {
             export: self.export,
             limits: Limits {
                 size: self.export.device.size(),
-                read_only: self.export.read_only,
+                read_only: self.export.is_read_only(),
                 structured: agreement.structured,
                 has_contexts: !agreement.contexts.is_empty(),
             },

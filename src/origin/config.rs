@@ -6,6 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use super::file::FileImage;
+use super::format::OriginFormat;
 use crate::error::{Error, Result};
 
 /// When what was written becomes durable in the image.
@@ -63,14 +64,27 @@ pub struct OriginConfig {
     pub path: PathBuf,
     /// What is done with it.
     pub usage: OriginUse,
+    /// What it is taken for.
+    pub format: OriginFormat,
 }
 
 impl OriginConfig {
-    /// Bytes in the image, which are those of the device.
+    /// The image at `path` with every other setting at its default.
+    pub fn new(path: impl Into<PathBuf>, usage: OriginUse) -> Self {
+        Self {
+            path: path.into(),
+            usage,
+            format: OriginFormat::default(),
+        }
+    }
+
+    /// Bytes in the device: those of the image, and of one that is only read so many more that its
+    /// last page is whole.
     ///
     /// # Errors
-    /// [`Error::Unusable`] if it is neither a plain file nor a block device, in use, or not of
-    /// whole pages; [`Error::Io`] if the kernel refuses.
+    /// [`Error::Unusable`] if it is neither a plain file nor a block device, in use, recognised as
+    /// something else than a raw image, empty, or to be written to and not of whole pages;
+    /// [`Error::Io`] if the kernel refuses.
     pub fn size(&self) -> Result<u64> {
         Ok(FileImage::open(self)?.size())
     }

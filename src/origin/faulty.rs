@@ -1,6 +1,7 @@
 //! An image in memory that can be told to misbehave, for tests.
 
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 
 use rustix::io::Errno;
@@ -98,6 +99,10 @@ impl Image for FaultyImage {
         let bytes = self.bytes.lock().clone();
         *self.durable.lock() = bytes;
         Ok(())
+    }
+
+    fn next_data(&self, at: u64) -> Range<u64> {
+        at..self.bytes.lock().len() as u64
     }
 
     fn path(&self) -> &Path {

@@ -2,14 +2,16 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use rustix::fs::{FallocateFlags, FlockOperation, OFlags};
+use rustix::fs::{FallocateFlags, FlockOperation, OFlags, SeekFrom, seek};
 use rustix::io::Errno;
 
 use super::config::OriginConfig;
+use super::format::{Container, OriginFormat};
 use super::image::Image;
 use crate::error::{Error, Result};
 use crate::file_lock;
@@ -26,7 +28,9 @@ const ZEROES: usize = 256 << 10;
 pub(crate) struct FileImage {
     file: Access,
     path: PathBuf,
-    size: u64,
+    /// Bytes of the file. Of one that is only read the last page may be a part of one; the rest of
+    /// that reads as zeroes.
+    len: u64,
     /// Whether holes can be made; until that was refused they may.
     discards: AtomicBool,
 }
@@ -64,7 +68,7 @@ impl FileImage {
         let file = open(path, !config.is_snapshot())?;
         let metadata = file.metadata().map_err(failed)?;
         let is_block_device = metadata.file_type().is_block_device();
-        let size = if is_block_device {
+        let len = if is_block_device {
             block_device_size(&file).map_err(failed)?
         } else if metadata.is_file() {
             metadata.len()
@@ -84,17 +88,12 @@ impl FileImage {
             }
             Err(error) => return Err(failed(error.into())),
         }
-        if size == 0 || !size.is_multiple_of(PAGE_SIZE as u64) {
-            let reason = format!(
-                "its size, {size} bytes, is not a multiple of 4096; to make a file one: truncate \
-                 -s %4K"
-            );
-            return Err(unusable(reason));
+        if config.format == OriginFormat::Detect
+            && let Some(container) = Container::of(&file, len).map_err(failed)?
+        {
+            return Err(unusable(container.refusal()));
         }
-        if size > MAX_DEVICE_BYTES {
-            let reason = format!("its size, {size} bytes, is more than the largest device, 16T");
-            return Err(unusable(reason));
-        }
+        check_len(len, config.is_snapshot()).map_err(unusable)?;
         let file = if config.is_snapshot() {
             Access::Cached(file)
         } else {
@@ -105,14 +104,14 @@ impl FileImage {
         Ok(Self {
             file,
             path: path.into(),
-            size,
+            len,
             discards: AtomicBool::new(true),
         })
     }
 
-    /// Bytes in it, a multiple of the page size.
+    /// Bytes of the device over it, a multiple of the page size.
     pub(crate) fn size(&self) -> u64 {
-        self.size
+        self.len.next_multiple_of(PAGE_SIZE as u64)
     }
 
     /// Fails if somebody has cut the file short before `end`: a write would make it longer again, and
@@ -136,6 +135,27 @@ impl FileImage {
         }
         Ok(())
     }
+}
+
+/// Says what is wrong with an image of `len` bytes, which is only read or written to as well.
+fn check_len(len: u64, is_snapshot: bool) -> Result<(), String> {
+    if len == 0 {
+        return Err(
+            "is empty: truncate -s SIZE makes it as large as the device is to be".to_owned(),
+        );
+    }
+    if len > MAX_DEVICE_BYTES {
+        let reason = format!("its size, {len} bytes, is more than the largest device, 16T");
+        return Err(reason);
+    }
+    if !is_snapshot && !len.is_multiple_of(PAGE_SIZE as u64) {
+        return Err(format!(
+            "its size, {len} bytes, is not a multiple of 4096, which an image that is written to \
+             needs: --snapshot or --read-only serve it as it is, and truncate -s %4K makes a file \
+             longer"
+        ));
+    }
+    Ok(())
 }
 
 fn open(path: &Path, write: bool) -> Result<File> {
@@ -166,10 +186,12 @@ fn open(path: &Path, write: bool) -> Result<File> {
 
 impl Image for FileImage {
     fn read(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
-        use std::os::unix::fs::FileExt;
+        let there = self.len.saturating_sub(at).min(buf.len() as u64) as usize;
+        let (data, padding) = buf.split_at_mut(there);
+        padding.fill(0);
         match &self.file {
-            Access::Direct(file) => file.read_exact(buf, at),
-            Access::Cached(file) => file.read_exact_at(buf, at),
+            Access::Direct(file) => file.read_exact(data, at),
+            Access::Cached(file) => file.read_exact_at(data, at),
         }
     }
 
@@ -202,6 +224,20 @@ impl Image for FileImage {
         self.file.file().sync_data()
     }
 
+    fn next_data(&self, at: u64) -> Range<u64> {
+        let (file, end) = (self.file.file(), self.size());
+        let page = PAGE_SIZE as u64;
+        // Where holes are not to be had, on a block device say, all is data.
+        let start = match seek(file, SeekFrom::Data(at)) {
+            Ok(start) => start / page * page,
+            // But one that was cut short has no holes there: it cannot be read.
+            Err(Errno::NXIO) if file.metadata().is_ok_and(|now| now.len() >= self.len) => end,
+            Err(_) => return at..end,
+        };
+        let stop = seek(file, SeekFrom::Hole(start.max(at))).unwrap_or(end);
+        start.max(at)..stop.next_multiple_of(page).min(end)
+    }
+
     fn path(&self) -> &Path {
         &self.path
     }
@@ -213,10 +249,7 @@ mod tests {
     use crate::origin::{OriginUse, SyncPolicy};
 
     fn config(path: &Path, usage: OriginUse) -> OriginConfig {
-        OriginConfig {
-            path: path.into(),
-            usage,
-        }
+        OriginConfig::new(path, usage)
     }
 
     const WRITTEN: OriginUse = OriginUse::WriteBack(SyncPolicy::Flush);
@@ -273,6 +306,33 @@ mod tests {
     }
 
     #[test]
+    fn holes_are_told_from_data() {
+        let page = PAGE_SIZE as u64;
+        // A file system that has holes.
+        let dir = tempfile::tempdir_in("/dev/shm").expect("a directory");
+        let path = dir.path().join("image");
+        let file = File::create(&path).expect("made");
+        file.set_len(100 * page + 512).expect("it has room");
+        for at in [10 * page + 100, 11 * page, 50 * page] {
+            file.write_all_at(&[7; 8], at).expect("written");
+        }
+        let image = FileImage::open(&config(&path, OriginUse::Snapshot)).expect("opened");
+        let end = image.size();
+        assert_eq!(image.next_data(0), 10 * page..12 * page);
+        assert_eq!(image.next_data(11 * page), 11 * page..12 * page);
+        assert_eq!(image.next_data(12 * page), 50 * page..51 * page);
+        assert_eq!(image.next_data(51 * page), end..end);
+        assert_eq!(image.next_data(end), end..end);
+        // The last page is data though only a part of it is there.
+        file.write_all_at(&[7; 8], 100 * page).expect("written");
+        assert_eq!(image.next_data(51 * page), 100 * page..end);
+        // What was cut off is no hole: whoever reads it is to hear of that.
+        file.set_len(30 * page).expect("cut short");
+        assert_eq!(image.next_data(20 * page), 20 * page..end);
+        assert_eq!(image.next_data(40 * page), 40 * page..end);
+    }
+
+    #[test]
     fn what_is_no_image_is_refused_with_its_remedy() {
         let dir = tempfile::tempdir().expect("a directory");
         let odd = dir.path().join("odd");
@@ -281,7 +341,7 @@ mod tests {
         fs::write(&empty, []).expect("written");
         for (path, says) in [
             (odd.as_path(), "truncate -s %4K"),
-            (empty.as_path(), "truncate"),
+            (empty.as_path(), "is empty"),
             (dir.path(), "is a directory"),
             (Path::new("/dev/null"), "neither a plain file"),
             (Path::new("/nonexistent/image"), "cannot open the image"),
@@ -289,5 +349,48 @@ mod tests {
             let refused = FileImage::open(&config(path, WRITTEN)).expect_err("refused");
             assert!(refused.to_string().contains(says), "{refused}");
         }
+        let refused = FileImage::open(&config(&empty, OriginUse::Snapshot)).expect_err("refused");
+        assert!(refused.to_string().contains("is empty"), "{refused}");
+    }
+
+    #[test]
+    fn what_looks_like_another_format_is_raw_only_if_that_is_said() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("image");
+        // No multiple of a page: what is wrong is the format, and a longer file would not mend it.
+        fs::write(&path, [b"QFI\xfb".as_slice(), &[0; 5000]].concat()).expect("written");
+        for usage in [WRITTEN, OriginUse::Snapshot] {
+            let mut config = config(&path, usage);
+            let refused = FileImage::open(&config).expect_err("refused").to_string();
+            assert!(refused.contains("qemu-img convert -O raw"), "{refused}");
+            assert!(!refused.contains("truncate"), "{refused}");
+            config.format = OriginFormat::Raw;
+            assert_eq!(
+                FileImage::open(&config).is_ok(),
+                usage == OriginUse::Snapshot
+            );
+        }
+    }
+
+    #[test]
+    fn the_last_page_of_an_image_that_is_only_read_may_be_a_part_of_one() {
+        let page = PAGE_SIZE as u64;
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("image");
+        fs::write(&path, [7; 5000]).expect("written");
+        let image = FileImage::open(&config(&path, OriginUse::Snapshot)).expect("opened");
+        assert_eq!(image.size(), 2 * page);
+        let mut read = vec![1; 2 * PAGE_SIZE];
+        image.read(0, &mut read).expect("read");
+        assert!(read[..5000].iter().all(|&byte| byte == 7));
+        assert!(read[5000..].iter().all(|&byte| byte == 0));
+        // One that was cut short is told all the same.
+        File::options()
+            .write(true)
+            .open(&path)
+            .and_then(|file| file.set_len(4999))
+            .expect("truncated");
+        let ended = image.read(page, &mut read[..PAGE_SIZE]).expect_err("short");
+        assert_eq!(ended.kind(), io::ErrorKind::UnexpectedEof);
     }
 }

@@ -1,6 +1,7 @@
 //! What pages go home to.
 
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 
 /// An image: the home of every page, each at its own place.
@@ -36,6 +37,11 @@ pub(crate) trait Image: Send + Sync {
     /// # Errors
     /// The image's: then nothing is known of what was written since the last success.
     fn sync(&self) -> io::Result<()>;
+
+    /// The first stretch of data from a byte on, of whole pages as far as they are from there on: what
+    /// lies before it is a hole, which reads as zeroes. Empty, at the image's end, if only a hole is
+    /// left. What cannot be told from data is data.
+    fn next_data(&self, at: u64) -> Range<u64>;
 
     /// The file behind it.
     fn path(&self) -> &Path;

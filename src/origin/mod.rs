@@ -23,6 +23,7 @@ mod config;
 #[cfg(test)]
 mod faulty;
 mod file;
+mod format;
 mod home;
 mod image;
 mod periodic;
@@ -36,6 +37,7 @@ pub use config::{OriginConfig, OriginUse, SyncPolicy};
 #[cfg(test)]
 pub(crate) use faulty::FaultyImage;
 pub(crate) use file::FileImage;
+pub use format::OriginFormat;
 pub(crate) use home::Home;
 pub(crate) use image::Image;
 pub(crate) use periodic::Periodic;

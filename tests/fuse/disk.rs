@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
 use uzram::fuse::{Mount, MountOptions};
-use uzram::{BlockDevice, Device, DeviceConfig, Extent, Result};
+use uzram::{BlockDevice, Device, DeviceConfig, Extent, OriginConfig, OriginUse, Result};
 
 use crate::rig::{Loop, MIB, Mounted, PAGE, Random, Served, can_mount, errno, run};
 
@@ -164,8 +164,9 @@ fn has_the_size_and_the_end_of_a_block_device(served: &Served) {
     assert_eq!(stat.mode(), 0o100_600);
 
     disk.set_len(MIB).expect("nothing changes");
-    assert_eq!(errno(disk.set_len(0)), Some(Errno::INVAL));
-    assert_eq!(errno(disk.set_len(2 * MIB)), Some(Errno::INVAL));
+    disk.set_len(0).expect("nothing is there");
+    assert_eq!(disk.metadata().expect("stats").len(), MIB);
+    assert_eq!(errno(disk.set_len(2 * MIB)), Some(Errno::FBIG));
 
     let data = [7; 8192];
     assert_eq!(
@@ -230,6 +231,179 @@ fn disk_over_an_image_is_not_emptied_by_who_opens_it() {
         fs::read(&image).expect("reads")[..2 * PAGE as usize],
         [9; 2 * PAGE as usize]
     );
+}
+
+#[test]
+fn disk_that_is_truncated_loses_what_is_beyond_and_keeps_its_size() {
+    if !can_mount("disk_that_is_truncated_loses_what_is_beyond_and_keeps_its_size") {
+        return;
+    }
+    let served = Served::start(MIB);
+    let path = served.path("disk");
+    let contents = || fs::read(&path).expect("reads");
+    let full = vec![7; MIB as usize];
+    {
+        let disk = served.open_disk(OFlags::empty());
+        disk.write_all_at(&full, 0).expect("writes");
+        disk.set_len(MIB).expect("it is as long");
+        assert!(contents() == full);
+    }
+    // In the middle of a page, by who has it open and by path.
+    let disk = served.open_disk(OFlags::empty());
+    disk.set_len(MIB / 2 + 100).expect("shorter");
+    let (head, tail) = (
+        vec![7; MIB as usize / 2 + 100],
+        vec![0; MIB as usize / 2 - 100],
+    );
+    drop(disk);
+    assert!(contents() == [head, tail].concat());
+    let cut = Command::new("truncate")
+        .args(["-s", "4096"])
+        .arg(&path)
+        .status();
+    assert!(cut.expect("truncate runs").success());
+    let (head, tail) = (vec![7; PAGE as usize], vec![0; (MIB - PAGE) as usize]);
+    assert!(contents() == [head, tail].concat());
+    assert_eq!(served.device.stats().orig_data_size, PAGE);
+    // Not under another user.
+    let disk = served.open_disk(OFlags::empty());
+    let other = served.device.enter();
+    assert_eq!(errno(disk.set_len(0)), Some(Errno::BUSY));
+    disk.set_len(MIB).expect("it is as long");
+    drop(other);
+    // One who has it open twice is no other; one who goes on in another thread neither.
+    let again = served.open_disk(OFlags::empty());
+    let cut = std::thread::spawn(move || disk.set_len(0));
+    cut.join().expect("no panic").expect("shorter");
+    drop(again);
+    assert_eq!(served.device.stats().orig_data_size, 0);
+}
+
+#[test]
+fn imaging_tools_write_disk() {
+    if !can_mount("imaging_tools_write_disk") {
+        return;
+    }
+    let served = Served::start(4 * MIB);
+    let path = served.path("disk");
+    let scratch = tempfile::tempdir().expect("a directory");
+    // Some data, a hole, some data, and a hole at its end.
+    let image = [
+        Random(3).bytes(MIB as usize / 2),
+        vec![0; MIB as usize],
+        Random(4).bytes(MIB as usize / 2),
+        vec![0; MIB as usize],
+    ]
+    .concat();
+    fs::write(scratch.path().join("image"), &image).expect("writes");
+    let shell = |script: &str| {
+        let output = Command::new("sh")
+            .args(["-ec", script])
+            .env("DISK", &path)
+            .current_dir(scratch.path())
+            .output()
+            .expect("sh runs");
+        assert!(output.status.success(), "{script}: {output:?}");
+    };
+    shell("fallocate --dig-holes image; qemu-img convert -f raw -O qcow2 image qcow2");
+    let rest = vec![0; MIB as usize];
+    for script in [
+        "qemu-img convert -f qcow2 -O raw qcow2 $DISK",
+        "cp image $DISK",
+        "cp --sparse=always image $DISK",
+        "rsync --inplace image $DISK",
+        "rsync --inplace --sparse image $DISK",
+        "dd if=image of=$DISK bs=64K conv=sparse status=none",
+    ] {
+        // Nothing of this is to show.
+        let disk = served.open_disk(OFlags::empty());
+        disk.write_all_at(&vec![9; 4 * MIB as usize], 0)
+            .expect("writes");
+        drop(disk);
+        shell(script);
+        let found = fs::read(&path).expect("reads");
+        assert!(found == [image.as_slice(), &rest].concat(), "{script}");
+        assert_eq!(fs::metadata(&path).expect("stats").len(), 4 * MIB);
+    }
+    shell("qemu-img convert -n -f qcow2 -O raw qcow2 $DISK");
+    shell("qemu-img compare -f qcow2 -F raw qcow2 $DISK");
+}
+
+#[test]
+fn disk_is_mapped_by_those_who_share_it() {
+    if !can_mount("disk_is_mapped_by_those_who_share_it") {
+        return;
+    }
+    let served = Served::start(MIB);
+    served.device.write(PAGE, b"before").expect("writes");
+    let script = "import errno, mmap, os, sys\n\
+        fd = os.open(sys.argv[1], os.O_RDWR)\n\
+        try:\n\
+        \x20   m = mmap.mmap(fd, 0)\n\
+        except OSError as e:\n\
+        \x20   sys.exit(77 if e.errno == errno.ENODEV else 1)\n\
+        assert m[4096:4102] == b'before'\n\
+        m[4096:4101] = b'after'\n\
+        m.flush()\n\
+        m[8192:8196] = b'late'\n\
+        assert os.pread(fd, 4, 8192) == b'late'\n";
+    let mapped = Command::new("python3")
+        .args(["-c", script])
+        .arg(served.path("disk"))
+        .output()
+        .expect("python3 runs");
+    if mapped.status.code() == Some(77) {
+        eprintln!("SKIPPED: the mapping needs Linux 6.6");
+        return;
+    }
+    assert!(mapped.status.success(), "{mapped:?}");
+    let mut found = [0; 6];
+    served.device.read(PAGE, &mut found).expect("reads");
+    assert_eq!(&found, b"aftere");
+    served
+        .device
+        .read(2 * PAGE, &mut found[..4])
+        .expect("reads");
+    assert_eq!(&found[..4], b"late");
+}
+
+#[test]
+fn disk_of_a_read_only_device_is_not_changed() {
+    if !can_mount("disk_of_a_read_only_device_is_not_changed") {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let image = dir.path().join("image");
+    fs::write(&image, vec![7; MIB as usize]).expect("an image");
+    let origin = OriginConfig::new(&image, OriginUse::Snapshot);
+    let mut config = DeviceConfig::over(origin).expect("an image");
+    config.read_only = true;
+    let served = Served::with(&config);
+    let path = served.path("disk");
+    assert_eq!(fs::metadata(&path).expect("stats").mode() & 0o777, 0o400);
+    let opened = |options: &mut OpenOptions| errno(options.open(&path));
+    assert_eq!(opened(OpenOptions::new().write(true)), Some(Errno::ROFS));
+    let both = opened(OpenOptions::new().read(true).write(true));
+    assert_eq!(both, Some(Errno::ROFS));
+    let anew = opened(OpenOptions::new().write(true).truncate(true));
+    assert_eq!(anew, Some(Errno::ROFS));
+
+    // The device itself, whoever comes to it.
+    let refused = |changed: Result<()>| changed.expect_err("refused").errno();
+    let device = &served.device;
+    assert_eq!(refused(device.write(0, &[1; 512])), Errno::ROFS);
+    assert_eq!(refused(device.write_zeroes(0, PAGE)), Errno::ROFS);
+    assert_eq!(refused(device.discard(0, MIB)), Errno::ROFS);
+    assert_eq!(refused(device.reset()), Errno::ROFS);
+
+    let attached = Loop::attach(&path);
+    let write = || {
+        let file = OpenOptions::new().write(true).open(&attached.0)?;
+        file.write_all_at(&[1; PAGE as usize], 0)
+    };
+    assert_eq!(errno(write()), Some(Errno::PERM));
+    assert!(fs::read(&path).expect("reads") == vec![7; MIB as usize]);
+    assert!(fs::read(&image).expect("reads") == vec![7; MIB as usize]);
 }
 
 #[test]

@@ -56,14 +56,11 @@ impl Served {
 
     /// Over an image that flushes reach.
     pub(crate) fn over(image: PathBuf) -> Self {
-        let origin = OriginConfig {
-            path: image,
-            usage: OriginUse::WriteBack(SyncPolicy::Flush),
-        };
+        let origin = OriginConfig::new(image, OriginUse::WriteBack(SyncPolicy::Flush));
         Self::with(&DeviceConfig::over(origin).expect("an image"))
     }
 
-    fn with(config: &DeviceConfig) -> Self {
+    pub(crate) fn with(config: &DeviceConfig) -> Self {
         let device = Arc::new(Device::new(config).expect("a device"));
         let dir = tempfile::tempdir().expect("a directory");
         let options = MountOptions::default();

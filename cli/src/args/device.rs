@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use clap_complete::engine::{ArgValueCandidates, ArgValueCompleter};
 use uzram::nbd::Address;
-use uzram::{Algorithm, BackingKeep, PoolKind, SyncPolicy};
+use uzram::{Algorithm, BackingKeep, OriginFormat, PoolKind, SyncPolicy};
 
 use crate::complete::values;
 use crate::metrics::Sink;
@@ -37,8 +37,20 @@ pub(crate) struct DeviceArgs {
     /// When the image has all that was written: at each `flush`, `never` but at the end, or every so
     /// many seconds [default: flush].
     #[arg(long, value_name = "WHEN", value_parser = parse::sync, requires = "origin")]
-    #[arg(conflicts_with = "snapshot", add = ArgValueCandidates::new(values::syncs))]
+    #[arg(conflicts_with_all = ["snapshot", "read_only"])]
+    #[arg(add = ArgValueCandidates::new(values::syncs))]
     pub(crate) sync: Option<SyncPolicy>,
+
+    /// What the image is taken for: `detect` refuses one that is not raw, such as qcow2 or gzip; `raw`
+    /// serves its bytes as they are [default: detect].
+    #[arg(long, value_name = "FORMAT", value_parser = parse::origin_format, requires = "origin")]
+    #[arg(add = ArgValueCandidates::new(values::origin_formats))]
+    pub(crate) origin_format: Option<OriginFormat>,
+
+    /// Refuse all writes, over NBD, FUSE and to what is mounted or attached; the image of --origin is only
+    /// read.
+    #[arg(long)]
+    pub(crate) read_only: bool,
 
     /// What it may be grown to while it is in use: costs addresses only [default: 4 x SIZE].
     #[arg(long, value_name = "SIZE", value_parser = parse::size, conflicts_with = "origin")]
@@ -104,7 +116,7 @@ pub(crate) struct DeviceArgs {
     pub(crate) watch: WatchArgs,
 
     /// It is for swap: lock the server's memory and spare it when memory runs out (root).
-    #[arg(long)]
+    #[arg(long, conflicts_with = "read_only")]
     pub(crate) swap: bool,
 
     /// Mount a directory here in which `disk` is the device, with its attributes beside it.
@@ -120,10 +132,6 @@ pub(crate) struct ExportArgs {
     #[arg(long, value_name = "ADDRESS", value_parser = parse::address)]
     #[arg(add = ArgValueCompleter::new(values::nbd))]
     pub(crate) nbd: Vec<Address>,
-
-    /// Refuse all that writes over NBD, with EPERM.
-    #[arg(long)]
-    pub(crate) read_only: bool,
 
     /// Speak TLS, with server-cert.pem and server-key.pem (and ca-cert.pem) from here.
     #[arg(long, value_name = "DIR")]

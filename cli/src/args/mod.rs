@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use clap_complete::engine::{ArgValueCandidates, ArgValueCompleter};
-use uzram::Attribute;
+use uzram::{Attribute, SectorSize};
 
 pub(crate) use self::device::{DeviceArgs, ExportArgs, TlsMode};
 use crate::complete::{self, values};
@@ -282,6 +282,12 @@ pub(crate) struct AttachArgs {
     #[arg(long)]
     fuse: bool,
 
+    /// Bytes in its sectors, 512 or 4096 [default: what is on it needs; what it was attached with last; 4096
+    /// if it is blank, else 512].
+    #[arg(long, value_name = "BYTES", value_parser = parse::sector_size)]
+    #[arg(add = ArgValueCandidates::new(values::sector_sizes))]
+    pub(crate) sector_size: Option<SectorSize>,
+
     /// With the NBD driver: seconds that a request may take before it and the device fail, rather than
     /// wait for ever for a server that does not answer; 0 to wait [default: 180; over an image 0].
     #[arg(long, value_name = "SECONDS", conflicts_with = "fuse")]
@@ -456,7 +462,7 @@ pub(crate) struct SetArgs {
 
     /// What to set, as in mem_limit=1G: disksize, mem_limit, mem_used_max, comp_algorithm,
     /// recomp_algorithm, algorithm_params, backing_dev, backing_size, writeback_limit,
-    /// writeback_limit_enable, writeback_daily_limit; or what has a verb as well, as in idle=all: compact,
+    /// writeback_limit_enable, writeback_daily_limit, sector_size; or what has a verb as well, as in idle=all: compact,
     /// idle, writeback, recompress, reset.
     #[arg(required = true, value_name = "KEY=VALUE", value_parser = parse::assignment)]
     #[arg(add = ArgValueCompleter::new(values::assignments))]

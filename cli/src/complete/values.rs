@@ -26,6 +26,16 @@ pub(crate) fn syncs() -> Vec<CompletionCandidate> {
     candidates(&["flush", "never"])
 }
 
+/// Of `--origin-format`.
+pub(crate) fn origin_formats() -> Vec<CompletionCandidate> {
+    candidates(&["detect", "raw"])
+}
+
+/// Of `--sector-size`.
+pub(crate) fn sector_sizes() -> Vec<CompletionCandidate> {
+    candidates(&["512", "4096"])
+}
+
 /// Of `--backing-keep`.
 pub(crate) fn keeps() -> Vec<CompletionCandidate> {
     candidates(&["remove", "keep", "wipe"])
@@ -115,6 +125,7 @@ pub(crate) fn assignments(typed: &OsStr) -> Vec<CompletionCandidate> {
         Some(Attribute::WritebackLimitEnable) => &["0", "1"],
         Some(Attribute::MemUsedMax) => &["0"],
         Some(Attribute::Idle) => &["all"],
+        Some(Attribute::SectorSize) => &["512", "4096"],
         Some(Attribute::Writeback | Attribute::Recompress) => &["type=idle", "type=huge"],
         _ => &[],
     };

@@ -346,7 +346,7 @@ mod tests {
         };
         assert_eq!((vm.name.as_str(), vm.device.size), ("vm", Some(2 << 30)));
         assert_eq!(vm.device.export.nbd.len(), 2);
-        assert!(vm.device.export.read_only && !vm.device.export.insecure);
+        assert!(vm.device.read_only && !vm.device.export.insecure);
         assert_eq!(vm.device.watch.slow, Some(20));
         let Wanted::Mounted(scratch) = config.wanted(scratch).unwrap() else {
             panic!("not mounted");

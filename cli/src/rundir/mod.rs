@@ -365,6 +365,7 @@ mod tests {
             home: None,
             origin: None,
             began_with: None,
+            read_only: false,
             stopping: false,
         };
         lock.write_record(&record).unwrap();

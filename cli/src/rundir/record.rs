@@ -37,6 +37,9 @@ pub(crate) struct Record {
     /// The image that it was filled from, as that was then.
     #[serde(default)]
     pub(crate) began_with: Option<ImageId>,
+    /// Whether nothing that is written to it is taken.
+    #[serde(default)]
+    pub(crate) read_only: bool,
     /// Whether the server has been asked to stop.
     #[serde(default)]
     pub(crate) stopping: bool,

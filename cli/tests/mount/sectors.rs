@@ -1,6 +1,7 @@
 //! File systems that came to be on disks with sectors of 512 bytes.
 
 use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use crate::common::{World, can_mount};
@@ -88,5 +89,113 @@ fn what_mount_does_not_mount_is_named() {
     disk[459] = 4;
     disk[510..512].copy_from_slice(&[0x55, 0xaa]);
     refused(&disk, "it has a partition table");
+    assert_eq!(world.leftovers(), [""; 0]);
+}
+
+/// The bytes that each partition of a block device starts at, as its sectors have it.
+fn partition_starts(device: &str) -> Vec<u64> {
+    let args = ["--show", "--noheadings", "--output=START", device.trim()];
+    // In units of 512 bytes whatever the sectors are.
+    let start = |line: &str| line.trim().parse::<u64>().unwrap() * 512;
+    tool("partx", &args).lines().map(start).collect()
+}
+
+#[test]
+fn a_partition_table_is_found_again_at_the_next_attach() {
+    if !can_mount("a_partition_table_is_found_again_at_the_next_attach") {
+        return;
+    }
+    let world = World::new();
+    world.dir("fuse");
+    let start = |more: &[&str]| world.serve(&[&["vm", "--fuse=fuse"], more].concat());
+    // From its 256th sector on, which is 1 MiB in or, of small sectors, an eighth of that.
+    let mut mbr = [0; 512];
+    mbr[450] = 0x83;
+    mbr[454..458].copy_from_slice(&256_u32.to_le_bytes());
+    mbr[458..462].copy_from_slice(&1024_u32.to_le_bytes());
+    mbr[510..].copy_from_slice(&[0x55, 0xaa]);
+
+    let server = start(&["--size=16M"]);
+    let device = world.ok(&["attach", "vm"]);
+    assert_eq!(sector_size(&device), "4096");
+    fs::write(device.trim(), mbr).unwrap();
+    assert_eq!(partition_starts(&device), [1 << 20]);
+    world.ok(&["detach", "vm"]);
+    let device = world.ok(&["attach", "vm"]);
+    assert_eq!(sector_size(&device), "4096");
+    assert_eq!(partition_starts(&device), [1 << 20]);
+    world.ok(&["detach", "vm"]);
+
+    // A saved image remembers it, and what was asked for goes before what was.
+    world.ok(&["save", "vm", "saved"]);
+    world.ok(&["stop", "vm"]);
+    drop(server);
+    let server = start(&["--restore=saved"]);
+    let device = world.ok(&["attach", "vm"]);
+    assert_eq!(partition_starts(&device), [1 << 20]);
+    world.ok(&["detach", "vm"]);
+    let device = world.ok(&["attach", "vm", "--sector-size=512"]);
+    assert_eq!(sector_size(&device), "512");
+    assert_eq!(partition_starts(&device), [128 << 10]);
+    world.ok(&["detach", "vm"]);
+    world.refused(2, &["attach", "vm", "--sector-size=1024"]);
+    world.ok(&["stop", "vm"]);
+    drop(server);
+
+    // A guest's, of which nothing is remembered: the header says it.
+    for (bytes, sectors) in [(512_u64, "512"), (4096, "4096")] {
+        let disk = File::create(world.path("disk")).unwrap();
+        disk.set_len(16 << 20).unwrap();
+        let mut header = [0; 32];
+        header[..8].copy_from_slice(b"EFI PART");
+        header[24] = 1;
+        disk.write_all_at(&mbr, 0).unwrap();
+        disk.write_all_at(&header, bytes).unwrap();
+        let server = start(&["--origin=disk"]);
+        let device = world.ok(&["attach", "vm"]);
+        assert_eq!(sector_size(&device), sectors);
+        world.ok(&["detach", "vm"]);
+        world.ok(&["stop", "vm"]);
+        drop(server);
+    }
+    assert_eq!(world.leftovers(), [""; 0]);
+}
+
+#[test]
+fn what_nobody_can_tell_gets_small_sectors() {
+    if !can_mount("what_nobody_can_tell_gets_small_sectors") {
+        return;
+    }
+    let world = World::new();
+    world.dir("fuse");
+    let luks = [b"LUKS\xba\xbe\0\x01".as_slice(), &[0; 584]].concat();
+    // XFS with the mark of an ISO image: what blkid(8) finds ambivalent.
+    image(&world, 300, &["mkfs.xfs", "-q", "-ssize=512"]);
+    let xfs = File::options()
+        .write(true)
+        .open(world.path("image"))
+        .unwrap();
+    xfs.write_all_at(b"\x01CD001\x01\0", 32 << 10).unwrap();
+    let attached = |options: &[&str]| {
+        let server = world.serve(&[&["vm", "--fuse=fuse"], options].concat());
+        let device = world.ok(&["attach", "vm"]);
+        let found = sector_size(&device);
+        world.ok(&["detach", "vm"]);
+        world.ok(&["stop", "vm"]);
+        drop(server);
+        found
+    };
+    assert_eq!(attached(&["--origin=image", "--snapshot"]), "512");
+    let line = {
+        world.dir("mnt");
+        world.refused(1, &["mount", "--origin=image", "--snapshot", "mnt"])
+    };
+    assert!(line.contains("wipefs"), "{line}");
+    let disk = File::create(world.path("image")).unwrap();
+    disk.set_len(8 << 20).unwrap();
+    assert_eq!(attached(&["--origin=image"]), "4096");
+    disk.write_all_at(&luks, 0).unwrap();
+    assert_eq!(attached(&["--origin=image"]), "512");
+    assert_eq!(attached(&["--size=8M"]), "4096");
     assert_eq!(world.leftovers(), [""; 0]);
 }
