@@ -124,7 +124,7 @@ pub use recompression::Recompression;
 pub use sector_size::SectorSize;
 pub use selection::Selection;
 pub use size::{ParseSizeError, parse_size};
-pub use spill::wipe_spill;
+pub use spill::{BackingNotes, wipe_spill};
 pub use stats::Stats;
 pub use units::{Extent, MAX_DEVICE_BYTES, PAGE_SHIFT, PAGE_SIZE, Page, PageIndex, PageState};
 pub use unix_socket::{MAX_SOCKET_PATH, SocketFile, listen as listen_unix, remove_dead_socket};

@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use super::Device;
 use crate::config::{BackingConfig, BackingKeep, NO_BACKING};
 use crate::error::{Error, Result};
-use crate::spill::{Backing, FileBacking, RecordFormat};
+use crate::spill::{Backing, RecordFormat};
 use crate::sync::atomic::Ordering::Relaxed;
 use crate::sync::channel;
 use crate::writeback::{Command, NewBacking};
@@ -49,7 +49,8 @@ impl Device {
     /// moved to the new one, or to memory, before this returns; the device is in use meanwhile.
     ///
     /// # Errors
-    /// Those of [`Device::new`] about the backing, and of its [`PlaceCheck`]; [`Error::Refused`] (EBUSY) if there is no room
+    /// Those of [`Device::new`] and [`Device::noting`] about the backing, and of its [`PlaceCheck`];
+    /// [`Error::Refused`] (EBUSY) if there is no room
     /// for what the earlier one holds, or it cannot be read: then that serves on.
     pub fn set_backing(&self, config: Option<&BackingConfig>) -> Result<()> {
         match config {
@@ -64,7 +65,7 @@ impl Device {
             }),
             Some(config) => {
                 self.check_place(&config.path)?;
-                let backing = Arc::new(FileBacking::open(config)?);
+                let backing = self.opener.open(config)?;
                 self.replace_backing(Some(backing), config.size)
             }
             None => self.replace_backing(None, None),

@@ -50,7 +50,7 @@ use crate::origin::{FileImage, Home, Origin, OriginConfig, OriginUse, Periodic, 
 use crate::pool::{ClassStats, FrameBudget};
 use crate::sector_size::SectorSize;
 use crate::shard::Counts;
-use crate::spill::{Backing, FileBacking, random_sequence};
+use crate::spill::{Backing, BackingNotes, Opener, random_sequence};
 use crate::stats::{Stats, rss_bytes};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
@@ -71,6 +71,7 @@ pub struct Device {
     backing_keep: BackingKeep,
     /// What it asks before it comes to use a path.
     place_check: OnceLock<Box<PlaceCheck>>,
+    opener: Opener,
     /// Whether it stays as it is, since it was saved to be stopped.
     is_final: AtomicBool,
     /// Whether it stays as it began, or was restored.
@@ -90,16 +91,30 @@ impl Device {
     /// [`Error::InvalidConfig`]; [`Error::Unusable`] or [`Error::Io`] about the backing;
     /// [`Error::Io`] if there is not enough address space.
     pub fn new(config: &DeviceConfig) -> Result<Self> {
+        Self::opening_with(Opener::default(), config)
+    }
+
+    /// Makes an empty device, for whose backings `notes` are kept.
+    ///
+    /// # Errors
+    /// Those of [`Device::new`], and of `notes`.
+    pub fn noting(config: &DeviceConfig, notes: Arc<dyn BackingNotes>) -> Result<Self> {
+        Self::opening_with(Opener::noting(notes), config)
+    }
+
+    fn opening_with(opener: Opener, config: &DeviceConfig) -> Result<Self> {
         config.validate()?;
         let origin = match &config.origin {
             Some(origin) => open_origin(origin, config.size)?,
             None => Origin::Blank,
         };
         let backing = match &config.backing {
-            Some(backing) => Some(Arc::new(FileBacking::open(backing)?) as Arc<dyn Backing>),
+            Some(backing) => Some(opener.open(backing)?),
             None => None,
         };
-        Self::with_stores(config, origin, backing)
+        let mut device = Self::with_stores(config, origin, backing)?;
+        device.opener = opener;
+        Ok(device)
     }
 
     /// Makes a device that begins as `origin` and spills to `backing`.
@@ -124,6 +139,7 @@ impl Device {
                 .as_ref()
                 .map_or_else(BackingKeep::default, |backing| backing.keep),
             place_check: OnceLock::new(),
+            opener: Opener::default(),
             is_final: AtomicBool::new(false),
             read_only: config.read_only,
             sector_bytes: AtomicU32::new(0),

@@ -26,6 +26,7 @@ mod file;
 mod log;
 #[cfg(test)]
 mod loop_disk;
+mod noted;
 mod record;
 mod seal;
 mod segment;
@@ -43,10 +44,11 @@ pub(crate) use direct::DirectFile;
 pub(crate) use faulty::FaultyBacking;
 #[cfg(all(test, feature = "shuttle"))]
 pub(crate) use faulty::{Chances, Faults, FaultyImage};
-pub(crate) use file::FileBacking;
 pub(crate) use log::{Adopted, Head, LogCounts, MIN_APPEND, SegmentLog, Target};
 #[cfg(test)]
 pub(crate) use loop_disk::LoopDisk;
+pub use noted::BackingNotes;
+pub(crate) use noted::Opener;
 pub(crate) use record::{
     MAX_RECORD_LEN, RECORD_ALIGN, Record, RecordAddress, RecordBuf, RecordFormat, RecordFormats,
     random_sequence,
