@@ -18,6 +18,7 @@ mod config;
 mod dumpable;
 mod examples;
 mod failure;
+mod file_id;
 mod filesystem;
 mod inherited;
 mod layers;
@@ -44,6 +45,7 @@ mod serve;
 mod server;
 mod settings;
 mod signature;
+mod spill;
 mod stat;
 mod stderr;
 mod stop;
@@ -123,7 +125,8 @@ fn run(cli: Cli) -> Result<()> {
         Verb::Sync(args) => manage::sync(&args, &root),
         Verb::TrainDict(args) => train::train_dict(&args, &root),
         Verb::Reset(args) => manage::reset(&args, &root),
-        Verb::WipeSpill(args) => leftovers::wipe_spill(&args.path),
+        Verb::WipeSpill(args) => spill::wipe(&args.path),
+        Verb::ClearSpill(args) => spill::clear(&args),
         Verb::Completions(args) => complete::print_script(&args.shell.to_string()),
         Verb::Man(args) => man::man(&args),
         Verb::Stop(args) => manage::stop(&args, &root),

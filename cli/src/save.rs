@@ -13,7 +13,7 @@ use uzram::{SaveProgress, Saved};
 
 use crate::args::SaveArgs;
 use crate::attachments::Owner;
-use crate::leftovers::FileId;
+use crate::file_id::FileId;
 use crate::manage::LONG;
 use crate::name::Name;
 use crate::output;

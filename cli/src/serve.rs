@@ -4,13 +4,13 @@
 //! device, NBD, FUSE, the control socket. The record comes before what it records, so that
 //! whatever a killed server leaves can be found. A failure on the way takes down what is there.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use rustix::process::{Resource, Rlimit};
@@ -18,10 +18,11 @@ use uzram::nbd::{Address, InheritedSocket};
 use uzram::{BackingKeep, BlockDevice, Device, control, fuse, mounts, nbd};
 
 use crate::attachments::{self, Attachment};
-use crate::leftovers::{FileId, SocketId};
+use crate::leftovers::SocketId;
 use crate::metrics::{Exporter, Sink};
-use crate::rundir::{Lock, Record, RunRoot};
+use crate::rundir::{LiveRecord, Lock, Record, RunRoot};
 use crate::settings::Settings;
+use crate::spill::SpillNotes;
 use crate::stop::Stopper;
 use crate::table::{bytes, count};
 use crate::{
@@ -62,7 +63,7 @@ pub(crate) fn run(settings: &Settings, root: &RunRoot, background: bool) -> Resu
         let log = background.then(|| lock.dir().log());
         let announced = stopper
             .ready()
-            .and_then(|()| announce(settings, &server.record, log));
+            .and_then(|()| announce(settings, &server.record.now(), log));
         if announced.is_ok() {
             // Err would mean that every sender is gone, which is no reason to go on either.
             let _ = stop_requested.recv();
@@ -97,7 +98,7 @@ struct Server {
     fuse: Option<fuse::Mount>,
     control: control::Server,
     exporter: Exporter,
-    record: Record,
+    record: LiveRecord,
 }
 
 impl Server {
@@ -114,29 +115,25 @@ impl Server {
         }
         let mut record = settings.record();
         record.inherited = sockets.iter().map(|s| s.address().to_string()).collect();
-        lock.write_record(&record)?;
+        let record = lock.begin_record(record)?;
         check_layers(settings, root)?;
-        let (device, spill) = start_device(settings)?;
+        let device = start_device(settings, &record)?;
         stopper.keep(&device);
         let (name, root) = (settings.name.clone(), root.clone());
         device.check_places(Box::new(move |path| layers::check(path, &name, &root)));
-        stopper.note(|traces| traces.spill = spill.clone());
-        record.spill = spill;
-        lock.write_record(&record)?;
-        // It may spill, and take long: whoever ends it must find the spill.
         if let Some(image) = &settings.restore {
             restore(&device, image, settings.verify_image, stopper)?;
         }
         let nbd = start_nbd(settings, sockets, &device, stopper)?;
         if let Some(nbd) = &nbd {
             // Port 0 has become a real one.
-            record.nbd = nbd.addresses().iter().map(ToString::to_string).collect();
-            lock.write_record(&record)?;
+            let addresses = nbd.addresses().iter().map(ToString::to_string).collect();
+            record.change(|record| record.nbd = addresses)?;
         }
         let fuse = start_fuse(settings, lock, &device, stopper)?;
         if let Some(mount) = &fuse {
-            record.fuse_device = mounts::at(mount.dir())?.map(|mount| mount.device);
-            lock.write_record(&record)?;
+            let device = mounts::at(mount.dir())?.map(|mount| mount.device);
+            record.change(|record| record.fuse_device = device)?;
         }
         watchdog::start(&device);
         let exporter = start_exporter(settings, &device, stopper)?;
@@ -162,18 +159,17 @@ impl Server {
             fuse,
             control,
             exporter,
-            mut record,
+            record,
         } = self;
         // First of all: who finds it is not to ask again.
-        record.stopping = true;
-        if let Err(error) = lock.write_record(&record) {
-            tracing::warn!("{error:#}");
+        if let Err(error) = record.change(|record| record.stopping = true) {
+            tracing::warn!("cannot record that the server stops: {error}");
         }
         let outlives = device.outlives_the_device();
         let dir = lock.dir();
         // Nobody waits for pages to be written back that are forgotten in a moment.
         device.stop();
-        let attached = attachments::of(dir, &record).unwrap_or_else(|error| {
+        let attached = attachments::of(dir, &record.now()).unwrap_or_else(|error| {
             tracing::warn!("{error:#}");
             Vec::new()
         });
@@ -205,7 +201,7 @@ impl Server {
         if device.backing_keep() == BackingKeep::Wipe && !device.stop_spilling(LAST_WRITES) {
             tracing::warn!("the backing is still being written to: some of that may stay");
         }
-        if let Some(Err(error)) = record.spill.map(|spill| spill.remove(SPILL)) {
+        if let Err(error) = remove_spills(&record.now()) {
             tracing::warn!("the backing file stays until the next start or detach: {error:#}");
             // It would try the same, and hang in it where a file system is frozen.
             std::mem::forget(device);
@@ -227,17 +223,28 @@ fn check_layers(settings: &Settings, root: &RunRoot) -> Result<()> {
     Ok(places.try_for_each(|path| layers::check(path, &settings.name, root))?)
 }
 
-/// The device, and its backing file if that is new and not to be kept: the device removes it at its
-/// end, and whoever ends it before its end must do so instead.
-fn start_device(settings: &Settings) -> Result<(Arc<Device>, Option<FileId>)> {
-    let path = settings.device.backing.as_ref().map(|b| b.path.as_path());
-    let new = path.filter(|path| fs::symlink_metadata(path).is_err());
-    let device = Arc::new(Device::new(&settings.device)?);
-    let keep = device.backing_keep();
-    let ours = new.filter(|_| keep != BackingKeep::Keep);
-    let wipe = keep == BackingKeep::Wipe;
-    let spill = ours.and_then(FileId::of).map(|spill| spill.wiped(wipe));
-    Ok((device, spill))
+/// The device. Whoever ends it before its end finds in the record what it spills to.
+fn start_device(settings: &Settings, record: &LiveRecord) -> Result<Arc<Device>> {
+    let backing = settings.device.backing.as_ref();
+    let keep = backing.map_or_else(BackingKeep::default, |backing| backing.keep);
+    let device = match keep {
+        BackingKeep::Keep => Device::new(&settings.device),
+        BackingKeep::Remove | BackingKeep::Wipe => {
+            let notes = SpillNotes {
+                record: record.clone(),
+                wipe: keep == BackingKeep::Wipe,
+            };
+            Device::noting(&settings.device, Arc::new(notes))
+        }
+    };
+    Ok(Arc::new(device?))
+}
+
+/// Removes the files that were made to spill to; those that were there the device empties at its end.
+fn remove_spills(record: &Record) -> Result<()> {
+    let start = Instant::now();
+    let mut made = record.spills.iter().filter(|spill| !spill.was_found());
+    made.try_for_each(|spill| spill.clear(SPILL.saturating_sub(start.elapsed())))
 }
 
 fn restore(device: &Device, image: &Path, verify: bool, stopper: &Stopper) -> Result<()> {

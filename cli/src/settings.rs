@@ -269,7 +269,8 @@ impl Settings {
             fuse: self.fuse.clone(),
             fuse_device: None,
             mountpoint: self.mountpoint.clone(),
-            spill: None,
+            spills: Vec::new(),
+            making: Vec::new(),
             metrics: self.metrics_paths(),
             home: self.home(),
             origin: self

@@ -31,6 +31,8 @@ mod rundir;
 mod save;
 #[path = "cli/scrub.rs"]
 mod scrub;
+#[path = "cli/spills.rs"]
+mod spills;
 #[path = "cli/swap.rs"]
 mod swap;
 #[path = "cli/terminal.rs"]

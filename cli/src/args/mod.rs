@@ -14,6 +14,7 @@ pub(crate) use self::device::{DeviceArgs, ExportArgs, TlsMode};
 use crate::complete::{self, values};
 use crate::filesystem::FsType;
 use crate::name::Name;
+use crate::spill::SpillFile;
 use crate::{examples, parse};
 
 /// zram in userspace: a compressed RAM disk that spills its coldest memory to a file.
@@ -144,6 +145,10 @@ pub(crate) enum Verb {
     /// Overwrite the file of a spill that nothing uses any more: how a server does it at its end.
     #[command(hide = true, after_help = examples::WIPE_SPILL)]
     WipeSpill(WipeArgs),
+
+    /// Clear the file of a spill that a record names: how a server does it at its end.
+    #[command(hide = true)]
+    ClearSpill(ClearArgs),
 
     /// Print a script that has a shell complete uzram's command lines.
     #[command(after_help = examples::COMPLETIONS)]
@@ -346,6 +351,34 @@ pub(crate) struct ManArgs {
 pub(crate) struct WipeArgs {
     /// The file.
     pub(crate) path: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ClearArgs {
+    /// What to do.
+    pub(crate) step: ClearStep,
+
+    /// The file, as the record has it.
+    pub(crate) file: SpillFile,
+}
+
+/// A step of clearing the file of a spill.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum ClearStep {
+    /// Overwrite it.
+    Wipe,
+    /// Remove it, or empty it if it was there before.
+    Clear,
+}
+
+impl ClearStep {
+    /// As it is typed.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Wipe => "wipe",
+            Self::Clear => "clear",
+        }
+    }
 }
 
 #[derive(Debug, Args)]

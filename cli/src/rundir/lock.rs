@@ -1,15 +1,15 @@
 //! The lock by which a server has a name, and what only its holder may do.
 
 use std::fs::File;
-use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use anyhow::{Context, Result, bail};
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
+use super::live::LiveRecord;
 use super::record::Record;
-use super::{FILES, FUSE, LOCK, NEW_RECORD, RECORD, RunDir, trust};
+use super::{FILES, FUSE, LOCK, RECORD, RunDir, trust};
 use crate::leftovers;
 
 /// The name is ours for as long as this lives.
@@ -64,19 +64,10 @@ impl Lock {
         }
     }
 
-    pub(crate) fn write_record(&self, record: &Record) -> Result<()> {
-        let text = serde_json::to_vec(record)?;
-        let flags =
-            OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let mode = Mode::RUSR | Mode::WUSR;
-        rustix::fs::openat(&self.open, NEW_RECORD, flags, mode)
-            .map_err(Into::into)
-            .and_then(|new| File::from(new).write_all(&text))
-            .and_then(|()| {
-                Ok(rustix::fs::renameat(
-                    &self.open, NEW_RECORD, &self.open, RECORD,
-                )?)
-            })
+    /// Writes the record of the server that is to be.
+    pub(crate) fn begin_record(&self, record: Record) -> Result<LiveRecord> {
+        let dir = self.open.try_clone();
+        dir.and_then(|dir| LiveRecord::begin(dir, record))
             .with_context(|| format!("cannot write {}", self.dir.path().join(RECORD).display()))
     }
 

@@ -24,6 +24,7 @@
 //! 4. A lock file is open at most once in a process: closing any descriptor of it would release
 //!    the lock ([`RunDir::owner`] is never called by the process that holds the lock).
 
+mod live;
 mod lock;
 mod record;
 mod trust;
@@ -38,6 +39,7 @@ use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Flock, FlockType, Pid};
 
+pub(crate) use self::live::LiveRecord;
 pub(crate) use self::lock::{Lock, remove_now};
 pub(crate) use self::record::Record;
 use self::trust::Found;
@@ -360,7 +362,8 @@ mod tests {
             fuse: None,
             fuse_device: None,
             mountpoint: None,
-            spill: None,
+            spills: Vec::new(),
+            making: vec!["/b".into()],
             metrics: vec!["/m.prom".into()],
             home: None,
             origin: None,
@@ -368,8 +371,15 @@ mod tests {
             read_only: false,
             stopping: false,
         };
-        lock.write_record(&record).unwrap();
-        assert_eq!(dir.record(), Some(record));
+        let live = lock.begin_record(record.clone()).unwrap();
+        assert_eq!(dir.record(), Some(record.clone()));
+        live.change(|record| record.stopping = true).unwrap();
+        let stopping = Record {
+            stopping: true,
+            ..record
+        };
+        assert_eq!(live.now(), stopping);
+        assert_eq!(dir.record(), Some(stopping));
         assert_eq!(root.dirs().unwrap().len(), 1);
         let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&dir.path()), mode(&root.0)), (0o700, 0o700));

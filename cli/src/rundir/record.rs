@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::aside::ImageId;
-use crate::leftovers::FileId;
+use crate::spill::SpillFile;
 
 /// What a server serves, so that others can find it and clear up after it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,8 +23,12 @@ pub(crate) struct Record {
     pub(crate) fuse_device: Option<String>,
     /// Where `uzram mount` mounts the file system it makes; `None` for every other server.
     pub(crate) mountpoint: Option<PathBuf>,
-    /// The backing file, if the server made it and so is to remove it.
-    pub(crate) spill: Option<FileId>,
+    /// The files that it spills to, unless they are to be kept. Older versions had at most one.
+    #[serde(default, alias = "spill", deserialize_with = "one_or_more")]
+    pub(crate) spills: Vec<SpillFile>,
+    /// Where it is about to make such a file.
+    #[serde(default)]
+    pub(crate) making: Vec<PathBuf>,
     /// The Unix sockets that its metrics are served on, and the files that they are written to.
     #[serde(default)]
     pub(crate) metrics: Vec<PathBuf>,
@@ -57,5 +61,43 @@ impl Record {
     pub(crate) fn places(&self) -> Vec<String> {
         let fuse = self.fuse.iter().map(|dir| dir.display().to_string());
         self.nbd.iter().cloned().chain(fuse).collect()
+    }
+}
+
+/// Several, one, or none.
+fn one_or_more<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<SpillFile>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Spills {
+        More(Vec<SpillFile>),
+        One(SpillFile),
+    }
+    Ok(match Option::deserialize(from)? {
+        None => Vec::new(),
+        Some(Spills::One(file)) => vec![file],
+        Some(Spills::More(files)) => files,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_records_of_older_versions_are_read() {
+        let file = serde_json::json!({
+            "path": "/b", "dev": 1, "ino": 2,
+            "born": { "secs_since_epoch": 3, "nanos_since_epoch": 4 },
+        });
+        for (spill, spills) in [(serde_json::Value::Null, 0), (file, 1)] {
+            let record = serde_json::json!({
+                "size": 4096, "nbd": [], "fuse": null, "fuse_device": null,
+                "mountpoint": null, "spill": spill,
+            });
+            let record: Record = serde_json::from_value(record).unwrap();
+            assert_eq!(record.spills.len(), spills);
+            let again = serde_json::to_value(&record).unwrap();
+            assert_eq!(serde_json::from_value::<Record>(again).unwrap(), record);
+        }
     }
 }

@@ -26,7 +26,7 @@ fn spilled(world: &World, keep: &str) -> Serve {
 }
 
 /// Bytes of a file that are not zero, also of one that was removed.
-fn bytes_left(mut file: &File) -> usize {
+pub(crate) fn bytes_left(mut file: &File) -> usize {
     let mut bytes = Vec::new();
     file.rewind().unwrap();
     file.read_to_end(&mut bytes).unwrap();

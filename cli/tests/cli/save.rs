@@ -311,7 +311,7 @@ fn a_restore_that_is_ended_leaves_no_spill() {
         let names_the_spill = || {
             let record = fs::read(&record).ok()?;
             let record: Value = serde_json::from_slice(&record).ok()?;
-            record["spill"]["path"].as_str().map(str::to_owned)
+            record["spills"][0]["path"].as_str().map(str::to_owned)
         };
         while names_the_spill().is_none() {
             assert!(
