@@ -87,6 +87,7 @@ pub mod fuse;
 pub mod fuzzing;
 mod image;
 mod latency;
+mod log_limit;
 mod memory;
 pub mod mounts;
 pub mod nbd;
@@ -118,6 +119,7 @@ pub use device::{
 pub use error::{Error, Result};
 pub use image::write_whole;
 pub use latency::{Latency, OperationLatencies};
+pub use log_limit::LogLimit;
 pub use origin::{OriginConfig, OriginFormat, OriginUse, SyncPolicy};
 pub use pool::ClassStats;
 pub use recompression::Recompression;

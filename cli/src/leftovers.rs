@@ -116,8 +116,13 @@ impl Traces {
         for socket in &self.sockets {
             socket.remove_now();
         }
-        for file in &self.files {
-            let _ = fs::remove_file(file);
+        for (dir, file) in self
+            .dir
+            .iter()
+            .flat_map(|dir| self.files.iter().map(move |file| (dir, file)))
+        {
+            // What a next server finds it removes.
+            let _ = metrics::remove_stale(file, dir.name());
         }
         let record = self.dir.as_ref().and_then(RunDir::record);
         // Before the mount, because nobody finds them once that is gone.

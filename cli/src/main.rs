@@ -62,6 +62,7 @@ mod xfs;
 
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;
+use std::thread;
 
 use anyhow::Result;
 use clap::error::ErrorKind;
@@ -73,7 +74,22 @@ use crate::output::StdoutGone;
 use crate::rundir::RunRoot;
 use crate::settings::Settings;
 
+/// What the command's own thread has, bytes: the first thread's stack is as the user's limit has it.
+const STACK: usize = 2 << 20;
+
 fn main() -> ExitCode {
+    let thread = thread::Builder::new().name("uzram".to_owned());
+    match thread.stack_size(STACK).spawn(command) {
+        // A panic has been said.
+        Ok(command) => command.join().unwrap_or(ExitCode::from(101)),
+        Err(error) => {
+            failure::say(&format!("cannot start a thread: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn command() -> ExitCode {
     let _last_lines = stderr::Flushed;
     stderr::take_panics();
     complete::answer_shell();

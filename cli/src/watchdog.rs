@@ -2,14 +2,21 @@
 
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
-use uzram::Device;
+use uzram::{Device, LogLimit};
+
+/// The least time between two signs of life.
+const LEAST: Duration = Duration::from_millis(10);
 
 /// Starts to tell it, where systemd expects that.
 pub(crate) fn start(device: &Arc<Device>) {
-    let Some(period) = sd_notify::watchdog_enabled() else {
+    // Of 0 systemd itself makes no watchdog.
+    let Some(period) = sd_notify::watchdog_enabled().filter(|period| !period.is_zero()) else {
         return;
     };
+    let pause = (period / 3).max(LEAST);
+    let failures = LogLimit::of_states();
     // Not what keeps the device alive.
     let device = Arc::downgrade(device);
     let started = thread::Builder::new()
@@ -19,10 +26,12 @@ pub(crate) fn start(device: &Arc<Device>) {
                 // Takes the lock of every shard: with one of them stuck, this never returns.
                 device.orig_data_size();
                 drop(device);
-                if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]) {
-                    tracing::warn!(%error, "cannot notify systemd");
+                if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Watchdog])
+                    && let Some(end) = failures.admit()
+                {
+                    tracing::warn!("cannot notify systemd: {error}{end}");
                 }
-                thread::sleep(period / 3);
+                thread::sleep(pause);
             }
         });
     if let Err(error) = started {

@@ -96,6 +96,9 @@ pub enum Attribute {
     SectorSize,
 }
 
+/// Whoever stores a path need not be where this process is.
+const FROM_ROOT: &str = "a path from the root is needed";
+
 impl Attribute {
     /// What stands before the path of a backing whose contents are of no worth: `force:/dev/sdb2`.
     pub const FORCE: &str = "force:";
@@ -274,11 +277,15 @@ impl Attribute {
                 "none" => device.set_backing(None),
                 value => {
                     let forced = value.strip_prefix(Self::FORCE);
+                    let path = forced.unwrap_or(value);
+                    if !Path::new(path).is_absolute() {
+                        return Err(self.invalid(value, FROM_ROOT));
+                    }
                     device.set_backing(Some(&BackingConfig {
                         encrypt: device.encrypts(),
                         keep: device.backing_keep(),
                         force: forced.is_some(),
-                        ..BackingConfig::new(forced.unwrap_or(value))
+                        ..BackingConfig::new(path)
                     }))
                 }
             },
@@ -412,6 +419,7 @@ impl Attribute {
                     let number = given.parse().ok();
                     level = Some(number.ok_or_else(|| wrong("use a number for level"))?);
                 }
+                "dict" if !Path::new(given).is_absolute() => return Err(wrong(FROM_ROOT)),
                 "dict" => dictionary = Some(Path::new(given)),
                 "deflate.winbits" => {
                     return Err(wrong(

@@ -164,7 +164,16 @@ fn stores_check_their_values() {
     );
     assert_eq!(errno(Attribute::Recompress, "idle"), Some(Errno::INVAL));
     assert_eq!(errno(Attribute::CompAlgorithm, "lzma"), Some(Errno::INVAL));
-    for bad in ["", "/dev/null", "/", "force:", "force:/dev/null", "force:/"] {
+    for bad in [
+        "",
+        "/dev/null",
+        "/",
+        "spill",
+        "force:",
+        "force:/dev/null",
+        "force:/",
+        "force:spill",
+    ] {
         let refused = errno(Attribute::BackingDev, bad);
         assert_eq!(refused, Some(Errno::INVAL), "{bad}");
     }

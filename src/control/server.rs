@@ -6,6 +6,7 @@
 //!    and a new one needs its place, when it sends what is not a line, or when the server shuts
 //!    down; a request that was received is answered first.
 
+use std::fmt;
 use std::io::{self, ErrorKind};
 use std::net::Shutdown;
 use std::os::fd::AsFd;
@@ -27,6 +28,7 @@ use crate::attributes::{Attribute, parse_idle};
 use crate::block_device::BlockDevice;
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::log_limit::LogLimit;
 use crate::recompression::Recompression;
 use crate::selection::Selection;
 use crate::unix_socket::{self, SocketFile};
@@ -60,6 +62,7 @@ impl Server {
             woken,
             device,
             clients: Clients::default(),
+            failures: LogLimit::of_states(),
         };
         let acceptor = thread::Builder::new()
             .name("uzram-control".to_owned())
@@ -99,6 +102,7 @@ struct Acceptor {
     woken: UnixStream,
     device: Arc<Device>,
     clients: Clients,
+    failures: LogLimit,
 }
 
 impl Acceptor {
@@ -108,19 +112,26 @@ impl Acceptor {
             match self.listener.accept() {
                 Ok((stream, _)) => {
                     if let Err(error) = self.admit(stream) {
-                        tracing::warn!("cannot serve a control client: {error}");
+                        self.warn_of(format_args!("cannot serve a control client: {error}"));
                     }
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 Err(error) => {
                     // Out of descriptors, say: the client stays in the backlog meanwhile.
-                    tracing::warn!("cannot accept a control client: {error}");
+                    self.warn_of(format_args!("cannot accept a control client: {error}"));
                     thread::sleep(Duration::from_millis(100));
                 }
             }
         }
         drop((file, self.listener));
         self.clients.join();
+    }
+
+    /// Logs what this machine lacks: that may last, and clients come all the time.
+    fn warn_of(&self, text: fmt::Arguments<'_>) {
+        if let Some(end) = self.failures.admit() {
+            tracing::warn!("{text}{end}");
+        }
     }
 
     /// Waits for a client; false when the server shuts down.

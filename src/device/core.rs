@@ -14,7 +14,7 @@ use crossbeam::utils::CachePadded;
 
 use super::ages::Ages;
 use super::algorithms::Algorithms;
-use super::damage::{Damage, LogLimit};
+use super::damage::Damage;
 use super::layout::{Layout, ShardIndex};
 use super::read_ahead::ReadAhead;
 use super::room::Room;
@@ -22,6 +22,7 @@ use super::save::Saves;
 use crate::config::DeviceConfig;
 use crate::error::{Error, Result};
 use crate::latency::Latencies;
+use crate::log_limit::LogLimit;
 use crate::origin::Origin;
 use crate::pool::{self, FrameBudget, NoRoom};
 use crate::shard::{Clock, Shard, SlotIndex};
@@ -231,7 +232,7 @@ impl Core {
             log_counts: Arc::default(),
             requests: RequestCounts::default(),
             damage: Damage::default(),
-            log_limit: LogLimit::default(),
+            log_limit: LogLimit::of_requests(),
             latencies: Latencies::new(config.slow_request),
             room: Room::new(),
             allowance,

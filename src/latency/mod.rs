@@ -18,7 +18,7 @@ use crossbeam::utils::CachePadded;
 
 use self::histogram::{Histogram, Snapshot};
 pub use self::histogram::{Latency, OperationLatencies};
-use crate::device::damage::LogLimit;
+use crate::log_limit::LogLimit;
 
 /// One in so many small requests is timed. A prime: what comes in turns is still seen evenly.
 const PERIOD: u32 = 7;
@@ -83,7 +83,7 @@ impl Latencies {
         Self {
             lanes: (0..LANES).map(|_| CachePadded::default()).collect(),
             slow,
-            log_limit: LogLimit::default(),
+            log_limit: LogLimit::of_requests(),
         }
     }
 

@@ -14,8 +14,6 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use rustix::net::{Shutdown, shutdown};
 
-use super::address::Address;
-
 pub(super) struct Connections {
     max: usize,
     table: Mutex<Table>,
@@ -126,58 +124,6 @@ impl Entry {
     }
 }
 
-/// The clients that are turned away because all places are taken, for the log: one line a minute, so
-/// that nobody fills it.
-pub(super) struct Refusals {
-    max: usize,
-    since: Mutex<Since>,
-}
-
-/// What happened since the last line, if there was one.
-#[derive(Default)]
-struct Since {
-    said: Option<Instant>,
-    refused: u64,
-}
-
-impl Refusals {
-    const EVERY: Duration = Duration::from_secs(60);
-
-    pub(super) fn new(max: usize) -> Self {
-        Self {
-            max,
-            since: Mutex::default(),
-        }
-    }
-
-    /// Notes a client that came to `address`.
-    pub(super) fn note(&self, address: &Address) {
-        let Some(refused) = self.since.lock().count(Instant::now()) else {
-            return;
-        };
-        tracing::warn!(
-            "turned away a client on {address}, {refused} since this was last said: {} are connected, \
-             and --max-connections allows no more",
-            self.max
-        );
-    }
-}
-
-impl Since {
-    /// Counts one more; returns how many there were if it is time to say so.
-    fn count(&mut self, now: Instant) -> Option<u64> {
-        self.refused += 1;
-        if self
-            .said
-            .is_some_and(|said| now.duration_since(said) < Refusals::EVERY)
-        {
-            return None;
-        }
-        self.said = Some(now);
-        Some(std::mem::take(&mut self.refused))
-    }
-}
-
 /// A connection's place, given back when dropped.
 pub(super) struct Place {
     id: u64,
@@ -208,21 +154,5 @@ impl Drop for Place {
         let entry = self.connections.table.lock().open.remove(&self.id);
         self.connections.ended.notify_all();
         drop(entry);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn refusals_are_said_once_a_minute_and_counted() {
-        let mut since = Since::default();
-        let start = Instant::now();
-        assert_eq!(since.count(start), Some(1));
-        for second in 1..60 {
-            assert_eq!(since.count(start + Duration::from_secs(second)), None);
-        }
-        assert_eq!(since.count(start + Refusals::EVERY), Some(60));
     }
 }

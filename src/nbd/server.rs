@@ -17,9 +17,10 @@ use rustix::net::{Shutdown, SocketFlags, accept_with};
 
 use crate::block_device::BlockDevice;
 use crate::error::{Error, Result};
+use crate::log_limit::LogLimit;
 
 use super::address::Address;
-use super::connections::{Connections, Place, Refusals};
+use super::connections::{Connections, Place};
 use super::export::Export;
 use super::fault::Fault;
 use super::lane::Workers;
@@ -142,7 +143,10 @@ struct Shared {
     growth: Growth,
     handshake_timeout: Duration,
     connections: Arc<Connections>,
-    refusals: Refusals,
+    max_connections: usize,
+    /// Clients that are turned away, and those that cannot be accepted.
+    refusals: LogLimit,
+    failures: LogLimit,
     stopping: Arc<AtomicBool>,
     /// Readable once the server stops.
     stop: OwnedFd,
@@ -204,7 +208,9 @@ impl Server {
             growth: Growth::new(),
             handshake_timeout: config.handshake_timeout,
             connections: Connections::new(config.max_connections),
-            refusals: Refusals::new(config.max_connections),
+            max_connections: config.max_connections,
+            refusals: LogLimit::of_states(),
+            failures: LogLimit::of_states(),
             stopping: Arc::new(AtomicBool::new(false)),
             stop,
         });
@@ -271,7 +277,7 @@ impl Shared {
             match poll(&mut descriptors, None) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => {
-                    tracing::warn!("cannot wait for connections: {error}");
+                    self.warn_of(format_args!("cannot wait for connections: {error}"));
                     self.pause();
                 }
             }
@@ -292,9 +298,17 @@ impl Shared {
             // Gone again before it was accepted, or another wake-up.
             Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => {}
             Err(error) => {
-                tracing::warn!("cannot accept on {}: {error}", listener.address());
+                let address = listener.address();
+                self.warn_of(format_args!("cannot accept on {address}: {error}"));
                 self.pause();
             }
+        }
+    }
+
+    /// Logs what this machine lacks: that may last, and clients come all the time.
+    fn warn_of(&self, text: fmt::Arguments<'_>) {
+        if let Some(end) = self.failures.admit() {
+            tracing::warn!("{text}{end}");
         }
     }
 
@@ -313,7 +327,13 @@ impl Shared {
     fn open(self: &Arc<Self>, fd: OwnedFd, address: &Address) {
         let fd = Arc::new(fd);
         let Some(place) = self.connections.admit(&fd) else {
-            self.refusals.note(address);
+            if let Some(end) = self.refusals.admit() {
+                tracing::warn!(
+                    "turned away a client on {address}: {} are connected, and --max-connections \
+                     allows no more{end}",
+                    self.max_connections
+                );
+            }
             return;
         };
         if matches!(address, Address::Tcp { .. })
@@ -327,7 +347,9 @@ impl Shared {
             .name(format!("nbd-{}", place.id()))
             .spawn(move || shared.serve(fd, &place));
         if let Err(error) = spawned {
-            tracing::warn!("closed a connection on {address}: cannot start a thread: {error}");
+            self.warn_of(format_args!(
+                "closed a connection on {address}: cannot start a thread: {error}"
+            ));
         }
     }
 

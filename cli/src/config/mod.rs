@@ -12,6 +12,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use anyhow::{Context, Result, bail};
 use clap::{ArgAction, CommandFactory};
@@ -267,8 +268,16 @@ fn is_about(text: &str, name: &str) -> bool {
     })
 }
 
-/// The options of a verb that a device's table can have, and whether each is a flag.
-fn keys_of(verb: &str) -> Vec<(String, bool)> {
+/// The options of a verb that a device's table can have, and whether each is a flag. A file has many
+/// keys, so the command line is looked through once.
+fn keys_of(verb: &str) -> &'static [(String, bool)] {
+    static SERVED: OnceLock<Vec<(String, bool)>> = OnceLock::new();
+    static MOUNTED: OnceLock<Vec<(String, bool)>> = OnceLock::new();
+    let keys = if verb == "mount" { &MOUNTED } else { &SERVED };
+    keys.get_or_init(|| options_of(verb))
+}
+
+fn options_of(verb: &str) -> Vec<(String, bool)> {
     const ELSEWHERE: [&str; 4] = ["name", "help", "verbose", "quiet"];
     let mut command = Cli::command();
     command.build();
@@ -289,13 +298,16 @@ fn keys_of(verb: &str) -> Vec<(String, bool)> {
 
 /// Whether the key is a flag; `None` if there is no such key.
 fn flag_of(verb: &str, key: &str) -> Option<bool> {
-    let found = keys_of(verb).into_iter().find(|(name, _)| name == key);
-    found.map(|(_, is_flag)| is_flag)
+    let found = keys_of(verb).iter().find(|(name, _)| name == key);
+    found.map(|(_, is_flag)| *is_flag)
 }
 
 fn no_such_key(verb: &str, key: &str) -> String {
-    let mut names: Vec<_> = keys_of(verb).into_iter().map(|(name, _)| name).collect();
-    names.extend([MOUNTPOINT, SAVE, SWAP_PRIORITY].map(str::to_owned));
+    let mut names: Vec<_> = keys_of(verb)
+        .iter()
+        .map(|(name, _)| name.as_str())
+        .collect();
+    names.extend([MOUNTPOINT, SAVE, SWAP_PRIORITY]);
     match suggest::nearest(key, &names) {
         Some(meant) => format!("there is no such key{}", suggest::question(meant)),
         None => format!("there is no such key: the keys are {}", names.join(", ")),
@@ -371,6 +383,19 @@ mod tests {
             assert!(args.device.swap);
             assert_eq!(Some(priority), SwapPriority::parse(number));
         }
+    }
+
+    /// Each of these keys once cost a look through the command line, the file and the other tables.
+    #[test]
+    fn many_devices_take_no_longer_each_than_one() {
+        const TABLES: usize = 20_000;
+        let table = |n| format!("[d{n}]\nsize = 4096\nbacking = \"/b/{n}\"\nsave = \"/s/{n}\"\n");
+        let text: String = (0..TABLES).map(table).collect();
+        let (_dir, config) = config(&text);
+        let config = config.unwrap();
+        assert_eq!(config.entries.len(), TABLES);
+        let last = config.entries.last().unwrap();
+        assert_eq!(last.line, 4 * (TABLES - 1) + 1);
     }
 
     #[test]

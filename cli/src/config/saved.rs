@@ -1,6 +1,7 @@
 //! What `save` means: a device that `uzram down` saves to an image, and that begins with it once it is
 //! there.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -75,33 +76,43 @@ impl Entry {
 impl Config {
     /// Fails if a device would be saved over what another has, or over what it lies on itself.
     pub(super) fn check_images(&self) -> Result<()> {
+        let held = self.held();
         for entry in &self.entries {
             let Some((save, image)) = entry.key(SAVE).zip(entry.save()) else {
                 continue;
             };
-            let image = self.place(image);
-            for other in &self.entries {
-                let is_other = other.name != entry.name;
-                let holds = |key: &&Key| match key.name.as_str() {
-                    SAVE | RESTORE => is_other,
-                    "backing" | "origin" => true,
-                    _ => false,
-                };
-                let mut held = other.keys.iter().filter(holds);
-                let is_there = |key: &Key| key.value.word().map(|word| self.place(Path::new(word)));
-                if let Some(key) = held.find(|key| is_there(key).as_ref() == Some(&image)) {
-                    return Err(Usage::error(format!(
-                        "{file}:{}: save: it is the {} of {}, in line {}: use another file",
-                        save.line,
-                        key.name,
-                        other.name,
-                        key.line,
-                        file = self.path.display(),
-                    )));
-                }
+            let mut holders = held.get(&self.place(image)).into_iter().flatten();
+            let is_taken = |(other, key): &&(&Entry, &Key)| {
+                other.name != entry.name || !matches!(key.name.as_str(), SAVE | RESTORE)
+            };
+            if let Some((other, key)) = holders.find(is_taken) {
+                return Err(Usage::error(format!(
+                    "{file}:{}: save: it is the {} of {}, in line {}: use another file",
+                    save.line,
+                    key.name,
+                    other.name,
+                    key.line,
+                    file = self.path.display(),
+                )));
             }
         }
         Ok(())
+    }
+
+    /// The files that devices have something in, and the keys that say so.
+    fn held(&self) -> HashMap<PathBuf, Vec<(&Entry, &Key)>> {
+        let mut held: HashMap<_, Vec<_>> = HashMap::new();
+        for entry in &self.entries {
+            for key in &entry.keys {
+                if matches!(key.name.as_str(), SAVE | RESTORE | "backing" | "origin")
+                    && let Some(word) = key.value.word()
+                {
+                    let place = self.place(Path::new(word));
+                    held.entry(place).or_default().push((entry, key));
+                }
+            }
+        }
+        held
     }
 
     /// Where a path of the file leads, from wherever one reads it.

@@ -7,7 +7,8 @@ use super::{Entry, Key, Value, Wrong};
 
 /// The devices of a file.
 pub(super) fn parse(text: &str) -> Result<Vec<Entry>, Wrong> {
-    let line_of = |at: usize| text[..at].matches('\n').count() + 1;
+    let ends: Vec<_> = text.match_indices('\n').map(|(at, _)| at).collect();
+    let line_of = |at: usize| ends.partition_point(|&end| end < at) + 1;
     let table = DeTable::parse(text).map_err(|error| {
         let line = error.span().map_or(1, |span| line_of(span.start));
         Wrong::new(line, error.message())

@@ -93,6 +93,9 @@ static METRICS: &[Metric] = &metrics! {
     rss_bytes Gauge "process_resident_bytes" "Resident set of the server.";
 };
 
+/// It comes first.
+const UP: &str = "uzram_up";
+
 const OPERATIONS: &str = "uzram_operation_seconds";
 
 /// The ends of the buckets that are shown, as powers of two nanoseconds: half a microsecond to 17 s.
@@ -105,7 +108,7 @@ pub(super) fn exposition(devices: &[Observed], format: Format) -> String {
         .iter()
         .map(|device| (device.name.as_str(), u64::from(device.seen.is_some())));
     let help = "Whether the server answers.";
-    append(&mut text, format, "uzram_up", Kind::Gauge, help, up);
+    append(&mut text, format, UP, Kind::Gauge, help, up);
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let now = now.unwrap_or_default().as_secs();
     let answers = devices.iter().filter(|device| device.seen.is_some());
@@ -138,7 +141,21 @@ pub(super) fn exposition(devices: &[Observed], format: Format) -> String {
     text
 }
 
-/// Adds a metric with its figures by device. A device's name needs no escapes.
+/// The label that says which device a figure is of, with the escapes of the format.
+fn device_label(name: &str) -> String {
+    let escaped = name
+        .replace('\\', "\\\\")
+        .replace('"', "\\\"")
+        .replace('\n', "\\n");
+    format!("device=\"{escaped}\"")
+}
+
+/// How the figure begins that says whether the server of `name` answers.
+pub(super) fn up_of(name: &str) -> String {
+    format!("{UP}{{{}}}", device_label(name))
+}
+
+/// Adds a metric with its figures by device.
 fn append<'a>(
     text: &mut String,
     format: Format,
@@ -158,7 +175,7 @@ fn append<'a>(
     // A String takes all that is written to it.
     let _ = writeln!(text, "# HELP {family} {help}\n# TYPE {family} {kind}");
     for (device, figure) in figures {
-        let _ = writeln!(text, "{name}{{device=\"{device}\"}} {figure}");
+        let _ = writeln!(text, "{name}{{{}}} {figure}", device_label(device));
     }
 }
 
@@ -174,7 +191,7 @@ fn append_latencies(text: &mut String, devices: &[Observed]) {
             continue;
         };
         for (operation, latency) in latencies.named() {
-            let labels = format!("device=\"{}\",op=\"{operation}\"", device.name);
+            let labels = format!("{},op=\"{operation}\"", device_label(&device.name));
             append_histogram(text, &labels, latency);
         }
     }
@@ -211,6 +228,44 @@ mod tests {
         for metric in METRICS {
             let counter = metric.kind == Kind::Counter;
             assert_eq!(metric.name.ends_with("_total"), counter, "{}", metric.name);
+        }
+    }
+
+    /// The value of the first label of a line, as the format has it: `\\`, `\"` and `\n` are escapes.
+    fn first_label(line: &str) -> String {
+        let (_, rest) = line.split_once("{device=\"").unwrap();
+        let (mut value, mut chars) = (String::new(), rest.chars());
+        loop {
+            match chars.next().unwrap() {
+                '"' => break,
+                '\n' => panic!("a newline in {line}"),
+                '\\' => value.push(match chars.next().unwrap() {
+                    'n' => '\n',
+                    escaped @ ('\\' | '"') => escaped,
+                    other => panic!("\\{other} in {line}"),
+                }),
+                other => value.push(other),
+            }
+        }
+        let rest = chars.as_str();
+        assert!(rest.starts_with("} ") || rest.starts_with(",op="), "{line}");
+        value
+    }
+
+    #[test]
+    fn a_name_is_read_as_it_is() {
+        for name in ["a\"b", "a\\b", "a\\", "\"} 1", "plain", "h\u{e9}\u{e9}"] {
+            let device = Observed {
+                name: name.to_owned(),
+                seen: Some((Stats::default(), OperationLatencies::default())),
+            };
+            for format in [Format::Prometheus, Format::OpenMetrics] {
+                let text = exposition(std::slice::from_ref(&device), format);
+                assert!(text.contains(&up_of(name)));
+                for line in text.lines().filter(|line| !line.starts_with('#')) {
+                    assert_eq!(first_label(line), name, "{line}");
+                }
+            }
         }
     }
 

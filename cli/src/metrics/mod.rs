@@ -3,6 +3,8 @@
 
 mod exporter;
 mod exposition;
+mod file;
+mod http;
 mod sink;
 
 use std::time::Duration;
@@ -10,8 +12,9 @@ use std::time::Duration;
 use anyhow::Result;
 use uzram::control::Client;
 
-pub(crate) use self::exporter::{Exporter, remove_stale};
+pub(crate) use self::exporter::Exporter;
 use self::exposition::{Format, Observed, exposition};
+pub(crate) use self::file::remove_stale;
 pub(crate) use self::sink::Sink;
 use crate::output;
 use crate::rundir::RunRoot;

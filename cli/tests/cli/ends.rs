@@ -130,7 +130,12 @@ fn a_second_signal_exits_at_once() {
     world.dir("fuse");
     // A stop in order may be over before the second signal on a machine that is busy.
     let is_cut_short = (0..10).any(|_| {
-        let mut server = world.serve(&["two", "--size=1M", "--fuse=fuse"]);
+        let metrics = world.path("m.prom");
+        let _ = fs::remove_file(&metrics);
+        let args = ["two", "--size=1M", "--fuse=fuse", "--metrics=file:m.prom"];
+        let mut server = world.serve(&args);
+        // By then another's.
+        fs::write(&metrics, "precious").unwrap();
         // An open file holds up an orderly unmount for half a second.
         let open = fs::File::open(world.path("fuse/disk")).unwrap();
         let mut log = BufReader::new(server.child.stderr.take().unwrap()).lines();
@@ -142,9 +147,33 @@ fn a_second_signal_exits_at_once() {
         drop(open);
         assert_eq!(world.leftovers(), [""; 0]);
         assert!([Some(0), Some(1)].contains(&code), "{code:?}");
+        assert_eq!(fs::read_to_string(&metrics).unwrap(), "precious");
         code == Some(1)
     });
     assert!(is_cut_short);
+}
+
+#[test]
+fn a_small_stack_will_do() {
+    let world = World::new();
+    let with_little = |args: &[&str]| {
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", "ulimit -s 64; exec \"$0\" \"$@\""])
+            .arg(env!("CARGO_BIN_EXE_uzram"))
+            .args(args)
+            .env("UZRAM_RUNDIR", world.rundir())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    };
+    let mut server = Serve::start(&mut with_little(&["serve", "small", "--size=1M"]));
+    for args in [&["list"][..], &["map", "small"], &["completions", "bash"]] {
+        let output = common::finish(&mut with_little(args));
+        assert!(output.status.success(), "{args:?}: {output:?}");
+    }
+    signal(server.pid(), "TERM");
+    assert_eq!(server.ended(STOP), Some(0));
 }
 
 #[test]

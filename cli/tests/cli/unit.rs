@@ -246,3 +246,24 @@ fn what_the_unit_starts_serves_and_feeds_the_watchdog() {
     signal(server.pid(), "TERM");
     assert_eq!(server.ended(HANG), Some(0));
 }
+
+/// systemd keeps no watchdog of 0, and neither are there signs of life without a pause.
+#[test]
+fn a_watchdog_of_no_time_is_none() {
+    let world = World::new();
+    let systemd = UnixDatagram::bind(world.path("notify")).unwrap();
+    systemd.set_read_timeout(Some(HANG)).unwrap();
+    let mut command = world.command(&["serve", "device", "--size=1M"]);
+    command
+        .env("NOTIFY_SOCKET", world.path("notify"))
+        .env("WATCHDOG_USEC", "0")
+        .env_remove("WATCHDOG_PID");
+    let mut server = Serve::start(&mut command);
+    signal(server.pid(), "TERM");
+    for expected in ["READY=1\n", "STOPPING=1\n"] {
+        let mut message = [0; 64];
+        let len = systemd.recv(&mut message).unwrap();
+        assert_eq!(String::from_utf8_lossy(&message[..len]), expected);
+    }
+    assert_eq!(server.ended(HANG), Some(0));
+}

@@ -136,6 +136,31 @@ fn with_answers_that_nobody_reads_an_end_writes_all() {
     drop(silent);
 }
 
+/// The metrics may stand in another's directory, who has put there what never ends.
+#[test]
+fn with_its_metrics_taken_over_an_end_writes_all() {
+    for place in ["mkfifo m.prom", "ln -s /dev/zero m.prom"] {
+        let (world, path, origin) = image(64);
+        let mut server = world.serve(&["x", &origin, "--metrics=file:m.prom"]);
+        let mut client = Client::connect(&world.rundir().join("x/nbd.sock")).unwrap();
+        client.write(5 * PAGE as u64, &[1; PAGE], false).unwrap();
+        let mut taking = Command::new("sh");
+        taking.args(["-c", &format!("rm m.prom; {place}")]);
+        assert!(
+            taking
+                .current_dir(world.path(""))
+                .status()
+                .unwrap()
+                .success()
+        );
+        signal(server.pid(), "TERM");
+        assert_eq!(server.ended(HANG), Some(0));
+        assert_eq!(page(&path, 5), [1; PAGE]);
+        // It is not ours to remove.
+        assert!(fs::symlink_metadata(world.path("m.prom")).is_ok());
+    }
+}
+
 #[test]
 fn one_server_writes_and_what_is_no_image_is_refused() {
     let (world, path, origin) = image(64);
