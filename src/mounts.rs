@@ -23,6 +23,8 @@ pub struct MountEntry {
     pub fs_type: String,
     /// What is mounted, for example `/dev/loop0`.
     pub source: PathBuf,
+    /// The directories that it shows, of an overlay.
+    pub layers: Vec<PathBuf>,
 }
 
 /// All mounts of this mount namespace, a later one on top of an earlier.
@@ -81,7 +83,22 @@ fn parse_line(line: &[u8]) -> Option<MountEntry> {
         mountpoint: unescape(mountpoint),
         fs_type: String::from_utf8_lossy(fs_type).into_owned(),
         source: unescape(source),
+        layers: fields.next().map(layers).unwrap_or_default(),
     })
+}
+
+/// What an overlay was mounted with, of the options of its file system.
+fn layers(options: &[u8]) -> Vec<PathBuf> {
+    let options = options.split(|&b| b == b',');
+    let values = options.filter_map(|option| {
+        let keys: [&[u8]; 3] = [b"lowerdir=", b"lowerdir+=", b"upperdir="];
+        keys.iter().find_map(|key| option.strip_prefix(*key))
+    });
+    let paths = values.flat_map(|value| value.split(|&b| b == b':'));
+    paths
+        .filter(|path| !path.is_empty())
+        .map(unescape)
+        .collect()
 }
 
 /// Undoes the kernel's escapes of space, tab, newline, backslash and hash: a backslash and three
@@ -120,7 +137,12 @@ mod tests {
             assert_eq!(entry.mountpoint, Path::new("/mnt/a b\\"));
             assert_eq!(entry.fs_type, "fuse.uzram");
             assert_eq!(entry.source, Path::new("uz#"));
+            assert!(entry.layers.is_empty());
         }
+        let overlay =
+            b"7 1 0:9 / /m rw - overlay overlay rw,lowerdir=/a\\040b:/c,upperdir=/d,workdir=/w";
+        let entry = parse_line(overlay).expect("parses");
+        assert_eq!(entry.layers, ["/a b", "/c", "/d"].map(Path::new));
         assert_eq!(parse_line(b""), None);
         assert_eq!(parse_line(b"36 25 0:42 / /mnt rw -"), None);
     }

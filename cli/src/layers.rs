@@ -2,7 +2,7 @@
 //! itself to spill, to be read or to be saved.
 //!
 //! ```text
-//! path ── mount ── btrfs, a file system in a program ── its source ──┐
+//! path ── mount ── btrfs, overlay, a file system in a program ── its sources ──┐
 //!           └── block device ── partition, dm, md, loop, zram ── file or block device ── mount ...
 //!                 └── loop over a server's FUSE `disk`, NBD ── that server's backing and origin ── ...
 //! ```
@@ -11,8 +11,7 @@
 //! is asked of the file system of a server itself, which may be waiting for us.
 //!
 //! What is not seen: servers of another RUNDIR, an image that another one is still restored from, NBD
-//! devices that `uzram attach` did not make, the layers of an overlay, the network, a loop device over
-//! a mount that was detached.
+//! devices that `uzram attach` did not make, the network, a loop device over a mount that was detached.
 
 use std::collections::HashSet;
 use std::fs;
@@ -182,10 +181,11 @@ impl Walk<'_> {
     }
 
     /// Whether what a file system without a block device of its own is mounted from does: one of several
-    /// devices, or one in a program.
+    /// devices, of other file systems, or in a program.
     fn sources(&mut self, device: &str) -> bool {
         let mounts = self.mounts.iter().filter(|mount| mount.device == device);
-        let mut sources: Vec<_> = mounts.map(|mount| mount.source.clone()).collect();
+        let sources = mounts.flat_map(|mount| mount.layers.iter().chain([&mount.source]));
+        let mut sources: Vec<_> = sources.cloned().collect();
         sources.retain(|source| source.is_absolute());
         sources.dedup();
         let members: Vec<_> = sources

@@ -3,9 +3,11 @@
 use std::fs::{self, File};
 use std::path::Path;
 use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use crate::common::{World, can_mount, finish};
-use crate::{text, tool};
+use crate::common::{HANG, World, can_mount, finish};
+use crate::{alone, text, tool};
 
 /// Bytes that are there, also once all others have been spilled.
 fn holds(path: &Path, bytes: &[u8]) {
@@ -17,7 +19,7 @@ fn is_refused(world: &World, args: &[&str], on: &str) {
     assert!(line.contains(&format!("lies on {on} itself")), "{line}");
 }
 
-/// Loop devices over files, detached with this.
+/// A loop device over a file, gone with this.
 struct Loop(String);
 
 impl Loop {
@@ -31,7 +33,33 @@ impl Loop {
 impl Drop for Loop {
     fn drop(&mut self) {
         let _ = Command::new("losetup").args(["--detach", &self.0]).output();
+        // What looks at it, udev say, keeps it for a while.
+        let bound = Path::new("/sys/block").join(self.0.trim_start_matches("/dev/"));
+        let deadline = Instant::now() + HANG;
+        while bound.join("loop/backing_file").exists() && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(5));
+        }
     }
+}
+
+/// Mounts an overlay at `over`, which writes to directories in `mnt`; says loudly if the kernel has none.
+fn overlay(world: &World) -> bool {
+    let kinds = fs::read_to_string("/proc/filesystems").unwrap();
+    if !kinds.lines().any(|kind| kind.ends_with("\toverlay")) {
+        eprintln!("SKIPPED: the kernel has no overlay");
+        return false;
+    }
+    let (mnt, lower, over) = (world.path("mnt"), world.dir("lower"), world.dir("over"));
+    let (upper, work) = (mnt.join("upper"), mnt.join("work"));
+    fs::create_dir(&upper).unwrap();
+    fs::create_dir(&work).unwrap();
+    let [lower, upper, work] = [&lower, &upper, &work].map(|dir| text(dir));
+    let options = format!("lowerdir={lower},upperdir={upper},workdir={work}");
+    tool(
+        "mount",
+        &["-t", "overlay", "overlay", "-o", &options, text(&over)],
+    );
+    true
 }
 
 #[test]
@@ -43,7 +71,9 @@ fn a_device_neither_spills_nor_saves_to_itself() {
     for fs in ["--fs=ext4", "--fs=btrfs"] {
         let world = World::new();
         let mnt = world.dir("mnt");
+        let alone = alone();
         world.ok(&["mount", "--name=n", "--size=128M", fs, "mnt"]);
+        drop(alone);
         let bytes = vec![7; 100_000];
         fs::write(mnt.join("file"), &bytes).unwrap();
         std::os::unix::fs::symlink(&mnt, world.path("link")).unwrap();
@@ -51,6 +81,10 @@ fn a_device_neither_spills_nor_saves_to_itself() {
         let on_loop = format!("backing_dev={}", disk.0);
         for place in ["backing_dev=mnt/s", "backing_dev=link/s", &on_loop] {
             is_refused(&world, &["set", "n", place], "n");
+        }
+        if overlay(&world) {
+            is_refused(&world, &["set", "n", "backing_dev=over/s"], "n");
+            tool("umount", &[text(&world.path("over"))]);
         }
         is_refused(&world, &["save", "n", "mnt/image"], "n");
         assert!(!mnt.join("s").exists() && !mnt.join("image").exists());

@@ -104,14 +104,14 @@ fn nothing_in_a_file_is_precious_if_it_is_holes_or_zeroes() {
 fn other_peoples_data_is_left_alone() {
     let dir = tempfile::tempdir_in("/var/tmp").expect("a directory");
     let path = dir.path().join("image");
-    const LEN: u64 = (40 << 20) + 5;
+    const LEN: u64 = (20 << 20) + 5;
     let places = [
         0,
         1,
         1080,
         (2 << 20) + 1,
         17 << 20,
-        (20 << 20) - 1,
+        (19 << 20) - 1,
         LEN - (2 << 20),
         LEN - 1,
     ];
