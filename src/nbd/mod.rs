@@ -31,6 +31,8 @@ mod lane;
 mod listen;
 mod negotiation;
 mod patience;
+mod patience;
+mod peer;
 mod private_key;
 mod read;
 mod reply;

@@ -4,6 +4,7 @@
 //! only lock; it is not held while anything is sent, received or executed.
 
 use std::fmt;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,6 +27,7 @@ use super::fault::Fault;
 use super::lane::Workers;
 use super::listen::{InheritedSocket, Listener, tune_tcp};
 use super::negotiation::{Agreement, Haggling, Outcome, Security, greet};
+use super::peer::Peer;
 use super::reply::Growth;
 use super::socket::{Socket, Stream};
 use super::tls::{Tls, TlsConfig, TlsStream};
@@ -144,9 +146,10 @@ struct Shared {
     handshake_timeout: Duration,
     connections: Arc<Connections>,
     max_connections: usize,
-    /// Clients that are turned away, and those that cannot be accepted.
+    /// Clients that are turned away, those that cannot be accepted, and those that fail at TLS.
     refusals: LogLimit,
     failures: LogLimit,
+    tls_failures: LogLimit,
     stopping: Arc<AtomicBool>,
     /// Readable once the server stops.
     stop: OwnedFd,
@@ -211,6 +214,7 @@ impl Server {
             max_connections: config.max_connections,
             refusals: LogLimit::of_states(),
             failures: LogLimit::of_states(),
+            tls_failures: LogLimit::of_states(),
             stopping: Arc::new(AtomicBool::new(false)),
             stop,
         });
@@ -394,7 +398,7 @@ impl Shared {
                 self.transmit(&mut socket, agreement)
             }
             (Outcome::StartTls, Some(tls)) => {
-                let mut stream = tls.accept(socket)?;
+                let mut stream = self.shake_hands(tls, socket)?;
                 let ended = self.converse_in_private(&mut stream, haggling, place);
                 // One that is gone already needs no goodbye.
                 drop(stream.close());
@@ -402,6 +406,25 @@ impl Shared {
             }
             (Outcome::StartTls | Outcome::GiveUp, _) => Ok(()),
         }
+    }
+
+    /// What fails here is for the administrator to know of: a client that is to come in and cannot, or one that
+    /// is not to.
+    fn shake_hands(&self, tls: &Tls, socket: Socket) -> Result<TlsStream, Fault> {
+        let peer = Peer::of(&socket);
+        tls.accept(socket).map_err(|error| {
+            if !self.stopping.load(Ordering::Acquire) {
+                let said = format!("the TLS handshake with {peer} failed: {error}");
+                match self.tls_failures.admit() {
+                    Some(end) => tracing::warn!("{said}{end}"),
+                    None => tracing::debug!("{said}"),
+                }
+            }
+            match error.kind() {
+                io::ErrorKind::InvalidData => Fault::Tls(error),
+                _ => Fault::Connection(error),
+            }
+        })
     }
 
     /// What follows STARTTLS: all over again, but for the greeting.

@@ -12,13 +12,19 @@ use tempfile::TempDir;
 /// A server's directory, and its clients'.
 pub(crate) struct Certificates {
     dir: TempDir,
+    pub(crate) ours: Authority,
+    pub(crate) theirs: Authority,
 }
+
+/// The serial number of every client's certificate.
+pub(crate) const CLIENT: u64 = 7;
 
 impl Certificates {
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().expect("a directory");
-        let made = Self { dir };
-        let ours = Authority::new("ours");
+        let (ours, theirs) = (Authority::new("ours"), Authority::new("theirs"));
+        let made = Self { dir, ours, theirs };
+        let Self { ours, theirs, .. } = &made;
         ours.write_ca(&made.server());
         ours.write_leaf(
             &made.server(),
@@ -32,7 +38,6 @@ impl Certificates {
             ExtendedKeyUsagePurpose::ClientAuth,
         );
         ours.write_ca(&made.anonymous());
-        let theirs = Authority::new("theirs");
         theirs.write_ca(&made.stranger());
         theirs.write_leaf(
             &made.stranger(),
@@ -63,13 +68,13 @@ impl Certificates {
     }
 }
 
-struct Authority {
-    issuer: Issuer<'static, KeyPair>,
+pub(crate) struct Authority {
+    pub(crate) issuer: Issuer<'static, KeyPair>,
     pem: String,
 }
 
 impl Authority {
-    fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let mut params = params(name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -87,6 +92,9 @@ impl Authority {
 
     fn write_leaf(&self, dir: &Path, role: &str, usage: ExtendedKeyUsagePurpose) {
         let mut params = params(role);
+        if role == "client" {
+            params.serial_number = Some(CLIENT.into());
+        }
         params.key_usages = vec![
             KeyUsagePurpose::DigitalSignature,
             KeyUsagePurpose::KeyEncipherment,
@@ -106,7 +114,7 @@ fn params(name: &str) -> CertificateParams {
     params
 }
 
-fn write(dir: &Path, name: &str, pem: &str) {
+pub(crate) fn write(dir: &Path, name: &str, pem: &str) {
     fs::create_dir_all(dir).expect("a directory");
     fs::write(dir.join(name), pem).expect("a file");
 }

@@ -2,13 +2,15 @@
 
 use std::fmt;
 use std::sync::{Arc, mpsc};
-use std::time::Duration;
 
 use parking_lot::Mutex;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
 
+use uzram::nbd::TlsConfig;
+
+use crate::certificates::Certificates;
 use crate::client::*;
 
 /// Sends on the level and the words of every event.
@@ -50,19 +52,19 @@ fn clients_cannot_fill_the_log() {
     let (sender, events) = mpsc::channel();
     let listener = Arc::new(Listener(Mutex::new(sender)));
     tracing::subscriber::set_global_default(listener).expect("the only one");
+    let heard = |parts: &[&str]| loop {
+        let event = events.recv_timeout(HANG);
+        let (level, words) = event.expect("it is logged");
+        if parts.iter().all(|part| words.contains(part)) {
+            break level;
+        }
+    };
     let fixture = serve();
     let mut client = fixture.simple();
     client.send(&[0xff; 28]);
     client.assert_closed();
     // Other tests' clients are heard as well: none of them may be loud, and one is ours.
-    let level = loop {
-        let event = events.recv_timeout(Duration::from_secs(20));
-        let (level, words) = event.expect("it is logged");
-        if words.contains("a request without its magic") {
-            break level;
-        }
-    };
-    assert_eq!(level, Level::DEBUG);
+    assert_eq!(heard(&["a request without its magic"]), Level::DEBUG);
 
     // But those whom it turns away for want of a place are for the administrator to know of.
     let fixture = serve_with(|config| config.max_connections = 1);
@@ -71,12 +73,34 @@ fn clients_cannot_fill_the_log() {
     assert_eq!(first.simple_reply(1).0, 0);
     fixture.connect().assert_closed();
     let path = fixture.socket.display().to_string();
-    let level = loop {
-        let event = events.recv_timeout(Duration::from_secs(20));
-        let (level, words) = event.expect("it is logged");
-        if words.contains("turned away") && words.contains(&path) {
-            break level;
-        }
-    };
-    assert_eq!(level, Level::WARN);
+    assert_eq!(heard(&["turned away", &path]), Level::WARN);
+
+    // And those with whom it does not come to terms over TLS, by name.
+    let certificates = Certificates::new();
+    let fixture = serve_with(|config| {
+        config
+            .addresses
+            .push("tcp:127.0.0.1:0".parse().expect("an address"));
+        config.tls = Some(TlsConfig {
+            certificates: certificates.server(),
+            required: true,
+            verify_peer: true,
+        });
+    });
+    let mut client = connect_tcp(&fixture.server.addresses()[1]);
+    client.greet(3);
+    assert_eq!(client.verdict(STARTTLS, &[]), REP_ACK);
+    client.send(&[0xff; 64]);
+    let peer = client.stream.local_addr().expect("connected").to_string();
+    assert_eq!(heard(&["the TLS handshake with", &peer]), Level::WARN);
+    // One that just leaves as well, but not a line for each.
+    let mut client = connect_tcp(&fixture.server.addresses()[1]);
+    client.greet(3);
+    assert_eq!(client.verdict(STARTTLS, &[]), REP_ACK);
+    let peer = client.stream.local_addr().expect("connected").to_string();
+    drop(client);
+    assert_eq!(
+        heard(&["the TLS handshake with", &peer, "left"]),
+        Level::DEBUG
+    );
 }

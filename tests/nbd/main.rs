@@ -9,6 +9,9 @@ mod handshake;
 mod hostile;
 mod lane;
 mod log;
+#[path = "../certificates/revocation.rs"]
+mod revocation;
 mod server;
 mod tls;
+mod tls_files;
 mod transmission;

@@ -3,5 +3,7 @@
 #[path = "../certificates/mod.rs"]
 mod certificates;
 mod plain;
+#[path = "../certificates/revocation.rs"]
+mod revocation;
 mod rig;
 mod tls;

@@ -5,6 +5,7 @@ use std::path::Path;
 use uzram::nbd::{Address, TlsConfig};
 
 use crate::certificates::Certificates;
+use crate::revocation::revoke_client;
 use crate::rig::*;
 
 fn serve(certificates: &Certificates, verify_peer: bool) -> Fixture {
@@ -130,4 +131,18 @@ fn who_is_not_trusted_or_does_not_trust_is_turned_away() {
         fail("qemu-utils", "qemu-img", &info);
     }
     libnbd("nbdinfo", &[&uri(&closed, &certificates.client())]);
+}
+
+#[test]
+fn who_is_revoked_is_turned_away() {
+    let certificates = Certificates::new();
+    let before = serve(&certificates, true);
+    libnbd("nbdinfo", &[&uri(&before, &certificates.client())]);
+    revoke_client(&certificates, "ours");
+    let after = serve(&certificates, true);
+    fail(
+        "libnbd-bin",
+        "nbdinfo",
+        &[&uri(&after, &certificates.client())],
+    );
 }
