@@ -17,6 +17,7 @@ mod complete;
 mod config;
 mod dumpable;
 mod examples;
+mod exposure;
 mod failure;
 mod file_id;
 mod filesystem;

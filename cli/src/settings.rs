@@ -14,6 +14,7 @@ use uzram::{
 
 use crate::args::{DeviceArgs, ExportArgs, TlsMode};
 use crate::aside::ImageId;
+use crate::exposure;
 use crate::failure::Usage;
 use crate::metrics::Sink;
 use crate::name::Name;
@@ -107,9 +108,6 @@ impl Settings {
         };
         let metrics = args.watch.metrics.into_iter().map(resolve_sink);
         let metrics: Vec<_> = metrics.collect::<Result<_>>()?;
-        if !args.export.insecure {
-            warn_of_readers(&metrics);
-        }
         let dir = root.dir(&name);
         let mut nbd = resolve_export(&name, args.export, &dir.nbd_socket())?;
         // The control socket's name is the longest in the run directory.
@@ -127,6 +125,7 @@ impl Settings {
         if !nbd.addresses.is_empty() {
             nbd.validate()?;
         }
+        exposure::warn(&nbd, &metrics);
         Ok(Self {
             name,
             device,
@@ -333,18 +332,6 @@ fn resolve_sink(sink: Sink) -> Result<Sink> {
         Sink::Http(address) => Sink::Http(checked_address(address, "--metrics")?),
         Sink::File(path) => Sink::File(absolute_option(&path, "--metrics")?),
     })
-}
-
-/// Figures are no secret to be kept by force, but who shows them should know. Said by who is asked, and
-/// not by a server in the background as well, which nobody hears.
-fn warn_of_readers(metrics: &[Sink]) {
-    for sink in metrics {
-        if let Sink::Http(address) = sink
-            && address.is_exposed()
-        {
-            tracing::warn!("--metrics {sink}: other machines can read these figures, without TLS");
-        }
-    }
 }
 
 fn resolve_export(name: &Name, args: ExportArgs, default: &Path) -> Result<ServerConfig> {

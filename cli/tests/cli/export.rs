@@ -1,6 +1,7 @@
 //! How `uzram serve` exports over NBD: TLS, who may connect, read-only.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output, Stdio};
 
 use crate::common::{self, Serve, World};
@@ -158,4 +159,46 @@ fn other_machines_need_tls_or_consent() {
     let may_do_without = [&args[..], &[tls.as_str()]].concat();
     assert!(world.refused(2, &may_do_without).contains("--tls require"));
     let _server = world.serve(&["a", "--size=1M", "--nbd=tcp:0.0.0.0:0", "--insecure"]);
+}
+
+/// Starts a server, and returns what it said on stderr by then.
+fn warnings(world: &World, more: &[&str]) -> String {
+    let log = world.path("log");
+    let mut command = world.command(&[&["serve", "a", "--size=1M"], more].concat());
+    drop(Serve::start(
+        command.stderr(fs::File::create(&log).expect("a file")),
+    ));
+    fs::read_to_string(&log).expect("a log")
+}
+
+#[test]
+fn who_serves_every_user_of_the_machine_is_told() {
+    let world = World::new();
+    let certificates = &format!("--tls-certificates={}", certificates(&world));
+    let tcp = "--nbd=tcp:127.0.0.1:0";
+    for (options, is_warned) in [
+        (&[tcp][..], true),
+        (&[tcp, certificates, "--tls=on"], true),
+        (&[tcp, certificates, "--tls=require"], false),
+        (&[tcp, "--insecure"], false),
+        (&[], false),
+    ] {
+        let said = warnings(&world, options);
+        let expected = "every user of this machine can read and write";
+        assert_eq!(said.contains(expected), is_warned, "{options:?}: {said}");
+    }
+}
+
+#[test]
+fn who_shows_the_private_key_to_all_is_told() {
+    let world = World::new();
+    let certificates = certificates(&world);
+    let key = format!("{certificates}/server-key.pem");
+    let option = &format!("--tls-certificates={certificates}");
+    for (mode, is_warned) in [(0o644, true), (0o600, false), (0o640, false)] {
+        fs::set_permissions(&key, fs::Permissions::from_mode(mode)).expect("ours");
+        let said = warnings(&world, &[option]);
+        let expected = format!("chmod 600 {key}");
+        assert_eq!(said.contains(&expected), is_warned, "{mode:o}: {said}");
+    }
 }
