@@ -10,9 +10,11 @@
 //! One lock, taken when a user comes or goes, never by a request; held for as long as data is
 //! being taken away.
 
-use crate::sync::{Condvar, Mutex};
 use std::sync::Arc;
 use std::time::Duration;
+
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::{Condvar, Mutex};
 
 /// How long users that have gone may take to be known to have.
 const GRACE: Duration = Duration::from_millis(250);
@@ -22,12 +24,15 @@ const GRACE: Duration = Duration::from_millis(250);
 pub(crate) struct Users {
     count: Mutex<usize>,
     left: Condvar,
+    /// Whether there has been one.
+    came: AtomicBool,
 }
 
 impl Users {
     /// Admits a user.
     pub(crate) fn enter(self: &Arc<Self>) -> User {
         *self.count.lock() += 1;
+        self.came.store(true, Ordering::Release);
         User {
             users: Some(Arc::clone(self)),
         }
@@ -35,6 +40,11 @@ impl Users {
 
     pub(crate) fn any(&self) -> bool {
         *self.count.lock() != 0
+    }
+
+    /// Whether there is or was one.
+    pub(crate) fn ever_any(&self) -> bool {
+        self.came.load(Ordering::Acquire)
     }
 
     /// Runs `action` if there is no user; `None` if there is.
@@ -94,6 +104,7 @@ mod tests {
     #[test]
     fn data_is_taken_away_only_without_users() {
         let users = Arc::new(Users::default());
+        assert!(!users.ever_any());
         let (a, b) = (users.enter(), users.enter());
         assert!(users.while_none(|| ()).is_none());
         assert!(a.while_at_most(0, || ()).is_none());
@@ -103,7 +114,7 @@ mod tests {
         assert!(a.while_at_most(0, || ()).is_some());
         assert!(users.while_none(|| ()).is_none());
         drop(a);
-        assert!(!users.any());
+        assert!(!users.any() && users.ever_any());
         assert!(users.while_none(|| ()).is_some());
         assert!(User::uncounted().while_at_most(0, || ()).is_some());
     }

@@ -1,13 +1,15 @@
-//! Warnings of who else can reach what a server is to serve. Said by who is asked, and not by a server in the
-//! background as well, which nobody hears; `--insecure` says that it is meant.
+//! Warnings of who else can reach what a server serves. Said once it serves, by who was asked to have it serve: a
+//! server in the background is heard by nobody. `--insecure` says that it is meant.
 
-use uzram::nbd::{Address, ServerConfig};
+use uzram::nbd::{Address, ServerConfig, TlsConfig};
 
 use crate::metrics::Sink;
+use crate::settings::Settings;
 
 /// Warns of what users of this machine, or of others, can do without a password or certificate.
-pub(crate) fn warn(nbd: &ServerConfig, metrics: &[Sink]) {
-    if let Some(key) = nbd.tls.as_ref().and_then(|tls| tls.exposed_key()) {
+pub(crate) fn warn(settings: &Settings) {
+    let nbd = &settings.nbd;
+    if let Some(key) = nbd.tls.as_ref().and_then(TlsConfig::exposed_key) {
         let key = key.display();
         tracing::warn!(
             "every user of this machine can read the private key {key}: chmod 600 {key}"
@@ -17,7 +19,7 @@ pub(crate) fn warn(nbd: &ServerConfig, metrics: &[Sink]) {
         return;
     }
     warn_of_writers(nbd, &nbd.addresses);
-    warn_of_readers(metrics);
+    warn_of_readers(&settings.metrics);
 }
 
 /// Warns of those of `addresses` where `nbd` serves everybody: a port has no owner, as a socket's file has.

@@ -26,7 +26,8 @@ use crate::spill::SpillNotes;
 use crate::stop::Stopper;
 use crate::table::{bytes, count};
 use crate::{
-    bounded, dumpable, inherited, layers, release, scrub, server, stderr, stop, swap, watchdog,
+    bounded, dumpable, exposure, inherited, layers, release, scrub, server, stderr, stop, swap,
+    watchdog,
 };
 
 /// How long clients may take to fetch the answers to what they have already sent.
@@ -271,6 +272,7 @@ fn start_nbd(
     }
     let device: Arc<dyn BlockDevice> = Arc::<Device>::clone(device);
     let inherited: Vec<_> = sockets.iter().map(|s| s.address().clone()).collect();
+    exposure::warn_of_writers(&settings.nbd, &inherited);
     let server = nbd::Server::start_on(sockets, settings.nbd.clone(), device)?;
     let addresses = settings.nbd.addresses.iter();
     let ours = addresses.filter(|address| !inherited.contains(address));
@@ -319,9 +321,14 @@ fn start_exporter(
 
 /// Says that the device is there: on stdout, to systemd, and in the log, which goes to the file
 /// `log` from here on, and nothing to our starter any more, if we are in the background.
+///
+/// Whoever started us with a socket need not wait, and stdout may be for its own data: nothing is said
+/// there then, unless we are in the background, where stdout is the pipe on which our starter waits.
 fn announce(settings: &Settings, record: &Record, log: Option<PathBuf>) -> Result<()> {
-    if let Some(log) = &log {
-        log_to_file(log)?;
+    match &log {
+        Some(log) => log_to_file(log)?,
+        // Of one in the background its starter warns.
+        None => exposure::warn(settings),
     }
     tracing::info!(
         "serving {}, {}, on {}",
@@ -330,6 +337,13 @@ fn announce(settings: &Settings, record: &Record, log: Option<PathBuf>) -> Resul
         record.places().join(" and ")
     );
     notify(sd_notify::NotifyState::Ready);
+    if log.is_some() || record.inherited.is_empty() {
+        say_ready();
+    }
+    log.map_or(Ok(()), |_| leave_stdout())
+}
+
+fn say_ready() {
     let said = bounded::within(LISTEN, || {
         let mut stdout = io::stdout();
         writeln!(stdout, "ready").and_then(|()| stdout.flush())
@@ -340,7 +354,6 @@ fn announce(settings: &Settings, record: &Record, log: Option<PathBuf>) -> Resul
         Some(Err(error)) => tracing::warn!(%error, "cannot say ready on stdout"),
         None => tracing::warn!("stdout is full: nobody reads there that the server is ready"),
     }
-    log.map_or(Ok(()), |_| leave_stdout())
 }
 
 /// Tells systemd, if it is there to be told.

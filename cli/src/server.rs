@@ -15,6 +15,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal};
 use uzram::nbd::InheritedSocket;
 
+use crate::exposure;
 use crate::inherited;
 use crate::rundir::{self, RunDir, RunRoot};
 use crate::settings::Settings;
@@ -40,9 +41,12 @@ impl Launch<'_> {
     pub(crate) fn start(&mut self) -> Result<()> {
         let mut child = self.spawn()?;
         let ready = wait_ready(&mut child, self.interrupt);
-        if ready.is_err() {
-            end_child(&mut child)?;
-            clear_dead(self.dir)?;
+        match ready {
+            Ok(()) => exposure::warn(self.settings),
+            Err(_) => {
+                end_child(&mut child)?;
+                clear_dead(self.dir)?;
+            }
         }
         ready
     }

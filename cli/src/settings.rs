@@ -14,7 +14,6 @@ use uzram::{
 
 use crate::args::{DeviceArgs, ExportArgs, TlsMode};
 use crate::aside::ImageId;
-use crate::exposure;
 use crate::failure::Usage;
 use crate::metrics::Sink;
 use crate::name::Name;
@@ -125,7 +124,6 @@ impl Settings {
         if !nbd.addresses.is_empty() {
             nbd.validate()?;
         }
-        exposure::warn(&nbd, &metrics);
         Ok(Self {
             name,
             device,

@@ -112,9 +112,10 @@ impl Stopper {
             false => Duration::ZERO,
         };
         thread::sleep(ORDERLY.saturating_sub(began.elapsed()).max(least));
+        let was_used = self.was_used();
         let device = lock(&self.home.device).upgrade();
         let written = device.map_or(Ok(()), |device| write_home(&device));
-        let was_ready = self.ready.load(Ordering::SeqCst);
+        let was_ready = was_used || self.ready.load(Ordering::SeqCst);
         let culprits = match was_ready {
             true => "clients or disks",
             false => "disks",
@@ -135,9 +136,15 @@ impl Stopper {
         process::exit(code)
     }
 
-    /// Fails once a stop is requested, which is before the server is ready.
+    /// Whether a client was answered, to whom the server was ready.
+    fn was_used(&self) -> bool {
+        let device = lock(&self.home.device).upgrade();
+        device.is_some_and(|device| device.was_used())
+    }
+
+    /// Fails once a stop is requested before the server is ready, unless it has answered a client by then.
     pub(crate) fn check(&self) -> Result<()> {
-        match self.requested.load(Ordering::SeqCst) {
+        match self.requested.load(Ordering::SeqCst) && !self.was_used() {
             true => Err(Interrupted::error(NOT_READY)),
             false => Ok(()),
         }
@@ -242,4 +249,33 @@ pub(crate) fn write_home(device: &Device) -> Result<()> {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use uzram::DeviceConfig;
+
+    use super::*;
+
+    #[test]
+    fn a_stop_before_it_was_ready_is_none_once_a_client_was_there() {
+        let (wake, _woken) = mpsc::channel();
+        let (watchdog, _watched) = mpsc::channel();
+        let stopper = Stopper {
+            requested: Arc::default(),
+            ready: Arc::default(),
+            wake,
+            watchdog,
+            traces: Arc::default(),
+            home: Arc::default(),
+        };
+        let device = Arc::new(Device::new(&DeviceConfig::new(1 << 20)).unwrap());
+        stopper.keep(&device);
+        stopper.check().unwrap();
+        stopper.requested.store(true, Ordering::SeqCst);
+        assert!(stopper.check().is_err() && stopper.ready().is_err());
+        drop(device.enter());
+        stopper.check().unwrap();
+        stopper.ready().unwrap();
+    }
 }

@@ -316,6 +316,11 @@ impl Device {
         self.users.any()
     }
 
+    /// Whether a client of a frontend uses the device or has done so.
+    pub fn was_used(&self) -> bool {
+        self.users.ever_any()
+    }
+
     /// Forgets all data, like a discard of the whole device, and starts the counters again; a
     /// snapshot is again what its image is. Who comes to use the device meanwhile waits.
     ///

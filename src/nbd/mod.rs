@@ -31,7 +31,6 @@ mod lane;
 mod listen;
 mod negotiation;
 mod patience;
-mod patience;
 mod peer;
 mod private_key;
 mod read;

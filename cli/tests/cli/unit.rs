@@ -69,8 +69,20 @@ fn with_socket(world: &World, socket: OwnedFd, args: &str) -> Command {
     command
 }
 
+/// Starts a server with a socket, and waits until it tells the service manager that it is ready: on stdout
+/// it says nothing.
 fn start_with(world: &World, socket: OwnedFd, args: &str) -> Serve {
-    Serve::start(&mut with_socket(world, socket, args))
+    let path = world.path("notify");
+    let manager = UnixDatagram::bind(&path).unwrap();
+    manager.set_read_timeout(Some(HANG)).unwrap();
+    let mut command = with_socket(world, socket, args);
+    let child = command.env("NOTIFY_SOCKET", &path).spawn().unwrap();
+    let server = Serve { child };
+    let mut message = [0; 64];
+    let len = manager.recv(&mut message).expect("it becomes ready");
+    assert_eq!(message[..len].trim_ascii(), b"READY=1");
+    fs::remove_file(path).unwrap();
+    server
 }
 
 /// Whether an NBD server answers there.
@@ -98,6 +110,15 @@ fn an_inherited_socket_is_served_and_left_where_it_is() {
         assert_eq!(listed.matches(&address).count(), 1, "{listed}");
         signal(server.pid(), "TERM");
         assert_eq!(server.ended(HANG), Some(0));
+        let mut said = String::new();
+        server
+            .child
+            .stdout
+            .take()
+            .unwrap()
+            .read_to_string(&mut said)
+            .unwrap();
+        assert_eq!(said, "", "stdout is its starter's");
         assert!(world.path("s").exists());
         drop(kept);
         fs::remove_file(world.path("s")).unwrap();
@@ -120,6 +141,86 @@ fn the_inherited_socket_of_a_killed_server_is_left_alone() {
     assert_eq!(kept.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
     assert!(path.exists() && !world.path("own").exists());
     assert_eq!(world.leftovers(), [""; 0]);
+}
+
+/// Clients of libnbd run a server of their own, and talk to it over a socket that they hand to it.
+#[test]
+fn a_captive_server_leaves_stdout_to_its_client() {
+    let world = World::new();
+    let captive = [
+        "[",
+        env!("CARGO_BIN_EXE_uzram"),
+        "serve",
+        "c",
+        "--size=4M",
+        "]",
+    ];
+    let run = |tool: &str, before: &[&str], after: &[&str]| {
+        let mut command = Command::new(tool);
+        command
+            .args([before, &captive, after].concat())
+            .env("UZRAM_RUNDIR", world.rundir())
+            .env_remove("UZRAM_LOG")
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let output = finish(&mut command);
+        assert!(output.status.success(), "{tool}: {output:?}");
+        output.stdout
+    };
+    assert!(run("nbdcopy", &["--"], &["-"]) == vec![0; 4 << 20]);
+    let info = run("nbdinfo", &["--json", "--"], &[]);
+    let info: serde_json::Value = serde_json::from_slice(&info).unwrap();
+    assert_eq!(info["exports"][0]["export-size"], 4 << 20);
+}
+
+/// Connects before the server is there, and leaves perhaps before it has said that it is ready.
+#[test]
+fn a_server_that_has_answered_a_client_has_been_ready() {
+    let world = World::new();
+    let path = world.path("s");
+    for _ in 0..20 {
+        let socket = UnixListener::bind(&path).unwrap();
+        let mut client = UnixStream::connect(&path).unwrap();
+        client.set_read_timeout(Some(HANG)).unwrap();
+        let mut command = with_socket(&world, socket.into(), "serve vm --size=8M --nbd=unix:s");
+        let mut server = Serve {
+            child: command.spawn().unwrap(),
+        };
+        write_a_byte(&mut client);
+        drop(client);
+        signal(server.pid(), "TERM");
+        let code = server.ended(HANG);
+        let mut said = String::new();
+        server
+            .child
+            .stderr
+            .take()
+            .unwrap()
+            .read_to_string(&mut said)
+            .unwrap();
+        assert_eq!(code, Some(0), "{said}");
+        fs::remove_file(&path).unwrap();
+    }
+}
+
+/// Writes a byte over NBD, and waits for the answer.
+fn write_a_byte(client: &mut UnixStream) {
+    let mut greeting = [0; 18];
+    client.read_exact(&mut greeting).unwrap();
+    // Client flags, then EXPORT_NAME of the empty name.
+    client
+        .write_all(b"\0\0\0\x03IHAVEOPT\0\0\0\x01\0\0\0\0")
+        .unwrap();
+    let mut export = [0; 10];
+    client.read_exact(&mut export).unwrap();
+    let mut write = [0; 29];
+    write[..4].copy_from_slice(&0x2560_9513u32.to_be_bytes());
+    write[7] = 1;
+    write[27] = 1;
+    client.write_all(&write).unwrap();
+    let mut reply = [0; 16];
+    client.read_exact(&mut reply).unwrap();
+    assert_eq!(reply[4..8], [0; 4]);
 }
 
 #[test]

@@ -19,7 +19,7 @@ use super::revocation;
 /// What checks clients' certificates by the files in `directory`.
 pub(super) fn verifier(
     directory: &Path,
-    provider: Arc<CryptoProvider>,
+    provider: &Arc<CryptoProvider>,
 ) -> Result<Arc<dyn ClientCertVerifier>> {
     let path = directory.join("ca-cert.pem");
     let mut roots = RootCertStore::empty();
@@ -30,10 +30,10 @@ pub(super) fn verifier(
     }
     let roots = Arc::new(roots);
     let mut builder =
-        WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider));
+        WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(provider));
     let lists = directory.join("ca-crl.pem");
     if is_there(&lists) {
-        let lists = revocation::read(&lists, &roots, &provider)?;
+        let lists = revocation::read(&lists, &roots, provider)?;
         // A client's authority may have no list, where others have one.
         builder = builder.with_crls(lists).allow_unknown_revocation_status();
     }

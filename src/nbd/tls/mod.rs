@@ -80,7 +80,7 @@ impl Tls {
             .with_safe_default_protocol_versions()
             .map_err(|error| Error::io("set up TLS", io::Error::other(error)))?;
         let builder = if config.verify_peer {
-            builder.with_client_cert_verifier(clients::verifier(&config.certificates, provider)?)
+            builder.with_client_cert_verifier(clients::verifier(&config.certificates, &provider)?)
         } else {
             builder.with_no_client_auth()
         };
