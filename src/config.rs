@@ -132,6 +132,10 @@ pub struct DeviceConfig {
     pub max_size: Option<u64>,
     /// Most bytes of page frames, at least [`DeviceConfig::MIN_MEM_LIMIT`]; no limit if `None`.
     pub mem_limit: Option<u64>,
+    /// Most bytes of memory for what says where pages are, at least [`DeviceConfig::MIN_TABLE_LIMIT`]: 4 KiB
+    /// for each 2 MiB of the device in which there is data, half as much again where pages go home to an
+    /// image, and dictionaries. A quarter of the machine's memory if `None`.
+    pub table_limit: Option<u64>,
     /// The image that the device begins as, of `size` bytes; blank if `None`. Unless it is a
     /// snapshot, what is written goes there and nothing is spilled.
     pub origin: Option<OriginConfig>,
@@ -161,6 +165,9 @@ impl DeviceConfig {
     /// The largest zspage: a limit below it could never store every object.
     pub const MIN_MEM_LIMIT: u64 = 8 * PAGE_SIZE as u64;
 
+    /// Least of [`DeviceConfig::table_limit`].
+    pub const MIN_TABLE_LIMIT: u64 = 64 << 10;
+
     /// The least that may be written in a day: an append.
     pub const MIN_DAILY_LIMIT: u64 = 1 << 20;
 
@@ -184,6 +191,7 @@ impl DeviceConfig {
             size,
             max_size: None,
             mem_limit: None,
+            table_limit: None,
             origin: None,
             read_only: false,
             backing: None,
@@ -218,6 +226,9 @@ impl DeviceConfig {
         }
         if let Some(limit) = self.mem_limit {
             check_mem_limit(limit)?;
+        }
+        if let Some(limit) = self.table_limit {
+            check_table_limit(limit)?;
         }
         if let (Some(origin), Some(_)) = (&self.origin, &self.backing)
             && let OriginUse::WriteBack(_) = origin.usage
@@ -257,6 +268,21 @@ impl DeviceConfig {
         self.shards
             .map_or(Ok(()), |shards| check_shards(shards, self.least_max_size()))
     }
+}
+
+/// Checks a limit of tables.
+///
+/// # Errors
+/// [`Error::InvalidConfig`] if it is below [`DeviceConfig::MIN_TABLE_LIMIT`].
+fn check_table_limit(limit: u64) -> Result<()> {
+    if limit >= DeviceConfig::MIN_TABLE_LIMIT {
+        return Ok(());
+    }
+    let least = DeviceConfig::MIN_TABLE_LIMIT >> 10;
+    Err(Error::InvalidConfig {
+        option: "--table-limit",
+        reason: format!("{limit} is less than {least}K"),
+    })
 }
 
 /// Checks a limit given at start or while in use.

@@ -18,7 +18,14 @@ pub struct Stats {
     pub mem_limit: u64,
     /// Most that `mem_used_total` has been since it was last reset.
     pub mem_used_max: u64,
-    /// Pages that hold one repeated pattern, and cost no memory.
+    /// Bytes of the tables that say where pages are: 4 KiB for each 2 MiB in which there is data, half as
+    /// much again for marks where pages go home to an image: at worst the size of the device / 512.
+    pub slot_table_bytes: u64,
+    /// Bytes of dictionaries, and of what compressing with those in use takes.
+    pub dictionary_bytes: u64,
+    /// Most that both may be together.
+    pub table_limit: u64,
+    /// Pages that hold one repeated pattern, and cost no memory but for their slots.
     pub same_pages: u64,
     /// Page frames that compaction has freed, ever.
     pub pages_compacted: u64,

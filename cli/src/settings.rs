@@ -91,6 +91,7 @@ impl Settings {
             max_size: args.max_size,
             // As in zram's attribute, 0 is no limit.
             mem_limit: args.mem_limit.filter(|limit| *limit != 0),
+            table_limit: args.table_limit,
             backing,
             writeback_daily_limit: args.writeback_daily_limit.filter(|limit| *limit != 0),
             algorithm: args.algorithm,
@@ -165,6 +166,9 @@ impl Settings {
         }
         if let Some(limit) = device.mem_limit {
             option("mem-limit", limit.to_string().into());
+        }
+        if let Some(limit) = device.table_limit {
+            option("table-limit", limit.to_string().into());
         }
         if let Some(backing) = &device.backing {
             option("backing", backing.path.clone().into());
@@ -415,6 +419,7 @@ mod tests {
             "--size=1G",
             "--max-size=3G",
             "--mem-limit=64M",
+            "--table-limit=8M",
             "--backing=/tmp/b",
             "--backing-size=2G",
             "--backing-encrypt",
@@ -526,6 +531,7 @@ mod tests {
             &["x", "--size=4097"],
             &["x", "--size=17T"],
             &["x", "--size=1G", "--mem-limit=4K"],
+            &["x", "--size=1G", "--table-limit=4K"],
             &["x", "--size=1G", "--shards=0"],
             &["x", "--size=1G", "--writeback-daily-limit=4K"],
             &["x", "--size=1G", &long],

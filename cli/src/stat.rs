@@ -163,7 +163,7 @@ fn image_rows(s: &Stats) -> [Row; 2] {
 }
 
 /// What that costs.
-fn memory_rows(s: &Stats) -> [Row; 5] {
+fn memory_rows(s: &Stats) -> [Row; 6] {
     let resident = page_bytes(s.resident_pages);
     let limit = match s.mem_limit {
         0 => "no limit".to_owned(),
@@ -179,10 +179,17 @@ fn memory_rows(s: &Stats) -> [Row; 5] {
     );
     let compressed = format!("ratio {}", ratio(resident, s.compr_data_size));
     let memory = format!("{limit}, most {most}, ratio {packed}");
+    let tables = s.slot_table_bytes + s.dictionary_bytes;
+    let of_tables = format!(
+        "limit {}, {} of dictionaries",
+        bytes(s.table_limit),
+        bytes(s.dictionary_bytes)
+    );
     let backing = format!("{live} live, {written} ever written");
     [
         row("compressed", s.compr_data_size, compressed),
         row("memory", s.mem_used_total, memory),
+        row("tables", tables, of_tables),
         row("backing", s.backing_bytes_used, backing),
         row("  traffic", page_bytes(s.bd_reads + s.bd_writes), traffic),
         row("process", s.rss_bytes, "resident set".to_owned()),

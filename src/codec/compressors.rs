@@ -7,9 +7,9 @@ use std::io;
 use std::sync::Arc;
 
 use libdeflater::{CompressionLvl, Compressor, Decompressor};
-use zstd::zstd_safe::{CCtx, CDict, CParameter, DCtx};
+use zstd::zstd_safe::{CCtx, CParameter, DCtx};
 
-use super::dictionary::Dictionary;
+use super::dictionary::{Dictionary, Prepared};
 use super::{Codec, Compression, Dictionaries, Method, NotAPage, Tag};
 use crate::algorithm::{Algorithm, Priority};
 use crate::units::{PAGE_SIZE, Page};
@@ -43,7 +43,7 @@ struct ZstdWith {
     compressor: CCtx<'static>,
     decompressor: DCtx<'static>,
     /// What the compressor refers to.
-    dictionary: Option<Arc<CDict<'static>>>,
+    dictionary: Option<Arc<Prepared>>,
 }
 
 impl ZstdWith {
@@ -70,10 +70,10 @@ impl ZstdWith {
         level: i8,
         out: &mut [u8],
     ) -> Option<usize> {
-        let dictionary = dictionary.compressing(level)?;
-        self.compressor.ref_cdict(&dictionary).ok()?;
+        let prepared = dictionary.compressing(level)?;
+        self.compressor.ref_cdict(&prepared.dictionary).ok()?;
         // The one before is let go of once nothing refers to it.
-        self.dictionary = Some(dictionary);
+        self.dictionary = Some(prepared);
         self.compressor.compress2(out, page).ok()
     }
 

@@ -1,7 +1,9 @@
 //! Dictionaries: what zstd is told of pages before it sees one.
 //!
 //! A device keeps each that it was ever given for as long as it lives: objects name theirs by its
-//! number, wherever they lie. One that is given again is the same one.
+//! number, wherever they lie. One that is given again is the same one. What compressing with one
+//! takes, which may be forty times as much, is kept while it is in use. All of it is counted, in the
+//! budget of the device's tables.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU8;
@@ -12,6 +14,8 @@ use rustix::io::Errno;
 use zstd::zstd_safe::{CDict, DDict};
 
 use crate::error::{Error, Result};
+use crate::memory::FrameBudget;
+use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use crate::units::{PAGE_SIZE, Page};
 
 /// Most dictionaries of a device.
@@ -39,16 +43,67 @@ impl DictionaryId {
     }
 }
 
+/// What dictionaries take, of a budget that others share.
+#[derive(Clone)]
+struct Memory {
+    budget: Arc<FrameBudget>,
+    /// Page frames.
+    taken: Arc<AtomicU64>,
+}
+
+impl Memory {
+    /// Takes so many bytes.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] (ENOSPC) if they do not fit.
+    fn take(&self, bytes: usize) -> Result<Taken> {
+        let frames = bytes.div_ceil(PAGE_SIZE) as u64;
+        if !self.budget.try_take(frames) {
+            return Err(Error::Refused {
+                what: "dict",
+                reason: "there is no room for it beside the device's tables (--table-limit)"
+                    .to_owned(),
+                errno: Errno::NOSPC,
+            });
+        }
+        self.taken.fetch_add(frames, Relaxed);
+        Ok(Taken {
+            memory: self.clone(),
+            frames,
+        })
+    }
+}
+
+/// Memory that is given back with this.
+struct Taken {
+    memory: Memory,
+    frames: u64,
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.memory.taken.fetch_sub(self.frames, Relaxed);
+        self.memory.budget.give_back(self.frames);
+    }
+}
+
+/// What compressing with a dictionary at a level takes.
+pub(super) struct Prepared {
+    pub(super) dictionary: CDict<'static>,
+    _memory: Taken,
+}
+
 /// A dictionary, and what zstd has made of it.
 pub(crate) struct Dictionary {
     bytes: Vec<u8>,
     decompressing: DDict<'static>,
     /// By level. A leaf, held for no longer than it takes to look.
-    compressing: Mutex<BTreeMap<i8, Arc<CDict<'static>>>>,
+    compressing: Mutex<BTreeMap<i8, Arc<Prepared>>>,
+    memory: Taken,
 }
 
 impl Dictionary {
-    fn new(bytes: &[u8]) -> Result<Self> {
+    fn new(bytes: &[u8], memory: &Memory) -> Result<Self> {
         if !(MIN_DICTIONARY_LEN..=MAX_DICTIONARY_LEN).contains(&bytes.len()) {
             return Err(refused(format!(
                 "a dictionary has from {MIN_DICTIONARY_LEN} to {MAX_DICTIONARY_LEN} bytes, and this \
@@ -60,6 +115,7 @@ impl Dictionary {
         let decompressing =
             DDict::try_create(bytes).ok_or_else(|| refused(no_dictionary.to_owned()))?;
         Ok(Self {
+            memory: memory.take(bytes.len() + decompressing.sizeof())?,
             bytes: bytes.to_vec(),
             decompressing,
             compressing: Mutex::default(),
@@ -80,25 +136,64 @@ impl Dictionary {
         }
         let made = CDict::try_create(&self.bytes, level.into());
         let made = made.ok_or_else(|| Error::io("prepare the dictionary", Errno::NOMEM))?;
-        self.compressing.lock().insert(level, Arc::new(made));
+        let prepared = Prepared {
+            _memory: self.memory.memory.take(made.sizeof())?,
+            dictionary: made,
+        };
+        self.compressing.lock().insert(level, Arc::new(prepared));
         Ok(())
     }
 
     /// What compressing at a level takes, once that is prepared.
-    pub(super) fn compressing(&self, level: i8) -> Option<Arc<CDict<'static>>> {
+    pub(super) fn compressing(&self, level: i8) -> Option<Arc<Prepared>> {
         self.compressing.lock().get(&level).map(Arc::clone)
     }
 }
 
 /// The dictionaries of a device.
-#[derive(Default)]
 pub(crate) struct Dictionaries {
     all: [OnceLock<Dictionary>; MAX_DICTIONARIES],
     /// Held while one is added.
     adding: Mutex<()>,
+    memory: Memory,
+}
+
+impl Default for Dictionaries {
+    /// None, that may take any memory.
+    fn default() -> Self {
+        Self::new(Arc::new(FrameBudget::new(FrameBudget::UNLIMITED)))
+    }
 }
 
 impl Dictionaries {
+    /// None, whose memory is of `budget`.
+    pub(crate) fn new(budget: Arc<FrameBudget>) -> Self {
+        Self {
+            all: Default::default(),
+            adding: Mutex::default(),
+            memory: Memory {
+                budget,
+                taken: Arc::default(),
+            },
+        }
+    }
+
+    /// Page frames that they take.
+    pub(crate) fn frames(&self) -> u64 {
+        self.memory.taken.load(Relaxed)
+    }
+
+    /// Forgets what compressing takes, but for the dictionaries at the levels that `is_used` says;
+    /// who is compressing has it until then.
+    pub(crate) fn forget_unused(&self, is_used: impl Fn(DictionaryId, i8) -> bool) {
+        for id in (0..MAX_DICTIONARIES).filter_map(DictionaryId::new) {
+            if let Some(dictionary) = self.get(id) {
+                let mut compressing = dictionary.compressing.lock();
+                compressing.retain(|&level, _| is_used(id, level));
+            }
+        }
+    }
+
     /// The dictionary of a number, if it was given.
     pub(crate) fn get(&self, id: DictionaryId) -> Option<&Dictionary> {
         self.all[id.index()].get()
@@ -108,7 +203,7 @@ impl Dictionaries {
     /// second; until then no page is compressed so.
     ///
     /// # Errors
-    /// [`Error::Io`] (ENOMEM).
+    /// [`Error::Io`] (ENOMEM); [`Error::Refused`] (ENOSPC) beyond the budget.
     pub(crate) fn prepare(&self, id: DictionaryId, level: i8) -> Result<()> {
         let there = self.get(id);
         there.map_or(Ok(()), |dictionary| dictionary.prepare(level))
@@ -117,9 +212,9 @@ impl Dictionaries {
     /// Keeps a dictionary; returns its number.
     ///
     /// # Errors
-    /// [`Error::Refused`]: EINVAL if it is none, ENOSPC if there are too many.
+    /// [`Error::Refused`]: EINVAL if it is none, ENOSPC if there are too many, or beyond the budget.
     pub(crate) fn add(&self, bytes: &[u8]) -> Result<DictionaryId> {
-        let dictionary = Dictionary::new(bytes)?;
+        let dictionary = Dictionary::new(bytes, &self.memory)?;
         let _one_at_a_time = self.adding.lock();
         let is_free_or_it = |place: &OnceLock<Dictionary>| {
             let there = place.get();
@@ -134,9 +229,10 @@ impl Dictionaries {
     /// Keeps a dictionary under the number that objects from elsewhere name it by.
     ///
     /// # Errors
-    /// [`Error::Refused`]: EINVAL if it is none, EEXIST if another has that number.
+    /// [`Error::Refused`]: EINVAL if it is none, EEXIST if another has that number, ENOSPC beyond the
+    /// budget.
     pub(crate) fn add_as(&self, id: DictionaryId, bytes: &[u8]) -> Result<()> {
-        let dictionary = Dictionary::new(bytes)?;
+        let dictionary = Dictionary::new(bytes, &self.memory)?;
         let _one_at_a_time = self.adding.lock();
         let there = self.all[id.index()].get_or_init(|| dictionary);
         if there.bytes == bytes {

@@ -1,6 +1,7 @@
 //! A device's algorithms: one for new pages, and up to three for recompression, by priority.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use crossbeam::atomic::AtomicCell;
 use rustix::io::Errno;
@@ -8,8 +9,12 @@ use rustix::io::Errno;
 use super::Device;
 use super::core::Core;
 use crate::algorithm::{Algorithm, Priority};
-use crate::codec::{self, Codec, Compression, Dictionaries, MAX_DICTIONARY_LEN, NotAPage};
+use crate::codec::{
+    self, Codec, Compression, Dictionaries, DictionaryId, MAX_DICTIONARY_LEN, NotAPage,
+};
 use crate::error::{Error, Result};
+use crate::memory::FrameBudget;
+use crate::sync::Mutex;
 use crate::units::Page;
 
 /// The algorithms, and the dictionaries that they and the objects there are use. What is set holds
@@ -18,10 +23,17 @@ pub(crate) struct Algorithms {
     /// By priority; the first is there.
     all: [AtomicCell<Option<Compression>>; Priority::COUNT],
     pub(crate) dictionaries: Dictionaries,
+    /// Held while one is set.
+    setting: Mutex<()>,
 }
 
 impl Algorithms {
-    pub(super) fn new(primary: Algorithm, secondary: &[Algorithm]) -> Self {
+    /// Algorithms whose dictionaries' memory is of `budget`.
+    pub(super) fn new(
+        primary: Algorithm,
+        secondary: &[Algorithm],
+        budget: Arc<FrameBudget>,
+    ) -> Self {
         let all: [AtomicCell<Option<Compression>>; Priority::COUNT] = Default::default();
         let given = [&primary].into_iter().chain(secondary);
         for (cell, &algorithm) in all.iter().zip(given) {
@@ -29,7 +41,8 @@ impl Algorithms {
         }
         Self {
             all,
-            dictionaries: Dictionaries::default(),
+            dictionaries: Dictionaries::new(budget),
+            setting: Mutex::default(),
         }
     }
 
@@ -37,8 +50,36 @@ impl Algorithms {
         self.all[priority.index()].load()
     }
 
-    fn set(&self, priority: Priority, how: Compression) {
+    fn set(&self, priority: Priority, algorithm: Algorithm) {
+        let _one_at_a_time = self.setting.lock();
+        self.put(priority, algorithm.into());
+    }
+
+    /// # Errors
+    /// Those of [`Dictionaries::prepare`].
+    fn set_with_dictionary(
+        &self,
+        priority: Priority,
+        level: i8,
+        dictionary: DictionaryId,
+    ) -> Result<()> {
+        let _one_at_a_time = self.setting.lock();
+        self.dictionaries.prepare(dictionary, level)?;
+        let how = Compression {
+            algorithm: Algorithm::Zstd { level },
+            dictionary: Some(dictionary),
+        };
+        self.put(priority, how);
+        Ok(())
+    }
+
+    fn put(&self, priority: Priority, how: Compression) {
         self.all[priority.index()].store(Some(how));
+        self.dictionaries.forget_unused(|id, level| {
+            let algorithm = Algorithm::Zstd { level };
+            let mut all = self.all.iter().filter_map(AtomicCell::load);
+            all.any(|how| how.dictionary == Some(id) && how.algorithm == algorithm)
+        });
     }
 
     /// Those that pages are recompressed with, in order.
@@ -91,9 +132,7 @@ impl Device {
 
     /// Compresses new pages like this from here on; those that are stored stay as they are.
     pub fn set_algorithm(&self, algorithm: Algorithm) {
-        self.core
-            .algorithms
-            .set(Priority::PRIMARY, algorithm.into());
+        self.core.algorithms.set(Priority::PRIMARY, algorithm);
     }
 
     /// The algorithm of a priority, if there is one.
@@ -104,7 +143,7 @@ impl Device {
     /// Sets the algorithm of a priority, from here on. What no other made smaller is tried again
     /// with one for recompression.
     pub fn set_algorithm_of(&self, priority: Priority, algorithm: Algorithm) {
-        self.core.algorithms.set(priority, algorithm.into());
+        self.core.algorithms.set(priority, algorithm);
         if priority != Priority::PRIMARY {
             self.core.forget_tried();
         }
@@ -116,7 +155,7 @@ impl Device {
     /// # Errors
     /// [`Error::InvalidConfig`] if it has no such level, or the dictionary is not for zstd;
     /// [`Error::Refused`], EINVAL if there is no algorithm or the dictionary is none, ENOSPC after 32
-    /// of them; [`Error::Io`] if it cannot be read, or there is no memory for it.
+    /// of them, or if it has no room beside the tables; [`Error::Io`] if it cannot be read, or there is no memory for it.
     pub fn set_algorithm_params(
         &self,
         priority: Priority,
@@ -155,14 +194,13 @@ impl Device {
                 Some(self.core.algorithms.dictionaries.add(&bytes)?)
             }
         };
-        if let (Algorithm::Zstd { level }, Some(id)) = (algorithm, dictionary) {
-            self.core.algorithms.dictionaries.prepare(id, level)?;
+        let algorithms = &self.core.algorithms;
+        match (algorithm, dictionary) {
+            (Algorithm::Zstd { level }, Some(id)) => {
+                algorithms.set_with_dictionary(priority, level, id)?;
+            }
+            _ => algorithms.set(priority, algorithm),
         }
-        let how = Compression {
-            algorithm,
-            dictionary,
-        };
-        self.core.algorithms.set(priority, how);
         if priority != Priority::PRIMARY {
             self.core.forget_tried();
         }

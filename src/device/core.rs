@@ -3,11 +3,10 @@
 //! Locks: each shard has one mutex, and no two are held at once, except all of them for a moment by
 //! who begins to save the device. Under a shard's only leaves are taken, to look something up: a
 //! dictionary's, for what compressing with it takes, and the segments', for the number of a record in
-//! one that a write failed to. Shards are locked under `recompressing`, under that of [`Ages`], which
+//! one that a write failed to. Shards are locked under `recompressing`, under those of [`Tables`], under that of [`Ages`], which
 //! is taken under the former if at all, under those of [`crate::origin`], and under no other.
 
 use std::io;
-use std::ops::Range;
 use std::sync::Arc;
 
 use crossbeam::utils::CachePadded;
@@ -19,13 +18,15 @@ use super::layout::{Layout, ShardIndex};
 use super::read_ahead::ReadAhead;
 use super::room::Room;
 use super::save::Saves;
+use super::tables::Tables;
 use crate::config::DeviceConfig;
 use crate::error::{Error, Result};
 use crate::latency::Latencies;
 use crate::log_limit::LogLimit;
+use crate::memory::FrameBudget;
 use crate::origin::Origin;
-use crate::pool::{self, FrameBudget, NoRoom};
-use crate::shard::{Clock, Shard, SlotIndex};
+use crate::pool::{self, NoRoom};
+use crate::shard::{Clock, Shard};
 use crate::spill::{
     LogCounts, RecordAddress, RecordFormat, RecordFormats, SegmentIndex, SegmentTable, Stores,
 };
@@ -131,6 +132,7 @@ pub(crate) struct Core {
     pub(super) recompressing: Mutex<()>,
     pub(super) saves: Saves,
     pub(crate) budget: Arc<FrameBudget>,
+    pub(crate) tables: Tables,
     pub(crate) segments: Arc<SegmentTable>,
     pub(crate) formats: RecordFormats,
     pub(crate) stores: Arc<Stores>,
@@ -172,6 +174,7 @@ impl Core {
             .mem_limit
             .map_or(FrameBudget::UNLIMITED, |b| b / PAGE_SIZE as u64);
         let budget = Arc::new(FrameBudget::new(limit));
+        let tables = Tables::new(config);
         let no_addresses = |error| Error::io("reserve address space for the device", error);
         let waker = Arc::new(Waker::default());
         let spilled = match &config.backing {
@@ -191,9 +194,11 @@ impl Core {
                 let addresses = address_frames(slots, count);
                 let (budget, clock) = (Arc::clone(&budget), Arc::clone(&clock));
                 let pool = pool::new(config.pool, addresses, budget)?;
-                let shard = Shard::new(slots, pool, clock, Arc::clone(&segments), ages.present())?;
+                let (segments, tables) = (Arc::clone(&segments), Arc::clone(&tables.budget));
+                let present = ages.present();
+                let shard = Shard::new(slots, pool, clock, segments, present, Arc::clone(&tables))?;
                 let shard = match origin {
-                    Origin::Home(_) => shard.with_home()?,
+                    Origin::Home(_) => shard.with_home(tables)?,
                     Origin::Blank | Origin::Snapshot(_) => shard,
                 };
                 Ok(CachePadded::new(Mutex::new(shard)))
@@ -220,10 +225,15 @@ impl Core {
         allowance.limit_daily(config.writeback_daily_limit);
         Ok(Self {
             layout,
-            algorithms: Algorithms::new(config.algorithm, &config.recompress),
+            algorithms: Algorithms::new(
+                config.algorithm,
+                &config.recompress,
+                Arc::clone(&tables.budget),
+            ),
             recompressing: Mutex::default(),
             saves: Saves::default(),
             budget,
+            tables,
             segments,
             formats,
             stores: Arc::default(),
@@ -295,9 +305,9 @@ impl Core {
 
     /// Whether a shard is left in a state that the writeback thread must be told of: sparse, or
     /// with freed frames that are too many or that the thread does not expect.
-    pub(super) fn needs_care(&self, shard: &Shard) -> bool {
-        let warm = shard.pool().warm_frames();
-        warm > self.warm_frames || warm > 0 && !self.trim_is_due.load(Acquire) || shard.is_churned()
+    pub(crate) fn needs_care(&self, shard: &Shard) -> bool {
+        let idle = shard.idle_frames();
+        idle > self.warm_frames || idle > 0 && !self.trim_is_due.load(Acquire) || shard.is_churned()
     }
 
     /// Whether pages can leave memory, to a backing or home.
@@ -344,6 +354,8 @@ impl Core {
                 Err(NoRoom::NoMemory) if refusals == MAX_REFUSALS => {
                     return Err(Error::NoSpace("the kernel has no memory to give"));
                 }
+                Err(NoRoom::TableBusy) => self.tables.await_release(),
+                Err(NoRoom::TableLimit) => self.make_table_room()?,
                 Err(no_room) => {
                     refusals += u32::from(no_room == NoRoom::NoMemory);
                     self.requests.write_stalls.fetch_add(1, Relaxed);
@@ -351,67 +363,6 @@ impl Core {
                 }
             }
         }
-    }
-
-    /// Empties the slots of `pages`; returns how many held data.
-    pub(crate) fn clear(&self, pages: Range<u64>) -> u64 {
-        let mut cleared = 0;
-        for index in self.layout.shards() {
-            let slots = self.layout.slots_of(index, pages.clone());
-            let mut at = slots.start;
-            while at < slots.end {
-                let mut shard = self.shard(index);
-                let some = clear_some(&mut shard, at..slots.end);
-                let care = self.needs_care(&shard);
-                drop(shard);
-                self.wake_if_needed(care);
-                if let Some(slot) = some.unsaved {
-                    self.save_first(index, slot);
-                }
-                at = some.next;
-                cleared += some.cleared;
-            }
-        }
-        cleared
-    }
-
-    /// Makes `pages` zeroes that cost nothing; returns how many held data in memory or spilled.
-    ///
-    /// # Errors
-    /// None: it takes no room.
-    pub(crate) fn discard(&self, pages: Range<u64>) -> Result<u64> {
-        match self.origin {
-            Origin::Blank => Ok(self.clear(pages)),
-            // An empty slot would be what the image has.
-            Origin::Snapshot(_) => self.change_all(pages, Shard::store_zeroes),
-            Origin::Home(_) => self.change_all(pages, Shard::discard_at_home),
-        }
-    }
-
-    /// Makes `pages` zeroes that are kept as data.
-    ///
-    /// # Errors
-    /// None: it takes no room.
-    pub(crate) fn fill_zero(&self, pages: Range<u64>) -> Result<()> {
-        self.change_all(pages, Shard::store_zeroes).map(drop)
-    }
-
-    /// Changes each of `pages`, which takes no room; returns how many held data before.
-    fn change_all(&self, pages: Range<u64>, change: fn(&mut Shard, SlotIndex)) -> Result<u64> {
-        let mut held = 0;
-        let mut at = pages.start;
-        while at < pages.end {
-            let run = self.layout.run(PageIndex(at as u32), pages.end);
-            self.change_run(run, |shard| {
-                for index in (run.slot.0..run.slot.0 + run.pages).map(SlotIndex) {
-                    held += u64::from(!shard.slot(index).is_empty());
-                    change(shard, index);
-                }
-                Ok(())
-            })?;
-            at += u64::from(run.pages);
-        }
-        Ok(held)
     }
 
     /// Empties sparse zspages until none can be freed that way or the device stops; returns the page
@@ -437,7 +388,9 @@ impl Core {
     /// whether some is left to look for when it is idle.
     pub(crate) fn trim(&self, busy: bool) -> bool {
         self.trim_is_due.store(true, Release);
-        if self.release_warm_frames(if busy { self.warm_frames_to_keep() } else { 0 }) {
+        let keep = if busy { self.warm_frames_to_keep() } else { 0 };
+        self.release_tables(keep / 2);
+        if self.release_warm_frames(keep) {
             return true;
         }
         // Whoever frees memory from here on sees that no trim is due, under the lock of a shard
@@ -446,7 +399,7 @@ impl Core {
         let left = self
             .layout
             .shards()
-            .any(|index| self.shard(index).pool().warm_frames() > 0);
+            .any(|index| self.shard(index).idle_frames() > 0);
         self.trim_is_due.store(left, Release);
         left
     }
@@ -462,7 +415,7 @@ impl Core {
             }
             let mut shard = self.shard(index);
             shard.pool_mut().accept_idle(idle);
-            left |= shard.pool().warm_frames() > 0;
+            left |= shard.idle_frames() > 0;
         }
         left
     }
@@ -471,43 +424,6 @@ impl Core {
     pub(crate) fn warm_frames_to_keep(&self) -> usize {
         self.warm_frames / 2
     }
-}
-
-/// What a step of emptying slots has done.
-struct Cleared {
-    /// Slots that held data.
-    cleared: u64,
-    /// Where to go on.
-    next: u32,
-    /// The slot there, if its run is to be saved first.
-    unsaved: Option<SlotIndex>,
-}
-
-/// Empties slots from the start of a range. What it does at once is bounded, since a lock is held.
-fn clear_some(shard: &mut Shard, slots: Range<u32>) -> Cleared {
-    const CLEARED_AT_ONCE: u64 = 512;
-    const SEARCHED_AT_ONCE: u32 = 1 << 19;
-    let end = slots.end.min(slots.start.saturating_add(SEARCHED_AT_ONCE));
-    let mut done = Cleared {
-        cleared: 0,
-        next: slots.start,
-        unsaved: None,
-    };
-    while done.cleared < CLEARED_AT_ONCE {
-        let Some(used) = shard.next_used(done.next..end) else {
-            done.next = end;
-            break;
-        };
-        done.next = used.0;
-        if shard.is_unsaved(used) {
-            done.unsaved = Some(used);
-            break;
-        }
-        shard.clear(used);
-        done.cleared += 1;
-        done.next += 1;
-    }
-    done
 }
 
 /// What a device may be grown to by default, in bytes: four times what it is, as far as its shards

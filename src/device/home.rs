@@ -14,7 +14,7 @@ use super::read_back::PageCopy;
 use crate::codec::{Codec, MAX_COMPRESSED_LEN};
 use crate::error::{Error, Result};
 use crate::origin::Image;
-use crate::shard::{Slot, SlotIndex};
+use crate::shard::{Departures, Slot, SlotIndex};
 use crate::spill::BlockBuf;
 use crate::sync::atomic::Ordering::Relaxed;
 use crate::units::{PAGE_SHIFT, PAGE_SIZE, Page, PageIndex};
@@ -26,7 +26,7 @@ const SMALL: usize = 8;
 const AHEAD: u64 = 32;
 
 /// A page that only the image has, and how often it had left memory when that was found.
-pub(super) type AbsentPage = (PageIndex, u32);
+pub(super) type AbsentPage = (PageIndex, Departures);
 
 thread_local! {
     /// Where the image is read to: its memory is aligned as direct I/O wants it.
@@ -119,7 +119,13 @@ impl Core {
     }
 
     /// Makes a page of what was read of the image, or of what it is by now.
-    fn accept(&self, page: PageIndex, departures: u32, copy: &Page, out: &mut Page) -> Result<()> {
+    fn accept(
+        &self,
+        page: PageIndex,
+        departures: Departures,
+        copy: &Page,
+        out: &mut Page,
+    ) -> Result<()> {
         if self.keeps_absent() {
             if self.keep(page, departures, copy) {
                 *out = *copy;
@@ -155,7 +161,7 @@ impl Core {
 
     /// Keeps a page that was read of the image in memory, where there is room; returns whether that
     /// is what the page is.
-    fn keep(&self, page: PageIndex, departures: u32, copy: &Page) -> bool {
+    fn keep(&self, page: PageIndex, departures: Departures, copy: &Page) -> bool {
         let mut scratch = [0; MAX_COMPRESSED_LEN];
         let most = self.max_compressed_len;
         let compressed = self.algorithms.compress(copy, &mut scratch, most);
@@ -175,7 +181,7 @@ impl Core {
     }
 
     /// Reads the absent page of an empty slot, to be changed.
-    pub(super) fn fetch_absent(&self, page: PageIndex, departures: u32) -> Result<PageCopy> {
+    pub(super) fn fetch_absent(&self, page: PageIndex, departures: Departures) -> Result<PageCopy> {
         let mut copy = [0; PAGE_SIZE];
         if let Some(image) = self.origin.image() {
             BUFFER.with_borrow_mut(|buffer| {
@@ -184,11 +190,11 @@ impl Core {
                 Ok::<_, Error>(())
             })?;
         }
-        Ok(PageCopy::new(Slot::EMPTY, u64::from(departures), copy))
+        Ok(PageCopy::new(Slot::EMPTY, departures.0, copy))
     }
 
     /// Whether a run of one page is absent, and how often it had left memory.
-    pub(super) fn absent(&self, page: PageIndex) -> Option<u32> {
+    pub(super) fn absent(&self, page: PageIndex) -> Option<Departures> {
         self.origin.image()?;
         let run = self.layout.run(page, u64::from(page.0) + 1);
         let shard = self.shard(run.shard);

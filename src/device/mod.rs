@@ -7,6 +7,7 @@ mod backing;
 mod block_state;
 pub(crate) mod core;
 pub(crate) mod damage;
+mod discard;
 mod extents;
 mod home;
 pub(crate) mod layout;
@@ -22,6 +23,7 @@ pub(crate) mod room;
 mod save;
 mod scrub;
 mod streams;
+mod tables;
 #[cfg(test)]
 mod tests;
 mod train;
@@ -46,8 +48,9 @@ use crate::block_device::BlockDevice;
 use crate::config::{BackingKeep, DeviceConfig, check_mem_limit};
 use crate::error::{Error, Result};
 use crate::latency::{Operation, OperationLatencies};
+use crate::memory::FrameBudget;
 use crate::origin::{FileImage, Home, Origin, OriginConfig, OriginUse, Periodic, SyncPolicy};
-use crate::pool::{ClassStats, FrameBudget};
+use crate::pool::ClassStats;
 use crate::sector_size::SectorSize;
 use crate::shard::Counts;
 use crate::spill::{Backing, BackingNotes, Opener, random_sequence};
@@ -182,6 +185,8 @@ impl Device {
             mem_used_total: budget.used() * page,
             mem_limit: self.mem_limit().unwrap_or(0),
             mem_used_max: budget.max_used() * page,
+            dictionary_bytes: self.core.algorithms.dictionaries.frames() * page,
+            table_limit: self.core.tables.budget.limit() * page,
             backing_bytes_used: used,
             backing_bytes_live: live.min(used),
             backing_bytes_written: log_counts.written_bytes(),
@@ -205,11 +210,12 @@ impl Device {
             stats.origin_syncs = home.counts.syncs.load(Relaxed);
         }
         for index in self.core.layout.shards() {
-            let (counts, dirty) = {
+            let (counts, dirty, tables) = {
                 let shard = self.core.shard(index);
-                (shard.counts(), shard.dirty_pages())
+                (shard.counts(), shard.dirty_pages(), shard.table_pages())
             };
             stats.dirty_pages += dirty;
+            stats.slot_table_bytes += tables * page;
             stats.orig_data_size += pages_with_data(&counts) * page;
             stats.compr_data_size += counts.compr_bytes;
             stats.same_pages += counts.same_pages;

@@ -8,7 +8,7 @@ use super::layout::{RUN_PAGES, Run};
 use super::read_back::{Spilled, Wanted};
 use crate::codec::{self, Codec};
 use crate::error::{Error, Result};
-use crate::shard::{Shard, SlotIndex, SlotState};
+use crate::shard::{Departures, Shard, SlotIndex, SlotState};
 use crate::spill::SegmentIndex;
 use crate::units::{PAGE_SHIFT, PAGE_SIZE, Page, PageIndex};
 
@@ -30,7 +30,7 @@ pub(super) enum Found {
     },
     WrittenBack(Spilled),
     /// Only in the image; it has left memory so often.
-    Absent(u32),
+    Absent(Departures),
 }
 
 /// A thread's memory for a run of compressed pages.

@@ -155,7 +155,7 @@ impl Core {
                         self.segments.set_sequence(segment, image.sequence());
                     }
                 }
-                if !self.point(entry) {
+                if !self.point(entry)? {
                     return Err(image.wrong(entry.page(), "is in it twice"));
                 }
             }
@@ -167,21 +167,26 @@ impl Core {
     }
 
     /// Has a page's slot say what an image says; returns false if it says something already.
-    fn point(&self, entry: Entry) -> bool {
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`].
+    fn point(&self, entry: Entry) -> Result<bool> {
         let page = entry.page();
         let run = self.layout.run(page, u64::from(page.0) + 1);
-        let mut shard = self.shard(run.shard);
-        let is_new = shard.slot(run.slot).is_empty();
-        match entry {
-            _ if !is_new => {}
-            Entry::Pattern { pattern, .. } => shard.store_same_filled(run.slot, pattern),
-            Entry::Record {
-                address,
-                len,
-                codec,
-                ..
-            } => shard.adopt(run.slot, address.in_image(), len, codec),
-        }
-        is_new
+        let mut is_new = false;
+        self.store_with_room(run.shard, |shard| {
+            is_new = shard.slot(run.slot).is_empty();
+            match entry {
+                _ if !is_new => Ok(()),
+                Entry::Pattern { pattern, .. } => shard.store_same_filled(run.slot, pattern),
+                Entry::Record {
+                    address,
+                    len,
+                    codec,
+                    ..
+                } => shard.adopt(run.slot, address.in_image(), len, codec),
+            }
+        })?;
+        Ok(is_new)
     }
 }

@@ -174,7 +174,7 @@ impl Core {
         match slot.state() {
             SlotState::Empty if self.origin.image().is_none() => copy.fill(0),
             SlotState::Empty => match fetched {
-                Some(fetched) if fetched.is_of(slot, shard.departures(run.slot).into()) => {
+                Some(fetched) if fetched.is_of(slot, shard.departures(run.slot).0) => {
                     *copy = fetched.page;
                 }
                 _ => return Ok(Change::Stale),
@@ -216,10 +216,7 @@ fn store(
     page: &Page,
 ) -> Result<(), NoRoom> {
     match prepared {
-        Prepared::SameFilled(pattern) => {
-            shard.store_same_filled(slot, pattern);
-            Ok(())
-        }
+        Prepared::SameFilled(pattern) => shard.store_same_filled(slot, pattern),
         Prepared::Raw => shard.store(slot, Codec::Raw, page),
         Prepared::Compressed { codec, start, len } => {
             shard.store(slot, codec, &scratch[start..start + len])

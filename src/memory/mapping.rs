@@ -97,6 +97,11 @@ impl Mapping {
         self.base
     }
 
+    /// Bytes in the mapping.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
     /// Makes the whole pages of `bytes` readable and writable.
     pub(crate) fn open(&self, bytes: Range<usize>) -> io::Result<()> {
         let start = self.check(&bytes);

@@ -1,17 +1,19 @@
 //! Memory taken from the kernel by address range rather than from the heap: the pool's page
 //! frames, tables and buffers that cost nothing until they are written, and the page that a key is in. None of it is
-//! part of a core dump.
+//! part of a core dump. How much of it may be taken is counted here, too.
 //!
 //! All `unsafe` code of the library is in this module, and in the ring of the FUSE frontend, whose
 //! memory the kernel writes to. Nothing here takes a mutex; whoever owns an [`Arena`]
 //! or a [`LazyTable`] guards it.
 
 mod arena;
+mod budget;
 mod locked;
 mod mapping;
 mod table;
 
 pub(crate) use arena::{Arena, ChainLen, FrameIndex, IdleRuns};
+pub(crate) use budget::FrameBudget;
 pub(crate) use locked::Locked;
 pub(crate) use mapping::Mapping;
-pub(crate) use table::{LazyTable, buffer};
+pub(crate) use table::{IdlePages, LazyTable, buffer};

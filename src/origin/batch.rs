@@ -205,6 +205,9 @@ impl HomeBatch {
                     let leave = entry.landing == Landing::Leave;
                     shard.land_at_home(entry.index, entry.written, leave);
                 }
+                let care = core.needs_care(&shard);
+                drop(shard);
+                core.wake_if_needed(care);
             }
         }
         self.entries.clear();

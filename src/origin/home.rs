@@ -112,7 +112,10 @@ impl Home {
     }
 
     /// Writes every page home that is dirty now.
-    fn write_all(&self, core: &Core) -> Result<()> {
+    ///
+    /// # Errors
+    /// The first failure; all others were tried.
+    pub(crate) fn write_all(&self, core: &Core) -> Result<()> {
         let (mut at, mut done) = (0, Ok(()));
         while at < core.layout.pages() {
             let mut batch = self.turn();

@@ -2,9 +2,10 @@
 
 use proptest::prelude::*;
 
+use super::Owner;
 use super::harness::{Harness, Step};
-use super::{FrameBudget, Owner};
 use crate::config::PoolKind;
+use crate::memory::FrameBudget;
 use crate::units::PAGE_SIZE;
 
 #[test]

@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{FrameBudget, ObjectAddress, Owner, Pool, Stored, ZspageId};
+use super::{ObjectAddress, Owner, Pool, Stored, ZspageId};
 use crate::config::PoolKind;
+use crate::memory::FrameBudget;
 
 const ADDRESS_FRAMES: usize = 1 << 16;
 

@@ -5,7 +5,6 @@
 //! It locks nothing: a shard's lock covers its pool.
 
 mod buddies;
-mod budget;
 #[cfg(test)]
 mod conformance;
 #[cfg(any(test, fuzzing))]
@@ -14,14 +13,13 @@ mod zsmalloc;
 
 use self::buddies::Buddies;
 use self::zsmalloc::Zsmalloc;
-pub(crate) use budget::FrameBudget;
 pub use zsmalloc::ClassStats;
 
 use std::io;
 use std::sync::Arc;
 
 use crate::config::PoolKind;
-use crate::memory::IdleRuns;
+use crate::memory::{FrameBudget, IdleRuns};
 
 /// Bytes that object addresses are multiples of, and size classes are apart
 /// (`ZS_SIZE_CLASS_DELTA`).
@@ -60,13 +58,17 @@ pub(crate) struct Compacted {
 /// Told of each object that compaction moves: its owner, the old and the new address.
 pub(crate) type Moved<'a> = &'a mut dyn FnMut(Owner, ObjectAddress, ObjectAddress);
 
-/// Why an object cannot be stored now.
+/// Why a page cannot be stored now. A pool only knows of the first two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NoRoom {
     /// It takes a zspage, and the budget has none left.
     OverLimit,
     /// It takes a zspage, and the kernel has no memory or addresses for one.
     NoMemory,
+    /// Its slot takes a page frame of a table, and the tables may have no more.
+    TableLimit,
+    /// Its slot is in a page frame of a table that is on its way back to the kernel.
+    TableBusy,
 }
 
 /// An empty pool with addresses for `address_frames` frames, fewer than 2^32.

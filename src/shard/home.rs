@@ -12,11 +12,11 @@
 
 use std::ops::Range;
 
-use super::marks::HomeMarks;
+use super::marks::{Departures, HomeMarks};
 use super::reclaim::Chances;
 use super::{Shard, Slot, SlotIndex, SlotState};
 use crate::codec::Codec;
-use crate::pool::ZspageId;
+use crate::pool::{NoRoom, ZspageId};
 use crate::sync::{Protection, without};
 
 /// What a dirty page holds.
@@ -55,9 +55,14 @@ impl Shard {
     }
 
     /// Makes the slot's page zeroes, for which its home needs no space.
-    pub(crate) fn discard_at_home(&mut self, index: SlotIndex) {
+    ///
+    /// # Errors
+    /// Those of [`Shard::reserve`].
+    pub(crate) fn discard_at_home(&mut self, index: SlotIndex) -> Result<(), NoRoom> {
+        self.reserve(index)?;
         self.set(index, Slot::same_filled(0));
         self.note_change(index, true);
+        Ok(())
     }
 
     pub(super) fn note_change(&mut self, index: SlotIndex, hole: bool) {
@@ -67,15 +72,14 @@ impl Shard {
     }
 
     /// How often the slot's page has left memory for the image.
-    pub(crate) fn departures(&self, index: SlotIndex) -> u32 {
-        self.marks
-            .as_ref()
-            .map_or(0, |marks| marks.departures(index))
+    pub(crate) fn departures(&self, index: SlotIndex) -> Departures {
+        let marks = self.marks.as_ref();
+        marks.map_or_else(Departures::default, |marks| marks.departures(index))
     }
 
     /// Whether what was read of the image is the page: its slot was empty all the time since it had
     /// left memory so often.
-    pub(crate) fn is_at_home(&self, index: SlotIndex, departures: u32) -> bool {
+    pub(crate) fn is_at_home(&self, index: SlotIndex, departures: Departures) -> bool {
         let never_left =
             self.departures(index) == departures || without(Protection::DeparturesCounted);
         self.slots.get(index).is_empty() && never_left
@@ -84,9 +88,16 @@ impl Shard {
     /// Keeps a copy of a page that is in the image; without room there is none.
     pub(crate) fn store_clean(&mut self, index: SlotIndex, codec: Codec, data: &[u8]) {
         debug_assert!(self.slots.get(index).is_empty());
-        if let Ok(object) = self.allocate(index, data) {
-            let slot = Slot::resident(object, data.len(), codec);
-            self.set(index, slot.written_in(self.present.tag()));
+        // It is not dirty, so it needs no mark.
+        if self.slots.reserve(index).is_err() {
+            return;
+        }
+        match self.allocate(index, data) {
+            Ok(object) => {
+                let slot = Slot::resident(object, data.len(), codec);
+                self.set(index, slot.written_in(self.present.tag()));
+            }
+            Err(_) => self.slots.abandon(index),
         }
     }
 

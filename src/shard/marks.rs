@@ -2,9 +2,12 @@
 
 use std::io;
 use std::ops::Range;
+use std::sync::Arc;
 
-use super::slot::{SLOTS_PER_BLOCK, SlotIndex};
-use crate::memory::LazyTable;
+use super::slot::SlotIndex;
+use super::table_pages::TablePages;
+use crate::memory::{FrameBudget, IdlePages, LazyTable};
+use crate::pool::NoRoom;
 use crate::sync::{Protection, without};
 
 /// The page is not in the image as it is.
@@ -18,14 +21,29 @@ const HOLE: u32 = 8;
 /// How often the page left memory for the image, in the bits that are left.
 const DEPARTURE: u32 = 16;
 
+/// Marks whose use is counted together: a page frame of them.
+const MARKS_PER_BLOCK: u32 = 1024;
+
+fn block_of(index: SlotIndex) -> u32 {
+    index.0 / MARKS_PER_BLOCK
+}
+
+/// How often a page has left memory for its image, or at least a number that is another one each time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Departures(pub(crate) u64);
+
 /// The marks of a shard, in four bytes a page.
 ///
-/// Invariants: `dirty[b]` is the number of dirty slots in block `b`, and `total` that in all; what
-/// is taken is dirty.
+/// Invariants: `dirty` counts the dirty slots of each block, and `total` those in all; what is taken,
+/// in a batch or a hole is dirty.
 pub(super) struct HomeMarks {
     marks: LazyTable<u32>,
-    dirty: LazyTable<u32>,
+    dirty: TablePages,
     total: u64,
+    /// By block, how often departures were counted for all of its pages together: when its marks went
+    /// back to the kernel, and with them how often each page had left, and for any that left while
+    /// there were no marks.
+    departures: LazyTable<u32>,
 }
 
 impl HomeMarks {
@@ -33,12 +51,53 @@ impl HomeMarks {
     ///
     /// # Errors
     /// The kernel's, if there is not enough address space.
-    pub(super) fn new(slots: u32) -> io::Result<Self> {
+    pub(super) fn new(slots: u32, budget: Arc<FrameBudget>) -> io::Result<Self> {
+        let blocks = slots.div_ceil(MARKS_PER_BLOCK);
         Ok(Self {
             marks: LazyTable::new(slots as usize)?,
-            dirty: LazyTable::new(slots.div_ceil(SLOTS_PER_BLOCK) as usize)?,
+            dirty: TablePages::new(blocks, budget)?,
             total: 0,
+            departures: LazyTable::new(blocks as usize)?,
         })
+    }
+
+    /// Sees to it that a page can be marked as dirty. If it is not, [`HomeMarks::abandon`] has to
+    /// follow.
+    ///
+    /// # Errors
+    /// Those of [`TablePages::reserve`].
+    pub(super) fn reserve(&mut self, index: SlotIndex) -> Result<(), NoRoom> {
+        self.dirty.reserve(block_of(index))
+    }
+
+    pub(super) fn abandon(&mut self, index: SlotIndex) {
+        self.dirty.abandon(block_of(index));
+    }
+
+    pub(super) fn pages(&self) -> &TablePages {
+        &self.dirty
+    }
+
+    /// Takes blocks without a mark out to be released, as [`TablePages::take_out`] does.
+    pub(super) fn take_out(&mut self, keep: usize, most: usize) -> IdlePages {
+        let out = self.dirty.take_out(keep, most);
+        for &block in &out {
+            let first = (block * MARKS_PER_BLOCK) as usize;
+            let end = (first + MARKS_PER_BLOCK as usize).min(self.marks.len());
+            self.marks[first..end].fill(0);
+            self.count_departure_of(block);
+        }
+        self.marks.lend_out(out)
+    }
+
+    /// Takes them back; returns how many the kernel has.
+    pub(super) fn take_back(&mut self, idle: IdlePages) -> u64 {
+        self.dirty.take_back(idle)
+    }
+
+    fn count_departure_of(&mut self, block: u32) {
+        let departures = &mut self.departures[block as usize];
+        *departures = departures.wrapping_add(1);
     }
 
     fn mark(&mut self, index: SlotIndex) -> &mut u32 {
@@ -58,13 +117,13 @@ impl HomeMarks {
         self.marks[index.0 as usize] & HOLE != 0
     }
 
-    /// Notes that a page has changed.
+    /// Notes that a page, which is reserved, has changed.
     pub(super) fn change(&mut self, index: SlotIndex, hole: bool) {
         let mark = self.mark(index);
         let was_dirty = *mark & DIRTY != 0;
         *mark = *mark & !(TAKEN | HOLE) | DIRTY | if hole { HOLE } else { 0 };
         if !was_dirty {
-            self.dirty[(index.0 / SLOTS_PER_BLOCK) as usize] += 1;
+            self.dirty.add(block_of(index));
             self.total += 1;
         }
     }
@@ -90,7 +149,7 @@ impl HomeMarks {
         *mark &= !(TAKEN | IN_BATCH);
         if is_clean {
             *mark &= !(DIRTY | HOLE);
-            self.dirty[(index.0 / SLOTS_PER_BLOCK) as usize] -= 1;
+            self.dirty.remove(block_of(index));
             self.total -= 1;
         }
         is_clean
@@ -98,12 +157,17 @@ impl HomeMarks {
 
     /// How often the page has left memory. A reader of the image to whom this is the same before
     /// and after, with the slot empty at both times, has read while nothing was written there.
-    pub(super) fn departures(&self, index: SlotIndex) -> u32 {
-        self.marks[index.0 as usize] / DEPARTURE
+    pub(super) fn departures(&self, index: SlotIndex) -> Departures {
+        let of_block = u64::from(self.departures[block_of(index) as usize]);
+        let of_page = u64::from(self.marks[index.0 as usize] / DEPARTURE);
+        Departures(of_block << u32::BITS | of_page)
     }
 
     /// Notes that a page, which is clean, leaves memory.
     pub(super) fn depart(&mut self, index: SlotIndex) {
+        if !self.dirty.is_ready(block_of(index)) {
+            return self.count_departure_of(block_of(index));
+        }
         let mark = self.mark(index);
         debug_assert!(*mark & DIRTY == 0);
         *mark = mark.wrapping_add(DEPARTURE);
@@ -113,8 +177,8 @@ impl HomeMarks {
     pub(super) fn next_dirty(&self, range: Range<u32>) -> Option<SlotIndex> {
         let mut at = range.start;
         while at < range.end {
-            if self.dirty[(at / SLOTS_PER_BLOCK) as usize] == 0 {
-                at = (at / SLOTS_PER_BLOCK + 1) * SLOTS_PER_BLOCK;
+            if self.dirty.count(at / MARKS_PER_BLOCK) == 0 {
+                at = (at / MARKS_PER_BLOCK + 1) * MARKS_PER_BLOCK;
                 continue;
             }
             if self.is_dirty(SlotIndex(at)) {
@@ -127,22 +191,19 @@ impl HomeMarks {
 
     /// Asserts the invariants.
     pub(super) fn check(&self) {
-        let mut total = 0;
-        // A table of billions of slots is not read whole: most of it was never touched.
-        let sparse = self.marks.len() > 1 << 24;
-        for (block, &dirty) in self.dirty.iter().enumerate() {
-            if sparse && dirty == 0 {
-                continue;
-            }
-            let first = block * SLOTS_PER_BLOCK as usize;
-            let end = (first + SLOTS_PER_BLOCK as usize).min(self.marks.len());
+        let total = self.dirty.check(|block| {
+            let first = (block * MARKS_PER_BLOCK) as usize;
+            let end = (first + MARKS_PER_BLOCK as usize).min(self.marks.len());
             let marks = &self.marks[first..end];
-            let counted = marks.iter().filter(|&&mark| mark & DIRTY != 0).count();
-            assert_eq!(dirty as usize, counted, "block {block}");
-            assert!(marks.iter().all(|mark| mark & (DIRTY | TAKEN) != TAKEN));
+            let flags = DIRTY | TAKEN | IN_BATCH | HOLE;
+            assert!(
+                marks
+                    .iter()
+                    .all(|mark| mark & flags == 0 || mark & DIRTY != 0)
+            );
             assert!(marks.iter().all(|mark| mark & (IN_BATCH | TAKEN) != TAKEN));
-            total += u64::from(dirty);
-        }
+            marks.iter().filter(|&&mark| mark & DIRTY != 0).count() as u32
+        });
         assert_eq!(total, self.total);
     }
 }
@@ -153,37 +214,73 @@ mod tests {
 
     const AT: SlotIndex = SlotIndex(700);
 
+    fn marks(slots: u32) -> HomeMarks {
+        let budget = Arc::new(FrameBudget::new(FrameBudget::UNLIMITED));
+        HomeMarks::new(slots, budget).expect("addresses")
+    }
+
+    fn change(marks: &mut HomeMarks, at: SlotIndex, hole: bool) {
+        marks.reserve(at).expect("room");
+        marks.change(at, hole);
+    }
+
     #[test]
     fn what_changes_on_its_way_home_stays_dirty() {
-        let mut marks = HomeMarks::new(2000).expect("addresses");
-        marks.change(AT, true);
-        marks.change(AT, false);
+        let mut marks = marks(2000);
+        change(&mut marks, AT, true);
+        change(&mut marks, AT, false);
         assert!(marks.take(AT) && !marks.take(AT));
-        marks.change(AT, true);
+        change(&mut marks, AT, true);
         assert!(!marks.take(AT), "the other one is still under way");
         assert!(!marks.land(AT, true) && marks.is_dirty(AT) && marks.is_hole(AT));
         assert!(marks.take(AT) && !marks.land(AT, false) && marks.is_dirty(AT));
         assert_eq!(marks.total(), 1);
         assert!(marks.take(AT) && marks.land(AT, true));
         assert!(!marks.is_dirty(AT) && !marks.is_hole(AT));
-        assert_eq!((marks.total(), marks.departures(AT)), (0, 0));
+        assert_eq!((marks.total(), marks.departures(AT).0), (0, 0));
         marks.depart(AT);
-        marks.change(AT, false);
-        assert_eq!(marks.departures(AT), 1);
+        change(&mut marks, AT, false);
+        assert_eq!(marks.departures(AT).0, 1);
         marks.check();
     }
 
     #[test]
     fn what_is_dirty_is_found() {
-        let mut marks = HomeMarks::new(10_000).expect("addresses");
+        let mut marks = marks(10_000);
         assert_eq!(marks.next_dirty(0..10_000), None);
         for at in [511, 7000, 9999] {
-            marks.change(SlotIndex(at), false);
+            change(&mut marks, SlotIndex(at), false);
         }
         assert_eq!(marks.next_dirty(0..10_000), Some(SlotIndex(511)));
         assert_eq!(marks.next_dirty(512..7000), None);
         assert_eq!(marks.next_dirty(512..10_000), Some(SlotIndex(7000)));
         assert_eq!(marks.next_dirty(7001..10_000), Some(SlotIndex(9999)));
         marks.check();
+    }
+
+    /// However its marks come and go, a page that has left memory is known to have.
+    #[test]
+    fn departures_are_told_apart_though_marks_went_back() {
+        let mut marks = marks(2000);
+        let mut seen = vec![marks.departures(AT)];
+        for round in 0..3 {
+            marks.depart(AT);
+            seen.push(marks.departures(AT));
+            change(&mut marks, AT, round == 1);
+            assert!(marks.take(AT) && marks.land(AT, true));
+            marks.depart(AT);
+            seen.push(marks.departures(AT));
+            let mut idle = marks.take_out(0, 10);
+            marks.depart(AT);
+            seen.push(marks.departures(AT));
+            idle.release().expect("madvise");
+            assert_eq!(marks.take_back(idle), 1);
+            assert_eq!(marks.departures(AT), seen[seen.len() - 1]);
+            marks.check();
+        }
+        for (i, departures) in seen.iter().enumerate() {
+            assert!(!seen[..i].contains(departures), "{seen:?}");
+        }
+        assert_eq!(marks.pages().held(), 0);
     }
 }

@@ -17,6 +17,8 @@ mod recent;
 mod reclaim;
 mod selected;
 mod slot;
+mod table_pages;
+mod tables;
 mod unsaved;
 
 use std::io;
@@ -27,6 +29,7 @@ pub(crate) use self::age::{AgeTag, AgeTags, Present};
 pub(crate) use self::home::{Contents, Dropped};
 pub(crate) use self::lru::Clock;
 use self::lru::Lru;
+pub(crate) use self::marks::Departures;
 use self::marks::HomeMarks;
 use self::recent::ReadBackClock;
 pub(crate) use self::reclaim::{Chances, Evicted};
@@ -35,6 +38,7 @@ use self::slot::SlotTable;
 pub(crate) use self::slot::{SLOTS_PER_BLOCK, Slot, SlotIndex, SlotState};
 pub(crate) use self::unsaved::{SaveId, Unsaved};
 use crate::codec::Codec;
+use crate::memory::FrameBudget;
 use crate::pool::{NoRoom, ObjectAddress, Owner, Pool};
 use crate::spill::{RecordAddress, SegmentTable};
 use crate::sync::{Protection, without};
@@ -72,7 +76,7 @@ pub(crate) struct Shard {
 }
 
 impl Shard {
-    /// A shard of `slots` empty slots over an empty pool.
+    /// A shard of `slots` empty slots over an empty pool, whose tables take page frames from `tables`.
     ///
     /// # Errors
     /// The kernel's, if there is not enough address space.
@@ -82,9 +86,10 @@ impl Shard {
         clock: Clock,
         segments: Arc<SegmentTable>,
         present: Arc<Present>,
+        tables: Arc<FrameBudget>,
     ) -> io::Result<Self> {
         Ok(Self {
-            slots: SlotTable::new(slots)?,
+            slots: SlotTable::new(slots, tables)?,
             lru: Lru::new(pool.max_zspages(), clock)?,
             pool,
             read_backs: ReadBackClock::default(),
@@ -101,8 +106,8 @@ impl Shard {
     ///
     /// # Errors
     /// Those of [`Shard::new`].
-    pub(crate) fn with_home(mut self) -> io::Result<Self> {
-        self.marks = Some(HomeMarks::new(self.slots.len())?);
+    pub(crate) fn with_home(mut self, tables: Arc<FrameBudget>) -> io::Result<Self> {
+        self.marks = Some(HomeMarks::new(self.slots.len(), tables)?);
         Ok(self)
     }
 
@@ -195,7 +200,7 @@ impl Shard {
         codec: Codec,
         data: &[u8],
     ) -> Result<(), NoRoom> {
-        let object = self.allocate(index, data)?;
+        let object = self.allocate_reserved(index, data)?;
         let slot = Slot::resident(object, data.len(), codec);
         self.set(index, slot.written_in(self.present.tag()));
         self.note_change(index, false);
@@ -203,33 +208,87 @@ impl Shard {
     }
 
     /// Points the empty slot at a record of an image.
+    ///
+    /// # Errors
+    /// Those of [`Shard::reserve`].
     pub(crate) fn adopt(
         &mut self,
         index: SlotIndex,
         record: RecordAddress,
         len: usize,
         codec: Codec,
-    ) {
+    ) -> Result<(), NoRoom> {
         debug_assert!(self.slot(index).is_empty());
+        self.reserve(index)?;
         self.segments.retain(record, len);
         self.set(index, Slot::written_back(record, len, codec));
+        Ok(())
     }
 
     /// Makes the slot's page one repeated pattern.
-    pub(crate) fn store_same_filled(&mut self, index: SlotIndex, pattern: u32) {
+    ///
+    /// # Errors
+    /// Those of [`Shard::reserve`].
+    pub(crate) fn store_same_filled(
+        &mut self,
+        index: SlotIndex,
+        pattern: u32,
+    ) -> Result<(), NoRoom> {
+        self.reserve(index)?;
         self.set(index, Slot::same_filled(pattern));
         self.note_change(index, false);
+        Ok(())
     }
 
     /// Makes the slot's page zeroes.
-    pub(crate) fn store_zeroes(&mut self, index: SlotIndex) {
-        self.store_same_filled(index, 0);
+    ///
+    /// # Errors
+    /// Those of [`Shard::reserve`].
+    pub(crate) fn store_zeroes(&mut self, index: SlotIndex) -> Result<(), NoRoom> {
+        self.store_same_filled(index, 0)
     }
 
-    /// Empties the slot, whose page has no home.
-    pub(crate) fn clear(&mut self, index: SlotIndex) {
+    /// Empties the slot, whose page has no home; and with it all of its block, if that is one of zeroes, which
+    /// is not emptied in part. Returns how many slots that were.
+    pub(crate) fn clear(&mut self, index: SlotIndex) -> u32 {
         debug_assert!(self.marks.is_none());
+        if self.slots.is_in_zeroes(index) {
+            debug_assert!(index.0.is_multiple_of(SLOTS_PER_BLOCK));
+            let slots = self.slots.empty_zeroes(index);
+            self.counts.same_pages -= u64::from(slots);
+            return slots;
+        }
         self.set(index, Slot::EMPTY);
+        1
+    }
+
+    /// Makes all pages of the block that starts with a slot zeroes, for which it needs no slots; not where
+    /// pages have a home, or can be saved. Returns how many held data.
+    pub(crate) fn zero_block(&mut self, first: SlotIndex) -> u64 {
+        debug_assert!(self.marks.is_none() && self.unsaved.is_none());
+        let end = first
+            .0
+            .saturating_add(SLOTS_PER_BLOCK)
+            .min(self.slots.len());
+        let (mut at, mut held) = (first.0, 0);
+        while let Some(index) = self.slots.next_used(at..end) {
+            let cleared = self.clear(index);
+            held += u64::from(cleared);
+            at = index.0 + cleared;
+        }
+        self.counts.same_pages += u64::from(self.slots.zero_block(first));
+        held
+    }
+
+    /// Copies the data in the pool to an object for the slot, which may be empty.
+    fn allocate_reserved(
+        &mut self,
+        index: SlotIndex,
+        data: &[u8],
+    ) -> Result<ObjectAddress, NoRoom> {
+        self.reserve(index)?;
+        self.allocate(index, data)
+            .inspect_err(|_| self.abandon(index))
     }
 
     /// Copies the data in the pool to an object for the slot.

@@ -2,11 +2,13 @@
 
 use std::io;
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::age::AgeTag;
+use super::table_pages::TablePages;
 use crate::codec::Codec;
-use crate::memory::LazyTable;
-use crate::pool::ObjectAddress;
+use crate::memory::{FrameBudget, IdlePages, LazyTable};
+use crate::pool::{NoRoom, ObjectAddress};
 use crate::spill::RecordAddress;
 
 /// Slots whose use is counted together: a page frame of the table.
@@ -236,24 +238,84 @@ impl Slot {
 
 /// The slots of a shard, all empty at first.
 ///
-/// Invariant: `used[b]` is the number of slots in block `b` that are not empty, so that what walks
-/// a device passes over what was never written without touching the table's memory.
+/// Invariant: `used` counts the slots of each block that are not empty, so that what walks a device
+/// passes over what was never written without touching the table's memory, and that the memory of a
+/// block goes back once it is empty. A block that is implied there is one of zeroes: each of its slots
+/// is same-filled with them.
 pub(crate) struct SlotTable {
     slots: LazyTable<u64>,
-    used: LazyTable<u32>,
+    used: TablePages,
 }
 
 impl SlotTable {
-    /// A table of `len` slots.
+    /// A table of `len` slots, whose blocks are taken from `budget`.
     ///
     /// # Errors
     /// The kernel's, if there is not enough address space.
-    pub(crate) fn new(len: u32) -> io::Result<Self> {
-        let blocks = len.div_ceil(SLOTS_PER_BLOCK);
+    pub(crate) fn new(len: u32, budget: Arc<FrameBudget>) -> io::Result<Self> {
         Ok(Self {
             slots: LazyTable::new(len as usize)?,
-            used: LazyTable::new(blocks as usize)?,
+            used: TablePages::new(len.div_ceil(SLOTS_PER_BLOCK), budget)?,
         })
+    }
+
+    /// Sees to it that an empty slot can be given data. If it is not, [`SlotTable::abandon`] has to
+    /// follow.
+    ///
+    /// # Errors
+    /// Those of [`TablePages::reserve`].
+    pub(super) fn reserve(&mut self, index: SlotIndex) -> Result<(), NoRoom> {
+        let block = index.0 / SLOTS_PER_BLOCK;
+        self.used.reserve(block)?;
+        if self.used.is_implied(block) {
+            let slots = self.slots_of(block);
+            self.slots[slots.clone()].fill(Slot::same_filled(0).0);
+            self.used.end_implied(block, slots.len() as u32);
+        }
+        Ok(())
+    }
+
+    /// Where the slots of a block are.
+    fn slots_of(&self, block: u32) -> Range<usize> {
+        let first = (block * SLOTS_PER_BLOCK) as usize;
+        first..(first + SLOTS_PER_BLOCK as usize).min(self.slots.len())
+    }
+
+    /// Whether a slot is in a block of zeroes.
+    pub(super) fn is_in_zeroes(&self, index: SlotIndex) -> bool {
+        self.used.is_implied(index.0 / SLOTS_PER_BLOCK)
+    }
+
+    /// Makes the block of a slot, which is empty, one of zeroes; returns its slots.
+    pub(super) fn zero_block(&mut self, index: SlotIndex) -> u32 {
+        let block = index.0 / SLOTS_PER_BLOCK;
+        self.used.imply(block);
+        self.slots_of(block).len() as u32
+    }
+
+    /// Empties the block of a slot, which is one of zeroes; returns its slots.
+    pub(super) fn empty_zeroes(&mut self, index: SlotIndex) -> u32 {
+        let block = index.0 / SLOTS_PER_BLOCK;
+        self.used.end_implied(block, 0);
+        self.slots_of(block).len() as u32
+    }
+
+    pub(super) fn abandon(&mut self, index: SlotIndex) {
+        self.used.abandon(index.0 / SLOTS_PER_BLOCK);
+    }
+
+    pub(super) fn pages(&self) -> &TablePages {
+        &self.used
+    }
+
+    /// Takes empty blocks out to be released, as [`TablePages::take_out`] does.
+    pub(super) fn take_out(&mut self, keep: usize, most: usize) -> IdlePages {
+        self.slots.lend_out(self.used.take_out(keep, most))
+    }
+
+    /// Takes them back; returns how many the kernel has.
+    pub(super) fn take_back(&mut self, idle: IdlePages) -> u64 {
+        self.used.take_back(idle)
     }
 
     pub(crate) fn len(&self) -> u32 {
@@ -261,14 +323,21 @@ impl SlotTable {
     }
 
     pub(crate) fn get(&self, index: SlotIndex) -> Slot {
-        Slot(self.slots[index.0 as usize])
+        let slot = Slot(self.slots[index.0 as usize]);
+        if slot.is_empty() && self.is_in_zeroes(index) {
+            return Slot::same_filled(0);
+        }
+        slot
     }
 
-    /// Changes a slot and returns what it was.
+    /// Changes a slot, not in a block of zeroes and reserved if it is empty, and returns what it was.
     pub(crate) fn replace(&mut self, index: SlotIndex, slot: Slot) -> Slot {
         let before = Slot(std::mem::replace(&mut self.slots[index.0 as usize], slot.0));
-        let used = &mut self.used[(index.0 / SLOTS_PER_BLOCK) as usize];
-        *used = *used + u32::from(!slot.is_empty()) - u32::from(!before.is_empty());
+        match (before.is_empty(), slot.is_empty()) {
+            (true, false) => self.used.add(index.0 / SLOTS_PER_BLOCK),
+            (false, true) => self.used.remove(index.0 / SLOTS_PER_BLOCK),
+            _ => {}
+        }
         before
     }
 
@@ -295,7 +364,10 @@ impl SlotTable {
     pub(crate) fn next_used(&self, range: Range<u32>) -> Option<SlotIndex> {
         let mut at = range.start;
         while at < range.end {
-            if self.used[(at / SLOTS_PER_BLOCK) as usize] == 0 {
+            if self.is_in_zeroes(SlotIndex(at)) {
+                return Some(SlotIndex(at));
+            }
+            if self.used.count(at / SLOTS_PER_BLOCK) == 0 {
                 at = (at / SLOTS_PER_BLOCK + 1) * SLOTS_PER_BLOCK;
                 continue;
             }
@@ -324,7 +396,7 @@ impl SlotTable {
             let block = at / SLOTS_PER_BLOCK;
             let end = ((block + 1) * SLOTS_PER_BLOCK).min(range.end);
             searched += 1;
-            if self.used[block as usize] > 0 {
+            if self.used.count(block) > 0 {
                 blocks += 1;
                 self.sweep_block(at..end, change);
             }
@@ -348,23 +420,14 @@ impl SlotTable {
 
     /// Asserts the invariant and returns the number of used slots.
     pub(crate) fn check(&self) -> u64 {
-        let mut total = 0;
-        // A table of billions of slots is not read whole: most of it was never touched.
-        let sparse = self.slots.len() > 1 << 24;
-        for (block, &used) in self.used.iter().enumerate() {
-            if sparse && used == 0 {
-                continue;
-            }
-            let first = block * SLOTS_PER_BLOCK as usize;
-            let end = (first + SLOTS_PER_BLOCK as usize).min(self.slots.len());
-            let counted = self.slots[first..end]
-                .iter()
-                .filter(|&&slot| slot != 0)
-                .count();
-            assert_eq!(used as usize, counted, "block {block}");
-            total += u64::from(used);
-        }
-        total
+        let written = self.used.check(|block| {
+            let slots = &self.slots[self.slots_of(block)];
+            slots.iter().filter(|&&slot| slot != 0).count() as u32
+        });
+        let blocks = 0..self.len().div_ceil(SLOTS_PER_BLOCK);
+        let zeroes = blocks.filter(|&block| self.used.is_implied(block));
+        let implied: usize = zeroes.map(|block| self.slots_of(block).len()).sum();
+        written + implied as u64
     }
 }
 
@@ -404,16 +467,22 @@ mod tests {
         }
     }
 
+    fn table(len: u32) -> SlotTable {
+        let budget = Arc::new(FrameBudget::new(FrameBudget::UNLIMITED));
+        SlotTable::new(len, budget).expect("addresses")
+    }
+
+    fn fill(table: &mut SlotTable, at: u32, slot: Slot) -> Slot {
+        table.reserve(SlotIndex(at)).expect("room");
+        table.replace(SlotIndex(at), slot)
+    }
+
     #[test]
     fn a_table_finds_its_used_slots() {
-        let mut table = SlotTable::new(10_000).expect("addresses");
+        let mut table = table(10_000);
         assert_eq!(table.next_used(0..10_000), None);
         for at in [511, 7000, 9999] {
-            assert!(
-                table
-                    .replace(SlotIndex(at), Slot::same_filled(0))
-                    .is_empty()
-            );
+            assert!(fill(&mut table, at, Slot::same_filled(0)).is_empty());
         }
         assert_eq!(table.next_used(0..10_000), Some(SlotIndex(511)));
         assert_eq!(table.next_used(512..7000), None);
@@ -426,10 +495,10 @@ mod tests {
     #[test]
     fn a_sweep_meets_every_used_slot_once() {
         const LEN: u32 = 2_000_000;
-        let mut table = SlotTable::new(LEN).expect("addresses");
+        let mut table = table(LEN);
         let used: Vec<u32> = (0..LEN).step_by(777).chain([LEN - 1]).collect();
         for &at in &used {
-            table.replace(SlotIndex(at), Slot::same_filled(at));
+            fill(&mut table, at, Slot::same_filled(at));
         }
         let (mut at, mut met, mut holds) = (700, Vec::new(), 0);
         while at < LEN {

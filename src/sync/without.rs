@@ -17,6 +17,8 @@ pub(crate) enum Protection {
     MarkedUntilSettled,
     /// A record that cannot be read is looked for anew before the page is given up.
     LookedForAgain,
+    /// Nothing is written to a page frame of a table that is on its way back to the kernel.
+    NothingWrittenToWhatIsOut,
     /// Only a page that is as it was when it was read back comes to memory.
     PromotedIfUnchanged,
     /// What an image or a backing that leaves has of a page comes to memory only if that has not changed

@@ -352,14 +352,16 @@ impl Writeback {
 
     /// Asserts that shards, segments and budget agree.
     fn check(&mut self) {
-        let mut frames = 0;
+        let (mut frames, mut tables) = (0, self.core.algorithms.dictionaries.frames());
         let mut live = std::collections::HashMap::new();
         for index in self.core.layout.shards() {
             let shard = self.core.shard(index);
             frames += shard.pool().frames_in_use();
+            tables += shard.table_pages();
             shard.check(|slot| batch::count_live(&mut live, &self.core.formats, slot));
         }
         assert_eq!(frames, self.core.budget.used());
+        assert_eq!(tables, self.core.tables.budget.used());
         let segments = &self.core.segments;
         for (in_image, counted) in [
             (false, segments.live_bytes()),

@@ -333,7 +333,7 @@ mod tests {
         writeback.replace(Some(new), done);
         for slot in 0..PAGES {
             let mut shard = core.shard(ShardIndex(0));
-            shard.store_same_filled(SlotIndex(slot), 5);
+            shard.store_same_filled(SlotIndex(slot), 5).expect("room");
         }
         let all = format!("page_indexes=0-{}", PAGES - 1);
         let selection = Selection::parse(&all, u64::from(PAGES)).expect("valid");

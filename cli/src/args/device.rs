@@ -60,6 +60,11 @@ pub(crate) struct DeviceArgs {
     #[arg(long, value_name = "SIZE", value_parser = parse::size)]
     pub(crate) mem_limit: Option<u64>,
 
+    /// Most memory for the tables that say where pages are, 4 KiB for each 2 MiB in use, and for
+    /// dictionaries [default: a quarter of the machine's].
+    #[arg(long, value_name = "SIZE", value_parser = parse::size)]
+    pub(crate) table_limit: Option<u64>,
+
     /// Where to spill: a file (made if missing) or a block device; it must be empty or an old spill.
     #[arg(long, value_name = "PATH")]
     pub(crate) backing: Option<PathBuf>,

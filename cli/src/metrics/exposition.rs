@@ -66,6 +66,9 @@ static METRICS: &[Metric] = &metrics! {
     mem_used_total Gauge "memory_bytes" "Memory that the pool takes.";
     mem_limit Gauge "memory_limit_bytes" "Most memory the pool may take; 0 for no limit.";
     mem_used_max Gauge "memory_max_bytes" "Most memory the pool has taken.";
+    slot_table_bytes Gauge "slot_table_bytes" "Memory of the tables that say where pages are.";
+    dictionary_bytes Gauge "dictionary_bytes" "Memory of dictionaries.";
+    table_limit Gauge "table_limit_bytes" "Most memory that tables and dictionaries may take.";
     same_pages Gauge "same_filled_pages" "Pages that repeat one pattern.";
     pages_compacted Counter "compacted_frames_total" "Page frames that compaction has freed.";
     huge_pages Gauge "huge_pages" "Pages in memory that do not compress.";

@@ -18,6 +18,7 @@ mod save;
 mod schedules;
 mod selected;
 mod space;
+mod tables;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,6 +29,7 @@ use crate::algorithm::Algorithm;
 use crate::block_device::BlockDevice;
 use crate::codec;
 use crate::config::{DeviceConfig, PoolKind};
+use crate::memory::FrameBudget;
 use crate::origin::Origin;
 use crate::spill::{Backing, FaultyBacking};
 use crate::units::{PAGE_SIZE, Page};
@@ -86,7 +88,8 @@ fn expect(device: &Device, page: u64, tag: u64) {
 fn like_1() -> u64 {
     let len = |tag| {
         let mut out = [0; codec::MAX_COMPRESSED_LEN];
-        let algorithms = Algorithms::new(Algorithm::Lz4, &[]);
+        let budget = Arc::new(FrameBudget::new(FrameBudget::UNLIMITED));
+        let algorithms = Algorithms::new(Algorithm::Lz4, &[], budget);
         let made = algorithms.compress(&tagged(tag), &mut out, PAGE_SIZE);
         made.map(|(_, len)| len)
     };

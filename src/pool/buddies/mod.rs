@@ -15,10 +15,8 @@ use std::io;
 use std::sync::Arc;
 
 use self::frame::{Buddy, CHUNK, CHUNKS, Frame, bytes, chunks};
-use super::{
-    ClassStats, Compacted, FrameBudget, Moved, NoRoom, ObjectAddress, Owner, Pool, Stored, ZspageId,
-};
-use crate::memory::{Arena, ChainLen, FrameIndex, IdleRuns, LazyTable};
+use super::{ClassStats, Compacted, Moved, NoRoom, ObjectAddress, Owner, Pool, Stored, ZspageId};
+use crate::memory::{Arena, ChainLen, FrameBudget, FrameIndex, IdleRuns, LazyTable};
 use crate::units::PAGE_SIZE;
 
 /// Lists of frames by their room, and one that stays empty for those without.

@@ -19,11 +19,8 @@ use std::sync::Arc;
 
 use self::class::{Class, ClassIndex, GEOMETRY, HEADER_LEN};
 use self::zspage::{ISOLATED, Lists, ZspageTable};
-use super::{
-    Compacted, FrameBudget, Moved, NoRoom, OBJECT_ALIGN, ObjectAddress, Owner, Pool, Stored,
-    ZspageId,
-};
-use crate::memory::{Arena, FrameIndex, IdleRuns, LazyTable};
+use super::{Compacted, Moved, NoRoom, OBJECT_ALIGN, ObjectAddress, Owner, Pool, Stored, ZspageId};
+use crate::memory::{Arena, FrameBudget, FrameIndex, IdleRuns, LazyTable};
 use crate::units::PAGE_SIZE;
 
 /// Header bit of an object in use (`OBJ_ALLOCATED_TAG`).

@@ -82,6 +82,25 @@ model!(
 );
 
 model!(
+    /// What is written where a table's memory is on its way back to the kernel stays.
+    a_write_beside_the_release_of_its_slots,
+    without NothingWrittenToWhatIsOut,
+    || {
+        let device = roomy(&backing());
+        write(&device, 0, 1).expect("room");
+        device.discard(0, PAGE).expect("no room needed");
+        scope(|scope| {
+            scope.spawn(|| device.core.release_tables(0));
+            scope.spawn(|| write(&device, 1, 9).expect("room"));
+            scope.spawn(|| one_of(&read(&device, 1), &[0, 9]));
+        });
+        expect(&device, 1, 9);
+        one_of(&read(&device, 0), &[0]);
+        device.check();
+    }
+);
+
+model!(
     /// A read of a page that leaves, and that is changed then, finds it, and undoes nothing.
     a_read_beside_eviction,
     without PromotedIfUnchanged,

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::*;
-use crate::pool::FrameBudget;
+use crate::memory::FrameBudget;
 
 /// Pages of a run, which are all of one shard.
 const RUN: u64 = 32;

@@ -1,10 +1,10 @@
-//! The memory limit, shared by the pools of a device.
+//! A limit of page frames, shared by all who take some: the pools of a device, or its tables.
 
 use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use crate::sync::{Protection, without};
 use crossbeam::utils::CachePadded;
 
-/// How many page frames the pools of a device hold together, and may hold.
+/// How many page frames those who share it hold together, and may hold.
 ///
 /// Invariant: `used` never grows past `limit`; it is above it only after `limit` was lowered.
 /// The counters publish no other memory, so relaxed ordering is enough.
