@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
@@ -165,20 +166,55 @@ fn a_line_too_long_is_the_last() {
 
 #[test]
 fn a_new_client_takes_the_place_of_the_one_idle_for_longest() {
+    const STAT: &[u8] = b"{\"op\":\"get\",\"attribute\":\"initstate\"}\n";
     let served = Served::start();
-    let mut clients: Vec<Client> = (0..MAX_CLIENTS).map(|_| served.client()).collect();
+    let mut clients: Vec<_> = (0..MAX_CLIENTS).map(|_| served.raw()).collect();
+    for client in &mut clients {
+        assert_eq!(ask(client, STAT), json!({"ok": "1\n"}));
+    }
+    assert_eq!(ask(&mut served.raw(), STAT), json!({"ok": "1\n"}));
+    let last = receive(&mut clients[0]);
+    assert_eq!(last["turned_away"], true, "{last}");
+    assert_eq!(last["errno"], 11, "{last}");
+    assert!(!matches!(clients[0].read_line(&mut String::new()), Ok(1..)));
+    for client in &mut clients[1..] {
+        assert_eq!(ask(client, STAT), json!({"ok": "1\n"}));
+    }
+}
+
+#[test]
+fn a_client_that_gave_way_comes_again() {
+    let served = Served::start();
+    let mut clients: Vec<Client> = (0..=MAX_CLIENTS).map(|_| served.client()).collect();
+    for _ in 0..2 {
+        for client in &mut clients {
+            client.stat().expect("served");
+        }
+    }
+    // What was to end a connection ends the one that there is now.
+    let hang_up = clients[0].hang_up().expect("a descriptor");
     for client in &mut clients {
         client.stat().expect("served");
     }
-    let mut comer = served.client();
-    comer.stat().expect("served");
-    let sent_away = clients[0].stat().expect_err("sent away");
-    assert!(matches!(sent_away, Error::Io { .. }), "{sent_away:?}");
-    for client in &mut clients[1..] {
-        client.stat().expect("has its place");
-    }
-    served.client().stat().expect("served");
-    comer.stat().expect_err("idle for longest by then");
+    hang_up.hang_up();
+    let error = clients[0].stat().expect_err("hung up");
+    assert!(matches!(error, Error::Io { .. }), "{error:?}");
+}
+
+#[test]
+fn any_number_of_clients_wait_their_turn() {
+    let served = Served::start();
+    thread::scope(|scope| {
+        for _ in 0..8 * MAX_CLIENTS {
+            scope.spawn(|| {
+                for _ in 0..8 {
+                    let mut client = served.client();
+                    client.stat().expect("served");
+                    client.get("mm_stat").expect("served");
+                }
+            });
+        }
+    });
 }
 
 #[test]

@@ -1,12 +1,16 @@
 //! The asking side.
 
 use std::io::{self, ErrorKind};
+use std::mem;
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{self, AddressFamily, SocketFlags, SocketType};
@@ -21,24 +25,49 @@ use crate::latency::OperationLatencies;
 use crate::stats::Stats;
 use crate::unix_socket::address;
 
-/// A connection to a running server.
+/// How long a client that was turned away rests before it comes again.
+const REST: Duration = Duration::from_millis(20);
+
+/// A connection to a running server. One that has to give way to other clients is made anew for the next
+/// request.
 #[derive(Debug)]
 pub struct Client {
     path: PathBuf,
     lines: LineStream,
+    /// How long connecting may take, and waiting for a turn.
+    patience: Duration,
     timeout: Duration,
+    hang_up: Option<HangUp>,
 }
 
 /// Ends a connection from beside whoever waits for an answer on it. A save that was asked for on it
 /// ends with it.
+#[derive(Clone, Debug)]
+pub struct HangUp(Arc<Mutex<Line>>);
+
+/// The connection that there is now.
 #[derive(Debug)]
-pub struct HangUp(UnixStream);
+enum Line {
+    Open(UnixStream),
+    HungUp,
+}
 
 impl HangUp {
     /// Ends it; one that has ended stays so.
     pub fn hang_up(&self) {
-        // It fails only if the server has gone.
-        let _ = self.0.shutdown(Shutdown::Both);
+        if let Line::Open(stream) = mem::replace(&mut *self.0.lock(), Line::HungUp) {
+            // It fails only if the server has gone.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Another connection has taken the place of the first, unless that was ended.
+    fn move_to(&self, lines: &LineStream) -> io::Result<()> {
+        match &mut *self.0.lock() {
+            Line::Open(stream) => *stream = lines.stream().try_clone()?,
+            Line::HungUp => return Err(ErrorKind::ConnectionAborted.into()),
+        }
+        Ok(())
     }
 }
 
@@ -49,30 +78,12 @@ impl Client {
     /// # Errors
     /// [`Error::Unusable`] if nobody listens there; [`Error::Io`] for what the kernel says.
     pub fn connect(path: &Path, timeout: Duration) -> Result<Self> {
-        let address = address(path)?;
-        let failed = |errno: Errno| match errno {
-            Errno::NOENT | Errno::CONNREFUSED => Error::Unusable {
-                path: path.to_owned(),
-                reason: "no server is listening there".to_owned(),
-            },
-            // A full backlog: how a Unix socket says that the time is up.
-            Errno::AGAIN => Error::io(format!("connect to {}", path.display()), Errno::TIMEDOUT),
-            errno => Error::io(format!("connect to {}", path.display()), errno),
-        };
-        let socket: OwnedFd = net::socket_with(
-            AddressFamily::UNIX,
-            SocketType::STREAM,
-            SocketFlags::CLOEXEC,
-            None,
-        )
-        .map_err(failed)?;
-        set_socket_timeout(&socket, Timeout::Send, Some(timeout)).map_err(failed)?;
-        net::connect(&socket, &address).map_err(failed)?;
-        let lines = LineStream::new(UnixStream::from(socket), timeout);
         Ok(Self {
             path: path.to_owned(),
-            lines,
+            lines: connected(path, timeout)?,
+            patience: timeout,
             timeout,
+            hang_up: None,
         })
     }
 
@@ -86,20 +97,40 @@ impl Client {
     ///
     /// # Errors
     /// [`Error::Io`] without a descriptor to be had.
-    pub fn hang_up(&self) -> Result<HangUp> {
+    pub fn hang_up(&mut self) -> Result<HangUp> {
         let stream = self.lines.stream().try_clone();
-        stream
-            .map(HangUp)
-            .map_err(|error| Error::io(format!("talk to {}", self.path.display()), error))
+        let stream = stream.map_err(|error| self.failed(error))?;
+        let hang_up = HangUp(Arc::new(Mutex::new(Line::Open(stream))));
+        Ok(self.hang_up.insert(hang_up).clone())
     }
 
-    /// Asks anything.
+    /// Asks anything. Waits for a turn while the server has as many clients as it takes.
     ///
     /// # Errors
     /// [`Error::Remote`] if the server says no; [`Error::Io`] if it does not answer in time or
     /// not in the protocol.
     pub fn call(&mut self, request: &Request) -> Result<Value> {
-        let action = format!("talk to {}", self.path.display());
+        let deadline = Instant::now() + self.patience;
+        loop {
+            let reply = self.call_once(request)?;
+            if !reply.is_turned_away() || Instant::now() >= deadline {
+                return reply.into_result();
+            }
+            thread::sleep(REST);
+            self.lines = connected(&self.path, self.patience)?;
+            if let Some(hang_up) = &self.hang_up {
+                hang_up
+                    .move_to(&self.lines)
+                    .map_err(|error| self.failed(error))?;
+            }
+        }
+    }
+
+    fn failed(&self, error: impl Into<io::Error>) -> Error {
+        Error::io(format!("talk to {}", self.path.display()), error)
+    }
+
+    fn call_once(&mut self, request: &Request) -> Result<Reply> {
         // A server that turns a client away answers before it closes, so look for that first.
         let sent = self.lines.send(request);
         let received = match self.lines.receive(self.timeout) {
@@ -110,15 +141,13 @@ impl Client {
             )),
             Err(error) => Err(error),
         };
-        let line = received.map_err(|error| Error::io(&action, error))?;
-        let reply: Reply = serde_json::from_slice(&line).map_err(|e| Error::io(&action, e))?;
-        reply.into_result()
+        let line = received.map_err(|error| self.failed(error))?;
+        serde_json::from_slice(&line).map_err(|error| self.failed(error))
     }
 
     fn ask<T: DeserializeOwned>(&mut self, request: &Request) -> Result<T> {
         let value = self.call(request)?;
-        serde_json::from_value(value)
-            .map_err(|error| Error::io(format!("talk to {}", self.path.display()), error))
+        serde_json::from_value(value).map_err(|error| self.failed(error))
     }
 
     /// The counters.
@@ -282,4 +311,28 @@ impl Client {
     pub fn reset(&mut self) -> Result<()> {
         self.ask(&Request::Reset)
     }
+}
+
+/// A connection to the server whose control socket is `path`, within `timeout`.
+fn connected(path: &Path, timeout: Duration) -> Result<LineStream> {
+    let address = address(path)?;
+    let failed = |errno: Errno| match errno {
+        Errno::NOENT | Errno::CONNREFUSED => Error::Unusable {
+            path: path.to_owned(),
+            reason: "no server is listening there".to_owned(),
+        },
+        // A full backlog: how a Unix socket says that the time is up.
+        Errno::AGAIN => Error::io(format!("connect to {}", path.display()), Errno::TIMEDOUT),
+        errno => Error::io(format!("connect to {}", path.display()), errno),
+    };
+    let socket: OwnedFd = net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .map_err(failed)?;
+    set_socket_timeout(&socket, Timeout::Send, Some(timeout)).map_err(failed)?;
+    net::connect(&socket, &address).map_err(failed)?;
+    Ok(LineStream::new(UnixStream::from(socket), timeout))
 }

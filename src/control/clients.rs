@@ -1,41 +1,93 @@
 //! The clients of a control server: how many, and who gives way to a new one.
 //!
-//! Only the accepting thread has them. Each client has a lock on what it is doing, held to note or
+//! A client that has been idle for [`REST`] gives way, the one idle for longest first. One that was just
+//! admitted or answered is about to ask, and keeps its place. A new client waits until a place is free;
+//! only where nobody has gone for [`TURN`] it is turned away.
+//!
+//! The accepting thread alone has the table. Each client has a lock on what it is doing, held to note or
 //! look at that.
 
 use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use rustix::event::{EventfdFlags, eventfd};
 
-/// Clients at one time; one more takes the place of an idle one, or is told EAGAIN.
+/// Clients at one time; one more takes the place of an idle one, or waits for a place.
 pub const MAX_CLIENTS: usize = 32;
 
-/// How long a new client waits for many that were sent away to end.
-const FAREWELL: Duration = Duration::from_secs(1);
+/// How long a client keeps its place until its next request: on a busy machine that much may pass
+/// before it runs again.
+const REST: Duration = Duration::from_millis(250);
 
-/// Since when a client has been idle; `None` while a request of its is executed.
+/// How long new clients wait for a place while nobody goes.
+const TURN: Duration = Duration::from_secs(1);
+
+/// What a client's thread is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Doing {
+    /// It has waited for a request since then.
+    Idle(Instant),
+    Busy,
+    /// Nothing but the end of the thread follows.
+    Ended,
+}
+
 #[derive(Debug)]
-pub(super) struct Activity(Mutex<Option<Instant>>);
+struct State {
+    doing: Doing,
+    /// Its place is another's.
+    sent_away: bool,
+}
+
+/// What a client's thread and the accepting thread tell each other.
+#[derive(Debug)]
+pub(super) struct Activity {
+    state: Mutex<State>,
+    changed: Arc<OwnedFd>,
+}
 
 impl Activity {
-    pub(super) fn new() -> Arc<Self> {
-        Arc::new(Self(Mutex::new(Some(Instant::now()))))
-    }
-
     pub(super) fn busy(&self) {
-        *self.0.lock() = None;
+        self.state.lock().doing = Doing::Busy;
     }
 
     pub(super) fn idle(&self) {
-        *self.0.lock() = Some(Instant::now());
+        self.note(Doing::Idle(Instant::now()));
     }
 
+    pub(super) fn ended(&self) {
+        self.note(Doing::Ended);
+    }
+
+    /// Whether the client's place is another's by now.
+    pub(super) fn is_sent_away(&self) -> bool {
+        self.state.lock().sent_away
+    }
+
+    fn note(&self, doing: Doing) {
+        self.state.lock().doing = doing;
+        // It fails only where the count is at its end, and then it is readable already.
+        let _ = rustix::io::write(&self.changed, &1u64.to_ne_bytes());
+    }
+
+    /// Since when the client could give its place away.
     fn idle_since(&self) -> Option<Instant> {
-        *self.0.lock()
+        match *self.state.lock() {
+            State {
+                doing: Doing::Idle(since),
+                sent_away: false,
+            } => Some(since),
+            _ => None,
+        }
+    }
+
+    fn has_ended(&self) -> bool {
+        self.state.lock().doing == Doing::Ended
     }
 }
 
@@ -44,46 +96,116 @@ struct Client {
     stream: UnixStream,
     thread: JoinHandle<()>,
     activity: Arc<Activity>,
-    /// Shut down and about to end: its place is free.
-    sent_away: bool,
 }
 
 impl Client {
-    /// Reading ends; what was received by now is still answered.
-    fn send_away(&mut self) {
+    /// Its place is another's. What was received by now is still answered.
+    fn send_away(&self) {
+        self.activity.state.lock().sent_away = true;
+        self.stop_reading();
+    }
+
+    fn stop_reading(&self) {
         // It may be closed already.
         let _ = self.stream.shutdown(Shutdown::Read);
-        self.sent_away = true;
+    }
+
+    fn join(self) {
+        if self.thread.join().is_err() {
+            tracing::error!("a control client's thread panicked");
+        }
     }
 }
 
-#[derive(Default)]
-pub(super) struct Clients(Vec<Client>);
+/// Whether there is a place for a new client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Room {
+    Free,
+    /// To be asked again when something has [changed](Clients::changed), or after so long.
+    Wait(Duration),
+    /// There is none, and has not been for long.
+    None,
+}
+
+pub(super) struct Clients {
+    open: Vec<Client>,
+    changed: Arc<OwnedFd>,
+    /// Since when new clients have waited for a place.
+    full_since: Option<Instant>,
+}
 
 impl Clients {
-    /// Forgets those that have ended.
-    pub(super) fn collect(&mut self) {
-        self.0.retain(|client| !client.thread.is_finished());
+    /// # Errors
+    /// Without a descriptor to be had.
+    pub(super) fn new() -> rustix::io::Result<Self> {
+        let changed = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Self {
+            open: Vec::new(),
+            changed: Arc::new(changed),
+            full_since: None,
+        })
     }
 
-    /// Makes sure that there is a place, by sending the client away that has been idle for
-    /// longest; false if all are busy, or many that were sent away have not ended yet.
-    pub(super) fn make_room(&mut self) -> bool {
-        let came = Instant::now();
-        while self.0.len() >= 2 * MAX_CLIENTS && came.elapsed() < FAREWELL {
-            thread::sleep(Duration::from_millis(1));
-            self.collect();
+    /// What a new client's thread notes its doings in. It is idle.
+    pub(super) fn activity(&self) -> Arc<Activity> {
+        Arc::new(Activity {
+            state: Mutex::new(State {
+                doing: Doing::Idle(Instant::now()),
+                sent_away: false,
+            }),
+            changed: Arc::clone(&self.changed),
+        })
+    }
+
+    /// Readable once a client has become idle or ended, since [`Clients::make_room`] was asked.
+    pub(super) fn changed(&self) -> BorrowedFd<'_> {
+        self.changed.as_fd()
+    }
+
+    /// Makes a place for a new client if that can be done at the time `now`.
+    pub(super) fn make_room(&mut self, now: Instant) -> Room {
+        // Before the look at them, so that no change is missed.
+        let _ = rustix::io::read(&self.changed, &mut [0; 8]);
+        self.collect();
+        if self.sent_one_away(now)
+            || self.staying() < MAX_CLIENTS && self.open.len() < 2 * MAX_CLIENTS
+        {
+            self.full_since = None;
+            return Room::Free;
         }
-        let all = self.0.len();
-        let mut staying: Vec<_> = self.0.iter_mut().filter(|c| !c.sent_away).collect();
-        if staying.len() < MAX_CLIENTS {
-            return true;
+        let given_up = *self.full_since.get_or_insert(now) + TURN;
+        if given_up <= now {
+            return Room::None;
         }
-        let idle = staying
-            .iter_mut()
-            .filter_map(|client| Some((client.activity.idle_since()?, client)));
+        let idle = self.open.iter().filter_map(|c| c.activity.idle_since());
+        let rested = idle.min().map_or(given_up, |since| since + REST);
+        Room::Wait(rested.max(now).min(given_up) - now)
+    }
+
+    /// Forgets those that have ended.
+    fn collect(&mut self) {
+        let ended = self.open.extract_if(.., |client| {
+            // A thread that panicked did not say so.
+            client.activity.has_ended() || client.thread.is_finished()
+        });
+        ended.for_each(Client::join);
+    }
+
+    fn staying(&self) -> usize {
+        let stays = |client: &&Client| !client.activity.is_sent_away();
+        self.open.iter().filter(stays).count()
+    }
+
+    /// Has the client go that has been idle for longest, if all places are taken and it has had its
+    /// rest. Those that go still have their threads for a moment: there may be as many as places.
+    fn sent_one_away(&self, now: Instant) -> bool {
+        if self.staying() < MAX_CLIENTS || self.open.len() >= 2 * MAX_CLIENTS {
+            return false;
+        }
+        let idle = self.open.iter();
+        let idle = idle.filter_map(|client| Some((client.activity.idle_since()?, client)));
         match idle.min_by_key(|(since, _)| *since) {
-            Some((_, client)) if all < 2 * MAX_CLIENTS => {
+            Some((since, client)) if since + REST <= now => {
                 client.send_away();
                 true
             }
@@ -97,28 +219,24 @@ impl Clients {
         thread: JoinHandle<()>,
         activity: Arc<Activity>,
     ) {
-        self.0.push(Client {
+        self.open.push(Client {
             stream,
             thread,
             activity,
-            sent_away: false,
         });
     }
 
-    /// Sends them all away and waits for their ends.
-    pub(super) fn join(mut self) {
-        self.0.iter_mut().for_each(Client::send_away);
-        for client in self.0 {
-            if client.thread.join().is_err() {
-                tracing::error!("a control client's thread panicked");
-            }
-        }
+    /// Has them all end, and waits for that.
+    pub(super) fn join(self) {
+        self.open.iter().for_each(Client::stop_reading);
+        self.open.into_iter().for_each(Client::join);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::io::Read;
+    use std::thread;
 
     use super::*;
 
@@ -126,58 +244,92 @@ mod tests {
     fn add(clients: &mut Clients) -> (UnixStream, Arc<Activity>) {
         let (near, mut far) = UnixStream::pair().expect("a pair");
         let stream = far.try_clone().expect("a duplicate");
-        let thread = thread::spawn(move || assert!(matches!(far.read(&mut [0]), Ok(0))));
-        let activity = Activity::new();
+        let activity = clients.activity();
+        let noted = Arc::clone(&activity);
+        let thread = thread::spawn(move || {
+            assert!(matches!(far.read(&mut [0]), Ok(0)));
+            noted.ended();
+        });
         clients.add(stream, thread, Arc::clone(&activity));
         (near, activity)
     }
 
     #[test]
     fn the_client_idle_for_longest_gives_way_and_busy_ones_do_not() {
-        let mut clients = Clients::default();
+        let mut clients = Clients::new().expect("a descriptor");
         let ends: Vec<_> = (0..MAX_CLIENTS)
             .map(|_| {
-                assert!(clients.make_room());
+                assert_eq!(clients.make_room(Instant::now()), Room::Free);
                 add(&mut clients)
             })
             .collect();
-        let away = |clients: &Clients| -> Vec<usize> {
-            let indices = 0..clients.0.len();
-            indices.filter(|&i| clients.0[i].sent_away).collect()
+        let away = |ends: &[(UnixStream, Arc<Activity>)]| -> Vec<usize> {
+            let indices = 0..ends.len();
+            indices.filter(|&i| ends[i].1.is_sent_away()).collect()
         };
         for (_, activity) in &ends {
             activity.busy();
         }
-        assert!(!clients.make_room());
+        let now = Instant::now();
+        assert_eq!(clients.make_room(now), Room::Wait(TURN));
+        assert_eq!(clients.make_room(now + TURN), Room::None);
         ends[7].1.idle();
         ends[5].1.idle();
-        assert!(clients.make_room());
-        assert_eq!(away(&clients), [7]);
+        let later = Instant::now() + REST;
+        assert_eq!(clients.make_room(later), Room::Free);
+        assert_eq!(away(&ends), [7]);
         // The place is free, and stays so until somebody takes it.
-        assert!(clients.make_room());
+        assert_eq!(clients.make_room(later), Room::Free);
+        assert_eq!(away(&ends), [7]);
         let taken = add(&mut clients);
         taken.1.busy();
-        assert!(clients.make_room());
-        assert_eq!(away(&clients), [5, 7]);
+        assert_eq!(clients.make_room(later), Room::Free);
+        assert_eq!(away(&ends), [5, 7]);
+        clients.join();
+    }
+
+    #[test]
+    fn who_is_about_to_ask_keeps_its_place() {
+        let mut clients = Clients::new().expect("a descriptor");
+        let ends: Vec<_> = (0..MAX_CLIENTS).map(|_| add(&mut clients)).collect();
+        let since = ends[0].1.idle_since().expect("idle");
+        match clients.make_room(since + REST / 2) {
+            Room::Wait(time) => assert_eq!(time, REST / 2),
+            room => panic!("{room:?}"),
+        }
+        assert!(ends.iter().all(|(_, activity)| !activity.is_sent_away()));
+        // It goes by itself, which wakes who waits for a place.
+        let mut changed = [0; 8];
+        drop(ends.into_iter().next_back());
+        while rustix::io::read(clients.changed(), &mut changed).is_err() {
+            thread::yield_now();
+        }
+        assert_eq!(clients.make_room(since), Room::Free);
         clients.join();
     }
 
     #[test]
     fn those_who_are_slow_to_go_are_bounded_too() {
-        let mut clients = Clients::default();
+        let mut clients = Clients::new().expect("a descriptor");
         let (may_go, waits) = crossbeam::channel::bounded::<()>(0);
         let mut added = 0;
-        while clients.make_room() {
+        while clients.make_room(Instant::now() + REST) == Room::Free {
             let (stream, _) = UnixStream::pair().expect("a pair");
             let waits = waits.clone();
-            let thread = thread::spawn(move || assert!(waits.recv().is_err()));
-            clients.add(stream, thread, Activity::new());
+            let activity = clients.activity();
+            let noted = Arc::clone(&activity);
+            let thread = thread::spawn(move || {
+                assert!(waits.recv().is_err());
+                noted.ended();
+            });
+            clients.add(stream, thread, activity);
             added += 1;
         }
         assert_eq!(added, 2 * MAX_CLIENTS);
-        // They are waited for, a moment.
         drop(may_go);
-        assert!(clients.make_room());
+        while clients.make_room(Instant::now()) != Room::Free {
+            thread::yield_now();
+        }
         clients.join();
     }
 }

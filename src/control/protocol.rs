@@ -114,6 +114,10 @@ pub enum Reply {
         /// Whether the request makes no sense, whatever the machine; false unless it is said.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         usage: bool,
+        /// Whether the server has not looked at the request, and does on another connection, once it
+        /// has room; false unless it is said. Nothing follows on this one.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        turned_away: bool,
     },
 }
 
@@ -124,7 +128,22 @@ impl Reply {
             error: error.to_string().replace('\n', " "),
             errno: error.errno().raw_os_error(),
             usage: error.is_usage(),
+            turned_away: false,
         }
+    }
+
+    /// The same, as the last word to a client that is turned away.
+    #[must_use]
+    pub fn turned_away(mut self) -> Self {
+        if let Self::Error { turned_away, .. } = &mut self {
+            *turned_away = true;
+        }
+        self
+    }
+
+    /// Whether the request is to be sent again on another connection.
+    pub fn is_turned_away(&self) -> bool {
+        matches!(self, Self::Error { turned_away, .. } if *turned_away)
     }
 
     /// The answer, or the server's error.
@@ -138,6 +157,7 @@ impl Reply {
                 error,
                 errno,
                 usage,
+                turned_away: _,
             } => Err(Error::Remote {
                 message: error,
                 errno: Some(errno)

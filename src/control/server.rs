@@ -4,24 +4,26 @@
 //! 1. Only the accepting thread knows the clients; when it ends it has joined them all.
 //! 2. A client is let go when it is idle for [`IDLE_TIMEOUT`], when it has been idle for longest
 //!    and a new one needs its place, when it sends what is not a line, or when the server shuts
-//!    down; a request that was received is answered first.
+//!    down; a request that was received is answered first. One that must give way is told so, and
+//!    that what it may have sent since was not looked at.
+//! 3. New clients wait in the socket's backlog, in the order in which they came, until there is a place.
 
 use std::fmt;
 use std::io::{self, ErrorKind};
 use std::net::Shutdown;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::clients::{Activity, Clients, MAX_CLIENTS};
+use super::clients::{Activity, Clients, MAX_CLIENTS, Room};
 use super::line::{LineStream, MAX_LINE_BYTES};
 use super::protocol::{Compacted, PagesDone, Reply, Request};
 use crate::attributes::{Attribute, parse_idle};
@@ -57,11 +59,12 @@ impl Server {
         let failed = |error: io::Error| Error::io(format!("serve {}", path.display()), error);
         let (listener, file) = unix_socket::listen(path)?;
         let (wake, woken) = UnixStream::pair().map_err(failed)?;
+        let clients = Clients::new().map_err(|errno| failed(errno.into()))?;
         let acceptor = Acceptor {
             listener: listener.into(),
             woken,
             device,
-            clients: Clients::default(),
+            clients,
             failures: LogLimit::of_states(),
         };
         let acceptor = thread::Builder::new()
@@ -107,11 +110,20 @@ struct Acceptor {
 
 impl Acceptor {
     fn run(mut self, file: SocketFile) {
-        while self.wait() {
-            self.clients.collect();
+        while self.wait_for(self.listener.as_fd(), None) {
+            let room = match self.clients.make_room(Instant::now()) {
+                Room::Wait(time) => {
+                    if !self.wait_for(self.clients.changed(), Some(time)) {
+                        break;
+                    }
+                    continue;
+                }
+                Room::Free => true,
+                Room::None => false,
+            };
             match self.listener.accept() {
                 Ok((stream, _)) => {
-                    if let Err(error) = self.admit(stream) {
+                    if let Err(error) = self.receive(stream, room) {
                         self.warn_of(format_args!("cannot serve a control client: {error}"));
                     }
                 }
@@ -134,14 +146,15 @@ impl Acceptor {
         }
     }
 
-    /// Waits for a client; false when the server shuts down.
-    fn wait(&self) -> bool {
+    /// Waits for `fd`, at most for that `time`; false when the server shuts down.
+    fn wait_for(&self, fd: BorrowedFd<'_>, time: Option<Duration>) -> bool {
         let mut fds = [
             PollFd::from_borrowed_fd(self.woken.as_fd(), PollFlags::IN),
-            PollFd::from_borrowed_fd(self.listener.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(fd, PollFlags::IN),
         ];
+        let time = time.and_then(|time| Timespec::try_from(time).ok());
         loop {
-            match poll(&mut fds, None) {
+            match poll(&mut fds, time.as_ref()) {
                 Ok(_) => return fds[0].revents().is_empty(),
                 Err(Errno::INTR) => {}
                 Err(errno) => {
@@ -152,29 +165,37 @@ impl Acceptor {
         }
     }
 
-    fn admit(&mut self, stream: UnixStream) -> io::Result<()> {
+    /// Has a new client served, or turns it away for want of room.
+    fn receive(&mut self, stream: UnixStream, room: bool) -> io::Result<()> {
         let mut lines = LineStream::new(stream.try_clone()?, WRITE_TIMEOUT);
-        if !self.clients.make_room() {
+        if !room {
             let reason = format!("{MAX_CLIENTS} clients are busy already; try again");
-            return lines.send(&Reply::from_error(&refused(
-                "control",
-                Errno::AGAIN,
-                reason,
-            )));
+            return lines.send(&turned_away(reason));
         }
         let device = Arc::clone(&self.device);
-        let activity = Activity::new();
+        let activity = self.clients.activity();
         let noted = Arc::clone(&activity);
         let thread = thread::Builder::new()
             .name("uzram-control-client".to_owned())
             .spawn(move || {
                 serve(&mut lines, &device, &noted);
+                if noted.is_sent_away() {
+                    // It may have gone by itself.
+                    let reason = format!("more than {MAX_CLIENTS} clients; connect again");
+                    let _ = lines.send(&turned_away(reason));
+                }
                 // The acceptor keeps a duplicate, so closing ours would not tell the client.
                 let _ = lines.stream().shutdown(Shutdown::Both);
+                noted.ended();
             })?;
         self.clients.add(stream, thread, activity);
         Ok(())
     }
+}
+
+/// What a client is told whose requests, from here on, are not looked at.
+fn turned_away(reason: String) -> Reply {
+    Reply::from_error(&refused("control", Errno::AGAIN, reason)).turned_away()
 }
 
 /// Answers one client until it goes or must go.
