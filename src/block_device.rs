@@ -4,7 +4,7 @@ use std::ops::{ControlFlow, Range};
 
 use crate::error::{Error, Result};
 use crate::units::Extent;
-use crate::users::User;
+use crate::users::{User, Who};
 
 /// A block device that any number of threads may use at once.
 ///
@@ -22,7 +22,8 @@ pub trait BlockDevice: Send + Sync {
     /// Admits a user: a frontend calls this for each connection or open file that requests come
     /// through, and keeps the answer as long as they may come. A device that counts its users does
     /// not let their data be taken away; this may wait for that to be over.
-    fn enter(&self) -> User {
+    fn enter(&self, who: Who) -> User {
+        let _ = who;
         User::uncounted()
     }
 

@@ -132,4 +132,4 @@ pub use spill::{BackingNotes, wipe_spill};
 pub use stats::Stats;
 pub use units::{Extent, MAX_DEVICE_BYTES, PAGE_SHIFT, PAGE_SIZE, Page, PageIndex, PageState};
 pub use unix_socket::{MAX_SOCKET_PATH, SocketFile, listen as listen_unix, remove_dead_socket};
-pub use users::User;
+pub use users::{Frontend, User, Who};

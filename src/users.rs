@@ -10,41 +10,137 @@
 //! One lock, taken when a user comes or goes, never by a request; held for as long as data is
 //! being taken away.
 
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::sync::atomic::{AtomicBool, Ordering};
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use serde::{Deserialize, Serialize};
+
 use crate::sync::{Condvar, Mutex};
 
 /// How long users that have gone may take to be known to have.
 const GRACE: Duration = Duration::from_millis(250);
 
+/// What is known of a user, for whoever finds it in the way.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Who {
+    /// Through what it uses the device.
+    pub frontend: Frontend,
+    /// The process that came, if that is one of this machine that the server sees. It may have handed its
+    /// connection or file on, and ended.
+    pub pid: Option<u32>,
+    /// That process's command, as it was then.
+    pub command: Option<String>,
+    /// The address of one that came over a network.
+    pub address: Option<String>,
+}
+
+/// What a user uses a device through.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Frontend {
+    /// A connection of its own.
+    #[default]
+    Nbd,
+    /// An open file in the FUSE directory, or the loop device over it.
+    Fuse,
+}
+
+impl Who {
+    /// The process of the thread `tid`; 0 for one that this process does not see.
+    pub fn process(frontend: Frontend, tid: u32) -> Self {
+        let status = fs::read_to_string(format!("/proc/{tid}/status")).unwrap_or_default();
+        let group = status.lines().find_map(|line| line.strip_prefix("Tgid:"));
+        let group = group.and_then(|group| group.trim().parse().ok());
+        let pid = group.unwrap_or(tid);
+        let command = fs::read_to_string(format!("/proc/{pid}/comm")).ok();
+        Self {
+            frontend,
+            pid: Some(pid).filter(|&pid| pid != 0),
+            command: command.map(|name| name.trim_end().to_owned()),
+            address: None,
+        }
+    }
+
+    /// The other end of an NBD connection.
+    pub(crate) fn peer(socket: &impl AsFd) -> Self {
+        use rustix::net::{SocketAddrUnix, getpeername};
+        let peer = getpeername(socket).ok().flatten();
+        let address = peer.filter(|peer| SocketAddrUnix::try_from(peer.clone()).is_err());
+        if let Some(address) = address {
+            let shown = std::net::SocketAddr::try_from(address).map(|address| address.to_string());
+            return Self {
+                address: shown.ok(),
+                ..Self::default()
+            };
+        }
+        match getsockopt(socket, PeerCredentials).map(|peer| peer.pid().try_into()) {
+            Ok(Ok(pid)) => Self::process(Frontend::Nbd, pid),
+            _ => Self::default(),
+        }
+    }
+}
+
+impl fmt::Display for Who {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.command, self.pid, &self.address) {
+            (Some(command), Some(pid), _) => write!(f, "{command} (PID {pid})")?,
+            (_, Some(pid), _) => write!(f, "PID {pid}")?,
+            (.., Some(address)) => write!(f, "{address}")?,
+            _ => f.write_str("a process of another container")?,
+        }
+        f.write_str(match self.frontend {
+            Frontend::Nbd => " over NBD",
+            Frontend::Fuse => " over FUSE",
+        })
+    }
+}
+
 /// The users of one device.
 #[derive(Debug, Default)]
 pub(crate) struct Users {
-    count: Mutex<usize>,
+    present: Mutex<Present>,
     left: Condvar,
-    /// Whether there has been one.
-    came: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Present {
+    next: u64,
+    /// In the order in which they came.
+    users: BTreeMap<u64, Who>,
 }
 
 impl Users {
     /// Admits a user.
-    pub(crate) fn enter(self: &Arc<Self>) -> User {
-        *self.count.lock() += 1;
-        self.came.store(true, Ordering::Release);
+    pub(crate) fn enter(self: &Arc<Self>, who: Who) -> User {
+        let mut present = self.present.lock();
+        let number = present.next;
+        present.next += 1;
+        present.users.insert(number, who);
         User {
-            users: Some(Arc::clone(self)),
+            users: Some((Arc::clone(self), number)),
         }
     }
 
     pub(crate) fn any(&self) -> bool {
-        *self.count.lock() != 0
+        !self.present.lock().users.is_empty()
+    }
+
+    /// Who they are, but for those who are just leaving.
+    pub(crate) fn who(&self) -> Vec<Who> {
+        let mut present = self.present.lock();
+        let is_used = |present: &mut Present| !present.users.is_empty();
+        self.left.wait_while_for(&mut present, is_used, GRACE);
+        present.users.values().cloned().collect()
     }
 
     /// Whether there is or was one.
     pub(crate) fn ever_any(&self) -> bool {
-        self.came.load(Ordering::Acquire)
+        self.present.lock().next != 0
     }
 
     /// Runs `action` if there is no user; `None` if there is.
@@ -53,10 +149,9 @@ impl Users {
     }
 
     fn while_at_most<T>(&self, most: usize, action: impl FnOnce() -> T) -> Option<T> {
-        let mut count = self.count.lock();
-        let waited = self
-            .left
-            .wait_while_for(&mut count, |count| *count > most, GRACE);
+        let mut present = self.present.lock();
+        let are_more = |present: &mut Present| present.users.len() > most;
+        let waited = self.left.wait_while_for(&mut present, are_more, GRACE);
         (!waited.timed_out()).then(action)
     }
 }
@@ -66,7 +161,7 @@ impl Users {
 #[must_use = "a user that is dropped has gone"]
 pub struct User {
     /// None of a device that does not count them.
-    users: Option<Arc<Users>>,
+    users: Option<(Arc<Users>, u64)>,
 }
 
 impl User {
@@ -79,7 +174,7 @@ impl User {
     /// there are more.
     pub(crate) fn while_at_most<T>(&self, others: usize, action: impl FnOnce() -> T) -> Option<T> {
         match &self.users {
-            Some(users) => users.while_at_most(others + 1, action),
+            Some((users, _)) => users.while_at_most(others + 1, action),
             None => Some(action()),
         }
     }
@@ -87,8 +182,8 @@ impl User {
 
 impl Drop for User {
     fn drop(&mut self) {
-        if let Some(users) = &self.users {
-            *users.count.lock() -= 1;
+        if let Some((users, number)) = &self.users {
+            users.present.lock().users.remove(number);
             users.left.notify_all();
         }
     }
@@ -105,7 +200,7 @@ mod tests {
     fn data_is_taken_away_only_without_users() {
         let users = Arc::new(Users::default());
         assert!(!users.ever_any());
-        let (a, b) = (users.enter(), users.enter());
+        let (a, b) = (users.enter(Who::default()), users.enter(Who::default()));
         assert!(users.while_none(|| ()).is_none());
         assert!(a.while_at_most(0, || ()).is_none());
         assert!(a.while_at_most(1, || ()).is_some());
@@ -120,9 +215,30 @@ mod tests {
     }
 
     #[test]
+    fn they_are_known_by_their_process_or_address() {
+        let users = Arc::new(Users::default());
+        let (near, _far) = std::os::unix::net::UnixStream::pair().expect("a pair");
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("listens");
+        let address = listener.local_addr().expect("bound");
+        let client = std::net::TcpStream::connect(address).expect("connects");
+        let (served, _) = listener.accept().expect("accepts");
+        let local = users.enter(Who::peer(&near));
+        let _remote = users.enter(Who::peer(&served));
+        let _file = users.enter(Who::process(Frontend::Fuse, std::process::id()));
+        let shown: Vec<_> = users.who().iter().map(Who::to_string).collect();
+        let ours = format!("(PID {})", std::process::id());
+        assert!(shown[0].contains(&ours) && shown[0].ends_with(" over NBD"));
+        let peer = client.local_addr().expect("connected");
+        assert_eq!(shown[1], format!("{peer} over NBD"));
+        assert!(shown[2].contains(&ours) && shown[2].ends_with(" over FUSE"));
+        drop(local);
+        assert_eq!(users.who().len(), 2);
+    }
+
+    #[test]
     fn one_who_is_just_leaving_is_waited_for() {
         let users = Arc::new(Users::default());
-        let user = users.enter();
+        let user = users.enter(Who::default());
         thread::scope(|scope| {
             scope.spawn(|| {
                 thread::sleep(GRACE / 10);
@@ -139,7 +255,7 @@ mod tests {
         thread::scope(|scope| {
             users.while_none(|| {
                 let comer = scope.spawn(|| {
-                    let _user = users.enter();
+                    let _user = users.enter(Who::default());
                     assert!(done.load(Ordering::SeqCst), "admitted too early");
                 });
                 thread::sleep(Duration::from_millis(50));

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use uzram::control::{Client, IDLE_TIMEOUT, MAX_CLIENTS, MAX_LINE_BYTES, Request, Server};
-use uzram::{BlockDevice, Device, DeviceConfig, Error};
+use uzram::{BlockDevice, Device, DeviceConfig, Error, Who};
 
 /// Far longer than anything here takes, far shorter than a hang.
 const HANG: Duration = Duration::from_secs(20);
@@ -116,7 +116,7 @@ fn what_cannot_be_done_is_said_in_one_line() {
     let unreadable = client.get("compact").expect_err("no");
     assert_eq!(remote(&unreadable), Errno::ACCESS);
 
-    let user = served.device.enter();
+    let user = served.device.enter(Who::default());
     served.device.write(0, &[1; 4096]).expect("writes");
     assert_eq!(remote(&client.reset().expect_err("no")), Errno::BUSY);
     let set = client.set("reset", "1").expect_err("no");

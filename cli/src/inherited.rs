@@ -1,4 +1,6 @@
-//! Listening sockets from whoever started this process (sd_listen_fds(3)): systemd, of a socket unit.
+//! What this process has from whoever started it. Descriptors are not for the processes that it starts, some
+//! of which outlive it: they would keep a caller's lock locked and its pipe open. Listening sockets
+//! (sd_listen_fds(3)) are for the server alone: from systemd, of a socket unit.
 
 use std::os::fd::OwnedFd;
 use std::process::Command;
@@ -18,6 +20,12 @@ const FOR: &str = "LISTEN_PID";
 
 /// The number of the first descriptor (SD_LISTEN_FDS_START).
 const FIRST: usize = 3;
+
+/// Keeps every descriptor but stdin, stdout and stderr from the processes that this one will start. To be
+/// called first of all: what this process opens itself is its own in any case.
+pub(crate) fn keep_from_children() {
+    close_fds::set_fds_cloexec(FIRST as i32, &[]);
+}
 
 /// The sockets that were handed to this process, if any were. To be asked once, while there are no
 /// other threads: it takes them out of the environment. Tools that this process runs do not get them.

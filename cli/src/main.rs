@@ -10,9 +10,11 @@
 
 mod args;
 mod aside;
+mod at_once;
 mod attach;
 mod attachments;
 mod bounded;
+mod child_output;
 mod complete;
 mod config;
 mod dumpable;
@@ -93,6 +95,7 @@ fn main() -> ExitCode {
 fn command() -> ExitCode {
     let _last_lines = stderr::Flushed;
     stderr::take_panics();
+    inherited::keep_from_children();
     complete::answer_shell();
     let cli = match args::parse(std::env::args_os()) {
         Ok(cli) => cli,

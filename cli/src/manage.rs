@@ -26,6 +26,9 @@ use crate::undo::Interrupt;
 /// How long what takes long may take.
 pub(crate) const LONG: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// How long a client that has just gone may be counted as one, on a machine that is busy.
+const LEAVING: Duration = Duration::from_secs(2);
+
 fn connect(dir: &RunDir) -> Result<Client> {
     dir.require_owner()?;
     Ok(Client::connect(&dir.control_socket(), PATIENCE)?)
@@ -211,10 +214,16 @@ pub(crate) fn stop_unused(dir: &RunDir, save: Option<&Path>) -> Result<()> {
     })
 }
 
-/// What is on a dead device is no reason to keep it, but what is swapped to it must be known.
+/// Fails while anything or anybody uses the device. What is on a dead one is no reason to keep it, but what is
+/// swapped to it must be known.
 fn refuse_to_stop(dir: &RunDir, save: Option<&Path>) -> Result<()> {
     match dir.owner()? {
-        Some(_) => refuse_if_used(dir, save),
+        Some(_) => {
+            refuse_if_used(dir, save)?;
+            let name = dir.name();
+            let way_out = format!("disconnect it first, or: uzram stop --force {name}");
+            release::refuse_if_connected(dir, |_| true, LEAVING, &way_out)
+        }
         None => release::refuse_if_swapped_to(dir),
     }
 }

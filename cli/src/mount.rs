@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Error, Result, anyhow, bail};
 
@@ -27,6 +28,10 @@ use crate::table::bytes;
 use crate::undo::{Interrupt, Interrupted, Steps, Undo};
 use uzram::mounts::{self, MountEntry};
 use uzram::nbd::InheritedSocket;
+use uzram::{Frontend, Who};
+
+/// How long the file of a loop device that is gone may take to be closed, on a machine that is busy.
+const CLOSES: Duration = Duration::from_secs(10);
 
 /// Fails unless we are root, which `verb` needs.
 pub(crate) fn require_root(verb: &str) -> Result<()> {
@@ -314,9 +319,16 @@ fn take_down(
     if let Some(file) = save {
         save::check_target(owner, file)?;
     }
+    let name = dir.name();
+    let way_out = format!("disconnect it first, or: uzram stop --force {name}");
+    // The loop device has the file open, too.
+    let over_nbd = |who: &Who| who.frontend == Frontend::Nbd;
     // From here on Ctrl-C would leave half of it.
     let mut interrupt = Interrupt::install()?;
-    free(mount, &attached, record, save).map_err(|error| match interrupt.check() {
+    release::refuse_if_connected(dir, over_nbd, Duration::ZERO, &way_out)?;
+    let freed = free(mount, &attached, record, save)
+        .and_then(|()| release::refuse_if_connected(dir, |_| true, CLOSES, &way_out));
+    freed.map_err(|error| match interrupt.check() {
         Ok(()) => error,
         Err(_) => Interrupted::error(format!("interrupted: {}", failure::one_line(&error))),
     })?;

@@ -6,7 +6,6 @@
 
 use std::env;
 use std::ffi::OsStr;
-use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -15,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 
+use crate::child_output::ChildOutput;
 use crate::undo::Interrupt;
 
 /// Where administrators' tools are when a user's PATH leaves them out.
@@ -139,40 +139,24 @@ fn finish_while<S: AsRef<OsStr>>(
         .stderr(Stdio::piped())
         .spawn()
         .with_context(|| format!("cannot run {}", tool.display()))?;
-    let stdout = drain(child.stdout.take());
-    let stderr = drain(child.stderr.take());
+    let mut output = ChildOutput::take(&mut child)?;
     let mut pause = Duration::from_millis(1);
     let status = loop {
         if let Some(status) = child.try_wait()? {
             break status;
         }
         go_on(&shown, &mut child)?;
-        thread::sleep(pause);
+        output.read(pause)?;
         pause = (pause * 2).min(Duration::from_millis(20));
     };
+    // All that it has said is there, whoever else may have its pipes.
+    output.read(Duration::ZERO)?;
     Ok(Finished {
         tool: shown.into_owned(),
         status,
-        stdout: text_of(stdout).trim().to_owned(),
-        stderr: text_of(stderr),
+        stdout: output.stdout().trim().to_owned(),
+        stderr: output.stderr(),
     })
-}
-
-type Drain = thread::JoinHandle<String>;
-
-/// Reads a pipe on a thread of its own, so that a talkative tool never blocks on it.
-fn drain(pipe: Option<impl Read + Send + 'static>) -> Option<Drain> {
-    let mut pipe = pipe?;
-    Some(thread::spawn(move || {
-        let mut bytes = Vec::new();
-        // What was read before an error is still worth showing.
-        let _ = pipe.read_to_end(&mut bytes);
-        String::from_utf8_lossy(&bytes).into_owned()
-    }))
-}
-
-fn text_of(drain: Option<Drain>) -> String {
-    drain.and_then(|d| d.join().ok()).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -1,10 +1,11 @@
 //! How far something is that takes long: a bar or a spinner on a terminal, else a line now and then.
 
 use std::io::{self, IsTerminal};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 use uzram::Stats;
 use uzram::control::Client;
@@ -72,10 +73,10 @@ impl Progress {
 
 /// Has a server do `work`, which is one request, and shows meanwhile what `describe` makes of its
 /// statistics before and now; only on a terminal.
-pub(crate) fn watched<T: Send>(
+pub(crate) fn watched<T>(
     dir: &RunDir,
-    describe: impl Fn(&Stats, &Stats) -> String,
-    work: impl FnOnce() -> T + Send,
+    describe: impl Fn(&Stats, &Stats) -> String + Sync,
+    work: impl FnOnce() -> T,
 ) -> Result<T> {
     if !draws() {
         return Ok(work());
@@ -83,19 +84,26 @@ pub(crate) fn watched<T: Send>(
     let mut client = Client::connect(&dir.control_socket(), PATIENCE)?;
     let before = client.stat()?;
     let spinner = ProgressBar::new_spinner();
+    let is_done = AtomicBool::new(false);
     thread::scope(|scope| {
-        let working = scope.spawn(work);
-        while !working.is_finished() {
-            // A server that does not say how far it is may still do what it was asked.
-            if let Ok(now) = client.stat() {
-                spinner.set_message(describe(&before, &now));
+        let show = || {
+            while !is_done.load(Ordering::Acquire) {
+                // A server that does not say how far it is may still do what it was asked.
+                if let Ok(now) = client.stat() {
+                    spinner.set_message(describe(&before, &now));
+                }
+                spinner.tick();
+                thread::park_timeout(POLL);
             }
-            spinner.tick();
-            thread::park_timeout(POLL);
+            spinner.finish_and_clear();
+        };
+        let shown = thread::Builder::new().spawn_scoped(scope, show);
+        let done = work();
+        is_done.store(true, Ordering::Release);
+        match shown {
+            Ok(shown) => shown.thread().unpark(),
+            Err(error) => tracing::debug!("it is not shown how far it is: {error}"),
         }
-        spinner.finish_and_clear();
-        working
-            .join()
-            .map_err(|_| anyhow!("the request's thread panicked"))
+        Ok(done)
     })
 }

@@ -1,13 +1,16 @@
 //! Freeing a device from what sits on it: file systems, then block devices.
 
 use std::path::Path;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
 use crate::attachments::{self, Attachment};
 use crate::rundir::{Record, RunDir};
 use crate::{program, swapon};
+use uzram::Who;
+use uzram::control::Client;
 use uzram::mounts::{self, MountEntry};
 
 /// How long a file system may take to be written out when its server is asked to stop.
@@ -39,6 +42,49 @@ pub(crate) fn describe_users(dir: &RunDir, save: Option<&Path>) -> Result<Option
         format!("attached as {path}: uzram detach {name} first")
     });
     Ok(attached)
+}
+
+/// Fails while the device of `dir` has users that are `meant`: clients over NBD, and whoever has its file in
+/// the FUSE directory open. `way_out` ends the error. Whoever has just gone may still be counted for as long
+/// as `patience`. A server that does not answer is asked in vain: one that is frozen, say, whose users have
+/// nothing of it any more.
+pub(crate) fn refuse_if_connected(
+    dir: &RunDir,
+    meant: impl Fn(&Who) -> bool,
+    patience: Duration,
+    way_out: &str,
+) -> Result<()> {
+    const ANSWER: Duration = Duration::from_secs(2);
+    let deadline = Instant::now() + patience;
+    loop {
+        let asked = Client::connect(&dir.control_socket(), ANSWER);
+        let mut users = match asked.and_then(|mut client| client.users()) {
+            Ok(users) => users,
+            Err(error) => {
+                tracing::debug!("who uses {} is not known: {error}", dir.name());
+                return Ok(());
+            }
+        };
+        users.retain(&meant);
+        if users.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            let users: Vec<_> = users.iter().map(Who::to_string).collect();
+            bail!("{} is in use by {}: {way_out}", dir.name(), shown(&users));
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// The first of several users, and how many more there are.
+fn shown(users: &[String]) -> String {
+    const SHOWN: usize = 4;
+    let first = users[..users.len().min(SHOWN)].join(", ");
+    match users.len().saturating_sub(SHOWN) {
+        0 => first,
+        more => format!("{first} and {more} more"),
+    }
 }
 
 /// Fails while this machine swaps to the device of `dir`: with its server go the pages of who knows

@@ -125,7 +125,10 @@ fn save_to(dir: &RunDir, file: &Path, last: bool) -> Result<Saved> {
     let hang_up = saver.hang_up()?;
     let (done, saved) = mpsc::channel();
     let target = path.clone();
-    thread::spawn(move || done.send(saver.save(&target, last)));
+    thread::Builder::new()
+        .name("uzram-save".to_owned())
+        .spawn(move || done.send(saver.save(&target, last)))
+        .context("cannot start the thread that waits for the save")?;
     let saved = loop {
         match saved.recv_timeout(EVERY) {
             Ok(saved) => break saved?,

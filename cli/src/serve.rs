@@ -26,8 +26,8 @@ use crate::spill::SpillNotes;
 use crate::stop::Stopper;
 use crate::table::{bytes, count};
 use crate::{
-    bounded, dumpable, exposure, inherited, layers, release, scrub, server, stderr, stop, swap,
-    watchdog,
+    at_once, bounded, dumpable, exposure, inherited, layers, release, scrub, server, stderr, stop,
+    swap, watchdog,
 };
 
 /// How long clients may take to fetch the answers to what they have already sent.
@@ -74,13 +74,28 @@ pub(crate) fn run(settings: &Settings, root: &RunRoot, background: bool) -> Resu
         let stopped = server.stop(&lock, &stopper);
         announced.and(stopped)
     });
+    let spill_stays = match &served {
+        Ok(stopped) => *stopped == Stopped::SpillStays,
+        // Threads that are at their end may have the device for a moment.
+        Err(_) => lock
+            .dir()
+            .record()
+            .is_some_and(|record| spills_stay(&record)),
+    };
     // Without its record nobody would find the spill again.
-    if !matches!(served, Ok(Stopped::SpillStays))
-        && let Err(error) = lock.remove()
-    {
+    if !spill_stays && let Err(error) = lock.remove() {
         tracing::warn!("{error:#}");
     }
     served.map(drop)
+}
+
+/// Removes what a server has spilled to; says whether anything of that stays.
+fn spills_stay(record: &Record) -> bool {
+    let removed = remove_spills(record);
+    if let Err(error) = &removed {
+        tracing::warn!("the backing file stays until the next start or detach: {error:#}");
+    }
+    removed.is_err()
 }
 
 /// What an orderly stop has left.
@@ -179,31 +194,33 @@ impl Server {
             .partition(|device| matches!(device, Attachment::Loop(_)));
         let written = thread::scope(|scope| {
             // Nothing that can hang stands before the data: not the clients, not the files of others.
-            scope.spawn(|| control.shutdown());
-            scope.spawn(|| drop(exporter));
+            let control = at_once::begin(scope, || control.shutdown());
+            let exporter = at_once::begin(scope, || drop(exporter));
             // Each while its server still answers, so that a file system on top can be written out.
-            let nbd = scope.spawn(|| {
+            let nbd = at_once::begin(scope, || {
                 release::free_stopping(&over_nbd, outlives);
                 if let Some(server) = nbd {
                     server.shutdown(GRACE);
                 }
             });
-            let fuse = scope.spawn(|| {
+            let fuse = at_once::begin(scope, || {
                 release::free_stopping(&over_fuse, outlives);
                 if let Some(Err(error)) = fuse.map(fuse::Mount::unmount) {
                     tracing::warn!("{error}");
                 }
             });
-            // One that panicked has said so.
-            let _ = (nbd.join(), fuse.join());
-            stop::write_home(&device).inspect(|()| stopper.let_go())
+            nbd.finish();
+            fuse.finish();
+            let written = stop::write_home(&device).inspect(|()| stopper.let_go());
+            control.finish();
+            exporter.finish();
+            written
         })
         .context("what was written may be lost");
         if device.backing_keep() == BackingKeep::Wipe && !device.stop_spilling(LAST_WRITES) {
             tracing::warn!("the backing is still being written to: some of that may stay");
         }
-        if let Err(error) = remove_spills(&record.now()) {
-            tracing::warn!("the backing file stays until the next start or detach: {error:#}");
+        if spills_stay(&record.now()) {
             // It would try the same, and hang in it where a file system is frozen.
             std::mem::forget(device);
             return Ok(Stopped::SpillStays);

@@ -1,11 +1,8 @@
 //! Servers as others see them: starting one in the background, stopping one, waiting for its end.
 
 use std::env;
-use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -15,6 +12,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal};
 use uzram::nbd::InheritedSocket;
 
+use crate::child_output::ChildOutput;
 use crate::exposure;
 use crate::inherited;
 use crate::rundir::{self, RunDir, RunRoot};
@@ -80,28 +78,16 @@ fn end_child(child: &mut Child) -> Result<()> {
 }
 
 fn wait_ready(child: &mut Child, interrupt: &Interrupt) -> Result<()> {
-    let (Some(stdout), Some(mut stderr)) = (child.stdout.take(), child.stderr.take()) else {
-        bail!("the server's output is missing");
-    };
-    let (sender, said) = mpsc::channel();
-    thread::spawn(move || {
-        let mut line = String::new();
-        let _ = BufReader::new(stdout).read_line(&mut line);
-        let _ = sender.send(line);
-    });
-    let complaints = thread::spawn(move || {
-        let mut bytes = Vec::new();
-        let _ = stderr.read_to_end(&mut bytes);
-        String::from_utf8_lossy(&bytes).into_owned()
-    });
-    loop {
-        match said.recv_timeout(Duration::from_millis(50)) {
-            Ok(line) if line == "ready\n" => return Ok(()),
-            Err(RecvTimeoutError::Timeout) => interrupt.check()?,
-            Ok(_) | Err(RecvTimeoutError::Disconnected) => break,
+    const OFTEN: Duration = Duration::from_millis(50);
+    let mut output = ChildOutput::take(child).context("cannot listen to the server")?;
+    while !output.is_complete() {
+        output.read(OFTEN).context("cannot listen to the server")?;
+        if output.stdout() == "ready\n" {
+            return Ok(());
         }
+        interrupt.check()?;
     }
-    let complaints = complaints.join().unwrap_or_default();
+    let complaints = output.stderr();
     let last = complaints.lines().rfind(|line| !line.trim().is_empty());
     let last = last.unwrap_or("it said nothing");
     bail!("{}", last.strip_prefix("uzram: ").unwrap_or(last))

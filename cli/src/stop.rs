@@ -274,7 +274,7 @@ mod tests {
         stopper.check().unwrap();
         stopper.requested.store(true, Ordering::SeqCst);
         assert!(stopper.check().is_err() && stopper.ready().is_err());
-        drop(device.enter());
+        drop(device.enter(uzram::Who::default()));
         stopper.check().unwrap();
         stopper.ready().unwrap();
     }

@@ -4,7 +4,6 @@ use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Once};
-use std::time::Duration;
 
 use anyhow::{Context, Error, Result};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -163,10 +162,9 @@ impl Steps {
         } else {
             ProgressBar::hidden()
         };
-        if let Ok(style) = ProgressStyle::with_template("{spinner} [{pos}/{len}] {msg}") {
+        if let Ok(style) = ProgressStyle::with_template("[{pos}/{len}] {msg}") {
             bar.set_style(style);
         }
-        bar.enable_steady_tick(Duration::from_millis(100));
         Self { bar }
     }
 

@@ -25,6 +25,8 @@ mod metrics;
 mod recompress;
 #[path = "cli/refusals.rs"]
 mod refusals;
+#[path = "cli/resources.rs"]
+mod resources;
 #[path = "cli/rundir.rs"]
 mod rundir;
 #[path = "cli/save.rs"]
@@ -39,6 +41,8 @@ mod swap;
 mod terminal;
 #[path = "cli/unit.rs"]
 mod unit;
+#[path = "cli/users.rs"]
+mod users;
 #[path = "cli/words.rs"]
 mod words;
 

@@ -24,6 +24,7 @@ use crate::error::{Error, Result};
 use crate::latency::OperationLatencies;
 use crate::stats::Stats;
 use crate::unix_socket::address;
+use crate::users::Who;
 
 /// How long a client that was turned away rests before it comes again.
 const REST: Duration = Duration::from_millis(20);
@@ -285,6 +286,14 @@ impl Client {
     pub fn train_dictionary(&mut self, path: &Path, len: usize) -> Result<()> {
         let path = path.to_owned();
         self.ask(&Request::TrainDict { path, len })
+    }
+
+    /// Who uses the device, but for those who are just leaving.
+    ///
+    /// # Errors
+    /// Those of [`Client::call`].
+    pub fn users(&mut self) -> Result<Vec<Who>> {
+        self.ask(&Request::Users)
     }
 
     /// How far the device is saved, if it is being saved.

@@ -71,6 +71,8 @@ pub enum Request {
         /// Whether it is to be left as it is from then on, since it is about to be stopped.
         last: bool,
     },
+    /// Who uses the device: answered with a [`crate::Who`] for each.
+    Users,
     /// How far that is: answered with a [`crate::SaveProgress`], or null if it is not being saved.
     SaveProgress,
     /// Lines of the attribute `block_state`: answered with a [`crate::BlockStates`], which says where

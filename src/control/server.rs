@@ -187,8 +187,14 @@ impl Acceptor {
                 // The acceptor keeps a duplicate, so closing ours would not tell the client.
                 let _ = lines.stream().shutdown(Shutdown::Both);
                 noted.ended();
-            })?;
-        self.clients.add(stream, thread, activity);
+            });
+        match thread {
+            Ok(thread) => self.clients.add(stream, thread, activity),
+            Err(error) => {
+                let reason = format!("the server cannot start a thread: {error}");
+                LineStream::new(stream, WRITE_TIMEOUT).send(&turned_away(reason))?;
+            }
+        }
         Ok(())
     }
 }
@@ -305,6 +311,7 @@ fn handle(request: &Request, device: &Device, client: &LineStream) -> Result<Val
             device.train_dictionary(path, *len)?;
             Ok(Value::Null)
         }
+        Request::Users => answer(&device.users()),
         Request::SaveProgress => answer(&device.save_progress()),
     }
 }

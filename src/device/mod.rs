@@ -60,7 +60,7 @@ use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use crate::sync::channel::{self, Sender};
 use crate::sync::thread::{self, JoinHandle};
 use crate::units::{Extent, PAGE_SHIFT, PAGE_SIZE, PageIndex};
-use crate::users::{User, Users};
+use crate::users::{User, Users, Who};
 use crate::writeback::{Command, Writeback};
 
 /// A compressed RAM block device. Dropping it writes home what is dirty, ends its writeback thread,
@@ -327,6 +327,11 @@ impl Device {
         self.users.ever_any()
     }
 
+    /// Who uses it, but for those who are just leaving.
+    pub fn users(&self) -> Vec<Who> {
+        self.users.who()
+    }
+
     /// Forgets all data, like a discard of the whole device, and starts the counters again; a
     /// snapshot is again what its image is. Who comes to use the device meanwhile waits.
     ///
@@ -481,8 +486,8 @@ impl BlockDevice for Device {
         self.core.layout.pages() << PAGE_SHIFT
     }
 
-    fn enter(&self) -> User {
-        self.users.enter()
+    fn enter(&self, who: Who) -> User {
+        self.users.enter(who)
     }
 
     fn is_read_only(&self) -> bool {

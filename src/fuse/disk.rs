@@ -19,7 +19,7 @@ use rustix::fs::{FallocateFlags, OFlags};
 use super::errno;
 use crate::block_device::{BlockDevice, check_range};
 use crate::units::PageState;
-use crate::users::User;
+use crate::users::{Frontend, User, Who};
 
 const SEEK_DATA: i32 = 3;
 const SEEK_HOLE: i32 = 4;
@@ -80,7 +80,7 @@ impl Disk {
     pub(super) fn open(&self, thread: u32) -> FileHandle {
         let opener = Opener {
             thread,
-            _user: self.device.enter(),
+            _user: self.device.enter(Who::process(Frontend::Fuse, thread)),
         };
         let mut openers = self.openers.lock();
         openers.last_handle += 1;
@@ -114,7 +114,7 @@ impl Disk {
         if self.device.outlives_the_device() {
             return Err(Errno::EPERM);
         }
-        let user = self.device.enter();
+        let user = self.device.enter(Who::default());
         let own = self.openers.lock().of(thread, handle);
         let done = user.while_at_most(own, || self.device.discard(size, beyond));
         done.ok_or(Errno::EBUSY)?.map_err(|error| errno(&error))

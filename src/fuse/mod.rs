@@ -32,6 +32,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crossbeam::channel;
 use fuser::{Config, MountOption, Session, SessionUnmounter};
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
@@ -116,6 +117,7 @@ impl Mount {
         let workers = threads(options);
         let transport = Transport::start(&rings, session.as_fd(), &dir, frontend, config, workers)
             .map_err(&cannot_mount)?;
+        check_threads(workers).map_err(&cannot_mount)?;
         let over_io_uring = transport.is_some();
         let unmounter = session.unmount_callable();
         let (end, ended) = mpsc::channel();
@@ -142,9 +144,12 @@ impl Mount {
 
     /// A first request through the mount: answered, or refused because the threads did not start.
     fn wait_until_served(&self) -> Result<()> {
-        rustix::fs::statfs(&self.dir)
-            .map(drop)
-            .map_err(|errno| Error::io(format!("serve {}", self.dir.display()), errno))
+        let failed = |error| Error::io(format!("serve {}", self.dir.display()), error);
+        rustix::fs::statfs(&self.dir).map_err(|errno| failed(errno.into()))?;
+        match self.ended.as_ref().map(Receiver::try_recv) {
+            Some(Ok(Err(error))) => Err(failed(error)),
+            _ => Ok(()),
+        }
     }
 
     /// The directory, absolute and without symlinks.
@@ -228,6 +233,22 @@ fn default_threads() -> usize {
 
 fn threads(options: MountOptions) -> usize {
     options.threads.unwrap_or_else(default_threads).max(2)
+}
+
+/// Whether `count` threads can be had, and the one that waits for them. fuser starts them one by one, and of
+/// those that it has started when one fails it lets the others serve a mount that goes away.
+fn check_threads(count: usize) -> std::io::Result<()> {
+    thread::scope(|scope| {
+        let (enough, wait) = channel::bounded::<()>(0);
+        let started = (0..=count).try_for_each(|_| {
+            let wait = wait.clone();
+            // Until there is nobody to receive anything from.
+            let rest = move || wait.recv().is_ok();
+            thread::Builder::new().spawn_scoped(scope, rest).map(drop)
+        });
+        drop(enough);
+        started
+    })
 }
 
 fn session_config(options: MountOptions) -> Config {

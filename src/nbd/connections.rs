@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use rustix::net::{Shutdown, shutdown};
 
+use crate::users::Who;
+
 pub(super) struct Connections {
     max: usize,
     table: Mutex<Table>,
@@ -134,6 +136,14 @@ impl Place {
     /// The connection's number, for the log.
     pub(super) fn id(&self) -> u64 {
         self.id
+    }
+
+    /// Who is at the other end.
+    pub(super) fn who(&self) -> Who {
+        let table = self.connections.table.lock();
+        let socket = table.open.get(&self.id).map(|entry| Arc::clone(&entry.fd));
+        drop(table);
+        socket.map_or_else(Who::default, |socket| Who::peer(&*socket))
     }
 
     /// Notes that the handshake is over; `false` if the place was lost meanwhile.

@@ -225,7 +225,11 @@ impl Server {
                 let shared = Arc::clone(&shared);
                 move || shared.accept_until_stopped(&listeners)
             })
-            .map_err(|error| Error::io("start a thread", error))?;
+            .map_err(|error| {
+                // They have the device.
+                shared.workers.stop();
+                Error::io("start a thread", error)
+            })?;
         Ok(Self {
             addresses,
             shared,
@@ -395,7 +399,7 @@ impl Shared {
                     return Ok(());
                 }
                 socket.set_deadline(None);
-                self.transmit(&mut socket, agreement)
+                self.transmit(&mut socket, agreement, place)
             }
             (Outcome::StartTls, Some(tls)) => {
                 let mut stream = self.shake_hands(tls, socket)?;
@@ -445,14 +449,20 @@ impl Shared {
             return Ok(());
         }
         stream.socket_mut().set_deadline(None);
-        self.transmit(stream, agreement)
+        self.transmit(stream, agreement, place)
     }
 
-    fn transmit<S: Stream>(&self, stream: &mut S, agreement: Agreement) -> Result<(), Fault> {
+    fn transmit<S: Stream>(
+        &self,
+        stream: &mut S,
+        agreement: Agreement,
+        place: &Place,
+    ) -> Result<(), Fault> {
         let service = Service {
             export: &self.export,
             workers: Some(&self.workers),
             growth: self.growth.clone(),
+            who: place.who(),
         };
         service.transmit(stream, agreement)
     }

@@ -20,6 +20,7 @@ use std::sync::Arc;
 use crate::block_device::BlockDevice;
 use crate::error::{Error, Result as DeviceResult};
 use crate::units::PAGE_SIZE;
+use crate::users::Who;
 
 use super::block_status::Descriptors;
 use super::export::{Export, MetaContexts};
@@ -44,12 +45,14 @@ pub(super) const LARGE: usize = 128 << 10;
 /// Replies of workers up to this length are gathered with others rather than sent alone.
 const SMALL: usize = 16 << 10;
 
-/// What the connections of a server share.
+/// What a connection is served with.
 pub(super) struct Service<'a> {
     pub(super) export: &'a Export,
     /// Without them a connection does everything itself.
     pub(super) workers: Option<&'a Arc<Workers>>,
     pub(super) growth: Growth,
+    /// The client.
+    pub(super) who: Who,
 }
 
 impl<'a> Service<'a> {
@@ -59,6 +62,7 @@ impl<'a> Service<'a> {
             export,
             workers: None,
             growth: Growth::new(),
+            who: Who::default(),
         }
     }
 
@@ -68,7 +72,7 @@ impl<'a> Service<'a> {
         stream: &mut S,
         agreement: Agreement,
     ) -> Result<(), Fault> {
-        let _user = self.export.device.enter();
+        let _user = self.export.device.enter(self.who.clone());
         let mut session = Session {
             export: self.export,
             limits: Limits {

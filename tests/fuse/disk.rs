@@ -267,7 +267,7 @@ fn disk_that_is_truncated_loses_what_is_beyond_and_keeps_its_size() {
     assert_eq!(served.device.stats().orig_data_size, PAGE);
     // Not under another user.
     let disk = served.open_disk(OFlags::empty());
-    let other = served.device.enter();
+    let other = served.device.enter(uzram::Who::default());
     assert_eq!(errno(disk.set_len(0)), Some(Errno::BUSY));
     disk.set_len(MIB).expect("it is as long");
     drop(other);

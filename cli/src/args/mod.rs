@@ -433,7 +433,7 @@ pub(crate) struct StopArgs {
     #[arg(add = ArgValueCandidates::new(complete::devices))]
     pub(crate) name: Name,
 
-    /// Even if the device is mounted or attached, but not while this machine swaps to it.
+    /// Stop it even if it is mounted, attached or in use by clients, but not while this machine swaps to it.
     #[arg(long)]
     pub(crate) force: bool,
 

@@ -37,9 +37,15 @@ pub(super) struct FileWriter {
 impl FileWriter {
     pub(super) fn start(path: &Path, source: Arc<Source>) -> Result<Self> {
         replace(path, &source)?;
-        let name = source.name.clone();
         let (stop, stopped) = mpsc::channel();
         let written = path.to_owned();
+        // From here on the file goes with it.
+        let mut writer = Self {
+            path: path.to_owned(),
+            name: source.name.clone(),
+            stop: Some(stop),
+            thread: None,
+        };
         let thread = thread::Builder::new().name("uzram-metrics".to_owned());
         let thread = thread.spawn(move || {
             while stopped.recv_timeout(EVERY) == Err(RecvTimeoutError::Timeout) {
@@ -48,12 +54,8 @@ impl FileWriter {
                 }
             }
         })?;
-        Ok(Self {
-            path: path.to_owned(),
-            name,
-            stop: Some(stop),
-            thread: Some(thread),
-        })
+        writer.thread = Some(thread);
+        Ok(writer)
     }
 }
 

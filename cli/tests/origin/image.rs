@@ -59,6 +59,7 @@ fn an_orderly_end_writes_all() {
             (&2.into(), &1.into())
         );
         assert!(world.ok(&["stat", "x"]).contains("dirty"));
+        drop(client);
         world.ok(&["stop", "x"]);
         assert_eq!(server.ended(HANG), Some(0));
         assert_eq!(page(&path, 6), [2; PAGE]);
@@ -78,6 +79,7 @@ fn stopping_it_twice_at_once_writes_all() {
     let mut server = start_unread(&world, serving.stdout(full));
     let mut client = Client::connect(&world.rundir().join("x/nbd.sock")).unwrap();
     client.write(5 * PAGE as u64, &[1; PAGE], false).unwrap();
+    drop(client);
     let mut stops = [0; 4].map(|_| world.command(&["stop", "x"]).spawn().unwrap());
     assert_eq!(server.ended(HANG), Some(0));
     for stop in &mut stops {

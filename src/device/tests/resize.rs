@@ -16,7 +16,7 @@ fn grows_in_use_and_keeps_what_there_is() {
     for page in 0..500 {
         write(&device, page, page).expect("room");
     }
-    let _user = device.enter();
+    let _user = device.enter(crate::Who::default());
     assert_eq!(device.max_size(), 2000 * PAGE);
     assert_eq!(errno(&device, 2000), None);
     assert_eq!(

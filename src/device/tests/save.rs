@@ -367,7 +367,7 @@ fn the_last_image_has_all_that_was_ever_written() {
     let device = Device::new(&DeviceConfig::new(PAGES * PAGE)).expect("a device");
     write(&device, 3, 33).expect("room");
     let (_dir, path) = image_path();
-    let user = device.enter();
+    let user = device.enter(crate::Who::default());
     assert_eq!(
         device
             .save_last(&path, &|| true)
