@@ -14,7 +14,7 @@ use crate::mount::require_root;
 use crate::nbddev::NbdDevice;
 use crate::output;
 use crate::release;
-use crate::rundir::{Record, RunDir, RunRoot};
+use crate::rundir::{Record, RunDir, RunRoot, Turn};
 use crate::stat::PATIENCE;
 use crate::{sectors, server};
 
@@ -33,7 +33,9 @@ pub(crate) fn attach(args: &AttachArgs, root: &RunRoot) -> Result<()> {
     require_root("attach")?;
     let dir = root.dir(&args.name);
     dir.require_owner()?;
-    let _turn = dir.take_turn()?;
+    let turn = Turn::to_change(&dir)?;
+    // It may have been stopped meanwhile.
+    dir.require_owner()?;
     let Some(record) = dir.record() else {
         bail!("{} is only just starting: try again", args.name);
     };
@@ -49,6 +51,7 @@ pub(crate) fn attach(args: &AttachArgs, root: &RunRoot) -> Result<()> {
         bail!("--timeout: a loop device has none: leave it out, or use --nbd");
     }
     let attaching = Attaching {
+        turn: &turn,
         dir: &dir,
         record: &record,
         sectors: args.sector_size,
@@ -69,6 +72,7 @@ pub(crate) fn attach(args: &AttachArgs, root: &RunRoot) -> Result<()> {
 
 /// A device that is to be attached.
 struct Attaching<'a> {
+    turn: &'a Turn,
     dir: &'a RunDir,
     record: &'a Record,
     /// Those that are asked for.
@@ -83,7 +87,8 @@ impl Attaching<'_> {
             None => sectors::choose(&disk, self.dir)?,
         };
         sectors::remember(self.dir, sectors)?;
-        Ok(loopdev::attach(&disk, sectors, self.record.read_only)?.path)
+        let read_only = self.record.read_only;
+        Ok(loopdev::attach(self.turn, &disk, sectors, read_only)?.path)
     }
 
     fn over_nbd(&self, timeout: u32) -> Result<PathBuf> {
@@ -91,8 +96,8 @@ impl Attaching<'_> {
             bail!("--nbd: {} is not served over NBD", self.dir.name());
         };
         let connect = |sectors| {
-            let (name, note) = (self.dir.name().as_str(), self.dir.nbd_device());
-            NbdDevice::connect(name, address.parse()?, timeout, sectors, &note)
+            let (name, note) = (self.dir.name(), self.dir.nbd_device());
+            NbdDevice::connect(self.turn, name, address.parse()?, timeout, sectors, &note)
         };
         if let Some(sectors) = self.sectors_unseen()? {
             sectors::remember(self.dir, sectors)?;
@@ -128,7 +133,8 @@ impl Attaching<'_> {
 pub(crate) fn detach(args: &NameArgs, root: &RunRoot) -> Result<()> {
     let dir = root.dir(&args.name);
     dir.require_there()?;
-    let _turn = dir.take_turn()?;
+    let _turn = Turn::to_change(&dir)?;
+    dir.require_there()?;
     let record = dir.record();
     let attached = match &record {
         Some(record) => attachments::of(&dir, record)?,

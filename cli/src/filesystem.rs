@@ -9,6 +9,7 @@ use clap::ValueEnum;
 
 use crate::failure::Usage;
 use crate::program;
+use crate::rundir::Turn;
 use crate::signature::Signature;
 use crate::xfs;
 
@@ -86,9 +87,9 @@ pub(crate) struct Mkfs {
 }
 
 impl Mkfs {
-    pub(crate) fn run(&self, device: &Path) -> Result<()> {
+    pub(crate) fn run(&self, turn: &Turn, device: &Path) -> Result<()> {
         let options = self.fs.mkfs_options().iter().map(OsString::from);
-        program::run(&self.tool, options.chain([device.into()]))?;
+        program::run_in(turn, &self.tool, options.chain([device.into()]))?;
         Ok(())
     }
 }
@@ -157,6 +158,7 @@ impl MountOptions {
 
 /// Mounts the file system that was made, or the one that is there; says how.
 pub(crate) fn mount(
+    turn: &Turn,
     device: &Path,
     made: Option<FsType>,
     read_only: bool,
@@ -173,6 +175,6 @@ pub(crate) fn mount(
         args.extend(["-o", &text].map(OsString::from));
     }
     args.extend([device.into(), mountpoint.into()]);
-    program::run(&tool, args)?;
+    program::run_in(turn, &tool, args)?;
     Ok(options)
 }

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use uzram::SectorSize;
 
 use crate::program;
+use crate::rundir::Turn;
 
 /// How long a detached device may linger: udev may be probing it.
 const LINGER: Duration = Duration::from_secs(3);
@@ -61,7 +62,12 @@ fn sysfs(path: &Path) -> Option<PathBuf> {
 }
 
 /// Binds a free loop device to `disk`, with direct I/O.
-pub(crate) fn attach(disk: &Path, sectors: SectorSize, read_only: bool) -> Result<LoopDevice> {
+pub(crate) fn attach(
+    turn: &Turn,
+    disk: &Path,
+    sectors: SectorSize,
+    read_only: bool,
+) -> Result<LoopDevice> {
     let losetup = program::find("losetup", "mount")?;
     let mut args = ["--find", "--show", "--direct-io=on"]
         .map(Into::into)
@@ -71,7 +77,8 @@ pub(crate) fn attach(disk: &Path, sectors: SectorSize, read_only: bool) -> Resul
         args.push("--read-only".into());
     }
     args.push(disk.as_os_str().to_owned());
-    let path = PathBuf::from(program::run(&losetup, args).context("cannot attach a loop device")?);
+    let path = program::run_in(turn, &losetup, args).context("cannot attach a loop device")?;
+    let path = PathBuf::from(path);
     // The device below has no seek order to gain from; a scheduler only costs time.
     if let Some(sysfs) = sysfs(&path) {
         let scheduler = sysfs.join("queue/scheduler");

@@ -16,7 +16,7 @@ use crate::output;
 use crate::parse::Assignment;
 use crate::progress::watched;
 use crate::release;
-use crate::rundir::{RunDir, RunRoot};
+use crate::rundir::{RunDir, RunRoot, Turn};
 use crate::save;
 use crate::server;
 use crate::stat::PATIENCE;
@@ -194,6 +194,10 @@ pub(crate) fn reset(args: &NameArgs, root: &RunRoot) -> Result<()> {
 pub(crate) fn stop(args: &StopArgs, root: &RunRoot) -> Result<()> {
     let dir = root.dir(&args.name);
     dir.require_there()?;
+    let _turn = match args.force {
+        true => Turn::by_force(&dir)?,
+        false => Turn::to_change(&dir)?,
+    };
     match args.force {
         true => release::refuse_if_swapped_to(&dir)?,
         false => refuse_to_stop(&dir, args.save.as_deref())?,
@@ -201,7 +205,8 @@ pub(crate) fn stop(args: &StopArgs, root: &RunRoot) -> Result<()> {
     save::save_and(&dir, args.save.as_deref(), || server::stop(&dir))
 }
 
-/// Stops the server of `dir`, its device saved to `save` first, unless that is mounted or attached.
+/// Stops the server of `dir`, its device saved to `save` first, unless anything or anybody uses that. The
+/// caller has the name's turn.
 pub(crate) fn stop_unused(dir: &RunDir, save: Option<&Path>) -> Result<()> {
     refuse_to_stop(dir, save)?;
     save::save_and(dir, save, || {

@@ -19,7 +19,7 @@ use crate::loopdev::{self, LoopDevice};
 use crate::name::Name;
 use crate::output;
 use crate::release;
-use crate::rundir::{Record, RunDir, RunRoot};
+use crate::rundir::{Record, RunDir, RunRoot, Turn};
 use crate::save;
 use crate::sectors;
 use crate::server::{self, Launch};
@@ -41,12 +41,20 @@ pub(crate) fn require_root(verb: &str) -> Result<()> {
     Ok(())
 }
 
-/// `uzram mount`; its server serves `sockets` as well, and `down` is what takes it down, if that is not
-/// `uzram umount`.
+/// What is different for `uzram up`.
+#[derive(Clone, Copy)]
+pub(crate) struct Up<'a> {
+    /// The name's, which it has already.
+    pub(crate) turn: &'a Turn,
+    /// What takes the device down, if that is not `uzram umount`.
+    pub(crate) down: Option<&'a str>,
+}
+
+/// `uzram mount`; its server serves `sockets` as well, and `up` says what `uzram up` does otherwise.
 pub(crate) fn mount(
     args: MountArgs,
     sockets: Vec<InheritedSocket>,
-    down: Option<&str>,
+    up: Option<Up<'_>>,
     root: &RunRoot,
 ) -> Result<()> {
     let absolute = mounts::absolute(&args.mountpoint)?;
@@ -65,9 +73,18 @@ pub(crate) fn mount(
         ));
     }
     require_root("mount")?;
+    let dir = root.dir(&settings.name);
+    let ours;
+    let turn = match up {
+        Some(up) => up.turn,
+        None => {
+            ours = Turn::to_make(&dir)?;
+            &ours
+        }
+    };
+    let _alone_there = Turn::to_mount(root, &absolute)?;
     let mountpoint = check_mountpoint(&args.mountpoint)?;
     settings.mountpoint = Some(mountpoint.clone());
-    let dir = root.dir(&settings.name);
     if dir.owner()?.is_some() {
         let name = &settings.name;
         bail!(
@@ -80,6 +97,7 @@ pub(crate) fn mount(
         settings: &settings,
         dir: &dir,
         interrupt: &interrupt,
+        turn,
         sockets,
     };
     let (path, options) = match make(launch, args.fs, &mountpoint, &mut undo) {
@@ -104,7 +122,8 @@ pub(crate) fn mount(
         mountpoint.display(),
         fs,
         path.display(),
-        down.unwrap_or(&format!("uzram umount {}", mountpoint.display())),
+        up.and_then(|up| up.down)
+            .unwrap_or(&format!("uzram umount {}", mountpoint.display())),
     ))
 }
 
@@ -115,7 +134,7 @@ fn make<'a>(
     mountpoint: &Path,
     undo: &mut Undo<'a>,
 ) -> Result<(PathBuf, MountOptions)> {
-    let (interrupt, settings) = (launch.interrupt, launch.settings);
+    let (interrupt, settings, turn) = (launch.interrupt, launch.settings, launch.turn);
     let made = (!settings.holds_data()).then_some(fs);
     let mkfs = made.map(FsType::mkfs).transpose()?;
     let steps = Steps::new(4);
@@ -124,13 +143,13 @@ fn make<'a>(
     if let Some(mkfs) = mkfs {
         steps.next(format!("making {} on {}", fs.name(), device.path.display()));
         interrupt.check()?;
-        mkfs.run(&device.path)?;
+        mkfs.run(turn, &device.path)?;
     }
 
     steps.next(format!("mounting on {}", mountpoint.display()));
     interrupt.check()?;
     let read_only = settings.device.read_only;
-    let mounted = filesystem::mount(&device.path, made, read_only, mountpoint);
+    let mounted = filesystem::mount(turn, &device.path, made, read_only, mountpoint);
     let options = mounted.map_err(|error| {
         let origin = settings.device.origin.as_ref().map(|origin| &origin.path);
         let there = settings.restore.as_ref().or(origin);
@@ -168,7 +187,7 @@ pub(crate) fn serve_and_attach<'a>(
         false => sectors::for_blank(dir)?,
     };
     sectors::remember(dir, sectors)?;
-    let device = loopdev::attach(&disk, sectors, settings.device.read_only)?;
+    let device = loopdev::attach(launch.turn, &disk, sectors, settings.device.read_only)?;
     let attached = device.clone();
     undo.push(move || loopdev::detach(&attached));
     Ok(device)
@@ -196,7 +215,27 @@ fn check_mountpoint(path: &Path) -> Result<PathBuf> {
 
 /// `uzram umount`.
 pub(crate) fn umount(args: &UmountArgs, root: &RunRoot) -> Result<()> {
-    unmount(&args.mountpoint, args.save.as_deref(), None, root)
+    require_root("umount")?;
+    let mountpoint = mounts::absolute(&args.mountpoint)?;
+    // What is there to be seen may be half made, or half gone: the record tells whose turn to wait for.
+    let is_meant = |owner: &Owner| owner.record.mountpoint.as_ref() == Some(&mountpoint);
+    let mut meant = match recorded(root, is_meant)? {
+        Some(owner) => owner,
+        None => find(&mountpoint, None, root)?.1,
+    };
+    for _ in 0..10 {
+        let _turn = Turn::to_change(&meant.dir)?;
+        let (mount, owner) = find(&mountpoint, None, root)?;
+        if owner.dir.name() == meant.dir.name() {
+            return take_down(mount.as_ref(), &owner, args.save.as_deref(), None);
+        }
+        // Another was mounted there, over it or since.
+        meant = owner;
+    }
+    bail!(
+        "{} is mounted again and again: try again",
+        mountpoint.display()
+    )
 }
 
 /// `uzram down` of a device that `uzram up` mounted.
@@ -236,15 +275,26 @@ pub(crate) fn is_mounted(dir: &RunDir) -> Result<bool> {
     Ok(false)
 }
 
-/// Takes down what was mounted on `mountpoint`, its device saved to `save` first: whichever it is, or the one
-/// that is taken down `by` its name.
+/// Takes down the device that is taken down `by` its name and was mounted on `mountpoint`, saved to `save`
+/// first. The caller has the name's turn.
 pub(crate) fn unmount(
     mountpoint: &Path,
     save: Option<&Path>,
-    by: Option<Down<'_>>,
+    by: Down<'_>,
     root: &RunRoot,
 ) -> Result<()> {
     require_root("umount")?;
+    let (mount, owner) = find(mountpoint, Some(by), root)?;
+    take_down(mount.as_ref(), &owner, save, Some(by))
+}
+
+/// What is mounted on `mountpoint`, if anything is, and the server to which that leads: whichever it is, or
+/// the one that is taken down `by` its name.
+fn find(
+    mountpoint: &Path,
+    by: Option<Down<'_>>,
+    root: &RunRoot,
+) -> Result<(Option<MountEntry>, Owner)> {
     let mountpoint = mounts::absolute(mountpoint)?;
     let shown = mountpoint.display();
     let Some(mount) = mounts::at(&mountpoint)? else {
@@ -256,7 +306,7 @@ pub(crate) fn unmount(
         let Some(owner) = made else {
             bail!("nothing is mounted on {shown}: see uzram list");
         };
-        return take_down(None, &owner, save, by);
+        return Ok((None, owner));
     };
     let source = mount.source.display();
     let Some(owner) = attachments::owner(&mount.source, root)? else {
@@ -270,7 +320,7 @@ pub(crate) fn unmount(
     };
     by.map_or(Ok(()), |down| down.check(&owner, &mountpoint))?;
     match &owner.record.mountpoint {
-        Some(made) if *made == mountpoint => take_down(Some(&mount), &owner, save, by),
+        Some(made) if *made == mountpoint => Ok((Some(mount), owner)),
         Some(made) => bail!(
             "{shown} is {source}, which uzram mount mounted on {0}: umount {shown}, then uzram \
              umount {0}",

@@ -16,7 +16,9 @@ use serde::{Deserialize, Serialize};
 use uzram::SectorSize;
 use uzram::nbd::Address;
 
+use crate::name::Name;
 use crate::program;
+use crate::rundir::Turn;
 
 /// How long a connection may take to appear in sysfs after nbd-client has made it.
 const APPEARS: Duration = Duration::from_secs(5);
@@ -45,7 +47,8 @@ impl NbdDevice {
     /// device that cannot be noted is disconnected again. A request that the server does not answer
     /// within `timeout` seconds fails, and the device with it; 0 is for ever.
     pub(crate) fn connect(
-        name: &str,
+        turn: &Turn,
+        name: &Name,
         address: Address,
         timeout: u32,
         sectors: SectorSize,
@@ -53,7 +56,8 @@ impl NbdDevice {
     ) -> Result<Self> {
         let path = free()?;
         let client = program::find("nbd-client", "nbd-client")?;
-        program::run(&client, arguments(name, address, timeout, sectors, &path))?;
+        let arguments = arguments(name.as_str(), address, timeout, sectors, &path);
+        program::run_in(turn, &client, arguments)?;
         let device = Self::appeared(path)?;
         if let Err(error) = device.write_note(note) {
             device.disconnect(APPEARS)?;

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 
 use crate::child_output::ChildOutput;
+use crate::rundir::Turn;
 use crate::undo::Interrupt;
 
 /// Where administrators' tools are when a user's PATH leaves them out.
@@ -47,6 +48,16 @@ pub(crate) fn run<S: AsRef<OsStr>>(
     run_within(tool, args, LONG)
 }
 
+/// [`run`], for what makes something of which others are to know: it has the turn too, until its end,
+/// whatever becomes of us.
+pub(crate) fn run_in<S: AsRef<OsStr>>(
+    turn: &Turn,
+    tool: &Path,
+    args: impl IntoIterator<Item = S>,
+) -> Result<String> {
+    finish_while(tool, args, turn.stdin()?, give_up_after(LONG))?.into_stdout()
+}
+
 /// [`run`], but gives up after `patience`; the tool is then left to end by itself, because one
 /// that waits for a dead disk cannot be killed.
 pub(crate) fn run_within<S: AsRef<OsStr>>(
@@ -63,13 +74,17 @@ pub(crate) fn finish_within<S: AsRef<OsStr>>(
     args: impl IntoIterator<Item = S>,
     patience: Duration,
 ) -> Result<Finished> {
+    finish_while(tool, args, Stdio::null(), give_up_after(patience))
+}
+
+fn give_up_after(patience: Duration) -> impl Fn(&str, &mut Child) -> Result<()> {
     let deadline = Instant::now() + patience;
-    finish_while(tool, args, |shown, _| {
+    move |shown, _| {
         if Instant::now() >= deadline {
             bail!("{shown} did not finish within {} s", patience.as_secs_f32());
         }
         Ok(())
-    })
+    }
 }
 
 /// [`run`], for as long as it takes, unless that is interrupted; the tool is then killed.
@@ -78,7 +93,7 @@ pub(crate) fn run_unless<S: AsRef<OsStr>>(
     args: impl IntoIterator<Item = S>,
     interrupt: &Interrupt,
 ) -> Result<String> {
-    let ended = finish_while(tool, args, |_, child| {
+    let ended = finish_while(tool, args, Stdio::null(), |_, child| {
         interrupt.check().inspect_err(|_| kill(child))
     });
     let ended = ended.and_then(Finished::into_stdout);
@@ -126,6 +141,7 @@ impl Finished {
 fn finish_while<S: AsRef<OsStr>>(
     tool: &Path,
     args: impl IntoIterator<Item = S>,
+    stdin: Stdio,
     go_on: impl Fn(&str, &mut Child) -> Result<()>,
 ) -> Result<Finished> {
     let shown = tool.file_name().unwrap_or(tool.as_os_str());
@@ -134,7 +150,7 @@ fn finish_while<S: AsRef<OsStr>>(
         .args(args)
         .env("LC_ALL", "C")
         .current_dir("/")
-        .stdin(Stdio::null())
+        .stdin(stdin)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()

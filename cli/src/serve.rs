@@ -20,7 +20,7 @@ use uzram::{BackingKeep, BlockDevice, Device, control, fuse, mounts, nbd};
 use crate::attachments::{self, Attachment};
 use crate::leftovers::SocketId;
 use crate::metrics::{Exporter, Sink};
-use crate::rundir::{LiveRecord, Lock, Record, RunRoot};
+use crate::rundir::{LiveRecord, Lock, Record, RunRoot, Turn};
 use crate::settings::Settings;
 use crate::spill::SpillNotes;
 use crate::stop::Stopper;
@@ -58,7 +58,13 @@ pub(crate) fn run(settings: &Settings, root: &RunRoot, background: bool) -> Resu
     }
     dumpable::forbid();
     let (stopper, stop_requested) = stop::install()?;
-    let lock = root.dir(&settings.name).lock()?;
+    let dir = root.dir(&settings.name);
+    // Who starts us in the background has it.
+    let turn = (!background).then(|| Turn::to_make_while(&dir, || stopper.check()));
+    let turn = turn.transpose()?;
+    let lock = dir.lock()?;
+    // From here on the name is ours by itself.
+    drop(turn);
     stopper.note(|traces| traces.dir = Some(lock.dir().clone()));
     let served = Server::start(settings, sockets, root, &lock, &stopper).and_then(|server| {
         let log = background.then(|| lock.dir().log());
@@ -343,7 +349,10 @@ fn start_exporter(
 /// there then, unless we are in the background, where stdout is the pipe on which our starter waits.
 fn announce(settings: &Settings, record: &Record, log: Option<PathBuf>) -> Result<()> {
     match &log {
-        Some(log) => log_to_file(log)?,
+        Some(log) => {
+            log_to_file(log)?;
+            leave_turn()?;
+        }
         // Of one in the background its starter warns.
         None => exposure::warn(settings),
     }
@@ -393,6 +402,13 @@ fn log_to_file(path: &Path) -> Result<()> {
     // What was said before is the starter's to read.
     stderr::flush(stderr::LAST_LINES);
     rustix::stdio::dup2_stderr(&log).context("cannot redirect the log")?;
+    Ok(())
+}
+
+/// Lets go of our starter's turn, which was ours until here. The name is ours by itself.
+fn leave_turn() -> Result<()> {
+    let null = File::open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null).context("cannot leave stdin")?;
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 use std::env;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -15,7 +16,7 @@ use uzram::nbd::InheritedSocket;
 use crate::child_output::ChildOutput;
 use crate::exposure;
 use crate::inherited;
-use crate::rundir::{self, RunDir, RunRoot};
+use crate::rundir::{self, RunDir, RunRoot, Turn};
 use crate::settings::Settings;
 use crate::undo::Interrupt;
 
@@ -30,6 +31,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) settings: &'a Settings,
     pub(crate) dir: &'a RunDir,
     pub(crate) interrupt: &'a Interrupt,
+    /// Ours, and the server's until it is ready.
+    pub(crate) turn: &'a Turn,
     /// What we inherited, for it to serve.
     pub(crate) sockets: Vec<InheritedSocket>,
 }
@@ -59,7 +62,7 @@ impl Launch<'_> {
             .current_dir("/")
             // Wherever it is looked for from.
             .env(rundir::OVERRIDE, self.dir.root().path())
-            .stdin(Stdio::null())
+            .stdin(self.turn.stdin()?)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         inherited::hand_on(&sockets, &mut command)?;
@@ -94,7 +97,7 @@ fn wait_ready(child: &mut Child, interrupt: &Interrupt) -> Result<()> {
 }
 
 /// Stops the server of `dir` if there is one, clears what is left of it, and removes the
-/// directory.
+/// directory. The caller has the name's turn.
 pub(crate) fn stop(dir: &RunDir) -> Result<()> {
     if let Some(pid) = dir.owner()? {
         match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
@@ -116,6 +119,20 @@ pub(crate) fn stop(dir: &RunDir) -> Result<()> {
         }
     }
     clear_dead(dir)
+}
+
+/// Waits until the server of `dir`, which is stopping by itself, is gone.
+pub(crate) fn wait_for_stopping(dir: &RunDir) -> Result<()> {
+    const PATIENCE: Duration = Duration::from_secs(30);
+    const OFTEN: Duration = Duration::from_millis(20);
+    let began = Instant::now();
+    while dir.record().is_some_and(|record| record.stopping) && dir.owner()?.is_some() {
+        if began.elapsed() > PATIENCE {
+            bail!("{} is being stopped: try again when it is gone", dir.name());
+        }
+        thread::sleep(OFTEN);
+    }
+    Ok(())
 }
 
 /// Clears what a dead server left, and its directory; one that is alive is left alone.
@@ -159,14 +176,12 @@ fn end_process(process: BorrowedFd<'_>, signals: &[(Signal, Duration)]) -> Resul
 }
 
 /// Asks a server to end, and waits until it has written all to its image. One that has been asked is
-/// not asked again, which would have it give up; so who asks keeps others from it until the server
-/// has said that it stops.
+/// not asked again, which would have it give up; so who asks has the name's turn.
 fn end_writer(process: BorrowedFd<'_>, dir: &RunDir, image: &Path) -> Result<()> {
     const MENTIONED_AFTER: Duration = Duration::from_secs(5);
     const FOREVER: Duration = Duration::from_secs(24 * 60 * 60);
     const OFTEN: Duration = Duration::from_millis(20);
     let is_stopping = || dir.record().is_some_and(|record| record.stopping);
-    let turn = dir.take_turn_to_stop()?;
     let mut mentioned = false;
     if !is_stopping() {
         match rustix::process::pidfd_send_signal(process, Signal::TERM) {
@@ -180,7 +195,6 @@ fn end_writer(process: BorrowedFd<'_>, dir: &RunDir, image: &Path) -> Result<()>
             }
         }
     }
-    drop(turn);
     if ended_within(process, MENTIONED_AFTER)? {
         return Ok(());
     }

@@ -12,7 +12,7 @@ use crate::args::ServeArgs;
 use crate::attachments::{self, Attachment};
 use crate::failure::Usage;
 use crate::mount::{require_root, serve_and_attach};
-use crate::rundir::{RunDir, RunRoot};
+use crate::rundir::{RunDir, RunRoot, Turn};
 use crate::server::Launch;
 use crate::settings::Settings;
 use crate::table::bytes;
@@ -34,12 +34,13 @@ impl SwapPriority {
     }
 }
 
-/// Starts the device and swaps to it; its server serves `sockets` as well. `down_command` is what takes
-/// it down.
+/// Starts the device, whose name's turn the caller has, and swaps to it; its server serves `sockets` as well.
+/// `down_command` is what takes it down.
 pub(crate) fn up(
     mut args: ServeArgs,
     priority: SwapPriority,
     sockets: Vec<InheritedSocket>,
+    turn: &Turn,
     down_command: &str,
     root: &RunRoot,
 ) -> Result<()> {
@@ -63,6 +64,7 @@ pub(crate) fn up(
         settings: &settings,
         dir: &dir,
         interrupt: &interrupt,
+        turn,
         sockets,
     };
     let path = match make(launch, priority, &mut undo) {
@@ -84,7 +86,7 @@ pub(crate) fn up(
 
 /// Makes it all; how to unmake what it has made by then is in `undo`.
 fn make<'a>(launch: Launch<'a>, priority: SwapPriority, undo: &mut Undo<'a>) -> Result<PathBuf> {
-    let interrupt = launch.interrupt;
+    let (interrupt, turn) = (launch.interrupt, launch.turn);
     let mkswap = program::find("mkswap", "util-linux")?;
     let swapon = program::find("swapon", "mount")?;
     let steps = Steps::new(4);
@@ -93,13 +95,13 @@ fn make<'a>(launch: Launch<'a>, priority: SwapPriority, undo: &mut Undo<'a>) -> 
     let path = device.path;
     steps.next(format!("making a swap area on {}", path.display()));
     interrupt.check()?;
-    program::run(&mkswap, [&path])?;
+    program::run_in(turn, &mkswap, [&path])?;
 
     steps.next(format!("swapping to {}", path.display()));
     interrupt.check()?;
     let number = priority.0.to_string();
     let args = ["--discard", "--priority", &number].map(AsRef::as_ref);
-    program::run(&swapon, args.into_iter().chain([path.as_os_str()]))?;
+    program::run_in(turn, &swapon, args.into_iter().chain([path.as_os_str()]))?;
     let area = path.clone();
     undo.push(move || swap_off(&area, LONG));
 
@@ -107,7 +109,7 @@ fn make<'a>(launch: Launch<'a>, priority: SwapPriority, undo: &mut Undo<'a>) -> 
     Ok(path)
 }
 
-/// Takes a device down, what is swapped to it brought back first.
+/// Takes a device down, what is swapped to it brought back first. The caller has the name's turn.
 pub(crate) fn down(dir: &RunDir) -> Result<()> {
     require_root("swap-priority")?;
     let attached = attachments::of_dir(dir)?;

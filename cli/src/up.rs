@@ -9,10 +9,10 @@ use crate::args::{DEFAULT_CONFIG, DownArgs, ServeArgs, UpArgs};
 use crate::aside::Aside;
 use crate::config::{Config, Entry, Wanted};
 use crate::failure::{self, Said, Usage};
-use crate::mount::Down;
+use crate::mount::{Down, Up};
 use crate::output::{self, StdoutGone};
-use crate::rundir::{RunDir, RunRoot};
-use crate::server::Launch;
+use crate::rundir::{RunDir, RunRoot, Turn};
+use crate::server::{self, Launch};
 use crate::settings::Settings;
 use crate::table::bytes;
 use crate::undo::{Interrupt, Interrupted};
@@ -94,6 +94,8 @@ fn start(
     root: &RunRoot,
 ) -> Result<()> {
     let dir = root.dir(&entry.name);
+    let turn = Turn::to_make(&dir)?;
+    server::wait_for_stopping(&dir)?;
     if dir.owner()?.is_some() {
         let lacks = if entry.swap_priority().is_some() && !swapon::is_swapped_to(&dir)? {
             Some("swapped to")
@@ -109,12 +111,13 @@ fn start(
         return output::report(format_args!("{} is up already", entry.name));
     }
     let started = match config.wanted(entry)? {
-        Wanted::Served(args) => background(args, sockets, root),
+        Wanted::Served(args) => background(args, sockets, &turn, root),
         Wanted::Mounted(args) => {
-            let saves = entry.save().is_some();
-            mount::mount(args, sockets, saves.then_some(down), root)
+            let down = entry.save().map(|_| down);
+            let up = Up { turn: &turn, down };
+            mount::mount(args, sockets, Some(up), root)
         }
-        Wanted::SwappedTo(args, priority) => swapon::up(args, priority, sockets, down, root),
+        Wanted::SwappedTo(args, priority) => swapon::up(args, priority, sockets, &turn, down, root),
     };
     started.map_err(|error| config.explain(entry, error))?;
     say_what_is_kept(entry, down)
@@ -156,7 +159,12 @@ fn foreground(config: &Config, entry: &Entry, root: &RunRoot) -> Result<()> {
     served.map_err(|error| config.explain(entry, error))
 }
 
-fn background(args: ServeArgs, sockets: Vec<InheritedSocket>, root: &RunRoot) -> Result<()> {
+fn background(
+    args: ServeArgs,
+    sockets: Vec<InheritedSocket>,
+    turn: &Turn,
+    root: &RunRoot,
+) -> Result<()> {
     let settings = Settings::resolve(args.name, args.device, root)?;
     let interrupt = Interrupt::install()?;
     let dir = root.dir(&settings.name);
@@ -164,6 +172,7 @@ fn background(args: ServeArgs, sockets: Vec<InheritedSocket>, root: &RunRoot) ->
         settings: &settings,
         dir: &dir,
         interrupt: &interrupt,
+        turn,
         sockets,
     };
     launch.start()?;
@@ -185,6 +194,7 @@ pub(crate) fn down(args: &DownArgs, root: &RunRoot) -> Result<()> {
     go_to(&args.config)?;
     each(&entries, |entry| {
         let dir = root.dir(&entry.name);
+        let _turn = Turn::to_change(&dir)?;
         if !dir.exists()? {
             return output::report(format_args!("{} is not up", entry.name));
         }
@@ -218,7 +228,7 @@ fn take_down(
         .as_ref()
         .and_then(|record| record.mountpoint.as_ref())
     {
-        Some(mountpoint) => mount::unmount(mountpoint, save, Some(Down { name, command }), root),
+        Some(mountpoint) => mount::unmount(mountpoint, save, Down { name, command }, root),
         None if entry.swap_priority().is_some() => swapon::down(dir),
         None => manage::stop_unused(dir, save),
     };

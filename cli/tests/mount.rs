@@ -11,6 +11,8 @@ mod layers;
 mod offered;
 #[path = "mount/sectors.rs"]
 mod sectors;
+#[path = "mount/storm.rs"]
+mod storm;
 #[path = "mount/takedown.rs"]
 mod takedown;
 #[path = "mount/uring.rs"]

@@ -13,11 +13,10 @@
 //! Invariants:
 //! 1. RUNDIR is ours alone, and so is what is in it that counts as a device's directory ([`trust`]).
 //!    Everything else there is neither believed nor touched.
-//! 2. Whoever changes anything in `RUNDIR/NAME` holds its lock, but for `nbd-device`, for which
-//!    `attach` and `detach` take turns with a lock (flock(2)) on the directory. The lock is a record lock
-//!    (fcntl(2)): the kernel releases it when the process dies however it dies, and tells anyone
-//!    who asks which process holds it. Commands that stop the server take turns with a lock of the
-//!    other kind (flock(2)) on the same file.
+//! 2. Whoever changes anything in `RUNDIR/NAME` holds its lock, but for `nbd-device`, which is that of who
+//!    has the name's turn. The lock is a record lock (fcntl(2)): the kernel releases it when the process
+//!    dies however it dies, and tells anyone who asks which process holds it. Commands that make the
+//!    device, attach, detach or stop it take turns ([`Turn`]).
 //! 3. The directory is removed by the holder of the lock only, and a lock counts only if its file
 //!    is still the one the path names; so two servers never hold one name. Only the names above are
 //!    removed from it.
@@ -28,6 +27,7 @@ mod live;
 mod lock;
 mod record;
 mod trust;
+mod turn;
 
 use std::env;
 use std::fs::File;
@@ -35,7 +35,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Error, Result, anyhow, bail};
-use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Flock, FlockType, Pid};
 
@@ -43,6 +43,7 @@ pub(crate) use self::live::LiveRecord;
 pub(crate) use self::lock::{Lock, remove_now};
 pub(crate) use self::record::Record;
 use self::trust::Found;
+pub(crate) use self::turn::Turn;
 use crate::name::Name;
 use crate::suggest;
 
@@ -299,35 +300,6 @@ impl RunDir {
     /// What the server, alive or dead, serves.
     pub(crate) fn record(&self) -> Option<Record> {
         trust::record(self.open().ok()??.as_fd())
-    }
-
-    /// Keeps every other `attach` and `detach` of this name out while what it returns lives.
-    pub(crate) fn take_turn(&self) -> Result<File> {
-        let path = self.path();
-        let shown = path.display();
-        let Some(dir) = self.open()? else {
-            return Err(self.unknown());
-        };
-        let dir = trust::readable(dir.as_fd()).with_context(|| format!("cannot open {shown}"))?;
-        match rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(dir.into()),
-            Err(Errno::WOULDBLOCK) => bail!(
-                "another attach or detach of {} is at work: try again when it is done",
-                self.name
-            ),
-            Err(e) => Err(e).with_context(|| format!("cannot lock {shown}")),
-        }
-    }
-
-    /// Waits for every other `stop` of this name to have asked its server, and keeps them out while
-    /// what it returns lives; `None` if there is nothing to stop any more.
-    pub(crate) fn take_turn_to_stop(&self) -> Result<Option<File>> {
-        let Some(file) = self.open_lock()? else {
-            return Ok(None);
-        };
-        rustix::fs::flock(&file, FlockOperation::LockExclusive)
-            .with_context(|| format!("cannot lock {}", self.path().join(LOCK).display()))?;
-        Ok(Some(file))
     }
 
     /// Takes the name, making its directory; refused while another process has it.
