@@ -161,13 +161,14 @@ fn other_machines_need_tls_or_consent() {
     let _server = world.serve(&["a", "--size=1M", "--nbd=tcp:0.0.0.0:0", "--insecure"]);
 }
 
-/// Starts a server, and returns what it said on stderr by then.
+/// Starts a server and stops it, and returns what it said on stderr.
 fn warnings(world: &World, more: &[&str]) -> String {
     let log = world.path("log");
     let mut command = world.command(&[&["serve", "a", "--size=1M"], more].concat());
-    drop(Serve::start(
-        command.stderr(fs::File::create(&log).expect("a file")),
-    ));
+    let mut server = Serve::start(command.stderr(fs::File::create(&log).expect("a file")));
+    // By its end all that it had to say is written.
+    common::signal(server.pid(), "TERM");
+    assert_eq!(server.ended(common::HANG), Some(0));
     fs::read_to_string(&log).expect("a log")
 }
 

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use serde_json::Value;
 
-use crate::common::{HANG, Serve, World};
+use crate::common::{HANG, Serve, World, signal};
 use crate::scrub::fill;
 
 fn get(socket: &Path, head: &str) -> String {
@@ -79,7 +79,7 @@ fn metrics_are_served_and_written_to_a_file() {
         "{table}"
     );
 
-    crate::signal(server.pid(), "TERM");
+    signal(server.pid(), "TERM");
     assert_eq!(server.ended(HANG), Some(0));
     for gone in ["metrics.sock", "vm.prom"] {
         assert!(!world.path(gone).exists(), "{gone}");
@@ -194,9 +194,10 @@ fn who_shows_figures_to_other_machines_is_told() {
         let mut args = vec!["serve", "vm", "--size=1M"];
         args.extend(options);
         let mut command = world.command(&args);
-        drop(Serve::start(
-            command.stderr(fs::File::create(&log).unwrap()),
-        ));
+        let mut server = Serve::start(command.stderr(fs::File::create(&log).unwrap()));
+        // By its end all that it had to say is written.
+        signal(server.pid(), "TERM");
+        assert_eq!(server.ended(HANG), Some(0));
         let said = fs::read_to_string(&log).unwrap();
         assert_eq!(
             said.contains("other machines can read"),
