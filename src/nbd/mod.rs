@@ -13,7 +13,8 @@
 //! `doc/proto.md`): EXPORT_NAME, ABORT, LIST, STARTTLS, INFO, GO, STRUCTURED_REPLY,
 //! LIST_META_CONTEXT and SET_META_CONTEXT; READ, WRITE, DISC, FLUSH, TRIM, CACHE, WRITE_ZEROES and BLOCK_STATUS, with
 //! FUA, NO_HOLE, FAST_ZERO, DF and REQ_ONE. The metadata contexts are `base:allocation` and
-//! `uzram:state`. The minimum block is 1 byte, the preferred one 4096, a payload at most 32 MiB.
+//! `uzram:state`. The minimum block is 1 byte, the preferred one 4096; clients are
+//! told to send payloads of at most 32 MiB, and up to 64 MiB are served, in pieces.
 //!
 //! What a client can make the server hold: a thread, at most 64 KiB during the handshake, and then
 //! two buffers of 132 KiB and 64 KiB of requests that wait for a flush, with TLS another 400 KiB.

@@ -33,11 +33,7 @@ use super::read::Runs;
 use super::reply::{Growth, HEADERS, NbdError, PIECE, Replies};
 use super::socket::Stream;
 use super::validate::{Limits, Refusal, validate};
-use super::wire::{Command, Request, chunk, cmd_flag};
-
-/// Largest refused payload that is read and dropped to find the next request; beyond it, hanging
-/// up is cheaper for both.
-const MAX_DRAINED: u32 = 64 << 20;
+use super::wire::{Command, MAX_SERVED, Request, chunk, cmd_flag};
 
 /// Length from which a request goes to the workers, in bytes: what compressing it takes is well
 /// above what waking them costs.
@@ -237,7 +233,8 @@ impl<S: Stream> Session<'_, S> {
 
     fn refuse(&mut self, request: &Request, refusal: Refusal) -> Result<(), Fault> {
         let is_write = request.command == Some(Command::Write);
-        if is_write && request.length > MAX_DRAINED {
+        // To read and drop it would find the next request, but hanging up is cheaper for both.
+        if is_write && request.length > MAX_SERVED {
             self.fail(request, refusal.error, None, refusal.message);
             return Err(Fault::Protocol("a payload over 64 MiB"));
         }

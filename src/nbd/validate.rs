@@ -3,7 +3,7 @@
 use crate::block_device::check_range;
 
 use super::reply::{MAX_DATA, NbdError};
-use super::wire::{Command, MAX_PAYLOAD, Request, cmd_flag};
+use super::wire::{Command, MAX_SERVED, Request, cmd_flag};
 
 /// What a connection allows.
 pub(super) struct Limits {
@@ -84,15 +84,15 @@ fn check_reach(request: &Request, command: Command, limits: &Limits) -> Result<(
 }
 
 fn check_length(request: &Request, command: Command, limits: &Limits) -> Result<(), Refusal> {
-    let oversized = request.length > MAX_PAYLOAD;
+    let oversized = request.length > MAX_SERVED;
     match command {
-        Command::Write if oversized => Err(refusal(NbdError::Inval, "a payload is at most 32 MiB")),
+        Command::Write if oversized => Err(refusal(NbdError::Inval, "a payload is at most 64 MiB")),
         // EOVERFLOW tells a client to ask for less; only these commands may use it.
         Command::Read if oversized && !limits.structured => {
-            Err(refusal(NbdError::Inval, "a payload is at most 32 MiB"))
+            Err(refusal(NbdError::Inval, "a payload is at most 64 MiB"))
         }
         Command::Read | Command::Cache if oversized => {
-            Err(refusal(NbdError::Overflow, "a read is at most 32 MiB"))
+            Err(refusal(NbdError::Overflow, "a read is at most 64 MiB"))
         }
         Command::Read if request.has(cmd_flag::DF) && request.length as usize > MAX_DATA => {
             Err(refusal(
@@ -187,9 +187,9 @@ mod tests {
     }
 
     #[test]
-    fn only_payloads_are_bounded_by_the_maximum_payload() {
+    fn only_payloads_are_bounded_in_length() {
         use Command::{BlockStatus, Cache, Read, Trim, Write, WriteZeroes};
-        let over = MAX_PAYLOAD + 1;
+        let over = MAX_SERVED + 1;
         for (command, expected) in [
             (Read, Some(NbdError::Overflow)),
             (Cache, Some(NbdError::Overflow)),
@@ -198,7 +198,7 @@ mod tests {
             (WriteZeroes, None),
             (BlockStatus, None),
         ] {
-            assert_eq!(error(&request(command, 0, 0, MAX_PAYLOAD), &LIMITS), None);
+            assert_eq!(error(&request(command, 0, 0, MAX_SERVED), &LIMITS), None);
             let got = error(&request(command, 0, 0, over), &LIMITS);
             assert_eq!(got, expected, "{command:?}");
         }

@@ -14,8 +14,11 @@ pub(super) const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
 
 /// Longest string of the protocol, export names among them, in bytes.
 pub(super) const MAX_STRING: usize = 4096;
-/// Largest payload of one READ or WRITE, in bytes; advertised as the maximum payload size.
+/// Largest payload of one READ or WRITE that clients are told of, in bytes: the advertised maximum.
 pub(super) const MAX_PAYLOAD: u32 = 32 << 20;
+/// Largest that is served, in bytes, to clients that do not ask for the maximum: as much as nbdkit serves, and libnbd
+/// sends.
+pub(super) const MAX_SERVED: u32 = 64 << 20;
 /// Smallest alignment and length of a request, in bytes.
 pub(super) const MIN_BLOCK: u32 = 1;
 /// Alignment at which a request needs no read-modify-write, in bytes.

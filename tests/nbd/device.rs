@@ -8,7 +8,7 @@ use parking_lot::{Condvar, Mutex};
 use uzram::{BlockDevice, Error, Extent, PAGE_SIZE, PageState, Result};
 
 /// Bytes in a test device: many requests' worth.
-pub(crate) const SIZE: u64 = 64 << 20;
+pub(crate) const SIZE: u64 = 72 << 20;
 
 /// What a flush touches, for [`MemoryDevice::shut`] and [`MemoryDevice::break_range`].
 pub(crate) const FLUSH_RANGE: Range<u64> = SIZE..SIZE + 1;

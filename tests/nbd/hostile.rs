@@ -230,10 +230,12 @@ fn busy_connections() {
         said.extend(GO.to_be_bytes());
         said.extend((go.len() as u32).to_be_bytes());
         said.extend(go);
-        if i % 2 == 0 {
+        if i % 4 == 0 {
+            said.extend(request_bytes(READ, 0, 0, 0, 64 << 20));
+        } else if i % 2 == 0 {
             said.extend((0..8).flat_map(|c| request_bytes(READ, 0, c, 0, 1 << 20)));
         } else {
-            said.extend(request_bytes(WRITE, 0, 0, 0, 1 << 20));
+            said.extend(request_bytes(WRITE, 0, 0, 0, 64 << 20));
             said.extend(pattern(i, 100_000));
         }
         if opened && client.stream.write_all(&said).is_ok() {
