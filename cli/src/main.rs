@@ -37,6 +37,7 @@ mod name;
 mod nbddev;
 mod output;
 mod parse;
+mod printable;
 mod program;
 mod progress;
 mod release;
@@ -63,7 +64,7 @@ mod up;
 mod watchdog;
 mod xfs;
 
-use std::io::{self, IsTerminal};
+use std::io;
 use std::process::ExitCode;
 use std::thread;
 
@@ -104,7 +105,10 @@ fn command() -> ExitCode {
     if cli.logging.quiet {
         output::be_quiet();
     }
-    match start_logging(cli.logging).and_then(|()| run(cli)) {
+    // In the background the log goes to a file.
+    let is_background = matches!(&cli.verb, Verb::Serve(args) if args.background);
+    let has_colours = !is_background && output::has_colours(&io::stderr());
+    match start_logging(cli.logging, has_colours).and_then(|()| run(cli)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.is::<StdoutGone>() => ExitCode::SUCCESS,
         Err(error) => {
@@ -167,7 +171,7 @@ fn refuse(error: &clap::Error) -> ExitCode {
     ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
 }
 
-fn start_logging(args: LoggingArgs) -> Result<()> {
+fn start_logging(args: LoggingArgs, has_colours: bool) -> Result<()> {
     let level = match (args.quiet, args.verbose) {
         (true, _) => "error",
         // fuser warns of every request it leaves to us to refuse.
@@ -182,8 +186,8 @@ fn start_logging(args: LoggingArgs) -> Result<()> {
     };
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(|| stderr::Log)
-        .with_ansi(io::stderr().is_terminal())
+        .with_writer(stderr::Log { has_colours })
+        .with_ansi(false)
         .with_target(false)
         .init();
     Ok(())

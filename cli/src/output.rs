@@ -3,7 +3,7 @@
 //! [`StdoutGone`], told from every other pipe that breaks.
 
 use std::fmt;
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Result;
@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::args::ReportArgs;
-use crate::stderr;
+use crate::{printable, stderr};
 
 /// The reader of our stdout went away, which is no failure of ours.
 #[derive(Debug)]
@@ -46,21 +46,34 @@ pub(crate) fn report(text: fmt::Arguments<'_>) -> Result<()> {
     }
 }
 
+/// Whether what goes to `stream` is coloured: <https://no-color.org>.
+pub(crate) fn has_colours(stream: &impl IsTerminal) -> bool {
+    stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty())
+}
+
 /// Prints `text` and a newline.
 pub(crate) fn line(text: fmt::Arguments<'_>) -> Result<()> {
-    print(format_args!("{text}\n"))
+    self::text(&format!("{text}\n"))
 }
 
-/// Prints `text` as it is.
+/// Prints lines.
 pub(crate) fn text(text: &str) -> Result<()> {
-    print(format_args!("{text}"))
+    print(&printable::lines(text))
 }
 
-fn print(text: fmt::Arguments<'_>) -> Result<()> {
+/// Prints what is drawn on a terminal, with its colours. Others' words are none of it.
+pub(crate) fn drawn(text: &str) -> Result<()> {
+    print(text)
+}
+
+fn print(text: &str) -> Result<()> {
     // What was said before stands before it, where both go to one place.
     stderr::flush(stderr::LAST_LINES);
     let mut stdout = io::stdout().lock();
-    match stdout.write_fmt(text).and_then(|()| stdout.flush()) {
+    match stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+    {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Err(StdoutGone.into()),
         printed => Ok(printed?),
     }
@@ -76,5 +89,6 @@ pub(crate) fn done(report: ReportArgs, value: &Value, text: fmt::Arguments<'_>) 
 
 /// Prints `value` as JSON on one line.
 pub(crate) fn json(value: &impl Serialize) -> Result<()> {
-    line(format_args!("{}", serde_json::to_string(value)?))
+    let text = serde_json::to_string(value)?;
+    print(&format!("{}\n", printable::json(&text)))
 }

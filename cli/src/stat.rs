@@ -25,18 +25,20 @@ pub(crate) fn stat(args: &StatArgs, root: &RunRoot) -> Result<()> {
     let in_place = args.watch && !args.json && std::io::stdout().is_terminal();
     let mut before = OperationLatencies::default();
     loop {
-        let text = match (args.json, args.latency) {
-            (true, _) => format!("{}\n", serde_json::to_string(&as_json(&mut client)?)?),
-            (false, true) => {
+        if args.json {
+            output::json(&as_json(&mut client)?)?;
+        } else {
+            let text = if args.latency {
                 let now = client.latencies()?;
-                let text = latency_table(&now, &before);
-                before = now;
-                text
+                latency_table(&now, &std::mem::replace(&mut before, now.clone()))
+            } else {
+                shown(args, &mut client)?
+            };
+            if in_place {
+                output::drawn("\x1b[H\x1b[2J")?;
             }
-            (false, false) => shown(args, &mut client)?,
-        };
-        let clear = if in_place { "\x1b[H\x1b[2J" } else { "" };
-        output::text(&format!("{clear}{text}"))?;
+            output::text(&text)?;
+        }
         if !args.watch {
             return Ok(());
         }

@@ -13,6 +13,10 @@ use std::thread;
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
+use tracing::{Level, Metadata};
+use tracing_subscriber::fmt::MakeWriter;
+
+use crate::printable;
 
 /// Bytes that wait to be written, at most.
 const MAX_BYTES: usize = 256 << 10;
@@ -27,7 +31,10 @@ static STDERR: Queue = Queue::new();
 
 /// Queues a line, without its newline.
 pub(crate) fn line(text: &str) {
-    STDERR.push(format!("{text}\n").as_bytes(), io::stderr);
+    STDERR.push(
+        format!("{}\n", printable::lines(text)).as_bytes(),
+        io::stderr,
+    );
 }
 
 /// Waits until all that was queued is written, for at most `patience`.
@@ -44,13 +51,53 @@ impl Drop for Flushed {
     }
 }
 
-/// Queues what is logged: an event comes whole, in one call.
-pub(crate) struct Log;
+/// Queues what is logged.
+pub(crate) struct Log {
+    pub(crate) has_colours: bool,
+}
 
-impl Write for Log {
-    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
-        STDERR.push(event, io::stderr);
-        Ok(event.len())
+impl<'a> MakeWriter<'a> for Log {
+    type Writer = Event;
+
+    fn make_writer(&'a self) -> Event {
+        Event { coloured: None }
+    }
+
+    fn make_writer_for(&'a self, event: &Metadata<'_>) -> Event {
+        let coloured = self.has_colours.then_some(*event.level());
+        Event { coloured }
+    }
+}
+
+/// An event of the log: it comes whole, in one call.
+pub(crate) struct Event {
+    /// Its level, if that is to be coloured.
+    coloured: Option<Level>,
+}
+
+impl Event {
+    fn shown(&self, text: &str) -> String {
+        let line = printable::line(text.trim_end_matches('\n'));
+        let Some(level) = self.coloured else {
+            return format!("{line}\n");
+        };
+        let colour = match level {
+            Level::ERROR => 31,
+            Level::WARN => 33,
+            Level::INFO => 32,
+            _ => 34,
+        };
+        let word = level.as_str();
+        let line = line.replacen(word, &format!("\x1b[{colour}m{word}\x1b[0m"), 1);
+        format!("{line}\n")
+    }
+}
+
+impl Write for Event {
+    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+        let shown = self.shown(&String::from_utf8_lossy(text));
+        STDERR.push(shown.as_bytes(), io::stderr);
+        Ok(text.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -211,6 +258,19 @@ mod tests {
         }
         assert_eq!(accounted, LINES);
         assert!(dropped > 0);
+    }
+
+    #[test]
+    fn an_event_is_one_line_with_no_colours_but_of_its_level() {
+        let text = " WARN \u{1b}[31mevil\nuzram: WARN\n";
+        let plain = Event { coloured: None }.shown(text);
+        assert_eq!(plain, " WARN \\u{1b}[31mevil\\nuzram: WARN\n");
+        let coloured = Event {
+            coloured: Some(Level::WARN),
+        };
+        let shown = coloured.shown(text);
+        assert_eq!(shown.replace("\u{1b}[33mWARN\u{1b}[0m", "WARN"), plain);
+        assert_eq!(shown.matches('\u{1b}').count(), 2);
     }
 
     #[test]

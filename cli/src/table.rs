@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use crate::printable;
+
 /// `count` bytes with three significant digits and a binary unit: `1.21 GiB`.
 pub(crate) fn bytes(count: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
@@ -71,8 +73,13 @@ pub(crate) enum Align {
 
 /// Rows of equally many cells, each column as wide as its widest cell, two spaces apart.
 pub(crate) fn columns<const N: usize>(aligns: [Align; N], rows: &[[String; N]]) -> String {
+    // A cell is others' words, and no more than a cell.
+    let rows: Vec<_> = rows
+        .iter()
+        .map(|row| row.each_ref().map(|cell| printable::line(cell)))
+        .collect();
     let mut widths = [0; N];
-    for row in rows {
+    for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
         }

@@ -5,7 +5,6 @@ mod cells;
 mod picture;
 
 use std::fs;
-use std::io::IsTerminal;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -45,8 +44,8 @@ pub(crate) fn map(args: &MapArgs, root: &RunRoot) -> Result<()> {
         _ => {
             let width = u64::from(terminal_width());
             let cells = Cells::fetch(&mut client, width * LINES)?;
-            let colours = std::io::stdout().is_terminal();
-            output::text(&in_text(args.name.as_str(), &cells, width, colours))
+            let colours = output::has_colours(&std::io::stdout());
+            output::drawn(&in_text(args.name.as_str(), &cells, width, colours))
         }
     }
 }

@@ -21,26 +21,34 @@ struct Column {
 
 /// From left to right, behind the name.
 const COLUMNS: [Column; 10] = [
-    column("SIZE", 8, |_, s| bytes(s.disksize)),
-    column("STORED", 8, |_, s| bytes(s.orig_data_size)),
+    column(SIZE, 8, |_, s| bytes(s.disksize)),
+    column(STORED, 8, |_, s| bytes(s.orig_data_size)),
     column(SPILLED, 8, |_, s| bytes(page_bytes(s.written_back_pages))),
     column("MEMORY", 8, |_, s| bytes(s.mem_used_total)),
-    column("LIMIT", 8, |_, s| limit(s.mem_limit)),
+    column(LIMIT, 8, |_, s| limit(s.mem_limit)),
     column(RATIO, 6, |_, s| {
         ratio(page_bytes(s.resident_pages), s.mem_used_total)
     }),
-    column("BACKING", 8, |_, s| bytes(s.backing_bytes_used)),
-    column("READ/S", 8, |d, _| rate(d.history.reads.back())),
-    column("WRITE/S", 8, |d, _| rate(d.history.writes.back())),
+    column(BACKING, 8, |_, s| bytes(s.backing_bytes_used)),
+    column(READS, 8, |d, _| rate(d.history.reads.back())),
+    column(WRITES, 8, |d, _| rate(d.history.writes.back())),
     column(TO_RESTORE, 10, |_, s| bytes(s.restore_bytes_left)),
 ];
 
+const SIZE: &str = "SIZE";
+const STORED: &str = "STORED";
 const SPILLED: &str = "SPILLED";
+const LIMIT: &str = "LIMIT";
 const RATIO: &str = "RATIO";
+const BACKING: &str = "BACKING";
+const READS: &str = "READ/S";
+const WRITES: &str = "WRITE/S";
 const TO_RESTORE: &str = "TO RESTORE";
 
 /// What can be done without, the first most easily.
-const DISPENSABLE: [&str; 2] = [RATIO, SPILLED];
+const DISPENSABLE: [&str; 9] = [
+    RATIO, SPILLED, BACKING, LIMIT, TO_RESTORE, READS, WRITES, SIZE, STORED,
+];
 
 /// How much of a name is to be seen for that.
 const NAME_WIDTH: usize = 12;
@@ -146,7 +154,12 @@ mod tests {
         assert!(!narrow.contains(&RATIO) && narrow.contains(&SPILLED));
         let narrower = heads(78, 7, false);
         assert!(!narrower.contains(&RATIO) && !narrower.contains(&SPILLED));
-        // Names are cut off before figures are.
-        assert_eq!(heads(40, 64, false), narrower);
+        // Figures are there whole or not at all, and a name is to be told by its start.
+        assert_eq!(
+            heads(58, 64, false),
+            [SIZE, STORED, "MEMORY", READS, WRITES]
+        );
+        assert_eq!(heads(38, 64, false), [STORED, "MEMORY"]);
+        assert_eq!(heads(10, 64, false), ["MEMORY"]);
     }
 }

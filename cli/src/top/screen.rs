@@ -12,18 +12,32 @@ use super::watch::{Watch, Watched};
 use crate::map::{Cells, Kind};
 use crate::table::{bytes, count, duration};
 
+/// Lines of the table with one device, and of a map with one line: their borders, and a head.
+const LEAST_TABLE: u16 = 4;
+const LEAST_MAP: u16 = 3;
+
+/// Lines of what happened over time; without them there is nothing of it.
+const HISTORY: u16 = 10;
+
 /// Draws all of it; returns how many cells the map has room for.
 pub(super) fn draw(frame: &mut Frame<'_>, watch: &Watch) -> u64 {
-    let rows = watch.devices.len() as u16;
+    let (rows, height) = (watch.devices.len() as u16, frame.area().height);
+    let table = rows.saturating_add(3).min((height / 3).max(LEAST_TABLE));
+    let left = height.saturating_sub(table + 1);
+    let history = if left >= HISTORY + LEAST_MAP {
+        HISTORY
+    } else {
+        0
+    };
     let [table, lines, map, help] = Layout::vertical([
-        Constraint::Length((rows + 3).min(frame.area().height / 3)),
-        Constraint::Length(10),
-        Constraint::Min(3),
+        Constraint::Length(table),
+        Constraint::Length(history),
+        Constraint::Min(LEAST_MAP),
         Constraint::Length(1),
     ])
     .areas(frame.area());
     devices::draw(frame, table, watch);
-    if let Some(device) = watch.selected() {
+    if let Some(device) = watch.selected().filter(|_| history > 0) {
         draw_lines(frame, lines, device);
     }
     let cells = draw_map(frame, map, watch);
@@ -52,7 +66,7 @@ fn draw_lines(frame: &mut Frame<'_>, area: Rect, device: &Watched) {
     let limit = device.stats().map_or(0, |stats| stats.mem_limit);
     let used = format!("memory {}", bytes(now(&history.memory)));
     let (out, back) = (count(now(&history.spilled)), count(now(&history.read_back)));
-    let traffic = format!("pages spilled {out}/s, read back {back}/s");
+    let traffic = format!("spilled {out}/s, read back {back}/s");
     sparkline(frame, reads, &reading, &history.reads, None, Color::Green);
     sparkline(
         frame,
@@ -141,4 +155,61 @@ fn legend() -> Line<'static> {
         [letter, Span::raw(format!(" {}  ", kind.label()))]
     });
     Line::from_iter([Span::raw(" pages: ")].into_iter().chain(kinds))
+}
+
+#[cfg(test)]
+mod tests {
+    use ratatui::Terminal;
+    use ratatui::backend::TestBackend;
+    use ratatui::buffer::Cell;
+    use uzram::Stats;
+
+    use super::*;
+
+    /// What stands on a terminal of that size.
+    fn screen(watch: &Watch, width: u16, height: u16) -> String {
+        let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
+        terminal
+            .draw(|frame| {
+                draw(frame, watch);
+            })
+            .unwrap();
+        let buffer = terminal.backend().buffer();
+        let lines = buffer.content.chunks(usize::from(width));
+        let text = |line: &[Cell]| line.iter().map(Cell::symbol).collect::<String>();
+        let lines = lines.map(text);
+        lines
+            .map(|line| line.trim_end().to_owned() + "\n")
+            .collect()
+    }
+
+    #[test]
+    fn it_is_whole_on_small_and_on_large_terminals() {
+        let stats = |mem_used_total| Stats {
+            disksize: 64 << 20,
+            orig_data_size: 100 << 10,
+            mem_used_total,
+            mem_limit: 16 << 20,
+            resident_pages: 25,
+            ..Stats::default()
+        };
+        let watch = Watch::of(&[
+            ("scratch", stats(45056)),
+            ("vm-with-a-long-name", stats(1 << 20)),
+        ]);
+        let sizes = [
+            (120, 40, include_str!("screens/120x40.txt")),
+            (80, 24, include_str!("screens/80x24.txt")),
+            (60, 20, include_str!("screens/60x20.txt")),
+            (40, 10, include_str!("screens/40x10.txt")),
+        ];
+        let mut wrong = String::new();
+        for (width, height, expected) in sizes {
+            let screen = screen(&watch, width, height);
+            if screen != expected {
+                wrong += &format!("{width}x{height}:\n{screen}");
+            }
+        }
+        assert!(wrong.is_empty(), "{wrong}");
+    }
 }

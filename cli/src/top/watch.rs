@@ -164,6 +164,28 @@ impl Watch {
         Ok(())
     }
 
+    /// As if these devices had said that.
+    #[cfg(test)]
+    pub(super) fn of(devices: &[(&str, Stats)]) -> Self {
+        let devices = devices.iter().map(|(name, stats)| {
+            let mut device = Watched::new(name.parse().unwrap());
+            device.note(Sample {
+                at: Instant::now(),
+                stats: *stats,
+                latencies: OperationLatencies::default(),
+            });
+            device
+        });
+        Self {
+            root: RunRoot::locate().unwrap(),
+            only: None,
+            devices: devices.collect(),
+            selected: 0,
+            map_cells: 0,
+            map: None,
+        }
+    }
+
     fn refresh_map(&mut self) {
         self.map = self.selected().and_then(|device| {
             let dir = self.root.dir(&device.name);
