@@ -12,6 +12,8 @@
 #   kills ROUNDS     kill -9 of the server at any moment under a busy file system (200)
 #   power ROUNDS     a server over an image, killed at any moment; the image is held against the record of
 #                    what was acknowledged and flushed (500)
+#   attack ROUNDS    hostile clients, images, files and directories: what scripts/test.sh tries of them a few
+#                    times at random is tried ROUNDS times, and each parser is fuzzed for a minute (20000)
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -42,5 +44,17 @@ case $1 in
         ;;
     power) UZRAM_SOAK_ROUNDS=${2-500} ignored origin power_cut::as_often_as_asked ;;
     kills) UZRAM_SOAK_ROUNDS=${2-200} ignored mount kills::as_many_kills_as_asked ;;
+    attack)
+        need_rust
+        export UZRAM_ATTACK_ROUNDS=${2-100000}
+        cargo test --locked --quiet --test nbd -- hostile tls
+        cargo test --locked --quiet --test control
+        cargo test --locked --quiet --lib -- image:: spill:: restore::
+        cargo test --locked --quiet --package uzram-cli --test cli
+        [[ $(uname -m) == x86_64 ]] || exit 0
+        for corpus in fixtures/fuzz/*/; do
+            scripts/fuzz.sh "$(basename "$corpus")" 60
+        done
+        ;;
     *) usage ;;
 esac

@@ -9,11 +9,16 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use proptest::collection::vec;
+use proptest::prelude::*;
 use rustix::io::Errno;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use uzram::control::{Client, IDLE_TIMEOUT, MAX_CLIENTS, MAX_LINE_BYTES, Request, Server};
 use uzram::{BlockDevice, Device, DeviceConfig, Error, Who};
+
+#[path = "attack/mod.rs"]
+mod attack;
 
 /// Far longer than anything here takes, far shorter than a hang.
 const HANG: Duration = Duration::from_secs(20);
@@ -279,4 +284,55 @@ fn a_silent_server_is_not_waited_for() {
         Errno::TIMEDOUT
     );
     assert!(start.elapsed() < HANG);
+}
+
+/// Words of the protocol, in any order and number, beside bytes of any kind.
+fn lines() -> impl Strategy<Value = Vec<Vec<u8>>> {
+    let word = prop_oneof![
+        prop::sample::select(vec![
+            "{",
+            "}",
+            "[",
+            "]",
+            ":",
+            ",",
+            "\"op\"",
+            "\"set\"",
+            "\"get\"",
+            "\"save\"",
+            "\"value\"",
+            "\"attribute\"",
+            "\"mem_limit\"",
+            "\"path\"",
+            "null",
+            "true",
+            "-1",
+            "1e999",
+            "18446744073709551616",
+            "\"\\u0000\"",
+            "\"/\"",
+        ])
+        .prop_map(|word| word.as_bytes().to_vec()),
+        vec(
+            any::<u8>().prop_filter("ends a line", |byte| *byte != b'\n'),
+            0..40
+        ),
+    ];
+    vec(vec(word, 0..24).prop_map(|words| words.concat()), 1..6)
+}
+
+proptest! {
+    #![proptest_config(attack::rounds(50))]
+
+    /// Each is answered in one line of JSON, whatever it is, and the device goes on.
+    #[test]
+    fn lines_of_anything_are_answered(lines in lines()) {
+        let served = Served::start();
+        let mut raw = served.raw();
+        for line in lines {
+            let reply = ask(&mut raw, &[&line[..], b"\n"].concat());
+            prop_assert!(reply["errno"].is_i64() || reply.get("ok").is_some(), "{}", reply);
+        }
+        served.client().stat().expect("others are served");
+    }
 }

@@ -7,8 +7,11 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Instant;
 
+use proptest::collection::vec;
+use proptest::prelude::*;
 use uzram::nbd::{Export, Fault, serve_stream};
 
+use crate::attack::rounds;
 use crate::client::*;
 use crate::device::{MemoryDevice, SIZE};
 
@@ -401,5 +404,66 @@ fn any_flipped_byte_of_a_conversation() {
             // Any end will do but a panic or a hang.
             drop(play(&export, &garbled));
         }
+    }
+}
+
+/// What is done to a conversation on its way: bytes changed, a piece left out, a piece said twice.
+#[derive(Clone, Debug)]
+enum Garble {
+    Change(usize, u8),
+    Cut(usize, usize),
+    Repeat(usize, usize),
+}
+
+impl Garble {
+    fn apply(&self, said: &mut Vec<u8>) {
+        let len = said.len();
+        match *self {
+            Self::Change(at, byte) => said[at % len] = byte,
+            Self::Cut(at, count) => {
+                let at = at % len;
+                said.drain(at..(at + count % 64).min(len - 1).max(at));
+            }
+            Self::Repeat(at, count) => {
+                let at = at % len;
+                let piece = said[at..(at + count % 64).min(len)].to_vec();
+                said.splice(at..at, piece);
+            }
+        }
+    }
+}
+
+fn garbles() -> impl Strategy<Value = Vec<Garble>> {
+    // Most of the numbers of the protocol that matter have a byte of these.
+    let byte = prop_oneof![
+        any::<u8>(),
+        Just(0),
+        Just(1),
+        Just(0x7f),
+        Just(0x80),
+        Just(0xff)
+    ];
+    let garble = prop_oneof![
+        4 => (any::<usize>(), byte).prop_map(|(at, byte)| Garble::Change(at, byte)),
+        1 => any::<(usize, usize)>().prop_map(|(at, count)| Garble::Cut(at, count)),
+        1 => any::<(usize, usize)>().prop_map(|(at, count)| Garble::Repeat(at, count)),
+    ];
+    vec(garble, 1..12)
+}
+
+proptest! {
+    #![proptest_config(rounds(300))]
+
+    /// Any end will do but a panic or a hang; and the next client is served by the same export.
+    #[test]
+    fn a_conversation_garbled_at_random(garbles in garbles()) {
+        let mut said = conversation();
+        for garble in &garbles {
+            garble.apply(&mut said);
+        }
+        let export = export();
+        drop(play(&export, &said));
+        let (ended, _) = play(&export, &conversation());
+        ended.expect("an honest conversation");
     }
 }
