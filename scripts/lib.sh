@@ -33,6 +33,7 @@ package_of() {
         nbdsh) echo python3-libnbd ;;
         pg_ctlcluster) echo postgresql ;;
         qemu-img | qemu-io | qemu-nbd) echo qemu-utils ;;
+        systemd-analyze) echo systemd ;;
         xz) echo xz-utils ;;
         *) echo "$1" ;;
     esac

@@ -10,7 +10,7 @@ set -euo pipefail
 need_rust
 need_packages btrfs busybox cpio e2fsck findmnt fallocate fio flock fs_mark fusermount3 losetup mkfs.erofs mkfs.xfs \
     mksquashfs mount nbd-client nbdcopy nbdfuse nbdinfo nbdkit nbdsh openssl partx prlimit python3 qemu-img qemu-io \
-    rsync strace stress-ng tmux xz
+    rsync strace stress-ng systemd-analyze tmux xz
 
 # What the guest is made of; only here are apt's lists known to be fresh.
 if [[ $(uname -m) == x86_64 && ! -d $target/guest/kernel ]]; then

@@ -42,6 +42,7 @@ mod program;
 mod progress;
 mod release;
 mod rundir;
+mod sandbox;
 mod save;
 mod scrub;
 mod sectors;

@@ -17,6 +17,7 @@ use crate::parse::Assignment;
 use crate::progress::watched;
 use crate::release;
 use crate::rundir::{RunDir, RunRoot, Turn};
+use crate::sandbox;
 use crate::save;
 use crate::server;
 use crate::stat::PATIENCE;
@@ -44,7 +45,8 @@ pub(crate) fn set(args: &SetArgs, root: &RunRoot) -> Result<()> {
     for (i, assignment) in args.assignments.iter().enumerate() {
         let result = assignment
             .value_for_server(args.backing_force)
-            .and_then(|value| set_one(&dir, &mut client, assignment, &value, args.discard_tail));
+            .and_then(|value| set_one(&dir, &mut client, assignment, &value, args.discard_tail))
+            .map_err(|error| sandbox::explain(error, &dir));
         result.with_context(|| match i {
             0 => "nothing was set".to_owned(),
             1 => "only the first was set".to_owned(),

@@ -19,6 +19,7 @@ use crate::name::Name;
 use crate::output;
 use crate::progress::Progress;
 use crate::rundir::{RunDir, RunRoot};
+use crate::sandbox;
 use crate::stat::PATIENCE;
 use crate::table::{bytes, count};
 use crate::undo::{Interrupt, Interrupted};
@@ -131,7 +132,7 @@ fn save_to(dir: &RunDir, file: &Path, last: bool) -> Result<Saved> {
         .context("cannot start the thread that waits for the save")?;
     let saved = loop {
         match saved.recv_timeout(EVERY) {
-            Ok(saved) => break saved?,
+            Ok(saved) => break saved.map_err(|error| sandbox::explain(error.into(), dir))?,
             Err(RecvTimeoutError::Disconnected) => return Err(anyhow!("the save came to no end")),
             Err(RecvTimeoutError::Timeout) => {}
         }

@@ -21,6 +21,7 @@ use crate::attachments::{self, Attachment};
 use crate::leftovers::SocketId;
 use crate::metrics::{Exporter, Sink};
 use crate::rundir::{LiveRecord, Lock, Record, RunRoot, Turn};
+use crate::sandbox;
 use crate::settings::Settings;
 use crate::spill::SpillNotes;
 use crate::stop::Stopper;
@@ -49,6 +50,7 @@ pub(crate) fn run(settings: &Settings, root: &RunRoot, background: bool) -> Resu
         // Fails only for a leader of a process group, which then has no terminal to lose.
         let _ = rustix::process::setsid();
     }
+    let entered = sandbox::enter(settings, root)?;
     raise_open_files_limit();
     if settings.fuse.is_some() || settings.swap {
         join_io_flushers();
@@ -67,6 +69,7 @@ pub(crate) fn run(settings: &Settings, root: &RunRoot, background: bool) -> Resu
     drop(turn);
     stopper.note(|traces| traces.dir = Some(lock.dir().clone()));
     let served = Server::start(settings, sockets, root, &lock, &stopper).and_then(|server| {
+        entered.ready();
         let log = background.then(|| lock.dir().log());
         let announced = stopper
             .ready()

@@ -18,6 +18,7 @@ use crate::failure::Usage;
 use crate::metrics::Sink;
 use crate::name::Name;
 use crate::rundir::{Record, RunRoot};
+use crate::sandbox;
 
 /// A server to run. Every path is absolute.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +34,8 @@ pub(crate) struct Settings {
     pub(crate) fuse: Option<PathBuf>,
     /// Where its metrics go.
     pub(crate) metrics: Vec<Sink>,
+    /// Which rights it gives up.
+    pub(crate) sandbox: sandbox::Mode,
     /// Whether it serves swap.
     pub(crate) swap: bool,
     /// Where `uzram mount` mounts the file system it makes on it.
@@ -106,6 +109,11 @@ impl Settings {
             Some(dir) => Some(mounts::absolute(&absolute_option(&dir, "--fuse")?)?),
             None => None,
         };
+        if fuse.is_some() && args.sandbox == sandbox::Mode::Strict {
+            return Err(Usage::error(
+                "--sandbox strict: a server over FUSE has to unmount: use --sandbox on, or NBD",
+            ));
+        }
         let metrics = args.watch.metrics.into_iter().map(resolve_sink);
         let metrics: Vec<_> = metrics.collect::<Result<_>>()?;
         let dir = root.dir(&name);
@@ -133,6 +141,7 @@ impl Settings {
             nbd,
             fuse,
             metrics,
+            sandbox: args.sandbox,
             swap: args.swap,
             mountpoint: None,
         })
@@ -212,6 +221,7 @@ impl Settings {
         if let Some(fuse) = &self.fuse {
             option("fuse", fuse.clone().into());
         }
+        option("sandbox", self.sandbox.as_str().into());
         if let Some(mountpoint) = &self.mountpoint {
             option("mountpoint", mountpoint.clone().into());
         }
@@ -281,6 +291,7 @@ impl Settings {
                 .map(|origin| origin.path.clone()),
             began_with: self.restore.as_deref().and_then(ImageId::of),
             read_only: self.device.read_only,
+            strict: self.sandbox == sandbox::Mode::Strict,
             stopping: false,
         }
     }
@@ -441,6 +452,7 @@ mod tests {
             "--metrics=unix:m.sock",
             "--metrics=file:/var/m.prom",
             "--slow=20",
+            "--sandbox=off",
             "--swap",
             "--fuse=/mnt/a b",
         ])

@@ -18,6 +18,8 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use crate::printable;
 
+use crate::sandbox;
+
 /// Bytes that wait to be written, at most.
 const MAX_BYTES: usize = 256 << 10;
 
@@ -181,7 +183,12 @@ impl Queue {
         state.waiting.extend_from_slice(bytes);
         if !state.has_writer {
             let writer = thread::Builder::new().name("stderr".to_owned());
-            state.has_writer = writer.spawn(move || self.write_all(open())).is_ok();
+            state.has_writer = writer
+                .spawn(move || {
+                    sandbox::renounce();
+                    self.write_all(open());
+                })
+                .is_ok();
             if !state.has_writer {
                 // The machine has no more threads: late is better than never.
                 let batch = state.take();

@@ -29,6 +29,8 @@ mod refusals;
 mod resources;
 #[path = "cli/rundir.rs"]
 mod rundir;
+#[path = "cli/sandbox.rs"]
+mod sandbox;
 #[path = "cli/save.rs"]
 mod save;
 #[path = "cli/scrub.rs"]

@@ -9,7 +9,7 @@ use uzram::{Algorithm, BackingKeep, OriginFormat, PoolKind, SyncPolicy};
 
 use crate::complete::values;
 use crate::metrics::Sink;
-use crate::parse;
+use crate::{parse, sandbox};
 
 /// The device itself and how it is served: what `serve` and `mount` share.
 #[derive(Clone, Debug, Args)]
@@ -119,6 +119,11 @@ pub(crate) struct DeviceArgs {
 
     #[command(flatten)]
     pub(crate) watch: WatchArgs,
+
+    /// What the server gives up at its start: the rights that it never needs (`on`), also all files but
+    /// those that its options name (`strict`), or nothing (`off`).
+    #[arg(long, value_name = "MODE", value_enum, default_value_t)]
+    pub(crate) sandbox: sandbox::Mode,
 
     /// It is for swap: lock the server's memory and spare it when memory runs out (root).
     #[arg(long, conflicts_with = "read_only")]

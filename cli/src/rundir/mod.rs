@@ -141,6 +141,11 @@ impl RunRoot {
         trust::open_root(&self.0)
     }
 
+    /// Makes it if it is not there.
+    pub(crate) fn ensure(&self) -> Result<()> {
+        self.make().map(drop)
+    }
+
     fn make(&self) -> Result<OwnedFd> {
         trust::make_root(&self.0)
     }
@@ -341,6 +346,7 @@ mod tests {
             origin: None,
             began_with: None,
             read_only: false,
+            strict: false,
             stopping: false,
         };
         let live = lock.begin_record(record.clone()).unwrap();

@@ -44,6 +44,9 @@ pub(crate) struct Record {
     /// Whether nothing that is written to it is taken.
     #[serde(default)]
     pub(crate) read_only: bool,
+    /// Whether it is kept to the files that its options name.
+    #[serde(default)]
+    pub(crate) strict: bool,
     /// Whether the server has been asked to stop.
     #[serde(default)]
     pub(crate) stopping: bool,

@@ -368,3 +368,35 @@ fn a_watchdog_of_no_time_is_none() {
     }
     assert_eq!(server.ended(HANG), Some(0));
 }
+
+/// By systemd's own count, from 0 to 100. The mounts of the second have to be seen outside, so it can have no
+/// mount namespace, and with that most of what is counted.
+#[test]
+fn the_units_leave_little_exposed() {
+    for (unit, most) in [("uzram@.service", 29), ("uzram-mount@.service", 47)] {
+        let path = format!("{}/systemd/{unit}", env!("CARGO_MANIFEST_DIR"));
+        let threshold = format!("--threshold={most}");
+        let mut analyze = Command::new("systemd-analyze");
+        analyze
+            .args([
+                "security",
+                "--offline=true",
+                "--no-pager",
+                &threshold,
+                &path,
+            ])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let found = match analyze.output() {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                eprintln!("SKIPPED: the_units_leave_little_exposed needs systemd-analyze");
+                return;
+            }
+            found => found.unwrap(),
+        };
+        let table = String::from_utf8_lossy(&found.stdout);
+        let exposed: Vec<_> = table.lines().filter(|line| line.contains('✗')).collect();
+        assert!(table.contains("exposure level"), "{unit}: {found:?}");
+        assert!(found.status.success(), "{unit}: {}", exposed.join("\n"));
+    }
+}

@@ -1,0 +1,158 @@
+//! The rights that a server gives up.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+
+use crate::common::{HANG, Serve, World, can_mount, signal};
+use crate::export::nbdsh_at;
+
+/// The capabilities that a server of root's may keep: those to override access to and ownership of files, to bind ports below
+/// 1024, to lock memory, to unmount, and to use what is reserved.
+const KEPT: u64 = 1 << 1 | 1 << 3 | 1 << 10 | 1 << 14 | 1 << 21 | 1 << 24;
+
+/// What `/proc/PID/status` says of a thread.
+struct Status(String);
+
+impl Status {
+    fn own() -> Self {
+        Self(fs::read_to_string("/proc/thread-self/status").unwrap())
+    }
+
+    fn field(&self, name: &str) -> &str {
+        let mut lines = self.0.lines();
+        let found = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        found
+            .unwrap_or_else(|| panic!("{name} in {}", self.0))
+            .trim()
+    }
+
+    fn filters(&self) -> u32 {
+        self.field("Seccomp_filters").parse().unwrap()
+    }
+
+    fn capabilities(&self, set: &str) -> u64 {
+        u64::from_str_radix(self.field(set), 16).unwrap()
+    }
+}
+
+/// The threads of a server that do not end meanwhile.
+fn threads(server: &Serve) -> Vec<Status> {
+    let tasks = fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap();
+    let status = |task: fs::DirEntry| fs::read_to_string(task.path().join("status"));
+    let found: Vec<_> = tasks
+        .filter_map(|task| status(task.unwrap()).ok())
+        .map(Status)
+        .collect();
+    assert!(found.len() > 2, "{} threads", found.len());
+    found
+}
+
+#[test]
+fn every_thread_of_a_server_has_given_up_what_it_never_needs() {
+    const TEST: &str = "every_thread_of_a_server_has_given_up_what_it_never_needs";
+    let world = World::new();
+    world.dir("fuse");
+    let mut ways = vec![&["a", "--size=1M"][..], &["a", "--size=1M", "--swap"]];
+    if can_mount(TEST) {
+        ways.push(&["a", "--size=1M", "--fuse=fuse"]);
+    } else {
+        // It needs root, too.
+        ways.pop();
+    }
+    for args in ways {
+        let mut server = world.serve(args);
+        for thread in threads(&server) {
+            let name = thread.field("Name");
+            assert_eq!(thread.field("NoNewPrivs"), "1", "{args:?} {name}");
+            let more = thread.filters() > Status::own().filters();
+            assert!(more, "{args:?} {name}");
+            for sets in ["CapEff", "CapPrm", "CapInh"] {
+                let kept = thread.capabilities(sets);
+                assert_eq!(kept & !KEPT, 0, "{args:?} {name} {sets}: {kept:x}");
+            }
+        }
+        signal(server.pid(), "TERM");
+        assert_eq!(server.ended(HANG), Some(0));
+        assert!(world.leftovers().is_empty(), "{:?}", world.leftovers());
+    }
+}
+
+#[test]
+fn a_server_without_a_sandbox_keeps_its_rights() {
+    let world = World::new();
+    let server = world.serve(&["a", "--size=1M", "--sandbox=off"]);
+    // Where nothing else is given up either: the thread of the log needs no rights, ever.
+    let of_log = |thread: &Status| thread.field("Name") == "stderr";
+    for thread in threads(&server)
+        .into_iter()
+        .filter(|thread| !of_log(thread))
+    {
+        for name in ["NoNewPrivs", "Seccomp_filters", "CapEff"] {
+            assert_eq!(thread.field(name), Status::own().field(name), "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_strict_server_reaches_no_files_but_those_of_its_options() {
+    let world = World::new();
+    for dir in ["spills", "elsewhere"] {
+        world.dir(dir);
+    }
+    let args = [
+        "serve",
+        "kept",
+        "--size=64M",
+        "--mem-limit=1M",
+        "--backing=spills/spill",
+        "--sandbox=strict",
+    ];
+    let mut child = world.command(&args).spawn().unwrap();
+    let mut said = String::new();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    stdout.read_line(&mut said).unwrap();
+    if said != "ready\n" {
+        let mut complaint = String::new();
+        let mut stderr = child.stderr.take().unwrap();
+        stderr.read_to_string(&mut complaint).unwrap();
+        child.wait().unwrap();
+        assert!(complaint.contains("Linux 6.2 or newer"), "{complaint}");
+        eprintln!(
+            "SKIPPED: a_strict_server_reaches_no_files_but_those_of_its_options: {complaint}"
+        );
+        return;
+    }
+    let mut server = Serve { child };
+    let socket = world.rundir().join("kept/nbd.sock");
+    nbdsh_at(
+        &format!("nbd+unix:///kept?socket={}", socket.display()),
+        "import os\nh.connect_uri(uri)\nfor i in range(8): h.pwrite(os.urandom(1 << 20), i << 20)",
+    );
+    world.ok(&["save", "kept", "spills/image"]);
+    world.ok(&["set", "kept", "backing_dev=spills/other"]);
+    for refused in [
+        &["save", "kept", "elsewhere/image"][..],
+        &["set", "kept", "backing_dev=elsewhere/spill"],
+    ] {
+        let line = world.refused(1, refused);
+        assert!(line.contains("--sandbox strict: name a file in"), "{line}");
+    }
+    assert_eq!(fs::read_dir(world.path("elsewhere")).unwrap().count(), 0);
+    signal(server.pid(), "TERM");
+    assert_eq!(server.ended(HANG), Some(0));
+    assert!(world.leftovers().is_empty(), "{:?}", world.leftovers());
+    let left: Vec<_> = fs::read_dir(world.path("spills")).unwrap().collect();
+    assert_eq!(left.len(), 1, "{left:?}");
+
+    let line = world.refused(
+        2,
+        &[
+            "serve",
+            "f",
+            "--size=1M",
+            "--fuse=spills",
+            "--sandbox=strict",
+        ],
+    );
+    assert!(line.contains("--sandbox strict"), "{line}");
+}
