@@ -16,6 +16,11 @@ cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
 cargo clippy --quiet --locked --lib --tests --features shuttle -- -D warnings -A clippy::large_enum_variant
 RUSTDOCFLAGS="-D warnings" cargo doc --quiet --locked --workspace --no-deps
 
+# What SECURITY.md says of attackers is shown by tests that are there.
+for name in $(grep '^|' SECURITY.md | grep -owE '[a-z0-9]+(_[a-z0-9]+)+'); do
+    grep -rq --include='*.rs' "fn $name(" src cli tests || die "SECURITY.md names a test that is not there: $name"
+done
+
 if command -v shellcheck >/dev/null; then
     shellcheck -x scripts/*.sh scripts/bench/*.sh .ci/run cli/tests/guest/{init,*.sh}
 else
