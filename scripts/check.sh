@@ -17,7 +17,7 @@ cargo clippy --quiet --locked --lib --tests --features shuttle -- -D warnings -A
 RUSTDOCFLAGS="-D warnings" cargo doc --quiet --locked --workspace --no-deps
 
 # What SECURITY.md says of attackers is shown by tests that are there.
-for name in $(grep '^|' SECURITY.md | grep -owE '[a-z0-9]+(_[a-z0-9]+)+'); do
+grep '^|' SECURITY.md | grep -owE '[a-z0-9]+(_[a-z0-9]+)+' | while read -r name; do
     grep -rq --include='*.rs' "fn $name(" src cli tests || die "SECURITY.md names a test that is not there: $name"
 done
 

@@ -85,8 +85,12 @@ const STACK: usize = 2 << 20;
 fn main() -> ExitCode {
     let thread = thread::Builder::new().name("uzram".to_owned());
     match thread.stack_size(STACK).spawn(command) {
-        // A panic has been said.
-        Ok(command) => command.join().unwrap_or(ExitCode::from(101)),
+        Ok(command) => {
+            // All that this thread does is wait, whatever rights the other gives up.
+            sandbox::renounce();
+            // A panic has been said.
+            command.join().unwrap_or(ExitCode::from(101))
+        }
         Err(error) => {
             failure::say(&format!("cannot start a thread: {error}"));
             ExitCode::FAILURE

@@ -88,7 +88,7 @@ pub(crate) fn enter(settings: &Settings, root: &RunRoot) -> Result<Entered> {
 }
 
 /// Gives up all that this thread may do beyond others, for one that needs nothing but what it holds, and that
-/// may be there before the server gives up its rights.
+/// is there before the server gives up its rights.
 pub(crate) fn renounce() {
     // It has none, or a filter that is about capabilities already.
     let _ = capabilities::drop_all();
