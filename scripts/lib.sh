@@ -22,6 +22,7 @@ package_of() {
         btrfs | mkfs.btrfs) echo btrfs-progs ;;
         busybox) echo busybox-static ;;
         cc) echo gcc libc6-dev ;;
+        certtool) echo gnutls-bin ;;
         e2fsck | mkfs.ext4) echo e2fsprogs ;;
         fs_mark) echo fsmark ;;
         fusermount3) echo fuse3 ;;

@@ -33,7 +33,6 @@ mod listen;
 mod negotiation;
 mod patience;
 mod peer;
-mod private_key;
 mod read;
 mod reply;
 mod server;

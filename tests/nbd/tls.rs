@@ -75,7 +75,7 @@ fn connection(dir: &Path) -> ClientConnection {
     for certificate in CertificateDer::pem_file_iter(dir.join("ca-cert.pem")).expect("a file") {
         roots.add(certificate.expect("PEM")).expect("a root");
     }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .expect("versions")

@@ -3,6 +3,7 @@
 #[path = "../certificates/mod.rs"]
 mod certificates;
 mod plain;
+mod recipes;
 #[path = "../certificates/revocation.rs"]
 mod revocation;
 mod rig;

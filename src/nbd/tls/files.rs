@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use rustls::pki_types::pem::{self, PemObject};
+use rustls::pki_types::pem::PemObject;
 
 use crate::error::{Error, Result};
 use crate::named_file::read_named_file;
@@ -19,15 +19,11 @@ pub(super) fn read_items<T: PemObject>(path: &Path, kind: &str) -> Result<Vec<T>
     let bytes = read_file(path)?;
     let items = T::pem_slice_iter(&bytes)
         .collect::<std::result::Result<Vec<_>, _>>()
-        .map_err(|error| not_pem(path, &error))?;
+        .map_err(|error| unusable(path, format!("it is not valid PEM: {error}")))?;
     if items.is_empty() {
         return Err(unusable(path, format!("there is no {kind} in it, as PEM")));
     }
     Ok(items)
-}
-
-fn not_pem(path: &Path, error: &pem::Error) -> Error {
-    unusable(path, format!("it is not valid PEM: {error}"))
 }
 
 pub(super) fn unusable(path: &Path, reason: impl Into<String>) -> Error {

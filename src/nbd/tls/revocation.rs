@@ -6,12 +6,14 @@ use std::path::Path;
 use rustls::RootCertStore;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateRevocationListDer, TrustAnchor};
-use x509_parser::asn1_rs::{Any, BitString, FromDer};
+use x509_parser::asn1_rs::{BitString, FromDer};
+use x509_parser::certificate::X509Certificate;
 use x509_parser::revocation_list::CertificateRevocationList;
 use x509_parser::time::ASN1Time;
 
 use crate::error::Result;
 
+use super::der::{contents, element};
 use super::files::{read_items, unusable};
 
 /// Reads and checks the lists in `path`: each must be of one of `authorities`.
@@ -83,17 +85,6 @@ fn has_signed(anchor: &TrustAnchor<'_>, list: &[u8], provider: &CryptoProvider) 
     verified.then_some(())
 }
 
-/// The first DER element in `bytes`: all of it, its contents, and what follows.
-fn element(bytes: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
-    let (rest, any) = Any::from_der(bytes).ok()?;
-    let whole = &bytes[..bytes.len() - rest.len()];
-    Some((whole, any.data, rest))
-}
-
-fn contents(bytes: &[u8]) -> Option<&[u8]> {
-    element(bytes).map(|(_, contents, _)| contents)
-}
-
 /// Whoever was revoked since is let in; that is still better than to keep everybody out.
 fn warn_if_old(path: &Path, list: &[u8]) {
     let next = CertificateRevocationList::from_der(list).map(|(_, list)| list.next_update());
@@ -105,4 +96,20 @@ fn warn_if_old(path: &Path, list: &[u8]) {
             path.display()
         );
     }
+}
+
+/// Whether one of the lists names the certificate.
+pub(super) fn revoke(
+    lists: &[CertificateRevocationListDer<'_>],
+    certificate: &X509Certificate<'_>,
+) -> bool {
+    lists.iter().any(|list| {
+        // They were read once, so they can be read.
+        CertificateRevocationList::from_der(list).map_or(true, |(_, list)| {
+            list.issuer().as_raw() == certificate.issuer().as_raw()
+                && list
+                    .iter_revoked_certificates()
+                    .any(|revoked| *revoked.serial() == certificate.tbs_certificate.serial)
+        })
+    })
 }

@@ -3,11 +3,33 @@
 //! Invariant: the text and what is decoded of it are overwritten with zeroes once they are done with, which
 //! rustls's own reader of PEM leaves undone. What signs is the key that stays.
 
-use rustls::InconsistentKeys;
-use rustls::crypto::ring::sign::any_supported_type;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::sign::CertifiedKey;
+use std::sync::Arc;
+
+use rustls::crypto::aws_lc_rs::sign::any_supported_type;
+use rustls::pki_types::PrivateKeyDer;
+use rustls::sign::SigningKey;
+use x509_parser::asn1_rs::{FromDer, Oid};
 use zeroize::Zeroizing;
+
+use super::der::{contents, element};
+
+/// What fits, and how it is made.
+const FITTING: &str = "make an ECDSA key with openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out \
+    server-key.pem, and a certificate for it; RSA of 2048 to 8192 bits, ECDSA on P-256, P-384 and P-521 and \
+    Ed25519 fit";
+
+/// Said of a key that needs a password.
+const ENCRYPTED: &str = "the key is encrypted, and there is nobody to ask for its password: decrypt it with openssl \
+    pkey -in server-key.pem -out KEY, for the server alone to read";
+
+const OTHER_CURVE: &str = "on another curve than P-256, P-384 and P-521";
+
+/// The types that other servers take and no provider for rustls does, by what names them in PKCS #8.
+const UNSUPPORTED: [(&str, &str); 3] = [
+    ("1.2.840.113549.1.1.10", "for RSA-PSS alone"),
+    ("1.3.101.113", "an Ed448 key"),
+    ("1.2.840.10045.2.1", OTHER_CURVE),
+];
 
 /// A private key in DER: PKCS #1, SEC 1 or PKCS #8.
 pub(super) struct PrivateKey(Zeroizing<Vec<u8>>);
@@ -20,6 +42,10 @@ impl PrivateKey {
     pub(super) fn from_pem(text: Vec<u8>) -> Result<Self, String> {
         let text = Zeroizing::new(text);
         let text = str::from_utf8(&text).map_err(|_| "it is not valid PEM: it is no text")?;
+        // In the label of PKCS #8, and in a line of its own in the older format.
+        if text.contains("ENCRYPTED") {
+            return Err(ENCRYPTED.to_owned());
+        }
         let invalid = |error| format!("it is not valid PEM: {error}");
         for section in sections(text) {
             let mut decoder =
@@ -33,24 +59,34 @@ impl PrivateKey {
         Err("there is no private key in it".to_owned())
     }
 
-    /// The key beside its certificates.
+    /// What signs with the key.
     ///
     /// # Errors
-    /// If it is of no kind that can be used, or not the key of the first of them.
-    pub(super) fn certify(
-        self,
-        chain: Vec<CertificateDer<'static>>,
-    ) -> Result<CertifiedKey, rustls::Error> {
+    /// In words, if it is of no kind that can be used.
+    pub(super) fn signer(&self) -> Result<Arc<dyn SigningKey>, String> {
         let key = PrivateKeyDer::try_from(self.0.as_slice())
-            .map_err(|reason| rustls::Error::General(reason.to_owned()))?;
-        let certified = CertifiedKey::new(chain, any_supported_type(&key)?);
-        match certified.keys_match() {
-            Ok(()) | Err(rustls::Error::InconsistentKeys(InconsistentKeys::Unknown)) => {
-                Ok(certified)
-            }
-            Err(error) => Err(error),
-        }
+            .map_err(|_| format!("the key is damaged: {FITTING}"))?;
+        any_supported_type(&key).map_err(|_| {
+            let kind =
+                kind(&key).unwrap_or("damaged, or of a kind or length that is not supported");
+            format!("the key is {kind}: {FITTING}")
+        })
     }
+}
+
+/// What the key is, if it says that it is of a type that is not supported.
+fn kind(key: &PrivateKeyDer<'_>) -> Option<&'static str> {
+    let PrivateKeyDer::Pkcs8(key) = key else {
+        // SEC 1 is for EC keys alone.
+        return matches!(key, PrivateKeyDer::Sec1(_)).then_some(OTHER_CURVE);
+    };
+    // A version, then the algorithm, which begins with what names it.
+    let (_, _, rest) = element(contents(key.secret_pkcs8_der())?)?;
+    let (_, algorithm, _) = element(rest)?;
+    let (_, oid) = Oid::from_der(algorithm).ok()?;
+    let oid = oid.to_id_string();
+    let found = UNSUPPORTED.iter().find(|(id, _)| *id == oid);
+    found.map(|(_, kind)| *kind)
 }
 
 /// The items of a file of PEM, each from its first line to its last.
