@@ -168,6 +168,10 @@ pub(crate) const WIPE_SPILL: &str = "\
 EXAMPLES
   uzram wipe-spill /var/tmp/scratch.spill";
 
+pub(crate) const CLEAR_SPILL: &str = "\
+EXAMPLES
+  uzram clear-spill clear '{\"path\":\"/var/tmp/scratch.spill\",...}'";
+
 pub(crate) const IDLE: &str = "\
 EXAMPLES
   All pages that are in memory now, until they are read or written:

@@ -147,7 +147,7 @@ pub(crate) enum Verb {
     WipeSpill(WipeArgs),
 
     /// Clear the file of a spill that a record names: how a server does it at its end.
-    #[command(hide = true)]
+    #[command(hide = true, after_help = examples::CLEAR_SPILL)]
     ClearSpill(ClearArgs),
 
     /// Print a script that has a shell complete uzram's command lines.
