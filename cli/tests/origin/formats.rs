@@ -161,6 +161,7 @@ fn an_image_of_any_length_can_be_read() {
             client.read(5 * PAGE as u64, &mut read[..PAGE]).unwrap();
             assert_eq!(read[49..151], [[7].as_slice(), &[9; 100], &[0]].concat());
         }
+        drop(client);
         world.ok(&["stop", "x"]);
         drop(server);
     }
