@@ -68,7 +68,7 @@ EXAMPLES
 
   What is in an image, and changes of it that are gone at the end:
   uzram mount --origin /srv/golden.raw --snapshot --mem-limit 256M \\
-      /mnt/scratch
+      --backing /var/tmp/scratch.spill /mnt/scratch
 
   uzram list
   uzram umount /mnt/scratch";
@@ -255,6 +255,7 @@ EXAMPLES
       [home]
       size = \"8G\"
       mem-limit = \"1G\"
+      backing = \"/var/tmp/home.spill\"
       mountpoint = \"/mnt/home\"
       save = \"/var/lib/home.image\"
 

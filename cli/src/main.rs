@@ -49,6 +49,7 @@ mod sectors;
 mod serve;
 mod server;
 mod settings;
+mod shortage;
 mod signature;
 mod spill;
 mod stat;

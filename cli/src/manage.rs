@@ -16,7 +16,7 @@ use crate::output;
 use crate::parse::Assignment;
 use crate::progress::watched;
 use crate::release;
-use crate::rundir::{RunDir, RunRoot, Turn};
+use crate::rundir::{Record, RunDir, RunRoot, Turn};
 use crate::sandbox;
 use crate::save;
 use crate::server;
@@ -56,25 +56,43 @@ pub(crate) fn set(args: &SetArgs, root: &RunRoot) -> Result<()> {
             follow_size(&dir)?;
         }
     }
-    let is_limit = |set: &Assignment| set.attribute == Attribute::MemLimit;
-    if args.assignments.iter().any(is_limit) {
+    let needs_room = |set: &Assignment| {
+        let needs = [
+            Attribute::MemLimit,
+            Attribute::Disksize,
+            Attribute::BackingDev,
+        ];
+        needs.contains(&set.attribute)
+    };
+    if args.assignments.iter().any(needs_room) {
         // It is set, whatever becomes of the questions.
         let _ = warn_of_limit(&dir, &mut client);
     }
     Ok(())
 }
 
-/// Warns of a limit that is below what is in memory and cannot leave it. As in zram it is set all the
-/// same, and holds for what comes.
+/// Warns of a limit that is below what is in memory, or may come to be, and cannot leave it. As in zram it
+/// is set all the same, and holds for what comes.
 fn warn_of_limit(dir: &RunDir, client: &mut Client) -> Result<()> {
     let stats = client.stat()?;
-    let is_met = stats.mem_limit == 0 || stats.mem_used_total <= stats.mem_limit;
+    let is_met = stats.mem_limit == 0 || stats.disksize <= stats.mem_limit;
     // What has an image as its home goes there.
-    let goes_home = dir.record().is_some_and(|record| record.home.is_some());
-    if is_met || goes_home || client.get(Attribute::BackingDev.name())?.trim() != "none" {
+    let needs_none = |record: Record| record.home.is_some() || record.read_only;
+    if is_met
+        || dir.record().is_some_and(needs_none)
+        || client.get(Attribute::BackingDev.name())?.trim() != "none"
+    {
         return Ok(());
     }
     let (name, limit) = (dir.name(), bytes(stats.mem_limit));
+    if stats.mem_used_total <= stats.mem_limit {
+        failure::warn(&format!(
+            "mem_limit: {limit} is less than the {} that {name} can hold, and it has no backing: writes fail \
+             once it is met; let it spill (uzram set {name} backing_dev=PATH) or raise the limit",
+            bytes(stats.disksize)
+        ));
+        return Ok(());
+    }
     failure::warn(&format!(
         "mem_limit: {name} has {} in memory, more than {limit}, and no backing: writes fail until it has \
          less; let it spill (uzram set {name} backing_dev=PATH), compact, recompress or discard",

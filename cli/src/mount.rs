@@ -24,6 +24,7 @@ use crate::save;
 use crate::sectors;
 use crate::server::{self, Launch};
 use crate::settings::Settings;
+use crate::shortage;
 use crate::table::bytes;
 use crate::undo::{Interrupt, Interrupted, Steps, Undo};
 use uzram::mounts::{self, MountEntry};
@@ -72,6 +73,7 @@ pub(crate) fn mount(
             "--read-only: a new file system has nothing to read: give it --origin or --restore",
         ));
     }
+    shortage::refuse(&settings)?;
     require_root("mount")?;
     let dir = root.dir(&settings.name);
     let ours;

@@ -27,8 +27,8 @@ use crate::spill::SpillNotes;
 use crate::stop::Stopper;
 use crate::table::{bytes, count};
 use crate::{
-    at_once, bounded, dumpable, exposure, inherited, layers, release, scrub, server, stderr, stop,
-    swap, watchdog,
+    at_once, bounded, dumpable, exposure, inherited, layers, release, scrub, server, shortage,
+    stderr, stop, swap, watchdog,
 };
 
 /// How long clients may take to fetch the answers to what they have already sent.
@@ -357,7 +357,10 @@ fn announce(settings: &Settings, record: &Record, log: Option<PathBuf>) -> Resul
             leave_turn()?;
         }
         // Of one in the background its starter warns.
-        None => exposure::warn(settings),
+        None => {
+            exposure::warn(settings);
+            shortage::warn(settings);
+        }
     }
     tracing::info!(
         "serving {}, {}, on {}",

@@ -25,6 +25,8 @@ use crate::sandbox;
 pub(crate) struct Settings {
     pub(crate) name: Name,
     pub(crate) device: DeviceConfig,
+    /// Whether it may be one whose writes can fail for want of memory.
+    pub(crate) allow_enospc: bool,
     /// The image that it is filled from.
     pub(crate) restore: Option<PathBuf>,
     /// Whether all of it is to be read first.
@@ -136,6 +138,7 @@ impl Settings {
         Ok(Self {
             name,
             device,
+            allow_enospc: args.allow_enospc,
             restore,
             verify_image: args.verify_image,
             nbd,
@@ -229,6 +232,7 @@ impl Settings {
         let flags = [
             ("--tls-verify-peer", self.verifies_peers()),
             ("--insecure", self.nbd.insecure),
+            ("--allow-enospc", self.allow_enospc),
             ("--read-only", self.device.read_only),
             ("--swap", self.swap),
             ("--backing-encrypt", backing.is_some_and(|b| b.encrypt)),
@@ -430,6 +434,7 @@ mod tests {
             "--size=1G",
             "--max-size=3G",
             "--mem-limit=64M",
+            "--allow-enospc",
             "--table-limit=8M",
             "--backing=/tmp/b",
             "--backing-size=2G",

@@ -17,7 +17,7 @@ use crate::server::Launch;
 use crate::settings::Settings;
 use crate::table::bytes;
 use crate::undo::{Interrupt, Steps, Undo};
-use crate::{manage, output, program};
+use crate::{manage, output, program, shortage};
 
 /// How long it may take to bring back what was swapped.
 const LONG: Duration = Duration::from_secs(600);
@@ -53,6 +53,7 @@ pub(crate) fn up(
             "swap-priority: mkswap would overwrite what is on the device: do without --origin and --restore",
         ));
     }
+    shortage::refuse(&settings)?;
     let dir = root.dir(&settings.name);
     // The kernel would go on swapping to one whose server was killed, beside the new one.
     if is_swapped_to(&dir)? {

@@ -16,7 +16,7 @@ use crate::server::{self, Launch};
 use crate::settings::Settings;
 use crate::table::bytes;
 use crate::undo::{Interrupt, Interrupted};
-use crate::{inherited, manage, mount, serve, swapon};
+use crate::{inherited, manage, mount, serve, shortage, swapon};
 
 /// `uzram up`: in the order of the file.
 pub(crate) fn up(args: &UpArgs, root: &RunRoot) -> Result<()> {
@@ -151,8 +151,11 @@ fn foreground(config: &Config, entry: &Entry, root: &RunRoot) -> Result<()> {
     }
     let unfit = |what| Usage::error(format!("--foreground: {} has a {what}", entry.name));
     let served = match config.wanted(entry)? {
-        Wanted::Served(args) => Settings::resolve(args.name, args.device, root)
-            .and_then(|settings| serve::run(&settings, root, false)),
+        Wanted::Served(args) => {
+            Settings::resolve(args.name, args.device, root).and_then(|settings| {
+                shortage::refuse(&settings).and_then(|()| serve::run(&settings, root, false))
+            })
+        }
         Wanted::Mounted(_) => Err(unfit("mountpoint")),
         Wanted::SwappedTo(..) => Err(unfit("swap-priority")),
     };
@@ -166,6 +169,7 @@ fn background(
     root: &RunRoot,
 ) -> Result<()> {
     let settings = Settings::resolve(args.name, args.device, root)?;
+    shortage::refuse(&settings)?;
     let interrupt = Interrupt::install()?;
     let dir = root.dir(&settings.name);
     let mut launch = Launch {

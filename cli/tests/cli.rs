@@ -35,6 +35,8 @@ mod sandbox;
 mod save;
 #[path = "cli/scrub.rs"]
 mod scrub;
+#[path = "cli/shortage.rs"]
+mod shortage;
 #[path = "cli/spills.rs"]
 mod spills;
 #[path = "cli/swap.rs"]

@@ -18,7 +18,7 @@ use super::layout::{Layout, ShardIndex};
 use super::read_ahead::ReadAhead;
 use super::room::Room;
 use super::save::Saves;
-use super::tables::Tables;
+use super::tables::{self, Tables};
 use crate::config::DeviceConfig;
 use crate::error::{Error, Result};
 use crate::latency::Latencies;
@@ -144,6 +144,8 @@ pub(crate) struct Core {
     pub(crate) damage: Damage,
     /// For lines about failures.
     pub(crate) log_limit: LogLimit,
+    /// For lines about writes that there is no room for.
+    no_space: LogLimit,
     pub(crate) latencies: Latencies,
     pub(crate) room: Room,
     pub(crate) allowance: Allowance,
@@ -243,6 +245,7 @@ impl Core {
             requests: RequestCounts::default(),
             damage: Damage::default(),
             log_limit: LogLimit::of_requests(),
+            no_space: LogLimit::of_states(),
             latencies: Latencies::new(config.slow_request),
             room: Room::new(),
             allowance,
@@ -272,6 +275,32 @@ impl Core {
                 record.within_store().byte(),
                 path.display()
             );
+        }
+    }
+
+    /// Logs, once a minute, that what was written could not be stored, if that is the error. Whoever wrote may
+    /// hear of it late or never: a file system writes behind the back of those who write to it.
+    pub(super) fn warn_of_no_space(&self, error: &Error) {
+        let Error::NoSpace(reason) = error else {
+            return;
+        };
+        if self.is_stopping() {
+            return;
+        }
+        if let Some(end) = self.no_space.admit() {
+            let remedy = self.remedy(reason);
+            tracing::warn!("writes fail with ENOSPC, as {reason}: {remedy}{end}");
+        }
+    }
+
+    /// What gives writes room again, which they lack for `reason`.
+    fn remedy(&self, reason: &str) -> &'static str {
+        if reason == tables::SPENT {
+            "give it a larger --table-limit when it is started next"
+        } else if !self.evicts() {
+            "uzram set NAME backing_dev=PATH, or mem_limit=SIZE to a larger one"
+        } else {
+            "see to that, or uzram set NAME mem_limit=SIZE to a larger one"
         }
     }
 
@@ -437,7 +466,7 @@ fn room_to_grow(config: &DeviceConfig) -> u64 {
 
 /// How many shards a device has by default: one a core, but none so small that the sparse zspages
 /// which every shard has of every size class would matter.
-fn shards_for(config: &DeviceConfig) -> u32 {
+pub(super) fn shards_for(config: &DeviceConfig) -> u32 {
     /// Bytes of memory that are worth a shard.
     const WORTH: u64 = 128 << 20;
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);

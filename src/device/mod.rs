@@ -12,6 +12,7 @@ mod extents;
 mod home;
 pub(crate) mod layout;
 mod map;
+mod need;
 mod policies;
 mod read;
 mod read_ahead;
@@ -517,23 +518,26 @@ impl BlockDevice for Device {
         timed.inspect_err(|error| {
             tracing::debug!("write of {} bytes at {offset}: {error}", data.len());
             self.core.requests.failed_writes.fetch_add(1, Relaxed);
+            self.core.warn_of_no_space(error);
         })
     }
 
     fn discard(&self, offset: u64, len: u64) -> Result<()> {
-        self.timed(Operation::Discard, offset, len, || {
+        let timed = self.timed(Operation::Discard, offset, len, || {
             let pages = self.zero_ends(offset, len)?;
             let freed = self.core.discard(pages)?;
             self.core.requests.notify_free.fetch_add(freed, Relaxed);
             Ok(())
-        })
+        });
+        timed.inspect_err(|error| self.core.warn_of_no_space(error))
     }
 
     fn write_zeroes(&self, offset: u64, len: u64) -> Result<()> {
-        self.timed(Operation::Write, offset, len, || {
+        let timed = self.timed(Operation::Write, offset, len, || {
             let pages = self.zero_ends(offset, len)?;
             self.core.fill_zero(pages)
-        })
+        });
+        timed.inspect_err(|error| self.core.warn_of_no_space(error))
     }
 
     fn flush(&self) -> Result<()> {

@@ -19,7 +19,7 @@ use crate::sync::Mutex;
 use crate::units::PAGE_SIZE;
 use std::sync::Arc;
 
-const SPENT: &str = "the device's tables are at their limit (--table-limit)";
+pub(super) const SPENT: &str = "the device's tables are at their limit (--table-limit)";
 
 /// What tables may take, and who gives it back.
 pub(crate) struct Tables {

@@ -87,6 +87,15 @@ pub(crate) fn new(
     }
 }
 
+/// Page frames at most, beyond one for each object, that a pool holds once compaction finds nothing to do.
+pub(crate) fn most_waste(kind: PoolKind) -> u64 {
+    match kind {
+        PoolKind::Zsmalloc => zsmalloc::most_waste(),
+        // Objects share frames or have one each.
+        PoolKind::Zbud | PoolKind::Z3fold => 0,
+    }
+}
+
 /// An allocator of objects.
 ///
 /// The pool owes: an object's bytes stay as stored until it is freed; a zspage that is isolated

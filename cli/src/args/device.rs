@@ -60,6 +60,10 @@ pub(crate) struct DeviceArgs {
     #[arg(long, value_name = "SIZE", value_parser = parse::size)]
     pub(crate) mem_limit: Option<u64>,
 
+    /// Start with a --mem-limit that the device can outgrow without --backing; writes then fail with ENOSPC.
+    #[arg(long)]
+    pub(crate) allow_enospc: bool,
+
     /// Most memory for the tables that say where pages are, 4 KiB for each 2 MiB in use, and for
     /// dictionaries [default: a quarter of the machine's].
     #[arg(long, value_name = "SIZE", value_parser = parse::size)]

@@ -59,6 +59,16 @@ impl ClassUse {
     }
 }
 
+/// Page frames at most, beyond one for each object, that a pool holds once compaction finds nothing to do:
+/// what is free in each class is less than a zspage.
+pub(super) fn most_waste() -> u64 {
+    let chains = GEOMETRY
+        .classes()
+        .iter()
+        .map(|class| class.chain.frames() as u64);
+    chains.sum()
+}
+
 /// The pool.
 ///
 /// Invariants, proved by [`Pool::check`]:

@@ -1,0 +1,118 @@
+//! Limits that a device can meet with nowhere for its pages to go.
+
+use std::fs::{self, File};
+use std::process::Command;
+use std::time::Instant;
+
+use crate::common::{HANG, Serve, World};
+use crate::config::configure;
+use crate::recompress::uri;
+
+#[test]
+fn a_limit_below_what_a_file_system_can_need_is_refused_without_a_backing() {
+    let world = World::new();
+    world.dir("mnt");
+    fs::write(world.path("image"), vec![7; 64 << 20]).unwrap();
+    for args in [
+        &["mount", "--size=64M", "--mem-limit=8M", "mnt"][..],
+        // Pages that cannot be compressed, and what no allocator can use.
+        &["mount", "--size=64M", "--mem-limit=64M", "mnt"],
+        &[
+            "mount",
+            "--origin=image",
+            "--snapshot",
+            "--mem-limit=8M",
+            "mnt",
+        ],
+    ] {
+        let line = world.refused(2, args);
+        for words in ["uzram: --mem-limit: ", "--backing", "--allow-enospc"] {
+            assert!(line.contains(words), "{args:?}: {line}");
+        }
+    }
+    let table = "[vm]\nsize = \"64M\"\nmem-limit = \"8M\"\n";
+    let config = configure(&world, table);
+    for more in [&[][..], &["--foreground"]] {
+        let line = world.refused(2, &[&["up", config, "vm"], more].concat());
+        assert!(
+            line.starts_with("uzram: uzram.toml:3: vm: --mem-limit: 8 MiB is "),
+            "{line}"
+        );
+    }
+    for remedy in ["allow-enospc = true", "backing = \"spill\""] {
+        let config = configure(&world, &format!("{table}{remedy}\n"));
+        let output = world.run(&["up", config]);
+        assert!(
+            output.status.success() && output.stderr.is_empty(),
+            "{output:?}"
+        );
+        world.ok(&["down", config]);
+    }
+    assert!(world.leftovers().is_empty(), "{:?}", world.leftovers());
+}
+
+/// As in zram a device is served whatever its limit is. That it is met is in the log, where whoever looks for
+/// a file system's lost data finds it.
+#[test]
+fn writes_that_fail_at_the_limit_are_in_the_log_with_the_remedy() {
+    let world = World::new();
+    let log = || fs::read_to_string(world.path("log")).unwrap();
+    let start = |more: &[&str]| {
+        let mut args = vec![
+            "serve",
+            "vm",
+            "--size=64M",
+            "--mem-limit=1M",
+            "--nbd=unix:s",
+        ];
+        args.extend(more);
+        let mut command = world.command(&args);
+        Serve::start(command.stderr(File::create(world.path("log")).unwrap()))
+    };
+    let server = start(&["--allow-enospc"]);
+    assert!(!log().contains("WARN"), "{}", log());
+    drop(server);
+
+    let _server = start(&[]);
+    let starts = "--mem-limit: 1 MiB is less than the ";
+    let begun = Instant::now();
+    while !log().contains(starts) {
+        assert!(begun.elapsed() < HANG, "{}", log());
+    }
+    assert!(log().contains("uzram set vm backing_dev=PATH"), "{}", log());
+    let mut data = vec![0; 8 << 20];
+    let random = File::open("/dev/urandom").unwrap();
+    std::io::Read::read_exact(&mut &random, &mut data).unwrap();
+    fs::write(world.path("data"), data).unwrap();
+    let copied = || {
+        let mut nbdcopy = Command::new("nbdcopy");
+        let data = world.path("data");
+        nbdcopy
+            .args([data.to_str().unwrap(), &uri(&world)])
+            .output()
+            .unwrap()
+    };
+    assert!(!copied().status.success() && !copied().status.success());
+    let warnings = || log().matches("writes fail with ENOSPC, as ").count();
+    while warnings() == 0 {
+        assert!(begun.elapsed() < 2 * HANG, "{}", log());
+    }
+    assert!(
+        log().contains("uzram set NAME backing_dev=PATH"),
+        "{}",
+        log()
+    );
+    let failed = world.ok(&["stat", "vm", "--json"]);
+    let failed: serde_json::Value = serde_json::from_str(&failed).unwrap();
+    let failed = failed["failed_writes"].as_u64().unwrap();
+    assert!(
+        (warnings() as u64) < failed,
+        "{failed} writes failed\n{}",
+        log()
+    );
+
+    // The remedy.
+    world.ok(&["set", "vm", "backing_dev=spill"]);
+    let copied = copied();
+    assert!(copied.status.success(), "{copied:?}");
+}
