@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Puts what a guest needs into DIR, without installing anything on this machine:
 #   DIR/kernel  Debian's cloud kernel and its modules
-#   DIR/qemu    QEMU with the libraries and firmware this machine lacks, unless it has QEMU
+#   DIR/qemu    QEMU with its libraries and firmware, unless this machine has QEMU; of libraries and firmware that
+#               this machine has none is used, as they may go, and are elsewhere
 # The packages are downloaded and unpacked, never installed: a kernel does not belong on the user's
 # machine, and QEMU's package cannot be installed beside a qemu-utils of another release.
 #
@@ -51,10 +52,18 @@ if [[ ! -d $dir/kernel ]]; then
     unpack "$dir/kernel" "$image"
 fi
 
+# The packages of QEMU, each with its version: all that a simulated installation finds missing where
+# nothing is installed. The C library belongs to the loader, which is this machine's.
+qemu_packages() {
+    local plan
+    : >"$dir/nothing-installed"
+    plan=$(apt-get install --simulate --no-install-recommends -o "Dir::State::status=$dir/nothing-installed" \
+        qemu-system-x86 2>&1) || die "apt-get sees no way to get qemu-system-x86: $(tail -n 1 <<<"$plan")"
+    awk '/^Inst / && $2 != "libc6" { print $2 "=" substr($3, 2) }' <<<"$plan"
+}
+
 if ! command -v qemu-system-x86_64 >/dev/null && [[ ! -d $dir/qemu ]]; then
-    # A simulated installation names exactly what this machine lacks.
-    plan=$(apt-get install --simulate --no-install-recommends qemu-system-x86 2>&1) ||
-        die "apt-get sees no way to get qemu-system-x86: $(tail -n 1 <<<"$plan")"
-    mapfile -t packages < <(awk '/^Inst / { v = ($3 ~ /^\[/) ? $4 : $3; print $2 "=" substr(v, 2) }' <<<"$plan")
+    packages=$(qemu_packages)
+    mapfile -t packages <<<"$packages"
     unpack "$dir/qemu" "${packages[@]}"
 fi
