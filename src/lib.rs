@@ -121,7 +121,7 @@ pub use error::{Error, Result};
 pub use image::write_whole;
 pub use latency::{Latency, OperationLatencies};
 pub use log_limit::LogLimit;
-pub use named_file::{open_named_file, read_named_file};
+pub use named_file::{Links, follow_links, open_named_file, read_named_file};
 pub use origin::{OriginConfig, OriginFormat, OriginUse, SyncPolicy};
 pub use pool::ClassStats;
 pub use recompression::Recompression;

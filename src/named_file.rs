@@ -1,13 +1,17 @@
-//! Files that a user names, read whole: certificates, keys, dictionaries, configuration.
+//! Files that a user names: certificates, keys, dictionaries, configuration, images.
 //!
 //! Such a path may lead anywhere. A FIFO or a device must not hold up whoever opens it, and what never ends must
 //! not take all memory: only a regular file is read, and only to a bound.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::Path;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, Mode, OFlags, fstat, open};
+use rustix::fd::AsRawFd;
+use rustix::fs::{FileType, Mode, OFlags, Stat, fstat, lstat, open, readlink};
+use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 
@@ -16,7 +20,7 @@ use crate::error::{Error, Result};
 /// # Errors
 /// [`Error::Io`] if it cannot be opened or read; [`Error::Unusable`] if it is not a regular file, or longer.
 pub fn read_named_file(path: &Path, most: usize) -> Result<Vec<u8>> {
-    let file = open_named_file(path)?;
+    let file = open_named_file(path, Links::Follow)?;
     let length = file.metadata().map_or(0, |file| file.len());
     // As much as it needs, so that nothing of it is left where a smaller one was: it may be a key.
     let mut bytes = Vec::with_capacity(usize::try_from(length).map_or(most, |n| n.min(most)) + 1);
@@ -32,22 +36,97 @@ pub fn read_named_file(path: &Path, most: usize) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// What becomes of a symbolic link in the place that a user names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Links {
+    /// What it leads to is meant.
+    Follow,
+    /// Somebody else may have put it there.
+    Refuse,
+}
+
 /// Opens the regular file at `path` to read it, and waits for nobody.
 ///
 /// # Errors
-/// Those of [`read_named_file`].
-pub fn open_named_file(path: &Path) -> Result<File> {
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let file = open(path, flags, Mode::empty()).map_err(|error| failed("open", path, error))?;
-    let stat = fstat(&file).map_err(|error| failed("look at", path, error))?;
-    let kind = match FileType::from_raw_mode(stat.st_mode) {
-        FileType::RegularFile => return Ok(File::from(file)),
+/// [`Error::Io`] if it cannot be opened; [`Error::Unusable`] if it is not a regular file.
+pub fn open_named_file(path: &Path, links: Links) -> Result<File> {
+    let mut flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    flags.set(OFlags::NOFOLLOW, links == Links::Refuse);
+    let file = match open(path, flags, Mode::empty()) {
+        Ok(file) => File::from(file),
+        Err(Errno::LOOP) if links == Links::Refuse => return Err(no_file(path, FileType::Symlink)),
+        Err(Errno::NXIO) => return Err(no_file(path, FileType::Socket)),
+        Err(error) => return Err(failed("open", path, error)),
+    };
+    check_kind(path, fstat(&file))?;
+    Ok(file)
+}
+
+/// Where a file that is to be at `path` goes: what a symbolic link there leads to takes the place of the link.
+///
+/// # Errors
+/// [`Error::Unusable`] if anything but a regular file is there, or a link that leads nowhere; [`Error::Io`].
+pub fn follow_links(path: &Path) -> Result<PathBuf> {
+    let there = match lstat(path) {
+        Err(Errno::NOENT) => return Ok(path.to_owned()),
+        there => there.map_err(|error| failed("look at", path, error))?,
+    };
+    if FileType::from_raw_mode(there.st_mode) != FileType::Symlink {
+        return check_kind(path, Ok(there)).map(|_| path.to_owned());
+    }
+    // The kernel follows it, which refuses a link that another user has planted in /tmp.
+    let end = match open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()) {
+        Err(Errno::NOENT) => {
+            let reason =
+                "is a symbolic link that leads nowhere: remove it, or make the file it leads to";
+            return Err(unusable(path, reason.to_owned()));
+        }
+        end => end.map_err(|error| failed("open", path, error))?,
+    };
+    let there = check_kind(path, fstat(&end))?;
+    let target = readlink(format!("/proc/self/fd/{}", end.as_raw_fd()), Vec::new())
+        .map_err(|error| failed("look at", path, error))?;
+    let target = PathBuf::from(OsString::from_vec(target.into_bytes()));
+    let id = |stat: Stat| (stat.st_dev, stat.st_ino);
+    match lstat(&target).map(id) == Ok(id(there)) {
+        true => Ok(target),
+        false => Err(unusable(
+            path,
+            "what it leads to has just been changed".to_owned(),
+        )),
+    }
+}
+
+/// Where a file that is to be at `path` goes, if no symbolic link is there.
+///
+/// # Errors
+/// Those of [`follow_links`].
+pub(crate) fn no_link(path: &Path) -> Result<PathBuf> {
+    match lstat(path) {
+        Err(Errno::NOENT) => Ok(path.to_owned()),
+        there => check_kind(path, there).map(|_| path.to_owned()),
+    }
+}
+
+/// Fails if that is not what a regular file is.
+fn check_kind(path: &Path, stat: rustix::io::Result<Stat>) -> Result<Stat> {
+    let stat = stat.map_err(|error| failed("look at", path, error))?;
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => Ok(stat),
+        kind => Err(no_file(path, kind)),
+    }
+}
+
+fn no_file(path: &Path, kind: FileType) -> Error {
+    let kind = match kind {
         FileType::Directory => "a directory",
+        FileType::Symlink => "a symbolic link",
         FileType::Fifo => "a FIFO",
+        FileType::Socket => "a socket",
         FileType::CharacterDevice | FileType::BlockDevice => "a device",
         _ => "something else",
     };
-    Err(unusable(path, format!("{kind}, not a regular file")))
+    unusable(path, format!("{kind}, not a regular file"))
 }
 
 fn failed(verb: &str, path: &Path, error: impl Into<io::Error>) -> Error {

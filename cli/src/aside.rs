@@ -38,6 +38,8 @@ impl ImageId {
 #[derive(Debug)]
 pub(crate) struct Aside<'a> {
     file: &'a Path,
+    /// What it is if `file` is a symbolic link: that is what is replaced.
+    real: PathBuf,
     old: PathBuf,
 }
 
@@ -52,12 +54,13 @@ impl<'a> Aside<'a> {
         if is_its_own || metadata(file)?.is_none() {
             return Ok(None);
         }
+        let real = uzram::follow_links(file)?;
         let mut number = 1;
         loop {
-            let old = name_of_old(file, number);
+            let old = name_of_old(&real, number);
             // Never over what has that name, unlike a rename.
-            match fs::hard_link(file, &old) {
-                Ok(()) => return Ok(Some(Self { file, old })),
+            match fs::hard_link(&real, &old) {
+                Ok(()) => return Ok(Some(Self { file, real, old })),
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => number += 1,
                 Err(error) => {
                     let (file, old) = (file.display(), old.display());
@@ -75,7 +78,7 @@ impl<'a> Aside<'a> {
     pub(crate) fn settle(self) {
         let (file, old) = (self.file.display(), self.old.display());
         let inode = |path: &Path| fs::symlink_metadata(path).map(|at| (at.dev(), at.ino()));
-        match (inode(self.file), inode(&self.old)) {
+        match (inode(&self.real), inode(&self.old)) {
             (Ok(now), Ok(kept)) if now == kept => {
                 // At worst the same file has two names.
                 let _ = fs::remove_file(&self.old);
@@ -137,6 +140,20 @@ mod tests {
             aside.settle();
             assert_eq!(fs::read_to_string(dir.path().join(old)).unwrap(), text);
         }
+    }
+
+    #[test]
+    fn of_a_link_the_image_that_it_leads_to_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, link) = (dir.path().join("image"), dir.path().join("link"));
+        fs::write(&file, "first").unwrap();
+        std::os::unix::fs::symlink("image", &link).unwrap();
+        let aside = Aside::keep(&link, None).unwrap().expect("kept");
+        uzram::write_whole(&link, uzram::Links::Follow, b"second", 0o600).unwrap();
+        aside.settle();
+        let old = dir.path().join("image.old");
+        assert_eq!(fs::read_to_string(old).unwrap(), "first");
+        assert_eq!(fs::read_to_string(link).unwrap(), "second");
     }
 
     #[test]

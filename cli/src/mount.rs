@@ -20,7 +20,7 @@ use crate::name::Name;
 use crate::output;
 use crate::release;
 use crate::rundir::{Record, RunDir, RunRoot, Turn};
-use crate::save;
+use crate::save::{self, Unserved};
 use crate::sectors;
 use crate::server::{self, Launch};
 use crate::settings::Settings;
@@ -390,7 +390,7 @@ fn take_down(
         // A save has its own.
         drop(interrupt);
         let last = came.and_then(|()| save::save_last(dir, file));
-        saved = Some(last.map_err(|error| still_served(&error, owner, by))?);
+        saved = Some(last.map_err(|error| not_saved(error, owner, by))?);
         interrupt = Interrupt::install()?;
     }
     let stopped = server::stop(dir).and_then(|()| interrupt.check_down(dir.name()));
@@ -419,8 +419,11 @@ fn free(
 }
 
 /// What to say of a device that is unmounted and could not be saved. What was interrupted stays so.
-fn still_served(error: &Error, owner: &Owner, by: Option<Down<'_>>) -> Error {
-    let (said, name) = (failure::one_line(error), owner.dir.name());
+fn not_saved(error: Error, owner: &Owner, by: Option<Down<'_>>) -> Error {
+    if error.is::<Unserved>() {
+        return error;
+    }
+    let (said, name) = (failure::one_line(&error), owner.dir.name());
     let left = match &owner.record.mountpoint {
         None => format!("{said}; {name} is still served, with all its data"),
         Some(at) => {
@@ -458,9 +461,9 @@ mod tests {
                 dir: root.dir(&"m".parse().unwrap()),
                 record: serde_json::from_value(record).unwrap(),
             };
-            let interrupted = still_served(&Interrupted::error("interrupted"), &owner, None);
+            let interrupted = not_saved(Interrupted::error("interrupted"), &owner, None);
             assert!(interrupted.is::<Interrupted>(), "{interrupted}");
-            let failed = still_served(&anyhow!("no space"), &owner, None);
+            let failed = not_saved(anyhow!("no space"), &owner, None);
             assert!(!failed.is::<Interrupted>(), "{failed}");
             for error in [interrupted, failed] {
                 assert!(error.to_string().contains("still served"), "{error}");

@@ -1,5 +1,6 @@
 //! `uzram save`, and the last image of a device that is stopped or unmounted.
 
+use std::fmt;
 use std::fs;
 use std::path::{Path, absolute};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -8,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Error, Result, anyhow, bail};
 use rustix::fs::Access;
+use rustix::io::Errno;
 use uzram::control::Client;
 use uzram::{SaveProgress, Saved};
 
@@ -20,6 +22,7 @@ use crate::output;
 use crate::progress::Progress;
 use crate::rundir::{RunDir, RunRoot};
 use crate::sandbox;
+use crate::server::STOP_PATIENCE;
 use crate::stat::PATIENCE;
 use crate::table::{bytes, count};
 use crate::undo::{Interrupt, Interrupted};
@@ -78,10 +81,8 @@ pub(crate) fn check_target(owner: &Owner, file: &Path) -> Result<()> {
         let origin = origin.display();
         bail!("{name} cannot be saved: most of it is in {origin}, its --origin; copy that");
     }
-    if fs::metadata(file).is_ok_and(|there| !there.is_file()) {
-        bail!("cannot save to {shown}: it is there and no plain file");
-    }
-    let path = absolute(file).with_context(|| format!("cannot make sense of {shown}"))?;
+    let path = uzram::follow_links(file).with_context(|| format!("cannot save to {shown}"))?;
+    let path = absolute(path).with_context(|| format!("cannot make sense of {shown}"))?;
     let parent = path.parent().unwrap_or(&path);
     let there = parent.canonicalize().and_then(|dir| {
         rustix::fs::access(&dir, Access::WRITE_OK | Access::EXEC_OK)?;
@@ -118,7 +119,9 @@ fn save_to(dir: &RunDir, file: &Path, last: bool) -> Result<Saved> {
     let socket = dir.control_socket();
     let path =
         absolute(file).with_context(|| format!("cannot make sense of {}", file.display()))?;
-    let before = FileId::of(&path);
+    let place = uzram::follow_links(&path)?;
+    let before = FileId::of(&place);
+    let is_there = || FileId::of(&place).is_some_and(|file| Some(file) != before);
     let mut saver = Client::connect(&socket, PATIENCE)?.with_timeout(LONG);
     let pages =
         Client::connect(&socket, PATIENCE)?.stat()?.orig_data_size / uzram::PAGE_SIZE as u64;
@@ -132,7 +135,7 @@ fn save_to(dir: &RunDir, file: &Path, last: bool) -> Result<Saved> {
         .context("cannot start the thread that waits for the save")?;
     let saved = loop {
         match saved.recv_timeout(EVERY) {
-            Ok(saved) => break saved.map_err(|error| sandbox::explain(error.into(), dir))?,
+            Ok(saved) => break saved,
             Err(RecvTimeoutError::Disconnected) => return Err(anyhow!("the save came to no end")),
             Err(RecvTimeoutError::Timeout) => {}
         }
@@ -140,15 +143,78 @@ fn save_to(dir: &RunDir, file: &Path, last: bool) -> Result<Saved> {
             hang_up.hang_up();
             progress.end();
             let is_over = wait_for_end(&socket);
-            let is_there = FileId::of(&path).is_some_and(|file| Some(file) != before);
-            return Err(interrupted(dir.name(), file, last, is_over, is_there));
+            return Err(interrupted(dir.name(), file, last, is_over, is_there()));
         }
         if let Ok(Some(now)) = ask(&socket) {
             progress.show(now.pages);
         }
     };
     progress.end();
-    Ok(saved)
+    saved.map_err(|error| match fate(dir, &error) {
+        Fate::Serves => sandbox::explain(error.into(), dir),
+        Fate::Silent => Unserved::silent(&error, dir),
+        Fate::Gone => Unserved::gone(dir, file, is_there()),
+    })
+}
+
+/// The device is not, or perhaps not, served any more after its save failed.
+#[derive(Debug)]
+pub(crate) struct Unserved(String);
+
+impl Unserved {
+    fn gone(dir: &RunDir, file: &Path, is_there: bool) -> Error {
+        let (name, file) = (dir.name(), file.display());
+        let mut text = match is_there {
+            true => format!("the server of {name} ended, but {file} was complete by then"),
+            false => format!(
+                "the server of {name} ended before {file} was complete: what was on {name} is lost, and \
+                 nothing was saved"
+            ),
+        };
+        if dir.exists().unwrap_or(false) {
+            text.push_str(&format!("; {}", dir.how_to_clear()));
+        }
+        Self(text).into()
+    }
+
+    fn silent(error: &uzram::Error, dir: &RunDir) -> Error {
+        let name = dir.name();
+        Self(format!("{error}; {name} does not answer: see uzram list")).into()
+    }
+}
+
+impl fmt::Display for Unserved {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Unserved {}
+
+/// What has become of a server whose save failed.
+enum Fate {
+    Serves,
+    Gone,
+    Silent,
+}
+
+fn fate(dir: &RunDir, error: &uzram::Error) -> Fate {
+    let is_stopping = match error {
+        uzram::Error::Remote { errno, .. } if *errno == Errno::INTR => true,
+        uzram::Error::Remote { .. } => return Fate::Serves,
+        // It hung up, or said nothing for long.
+        _ => false,
+    };
+    let deadline = Instant::now() + STOP_PATIENCE;
+    loop {
+        match dir.holder() {
+            Ok(None) => return Fate::Gone,
+            _ if !is_stopping && ask(&dir.control_socket()).is_ok() => return Fate::Serves,
+            _ if Instant::now() < deadline => thread::sleep(Duration::from_millis(20)),
+            _ if is_stopping => return Fate::Gone,
+            _ => return Fate::Silent,
+        }
+    }
 }
 
 /// How far a save is. A server that does not say may be saving all the same.

@@ -21,7 +21,7 @@ use crate::settings::Settings;
 use crate::undo::Interrupt;
 
 /// A server stops within 5 s of being asked; a frozen one never does.
-const STOP_PATIENCE: Duration = Duration::from_secs(7);
+pub(crate) const STOP_PATIENCE: Duration = Duration::from_secs(7);
 
 /// How long a killed process may take to go.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);

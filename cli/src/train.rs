@@ -6,7 +6,7 @@ use std::path::{Path, absolute};
 
 use anyhow::{Context, Result};
 use uzram::control::Client;
-use uzram::{MAX_DICTIONARY_LEN, PAGE_SIZE, Page};
+use uzram::{Links, MAX_DICTIONARY_LEN, PAGE_SIZE, Page};
 
 use crate::args::TrainDictArgs;
 use crate::failure::Usage;
@@ -36,7 +36,7 @@ pub(crate) fn train_dict(args: &TrainDictArgs, root: &RunRoot) -> Result<()> {
         }
         None => {
             let dictionary = uzram::train_dictionary(&samples(&args.files)?, len)?;
-            uzram::write_whole(&output, &dictionary, 0o600)?;
+            uzram::write_whole(&output, Links::Follow, &dictionary, 0o600)?;
         }
     }
     let made = std::fs::metadata(&output)?.len();

@@ -33,6 +33,8 @@ mod rundir;
 mod sandbox;
 #[path = "cli/save.rs"]
 mod save;
+#[path = "common/saving.rs"]
+mod saving;
 #[path = "cli/scrub.rs"]
 mod scrub;
 #[path = "cli/shortage.rs"]

@@ -9,6 +9,8 @@ mod kills;
 mod layers;
 #[path = "../../tests/fuse/offered.rs"]
 mod offered;
+#[path = "common/saving.rs"]
+mod saving;
 #[path = "mount/sectors.rs"]
 mod sectors;
 #[path = "mount/storm.rs"]

@@ -14,6 +14,7 @@ use crate::codec::{
 };
 use crate::error::{Error, Result};
 use crate::memory::FrameBudget;
+use crate::named_file::read_named_file;
 use crate::sync::Mutex;
 use crate::units::Page;
 
@@ -190,7 +191,7 @@ impl Device {
                 return Err(wrong("only zstd takes a dictionary".to_owned()));
             }
             Some(path) => {
-                let bytes = read_dictionary(path)?;
+                let bytes = read_named_file(path, MAX_DICTIONARY_LEN)?;
                 Some(self.core.algorithms.dictionaries.add(&bytes)?)
             }
         };
@@ -206,16 +207,4 @@ impl Device {
         }
         Ok(())
     }
-}
-
-fn read_dictionary(path: &Path) -> Result<Vec<u8>> {
-    let failed = |error| Error::io(format!("read {}", path.display()), error);
-    let metadata = std::fs::metadata(path).map_err(failed)?;
-    if !metadata.is_file() || metadata.len() > MAX_DICTIONARY_LEN as u64 {
-        return Err(Error::Unusable {
-            path: path.to_owned(),
-            reason: format!("a dictionary is a file of at most {MAX_DICTIONARY_LEN} bytes"),
-        });
-    }
-    std::fs::read(path).map_err(failed)
 }

@@ -7,6 +7,7 @@ use crate::block_device::BlockDevice;
 use crate::codec::{MAX_DICTIONARY_LEN, train_dictionary};
 use crate::error::{Error, Result};
 use crate::image::write_whole;
+use crate::named_file::Links;
 use crate::shard::SlotState;
 use crate::units::{PAGE_SHIFT, PAGE_SIZE, PageIndex};
 
@@ -29,7 +30,7 @@ impl Device {
             samples.push(page);
         }
         let dictionary = train_dictionary(&samples, len)?;
-        write_whole(path, &dictionary, 0o600)
+        write_whole(path, Links::Follow, &dictionary, 0o600)
     }
 
     /// Pages to learn from, as far apart as there are so many.

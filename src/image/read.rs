@@ -15,6 +15,7 @@ use super::{
 };
 use crate::codec::{DictionaryId, MAX_DICTIONARY_LEN};
 use crate::error::{Error, Result};
+use crate::named_file::{Links, open_named_file};
 use crate::sector_size::SectorSize;
 use crate::spill::{MAX_STORE_BYTES, RECORD_ALIGN};
 use crate::units::{MAX_DEVICE_BYTES, PAGE_SIZE, PageIndex};
@@ -58,11 +59,8 @@ impl ImageReader {
     /// [`Error::Unusable`] if it is none, is of another version, or was cut off; [`Error::Io`].
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let failed = |error: io::Error| Error::io(format!("open {}", path.display()), error);
-        let file = File::open(path).map_err(failed)?;
+        let file = open_named_file(path, Links::Follow)?;
         let metadata = file.metadata().map_err(failed)?;
-        if !metadata.is_file() {
-            return Err(unusable(path, "an image is a plain file"));
-        }
         let header = read_header(path, &file)?;
         if metadata.len() > MAX_STORE_BYTES {
             return Err(unusable(path, "the image is larger than any can be"));

@@ -236,7 +236,7 @@ fn what_is_no_image_is_called_so() {
     let said = scratch.refusal(&image);
     assert!(said.contains("of version 9"), "{said}");
     let error = ImageReader::open(scratch.path.parent().expect("one"));
-    assert!(error.is_err_and(|error| error.to_string().contains("plain file")));
+    assert!(error.is_err_and(|error| error.to_string().contains("regular file")));
     // Plain, and not to be read where it starts.
     let error = ImageReader::open(Path::new("/proc/self/mem")).map(drop);
     let error = error.expect_err("unreadable");

@@ -448,7 +448,8 @@ pub(crate) struct SaveArgs {
     #[arg(add = ArgValueCandidates::new(complete::devices))]
     pub(crate) name: Name,
 
-    /// The image; one that is there is replaced once the new one is complete.
+    /// The image; one that is there, or that a symbolic link there leads to, is replaced once the new one is
+    /// complete.
     pub(crate) file: PathBuf,
 
     /// Print one JSON object, sizes in bytes.

@@ -2,7 +2,7 @@
 //! would hold us up or have no end, and nothing replaced or removed that is no file of metrics of ours.
 
 use std::fs::{self, File};
-use std::io::{self, ErrorKind, Read};
+use std::io::{ErrorKind, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,8 +11,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use rustix::fs::{Mode, OFlags};
-use rustix::io::Errno;
+use uzram::Links;
 
 use super::exporter::Source;
 use super::exposition::{Format, up_of};
@@ -78,17 +77,22 @@ impl Drop for FileWriter {
 /// # Errors
 /// If something is there that is no file of metrics of ours, nor empty.
 fn replace(path: &Path, source: &Source) -> Result<()> {
-    match head(path) {
-        Ok(head) if head.is_empty() || head.starts_with(b"# HELP uzram_") => {}
-        Err(error) if error.kind() == ErrorKind::NotFound => {}
+    match open(path) {
+        Ok((_, head)) if head.is_empty() || head.starts_with(b"# HELP uzram_") => {}
+        Err(uzram::Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {}
         Ok(_) => bail!(
             "{} holds something else: remove it, or give another path",
             path.display()
         ),
-        Err(error) => return Err(error).with_context(|| format!("cannot use {}", path.display())),
+        Err(error) => return Err(error.into()),
     }
     let text = source.text(Format::Prometheus);
-    Ok(uzram::write_whole(path, text.as_bytes(), 0o644)?)
+    Ok(uzram::write_whole(
+        path,
+        Links::Refuse,
+        text.as_bytes(),
+        0o644,
+    )?)
 }
 
 /// Removes the file that a server of `name` has written to; any other's stays.
@@ -109,28 +113,12 @@ pub(crate) fn remove_stale(path: &Path, name: &Name) -> Result<()> {
     fs::remove_file(path).with_context(|| format!("cannot remove {}", path.display()))
 }
 
-/// How the plain file at `path` begins.
-///
-/// # Errors
-/// `NotFound` if there is nothing, `InvalidInput` for anything but a plain file.
-fn head(path: &Path) -> io::Result<Vec<u8>> {
-    open(path).map(|(_, head)| head)
-}
-
-fn open(path: &Path) -> io::Result<(File, Vec<u8>)> {
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let not_plain = || io::Error::new(ErrorKind::InvalidInput, "it is not a regular file");
-    let opened = rustix::fs::open(path, flags, Mode::empty());
-    let file = File::from(opened.map_err(|errno| match errno {
-        // A link, or a socket.
-        Errno::LOOP | Errno::NXIO => not_plain(),
-        errno => errno.into(),
-    })?);
-    if !file.metadata()?.is_file() {
-        return Err(not_plain());
-    }
+/// How the regular file at `path` begins, and it.
+fn open(path: &Path) -> uzram::Result<(File, Vec<u8>)> {
+    let file = uzram::open_named_file(path, Links::Refuse)?;
     let mut head = Vec::new();
-    (&file).take(HEAD).read_to_end(&mut head)?;
+    let read = (&file).take(HEAD).read_to_end(&mut head);
+    read.map_err(|error| uzram::Error::io(format!("read {}", path.display()), error))?;
     Ok((file, head))
 }
 
@@ -138,6 +126,7 @@ fn open(path: &Path) -> io::Result<(File, Vec<u8>)> {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
+    use rustix::fs::Mode;
     use uzram::{Device, DeviceConfig};
 
     use super::*;

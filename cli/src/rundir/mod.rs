@@ -272,17 +272,21 @@ impl RunDir {
         let name = &self.name;
         match self.holder()? {
             Some(_) => Ok(()),
-            None if self.exists()? => {
-                let clear = match self.record().and_then(|record| record.mountpoint) {
-                    Some(mountpoint) => format!("uzram umount {}", mountpoint.display()),
-                    None => format!("uzram detach {name}"),
-                };
-                Err(anyhow!(
-                    "the server of {name} is dead: clear what it left with: {clear}"
-                ))
-            }
+            None if self.exists()? => Err(anyhow!(
+                "the server of {name} is dead: {}",
+                self.how_to_clear()
+            )),
             None => Err(self.unknown()),
         }
+    }
+
+    /// What to do about what a dead server left.
+    pub(crate) fn how_to_clear(&self) -> String {
+        let clear = match self.record().and_then(|record| record.mountpoint) {
+            Some(mountpoint) => format!("uzram umount {}", mountpoint.display()),
+            None => format!("uzram detach {}", self.name),
+        };
+        format!("clear what it left with: {clear}")
     }
 
     /// Refuses a name of which there is nothing, not even what a dead server left.

@@ -1,11 +1,14 @@
 //! Taking down what is there: only what was made by us, and all of it, whoever made the rest.
 
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::process::Command;
+use std::time::Instant;
 
-use crate::common::{HANG, World, can_mount, signal};
+use crate::common::{HANG, World, can_mount, ended, signal};
+use crate::saving::is_saving;
 use crate::{Disk, alone, text, tool, within};
 
 #[test]
@@ -134,6 +137,49 @@ fn umount_after_kill_9() {
         assert!(within(HANG, || disk.world.loops().is_empty()));
         disk.nothing_is_left();
     }
+}
+
+/// The server is held still while it writes the image, so that the save cannot end before the kill.
+#[test]
+fn a_server_that_is_killed_in_its_last_save_is_not_said_to_be_served() {
+    let Some(disk) = Disk::new("a kill in the last save") else {
+        return;
+    };
+    let images = disk.world.dir("images");
+    let left = || fs::read_dir(&images).unwrap().count();
+    let mut tries = 0..50;
+    loop {
+        tries.next().expect("each save ends before the kill");
+        disk.mount(&["--size=256M"]);
+        disk.fill();
+        let pid = disk.pid();
+        let mut umount = disk
+            .world
+            .command(&["umount", "--save=images/image", "mnt"]);
+        let mut umount = umount.spawn().unwrap();
+        let begun = Instant::now();
+        while !is_saving(pid, &images) && left() == 0 && begun.elapsed() < HANG {}
+        signal(pid, "STOP");
+        signal(pid, "KILL");
+        assert_eq!(ended(&mut umount, HANG).unwrap().code(), Some(1));
+        let mut said = String::new();
+        umount.stderr.unwrap().read_to_string(&mut said).unwrap();
+        let clear = format!(
+            "; clear what it left with: uzram umount {}\n",
+            text(&disk.mnt)
+        );
+        assert!(
+            said.ends_with(&clear) && !said.contains("still served"),
+            "{said}"
+        );
+        disk.world.ok(&["umount", "mnt"]);
+        disk.nothing_is_left();
+        if said.contains("what was on disk is lost, and nothing was saved") {
+            break;
+        }
+        fs::remove_file(images.join("image")).unwrap();
+    }
+    assert_eq!(left(), 0);
 }
 
 #[test]

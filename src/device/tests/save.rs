@@ -289,7 +289,7 @@ fn a_file_that_fails_leaves_the_old_one_and_the_device_alone() {
     }
     fs::write(&path, "old").expect("written");
     let error = device.save(dir.path()).expect_err("a directory");
-    assert!(error.to_string().contains("no plain file"), "{error}");
+    assert!(error.to_string().contains("not a regular file"), "{error}");
     let missing = dir.path().join("missing/image");
     assert_eq!(
         device.save(&missing).expect_err("no directory").errno(),
