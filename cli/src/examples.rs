@@ -263,7 +263,7 @@ EXAMPLES
   uzram up
   uzram up scratch
 
-  What was written for systemd's zram-generator, as far as it makes sense:
+  What was written for systemd's zram-generator, read as that reads it:
   uzram up --config /etc/systemd/zram-generator.conf
 
 The keys of a table are the options of uzram serve and uzram mount, and three more. What has a `mountpoint` is \

@@ -130,7 +130,7 @@ pub(crate) struct MountOptions {
 
 impl MountOptions {
     /// Those that fit the file system on `device`: the one that was made there, or the one that is.
-    fn for_device(device: &Path, made: Option<FsType>, read_only: bool) -> Self {
+    pub(crate) fn for_device(device: &Path, made: Option<FsType>, read_only: bool) -> Self {
         let found = match made {
             Some(_) => Signature::Nothing,
             None => Signature::of(device),
@@ -143,38 +143,37 @@ impl MountOptions {
         }
     }
 
-    /// As `-o` takes them.
-    fn text(self) -> String {
+    /// As `-o` takes them, with those that the user asked for, which may undo the others.
+    pub(crate) fn text(self, asked: Option<&str>) -> String {
         let options = [
             (self.discard, "discard"),
             (self.read_only, "ro"),
             (self.nouuid, "nouuid"),
         ];
         let set = options.into_iter().filter(|(is_set, _)| *is_set);
-        let words: Vec<_> = set.map(|(_, word)| word).collect();
+        let asked = asked.filter(|options| !options.is_empty());
+        let words: Vec<_> = set.map(|(_, word)| word).chain(asked).collect();
         words.join(",")
     }
 }
 
-/// Mounts the file system that was made, or the one that is there; says how.
+/// Mounts the file system that was made, or the one that is there.
 pub(crate) fn mount(
     turn: &Turn,
     device: &Path,
     made: Option<FsType>,
-    read_only: bool,
+    options: &str,
     mountpoint: &Path,
-) -> Result<MountOptions> {
+) -> Result<()> {
     let tool = program::find("mount", "mount")?;
-    let options = MountOptions::for_device(device, made, read_only);
     let mut args: Vec<OsString> = Vec::new();
     if let Some(fs) = made {
         args.extend(["-t", fs.name()].map(OsString::from));
     }
-    let text = options.text();
-    if !text.is_empty() {
-        args.extend(["-o", &text].map(OsString::from));
+    if !options.is_empty() {
+        args.extend(["-o", options].map(OsString::from));
     }
     args.extend([device.into(), mountpoint.into()]);
     program::run_in(turn, &tool, args)?;
-    Ok(options)
+    Ok(())
 }

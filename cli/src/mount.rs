@@ -102,7 +102,13 @@ pub(crate) fn mount(
         turn,
         sockets,
     };
-    let (path, options) = match make(launch, args.fs, &mountpoint, &mut undo) {
+    let (path, options) = match make(
+        launch,
+        args.fs,
+        args.options.as_deref(),
+        &mountpoint,
+        &mut undo,
+    ) {
         Ok(made) => made,
         Err(error) => {
             let undone = undo.unwind();
@@ -133,6 +139,7 @@ pub(crate) fn mount(
 fn make<'a>(
     launch: Launch<'a>,
     fs: FsType,
+    asked: Option<&str>,
     mountpoint: &Path,
     undo: &mut Undo<'a>,
 ) -> Result<(PathBuf, MountOptions)> {
@@ -151,8 +158,9 @@ fn make<'a>(
     steps.next(format!("mounting on {}", mountpoint.display()));
     interrupt.check()?;
     let read_only = settings.device.read_only;
-    let mounted = filesystem::mount(turn, &device.path, made, read_only, mountpoint);
-    let options = mounted.map_err(|error| {
+    let options = MountOptions::for_device(&device.path, made, read_only);
+    let mounted = filesystem::mount(turn, &device.path, made, &options.text(asked), mountpoint);
+    mounted.map_err(|error| {
         let origin = settings.device.origin.as_ref().map(|origin| &origin.path);
         let there = settings.restore.as_ref().or(origin);
         match (there, filesystem::not_mountable(&device.path)) {

@@ -22,6 +22,7 @@ use crate::{inherited, manage, mount, serve, shortage, swapon};
 pub(crate) fn up(args: &UpArgs, root: &RunRoot) -> Result<()> {
     let config = Config::read(&args.config)?;
     let entries = config.select(&args.names)?;
+    config.warn();
     go_to(&args.config)?;
     if args.foreground {
         let [entry] = entries[..] else {

@@ -195,6 +195,10 @@ pub(crate) struct MountArgs {
     /// The file system to make; with --restore or --origin there is one, and none is made.
     #[arg(long, value_enum, default_value_t = FsType::Ext4)]
     pub(crate) fs: FsType,
+
+    /// Options for mount(8) beside those that uzram gives, as in noatime,nodev.
+    #[arg(short, long, value_name = "OPTIONS")]
+    pub(crate) options: Option<String>,
 }
 
 #[derive(Debug, Args)]

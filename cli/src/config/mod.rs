@@ -1,5 +1,5 @@
 //! Devices described in a file: `uzram.toml`, a table for each device whose keys are the options of
-//! `uzram serve` and `uzram mount`; or zram-generator.conf, as far as its keys make sense here.
+//! `uzram serve` and `uzram mount`; or zram-generator.conf, read as zram-generator does.
 //!
 //! Either becomes the words of a command line, so that a value means the same in all three. An error
 //! names the file, the line and the key.
@@ -32,6 +32,9 @@ const SAVE: &str = "save";
 
 /// The key of a device that is swapped to; the command line has nothing like it.
 const SWAP_PRIORITY: &str = "swap-priority";
+
+/// The key of a device that may meet its limit with nowhere to spill to.
+const ALLOW_ENOSPC: &str = "allow-enospc";
 
 /// What a key is set to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,6 +82,8 @@ pub(crate) enum Wanted {
 pub(crate) struct Config {
     path: PathBuf,
     entries: Vec<Entry>,
+    /// What is ignored in it, or not as it seems.
+    warnings: Vec<Wrong>,
 }
 
 impl Config {
@@ -95,17 +100,29 @@ impl Config {
         };
         let parsed = match path.extension().is_some_and(|end| end == "conf") {
             true => zram_generator::parse(&text, zram_generator::ram_mib()?),
-            false => toml::parse(&text),
+            false => toml::parse(&text).map(|entries| Parsed {
+                entries,
+                warnings: Vec::new(),
+            }),
         };
+        let Parsed { entries, warnings } = parsed.map_err(|error| error.in_file(path))?;
         let config = Self {
             path: path.to_owned(),
-            entries: parsed.map_err(|error| error.in_file(path))?,
+            entries,
+            warnings,
         };
         for entry in &config.entries {
             config.check_keys(entry)?;
         }
         config.check_images()?;
         Ok(config)
+    }
+
+    /// Warns of what is ignored in it.
+    pub(crate) fn warn(&self) {
+        for Wrong { line, reason } in &self.warnings {
+            failure::warn(&format!("{}:{line}: {reason}", self.path.display()));
+        }
     }
 
     /// The devices called `names`, or all.
@@ -312,6 +329,13 @@ fn no_such_key(verb: &str, key: &str) -> String {
         Some(meant) => format!("there is no such key{}", suggest::question(meant)),
         None => format!("there is no such key: the keys are {}", names.join(", ")),
     }
+}
+
+/// What a file says.
+#[derive(Debug)]
+struct Parsed {
+    entries: Vec<Entry>,
+    warnings: Vec<Wrong>,
 }
 
 /// What is wrong with a line.

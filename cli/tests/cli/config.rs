@@ -111,6 +111,20 @@ fn what_is_wrong_in_a_file_is_named() {
         line.contains("zram-generator.conf:2: compression-algorithm: "),
         "{line}"
     );
+    let ignored = "[disk]\n[zram0]\nzram-sise = 1\nzram-size = 0\n";
+    fs::write(world.path("zram-generator.conf"), ignored).unwrap();
+    let output = world.run(&["up", "--config=zram-generator.conf"]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        output.status.success() && output.stdout.is_empty(),
+        "{said}"
+    );
+    let begins = ["1: [disk] is ignored", "3: zram-sise is ignored"];
+    assert_eq!(said.lines().count(), begins.len(), "{said}");
+    for (line, begin) in said.lines().zip(begins) {
+        let begin = format!("uzram: warning: zram-generator.conf:{begin}");
+        assert!(line.starts_with(&begin), "{line}");
+    }
     let line = world.refused(1, &["up", "--config=missing.toml"]);
     assert!(line.contains("missing.toml"), "{line}");
 }
@@ -401,13 +415,22 @@ fn what_has_a_mountpoint_is_mounted() {
         return;
     }
     let world = World::new();
-    world.dir("mnt");
+    let mnt = world.dir("mnt");
     let generator = "[zram7]\nzram-size = min(ram, 64)\ncompression-algorithm = zstd(level=3)\n\
-                     mount-point = mnt\nfs-type = ext4\noptions = discard\n";
+                     mount-point = mnt\nfs-type = ext4\noptions = discard,noatime,nodev\n";
     fs::write(world.path("zram-generator.conf"), generator).unwrap();
     let config = "--config=zram-generator.conf";
     let said = world.ok(&["up", config]);
     assert!(said.starts_with("zram7 (64 MiB) is mounted on "), "{said}");
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let mount = mounts
+        .lines()
+        .find(|line| line.contains(mnt.to_str().unwrap()))
+        .unwrap();
+    assert!(
+        mount.contains("noatime") && mount.contains("nodev") && mount.contains("discard"),
+        "{mount}"
+    );
     let algorithms = world.ok(&["stat", "zram7", "comp_algorithm"]);
     assert!(algorithms.contains("[zstd:3]"), "{algorithms}");
     let line = world.refused(2, &["up", "--foreground", "zram7", config]);

@@ -69,16 +69,25 @@ fn writes_that_fail_at_the_limit_are_in_the_log_with_the_remedy() {
         let mut command = world.command(&args);
         Serve::start(command.stderr(File::create(world.path("log")).unwrap()))
     };
+    let begun = Instant::now();
+    // What is said last before it is ready.
+    let serves = || {
+        while !log().contains("serving vm") {
+            assert!(begun.elapsed() < HANG, "{}", log());
+        }
+    };
     let server = start(&["--allow-enospc"]);
+    serves();
     assert!(!log().contains("WARN"), "{}", log());
     drop(server);
 
     let _server = start(&[]);
-    let starts = "--mem-limit: 1 MiB is less than the ";
-    let begun = Instant::now();
-    while !log().contains(starts) {
-        assert!(begun.elapsed() < HANG, "{}", log());
-    }
+    serves();
+    assert!(
+        log().contains("--mem-limit: 1 MiB is less than the "),
+        "{}",
+        log()
+    );
     assert!(log().contains("uzram set vm backing_dev=PATH"), "{}", log());
     let mut data = vec![0; 8 << 20];
     let random = File::open("/dev/urandom").unwrap();
