@@ -11,6 +11,7 @@ for component in fmt clippy; do
 done
 
 cargo fmt --all --check
+scripts/layers.sh
 cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
 # The scheduler's locks are larger than the ones that are shipped.
 cargo clippy --quiet --locked --lib --tests --features shuttle -- -D warnings -A clippy::large_enum_variant

@@ -2,9 +2,10 @@
 
 use crate::block_device::BlockDevice;
 use crate::codec::{Codec, Dictionaries, MAX_COMPRESSED_LEN, decompress};
-use crate::config::{DeviceConfig, PoolKind};
+use crate::config::DeviceConfig;
 use crate::device::Device;
 use crate::image::forge;
+use crate::pool::PoolKind;
 use crate::pool::harness::{Harness, Step};
 use crate::units::PAGE_SIZE;
 

@@ -1,16 +1,22 @@
 //! zram in userspace: a compressed RAM block device that spills its coldest memory to a file.
 //!
 //! ```text
-//!  nbd::Server ──┐                           ┌─ Pool: Zsmalloc or Buddies, over an Arena of page frames
-//!  fuse::Mount ──┼─ BlockDevice ── Shard ×N ─┼─ SlotTable
-//!  (your code) ──┘    Device       one lock  └─ Lru of zspages
-//!                       │          each
-//!                       ├─ codec: compresses and decompresses, under a lock only what changes in part
-//!                       ├─ Writeback, a thread ── SegmentLog ── Backing: a file, a block device
-//!                       └─ Origin, if there is one: an Image that pages come from, and go home to
-//!
-//!  control::Server and the files of the FUSE directory ── Attribute ── Device
+//!  nbd  fuse  (your code)          control, attributes: the same device, in words
+//!        │                              │
+//!        └──────── device ──────────────┘      Device, a BlockDevice
+//!               ┌────┴─────┐
+//!               io      maintain               requests; evict, clean, compact, recompress, destage
+//!               └────┬─────┘
+//!                 engine                       Engine: shards, limit, codecs, what is spilled, ages
+//!               ┌────┴─────┐
+//!             shard      origin                slots, pool and LRU under one lock; the image beneath
+//!         ┌──────┼───────┐
+//!       pool   spill   image                   page frames; segments of a backing; saved images
 //! ```
+//!
+//! Imports go down this picture, never up: `scripts/layers.sh` says which module is in which layer, and
+//! fails on an import that goes up. `docs/architecture.md` follows a write, a read, an eviction and others through
+//! the files.
 //!
 //! # What happens to a page
 //!
@@ -26,11 +32,12 @@
 //! - **Recompressed**, when that is asked for, or when it has not been accessed for long: marked and
 //!   copied under the lock, compressed again with a stronger algorithm without it, and replaced if
 //!   the mark is still there. What churn leaves sparse is packed by the writeback thread.
-//! - **Written home**, over an image, by eviction or a flush: copied under the lock, with its dirty
-//!   neighbours, and written without it; if it has not changed by then it is clean, and leaves memory
-//!   or may do so. Its slot is then empty, which means that the image has it (`origin`).
+//! - **Destaged**, over an image, by eviction or a flush: copied under the lock, with its dirty
+//!   neighbours, and written to the image without it; if it has not changed by then it is clean, and
+//!   leaves memory or may do so. Its slot is then empty, which means that the image has it
+//!   (`maintain::destage`).
 //! - **Saved**, in an image of the device as it is at one time: by a thread that goes over all pages, or
-//!   by whoever is about to change one that is not saved yet.
+//!   by whoever is about to change one that is not saved yet (`engine::copy_before_write`).
 //! - **Restored**, its slot points at its record in a saved image, which is read like a backing, and
 //!   emptied in the background.
 //! - **Discarded**, it costs nothing again. A segment whose records are all gone is given back; the
@@ -68,7 +75,8 @@
 //! | record | an object in a segment, with a header and a checksum |
 //! | saved image | a device's data in a file, as it was at one time |
 //! | origin | the image that a device begins as |
-//! | home | the origin, if what is written goes there |
+//! | destage | write a dirty page to the origin |
+//! | refault | a read of a page that was evicted or read back not long ago: it returns to memory |
 //! | dirty | not in the image as it is; clean: in it, and in memory |
 //! | absent | in the image only |
 
@@ -79,6 +87,7 @@ mod codec;
 mod config;
 pub mod control;
 mod device;
+mod engine;
 mod error;
 mod file_lock;
 pub mod fuse;
@@ -86,8 +95,10 @@ pub mod fuse;
 #[doc(hidden)]
 pub mod fuzzing;
 mod image;
+mod io;
 mod latency;
 mod log_limit;
+mod maintain;
 mod memory;
 pub mod mounts;
 mod named_file;
@@ -106,13 +117,13 @@ mod time;
 mod units;
 mod unix_socket;
 mod users;
-mod writeback;
+mod waker;
 
 pub use algorithm::{Algorithm, Priority};
 pub use attributes::Attribute;
 pub use block_device::{BlockDevice, check_range};
 pub use codec::{MAX_DICTIONARY_LEN, train_dictionary};
-pub use config::{BackingConfig, BackingKeep, DeviceConfig, PoolKind, check_mem_limit};
+pub use config::{DeviceConfig, check_mem_limit};
 pub use device::{
     BlockStates, Device, MAX_MAP_CELLS, MapCell, PageMap, PlaceCheck, SaveProgress, Saved,
     Scrubbed, saved_size,
@@ -123,12 +134,12 @@ pub use latency::{Latency, OperationLatencies};
 pub use log_limit::LogLimit;
 pub use named_file::{Links, follow_links, open_named_file, read_named_file};
 pub use origin::{OriginConfig, OriginFormat, OriginUse, SyncPolicy};
-pub use pool::ClassStats;
+pub use pool::{ClassStats, PoolKind};
 pub use recompression::Recompression;
 pub use sector_size::SectorSize;
 pub use selection::Selection;
 pub use size::{ParseSizeError, parse_size};
-pub use spill::{BackingNotes, wipe_spill};
+pub use spill::{BackingConfig, BackingKeep, BackingNotes, wipe_spill};
 pub use stats::Stats;
 pub use units::{Extent, MAX_DEVICE_BYTES, PAGE_SHIFT, PAGE_SIZE, Page, PageIndex, PageState};
 pub use unix_socket::{MAX_SOCKET_PATH, SocketFile, listen as listen_unix, remove_dead_socket};

@@ -5,7 +5,6 @@ use std::ops::Range;
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
-use crate::shard::Slot;
 
 /// What the pages of a [`Part`] have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,18 +15,6 @@ pub(crate) enum PageKind {
     /// Stored raw.
     Huge,
     HugeIdle,
-}
-
-impl PageKind {
-    /// Whether the page of a slot is of this kind.
-    pub(crate) fn includes(self, slot: Slot) -> bool {
-        match self {
-            Self::Any => true,
-            Self::Idle => slot.is_idle(),
-            Self::Huge => slot.is_huge(),
-            Self::HugeIdle => slot.is_huge() && slot.is_idle(),
-        }
-    }
 }
 
 /// Pages of a range that are of a kind.

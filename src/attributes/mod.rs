@@ -19,13 +19,14 @@ use self::formats::{
 };
 use crate::algorithm::{Algorithm, Priority};
 use crate::block_device::BlockDevice;
-use crate::config::{BackingConfig, DeviceConfig};
+use crate::config::DeviceConfig;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::recompression::Recompression;
 use crate::sector_size::SectorSize;
 use crate::selection::Selection;
 use crate::size::parse_size;
+use crate::spill::BackingConfig;
 
 /// An attribute of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

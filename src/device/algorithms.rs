@@ -1,152 +1,38 @@
-//! A device's algorithms: one for new pages, and up to three for recompression, by priority.
+//! The algorithms of a device, set while it is in use.
 
 use std::path::Path;
-use std::sync::Arc;
 
-use crossbeam::atomic::AtomicCell;
 use rustix::io::Errno;
 
 use super::Device;
-use super::core::Core;
 use crate::algorithm::{Algorithm, Priority};
-use crate::codec::{
-    self, Codec, Compression, Dictionaries, DictionaryId, MAX_DICTIONARY_LEN, NotAPage,
-};
+use crate::codec::MAX_DICTIONARY_LEN;
 use crate::error::{Error, Result};
-use crate::memory::FrameBudget;
 use crate::named_file::read_named_file;
-use crate::sync::Mutex;
-use crate::units::Page;
-
-/// The algorithms, and the dictionaries that they and the objects there are use. What is set holds
-/// for what is compressed from then on.
-pub(crate) struct Algorithms {
-    /// By priority; the first is there.
-    all: [AtomicCell<Option<Compression>>; Priority::COUNT],
-    pub(crate) dictionaries: Dictionaries,
-    /// Held while one is set.
-    setting: Mutex<()>,
-}
-
-impl Algorithms {
-    /// Algorithms whose dictionaries' memory is of `budget`.
-    pub(super) fn new(
-        primary: Algorithm,
-        secondary: &[Algorithm],
-        budget: Arc<FrameBudget>,
-    ) -> Self {
-        let all: [AtomicCell<Option<Compression>>; Priority::COUNT] = Default::default();
-        let given = [&primary].into_iter().chain(secondary);
-        for (cell, &algorithm) in all.iter().zip(given) {
-            cell.store(Some(algorithm.into()));
-        }
-        Self {
-            all,
-            dictionaries: Dictionaries::new(budget),
-            setting: Mutex::default(),
-        }
-    }
-
-    pub(super) fn get(&self, priority: Priority) -> Option<Compression> {
-        self.all[priority.index()].load()
-    }
-
-    fn set(&self, priority: Priority, algorithm: Algorithm) {
-        let _one_at_a_time = self.setting.lock();
-        self.put(priority, algorithm.into());
-    }
-
-    /// # Errors
-    /// Those of [`Dictionaries::prepare`].
-    fn set_with_dictionary(
-        &self,
-        priority: Priority,
-        level: i8,
-        dictionary: DictionaryId,
-    ) -> Result<()> {
-        let _one_at_a_time = self.setting.lock();
-        self.dictionaries.prepare(dictionary, level)?;
-        let how = Compression {
-            algorithm: Algorithm::Zstd { level },
-            dictionary: Some(dictionary),
-        };
-        self.put(priority, how);
-        Ok(())
-    }
-
-    fn put(&self, priority: Priority, how: Compression) {
-        self.all[priority.index()].store(Some(how));
-        self.dictionaries.forget_unused(|id, level| {
-            let algorithm = Algorithm::Zstd { level };
-            let mut all = self.all.iter().filter_map(AtomicCell::load);
-            all.any(|how| how.dictionary == Some(id) && how.algorithm == algorithm)
-        });
-    }
-
-    /// Those that pages are recompressed with, in order.
-    pub(super) fn secondary(&self) -> Vec<(Priority, Compression)> {
-        let there = |priority| Some((priority, self.get(priority)?));
-        Priority::SECONDARY.into_iter().filter_map(there).collect()
-    }
-
-    /// Compresses a new page; `None` if it is to be stored raw.
-    pub(crate) fn compress(
-        &self,
-        page: &Page,
-        out: &mut [u8],
-        max_len: usize,
-    ) -> Option<(Codec, usize)> {
-        let how = self.get(Priority::PRIMARY)?;
-        let dictionaries = &self.dictionaries;
-        codec::compress(how, Priority::PRIMARY, dictionaries, page, out, max_len)
-    }
-
-    pub(crate) fn decompress(
-        &self,
-        codec: Codec,
-        object: &[u8],
-        page: &mut Page,
-    ) -> Result<(), NotAPage> {
-        codec::decompress(codec, object, &self.dictionaries, page)
-    }
-}
-
-impl Core {
-    /// Has recompression try again what it has tried: there is something new to try.
-    fn forget_tried(&self) {
-        for index in self.layout.shards() {
-            let (mut at, end) = (0, self.layout.slots(index));
-            while at < end {
-                let mut shard = self.shard(index);
-                at = shard.change_notes(at..end, |_, slot| slot.without_tried());
-            }
-        }
-    }
-}
 
 impl Device {
     /// How new pages are compressed.
     pub fn algorithm(&self) -> Algorithm {
-        let how = self.core.algorithms.get(Priority::PRIMARY);
+        let how = self.engine.codecs.get(Priority::PRIMARY);
         how.map_or(Algorithm::Lz4, |how| how.algorithm)
     }
 
     /// Compresses new pages like this from here on; those that are stored stay as they are.
     pub fn set_algorithm(&self, algorithm: Algorithm) {
-        self.core.algorithms.set(Priority::PRIMARY, algorithm);
+        self.engine.codecs.set(Priority::PRIMARY, algorithm);
     }
 
     /// The algorithm of a priority, if there is one.
     pub fn algorithm_of(&self, priority: Priority) -> Option<Algorithm> {
-        self.core.algorithms.get(priority).map(|how| how.algorithm)
+        self.engine.codecs.get(priority).map(|how| how.algorithm)
     }
 
     /// Sets the algorithm of a priority, from here on. What no other made smaller is tried again
     /// with one for recompression.
     pub fn set_algorithm_of(&self, priority: Priority, algorithm: Algorithm) {
-        self.core.algorithms.set(priority, algorithm);
+        self.engine.codecs.set(priority, algorithm);
         if priority != Priority::PRIMARY {
-            self.core.forget_tried();
+            self.forget_tried();
         }
     }
 
@@ -192,19 +78,25 @@ impl Device {
             }
             Some(path) => {
                 let bytes = read_named_file(path, MAX_DICTIONARY_LEN)?;
-                Some(self.core.algorithms.dictionaries.add(&bytes)?)
+                Some(self.engine.codecs.dictionaries.add(&bytes)?)
             }
         };
-        let algorithms = &self.core.algorithms;
+        let codecs = &self.engine.codecs;
         match (algorithm, dictionary) {
             (Algorithm::Zstd { level }, Some(id)) => {
-                algorithms.set_with_dictionary(priority, level, id)?;
+                codecs.set_with_dictionary(priority, level, id)?;
             }
-            _ => algorithms.set(priority, algorithm),
+            _ => codecs.set(priority, algorithm),
         }
         if priority != Priority::PRIMARY {
-            self.core.forget_tried();
+            self.forget_tried();
         }
         Ok(())
+    }
+
+    /// Has recompression try again what it has tried: there is something new to try.
+    fn forget_tried(&self) {
+        let shards = &self.engine.shards;
+        shards.change_notes(|_, _, slot| slot.without_tried());
     }
 }

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::Device;
-use crate::config::{BackingConfig, BackingKeep, NO_BACKING};
+use crate::config::NO_BACKING;
 use crate::error::{Error, Result};
-use crate::spill::{Backing, RecordFormat};
+use crate::maintain::{Command, NewBacking};
+use crate::spill::{Backing, BackingConfig, BackingKeep, RecordFormat};
 use crate::sync::atomic::Ordering::Relaxed;
 use crate::sync::channel;
-use crate::writeback::{Command, NewBacking};
 
 /// Whether a device may spill or be saved to a path, or else why not.
 pub type PlaceCheck = dyn Fn(&Path) -> Result<()> + Send + Sync;
@@ -30,13 +30,13 @@ impl Device {
 
     /// The backing's path, if there is one.
     pub fn backing_path(&self) -> Option<PathBuf> {
-        let backing = self.core.stores.current();
+        let backing = self.engine.spilled.stores.current();
         backing.map(|backing| backing.path().to_owned())
     }
 
     /// Whether what is spilled is encrypted: fixed when the device is made.
     pub fn encrypts(&self) -> bool {
-        matches!(self.core.formats.spilled, RecordFormat::Sealed(_))
+        matches!(self.engine.spilled.formats.spilled, RecordFormat::Sealed(_))
     }
 
     /// What becomes of the backing at the end, and of one that takes its place by way of an
@@ -54,7 +54,7 @@ impl Device {
     /// for what the earlier one holds, or it cannot be read: then that serves on.
     pub fn set_backing(&self, config: Option<&BackingConfig>) -> Result<()> {
         match config {
-            Some(_) if self.core.origin.home().is_some() => Err(Error::Refused {
+            Some(_) if self.engine.origin.destages() => Err(Error::Refused {
                 what: "backing_dev",
                 reason: NO_BACKING.to_owned(),
                 errno: Errno::INVAL,
@@ -99,7 +99,7 @@ impl Device {
 
     /// Most bytes of the backing that may be used, if there is a bound.
     pub fn backing_size(&self) -> Option<u64> {
-        Some(self.core.backing_size.load(Relaxed)).filter(|&size| size != 0)
+        Some(self.engine.spilled.backing_size.load(Relaxed)).filter(|&size| size != 0)
     }
 
     /// Sets how many bytes of the backing may be used; with `None`, all it has.

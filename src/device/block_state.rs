@@ -6,7 +6,6 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::Device;
-use super::core::Core;
 use crate::algorithm::Priority;
 use crate::codec::Codec;
 use crate::shard::{SLOTS_PER_BLOCK, Shard, Slot, SlotIndex, SlotState};
@@ -40,7 +39,24 @@ struct State {
 impl Device {
     /// The lines of `block_state` of pages from page `from` on. A step takes a bounded time.
     pub fn block_states(&self, from: u64) -> BlockStates {
-        self.core.block_states(from)
+        let end = self.engine.shards.layout.pages();
+        let stripe_pages =
+            self.engine.shards.layout.shards().count() as u64 * u64::from(SLOTS_PER_BLOCK);
+        let (mut at, mut found) = (from, Vec::new());
+        for _ in 0..RUNS_AT_ONCE {
+            if at >= end || found.len() >= LINES_AT_ONCE {
+                break;
+            }
+            let window_end = at.saturating_add(STRIPES_AT_ONCE * stripe_pages).min(end);
+            at = match self.engine.shards.first_used(at..window_end) {
+                Some(used) => self.states_of_run(used, end, &mut found),
+                None => window_end,
+            };
+        }
+        BlockStates {
+            text: self.lines(&found),
+            next: (at < end).then_some(at),
+        }
     }
 
     /// All of `block_state`: 40 bytes for each page that holds data.
@@ -53,33 +69,11 @@ impl Device {
         }
         text
     }
-}
-
-impl Core {
-    fn block_states(&self, from: u64) -> BlockStates {
-        let end = self.layout.pages();
-        let stripe_pages = self.layout.shards().count() as u64 * u64::from(SLOTS_PER_BLOCK);
-        let (mut at, mut found) = (from, Vec::new());
-        for _ in 0..RUNS_AT_ONCE {
-            if at >= end || found.len() >= LINES_AT_ONCE {
-                break;
-            }
-            let window_end = at.saturating_add(STRIPES_AT_ONCE * stripe_pages).min(end);
-            at = match self.first_used(at..window_end) {
-                Some(used) => self.states_of_run(used, end, &mut found),
-                None => window_end,
-            };
-        }
-        BlockStates {
-            text: self.lines(&found),
-            next: (at < end).then_some(at),
-        }
-    }
 
     /// Lists the pages of the run that starts at page `first`; returns the page after it.
     fn states_of_run(&self, first: u64, end: u64, found: &mut Vec<State>) -> u64 {
-        let run = self.layout.run(PageIndex(first as u32), end);
-        let shard: &Shard = &self.shard(run.shard);
+        let run = self.engine.shards.layout.run(PageIndex(first as u32), end);
+        let shard: &Shard = &self.engine.shards.lock(run.shard);
         found.extend((0..run.pages).filter_map(|i| {
             let slot = shard.slot(SlotIndex(run.slot.0 + i));
             (!slot.is_empty()).then(|| State {
@@ -92,9 +86,9 @@ impl Core {
     }
 
     fn lines(&self, found: &[State]) -> String {
-        let secondary = self.algorithms.secondary();
+        let secondary = self.engine.codecs.secondary();
         let top = secondary.last().map_or(Priority::PRIMARY, |last| last.0);
-        let times = self.access_times();
+        let times = self.engine.ages.access_times(&self.engine.time);
         let mut text = String::with_capacity(found.len() * 40);
         for State {
             page,

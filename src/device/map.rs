@@ -6,9 +6,8 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::Device;
-use super::core::Core;
-use super::layout::ShardIndex;
 use crate::codec::Codec;
+use crate::engine::ShardIndex;
 use crate::error::{Error, Result};
 use crate::shard::{Shard, SlotIndex, SlotState};
 
@@ -90,28 +89,28 @@ impl Device {
             pages,
             cells: vec![MapCell::default(); cells.min(pages) as usize],
         };
-        for index in self.core.layout.shards() {
-            self.core.add_to_map(index, &mut map);
+        for index in self.engine.shards.layout.shards() {
+            self.add_to_map(index, &mut map);
         }
         Ok(map)
     }
-}
 
-impl Core {
     /// Adds a shard's pages. Its lock is held for a bounded number of them at a time.
     fn add_to_map(&self, index: ShardIndex, map: &mut PageMap) {
         const USED_AT_ONCE: usize = 1024;
         const SEARCHED_AT_ONCE: u32 = 1 << 19;
         let slots = self
+            .engine
+            .shards
             .layout
             .slots_of(index, map.first..map.first + map.pages);
         let mut at = slots.start;
         while at < slots.end {
             let end = slots.end.min(at.saturating_add(SEARCHED_AT_ONCE));
-            let shard = self.shard(index);
+            let shard = self.engine.shards.lock(index);
             let mut used = 0;
             while let Some(slot) = shard.next_used(at..end) {
-                let page = u64::from(self.layout.page(index, slot).0) - map.first;
+                let page = u64::from(self.engine.shards.layout.page(index, slot).0) - map.first;
                 let cell = page * map.cells.len() as u64 / map.pages;
                 count(&mut map.cells[cell as usize], &shard, slot);
                 at = slot.0 + 1;

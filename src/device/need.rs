@@ -1,8 +1,8 @@
 //! What memory a device can come to need, whatever is written to it: it is what a limit is held against
 //! where pages cannot leave.
 
-use super::core::shards_for;
 use crate::config::DeviceConfig;
+use crate::engine::shards_for;
 use crate::pool;
 use crate::units::PAGE_SHIFT;
 
@@ -30,9 +30,10 @@ impl DeviceConfig {
 mod tests {
     use super::*;
     use crate::block_device::BlockDevice;
-    use crate::config::{BackingConfig, PoolKind};
     use crate::device::Device;
     use crate::origin::{OriginConfig, OriginFormat, OriginUse, SyncPolicy};
+    use crate::pool::PoolKind;
+    use crate::spill::BackingConfig;
     use crate::units::PAGE_SIZE;
 
     const PAGE: u64 = PAGE_SIZE as u64;

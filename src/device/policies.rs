@@ -6,13 +6,13 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use super::Device;
-use crate::BlockDevice;
+use crate::block_device::BlockDevice;
 use crate::config::check_daily_limit;
 use crate::error::{Error, Result};
+use crate::maintain::Command;
 use crate::selection::Selection;
 use crate::sync::channel;
 use crate::units::PAGE_SHIFT;
-use crate::writeback::Command;
 
 impl Device {
     /// Marks the pages in memory as idle that were neither written nor read for `age`, or all;
@@ -20,7 +20,8 @@ impl Device {
     /// second at first; after a day of use a page may be three times as old as is known, but it is
     /// never taken for older than it is. Pages that are same-filled or spilled are not marked.
     pub fn mark_idle(&self, age: Option<Duration>) -> u64 {
-        self.core.mark_idle(age)
+        let engine = &*self.engine;
+        engine.ages.mark_idle(&engine.shards, &engine.time, age)
     }
 
     /// Writes chosen pages back, those of them that are in memory; returns how many have left it.
@@ -49,29 +50,29 @@ impl Device {
 
     /// Has [`Device::write_back`] end early from here on, so that nobody waits for it.
     pub fn stop(&self) {
-        self.core.stop();
+        self.engine.stop();
     }
 
     /// Pages that may still be written back, if [`Device::has_writeback_limit`].
     pub fn writeback_limit(&self) -> u64 {
-        self.core.allowance.pages()
+        self.engine.spilled.quota.pages()
     }
 
     /// Sets how many pages may be written back from here on.
     pub fn set_writeback_limit(&self, pages: u64) {
-        self.core.allowance.set_pages(pages);
-        self.core.waker.wake();
+        self.engine.spilled.quota.set_pages(pages);
+        self.engine.waker.wake();
     }
 
     /// Whether the pages that are written back are limited. Then, once the limit is spent, writers
     /// at the memory limit find no space.
     pub fn has_writeback_limit(&self) -> bool {
-        self.core.allowance.limits_pages()
+        self.engine.spilled.quota.limits_pages()
     }
 
     /// Most bytes to write to the backing in any twenty-four hours, if that is limited.
     pub fn writeback_daily_limit(&self) -> Option<u64> {
-        self.core.allowance.daily_limit()
+        self.engine.spilled.quota.daily_limit()
     }
 
     /// Limits the bytes that are written to the backing in any twenty-four hours, or not. What was
@@ -82,14 +83,14 @@ impl Device {
     /// [`Error::InvalidConfig`] below [`crate::DeviceConfig::MIN_DAILY_LIMIT`].
     pub fn set_writeback_daily_limit(&self, bytes: Option<u64>) -> Result<()> {
         bytes.map_or(Ok(()), check_daily_limit)?;
-        self.core.allowance.limit_daily(bytes);
-        self.core.waker.wake();
+        self.engine.spilled.quota.limit_daily(bytes);
+        self.engine.waker.wake();
         Ok(())
     }
 
     /// Limits the pages that are written back, or not.
     pub fn enable_writeback_limit(&self, enable: bool) {
-        self.core.allowance.limit_pages(enable);
-        self.core.waker.wake();
+        self.engine.spilled.quota.limit_pages(enable);
+        self.engine.waker.wake();
     }
 }

@@ -5,7 +5,7 @@ use rustix::io::Errno;
 use crate::sync::atomic::Ordering::Relaxed;
 
 use super::Device;
-use crate::BlockDevice;
+use crate::block_device::BlockDevice;
 use crate::config::check_size;
 use crate::error::{Error, Result};
 use crate::units::{PAGE_SHIFT, PAGE_SIZE};
@@ -13,7 +13,7 @@ use crate::units::{PAGE_SHIFT, PAGE_SIZE};
 impl Device {
     /// Bytes that the device may be grown to.
     pub fn max_size(&self) -> u64 {
-        self.core.layout.capacity() << PAGE_SHIFT
+        self.engine.shards.layout.capacity() << PAGE_SHIFT
     }
 
     /// Makes the device larger, at any time, or smaller, while nobody uses it and if nothing is
@@ -45,7 +45,7 @@ impl Device {
                 errno,
             })
         };
-        if self.core.origin.image().is_some() && bytes != self.size() {
+        if self.engine.origin.image().is_some() && bytes != self.size() {
             return refuse(Errno::PERM, "its image has one size".to_owned());
         }
         let most = self.max_size();
@@ -56,7 +56,7 @@ impl Device {
         let resizing = self.resizing.lock();
         if bytes >= self.size() {
             self.check_changeable()?;
-            self.core.layout.resize(bytes >> PAGE_SHIFT);
+            self.engine.shards.layout.resize(bytes >> PAGE_SHIFT);
             return Ok(());
         }
         // Who saves a device for the last time keeps its users out, and then its size.
@@ -81,16 +81,16 @@ impl Device {
     /// Returns false, and leaves all as it is, if there is data beyond.
     fn shrink(&self, bytes: u64, discard: bool) -> bool {
         let _one_at_a_time = self.resizing.lock();
-        let layout = &self.core.layout;
+        let layout = &self.engine.shards.layout;
         let pages = bytes / PAGE_SIZE as u64;
         let beyond = pages..layout.pages();
         if discard {
-            let freed = self.core.clear(beyond.clone());
-            self.core.requests.notify_free.fetch_add(freed, Relaxed);
+            let freed = self.writer.clear(beyond.clone());
+            self.engine.counts.notify_free.fetch_add(freed, Relaxed);
         }
         let is_empty = layout.shards().all(|index| {
             let slots = layout.slots_of(index, beyond.clone());
-            self.core.shard(index).next_used(slots).is_none()
+            self.engine.shards.lock(index).next_used(slots).is_none()
         });
         if is_empty {
             layout.resize(pages);

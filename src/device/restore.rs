@@ -1,7 +1,7 @@
 //! Restoring: a new device whose slots point at the records of an image.
 //!
 //! Only where the pages are is read before the device is used. From then on the image is like a
-//! backing that is to leave ([`crate::writeback`]): pages are read from it as they are wanted, each proved
+//! backing that is to leave ([`crate::maintain`]): pages are read from it as they are wanted, each proved
 //! to be what was saved, and the others follow in the background.
 
 use std::collections::BTreeMap;
@@ -11,15 +11,12 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::Device;
-use super::core::Core;
 use crate::block_device::BlockDevice;
 use crate::error::{Error, Result};
 use crate::image::{Entry, ImageReader, Part};
+use crate::maintain::Command;
 use crate::spill::{Adopted, RecordFormat, SegmentIndex, SegmentStore};
-use crate::sync::atomic::Ordering::Relaxed;
 use crate::sync::channel;
-use crate::units::PAGE_SIZE;
-use crate::writeback::Command;
 
 /// Bytes in the device that was saved to the image at `path`.
 ///
@@ -70,7 +67,7 @@ impl Device {
                 reason,
             })
         };
-        if self.core.origin.image().is_some() {
+        if self.engine.origin.image().is_some() {
             return unusable("what --origin names is on the device already".to_owned());
         }
         if image.size() > self.size() {
@@ -88,12 +85,12 @@ impl Device {
 
     fn begin_restoring(&self, image: ImageReader, store: Arc<dyn SegmentStore>) -> Result<u64> {
         let no_addresses = |error| Error::io("reserve address space for the image", error);
-        self.core.segments.make().map_err(no_addresses)?;
-        if !self.core.stores.add_image(store) {
+        self.engine.spilled.segments.make().map_err(no_addresses)?;
+        if !self.engine.spilled.stores.add_image(store) {
             return Err(refused("an image is being restored already".to_owned()));
         }
         let (pages, sector_size) = (image.pages(), image.sector_size());
-        let restored = self.core.point_at(image).and_then(|image| {
+        let restored = self.point_at(image).and_then(|image| {
             let (done, answer) = channel::bounded(1);
             self.command(Command::Restore { image, done });
             let answer = answer.recv();
@@ -101,8 +98,8 @@ impl Device {
             begun.map_err(refused)
         });
         if restored.is_err() {
-            self.core.clear(0..self.core.layout.pages());
-            self.core.stores.remove_image();
+            self.writer.clear(0..self.engine.shards.layout.pages());
+            self.engine.spilled.stores.remove_image();
         } else {
             self.set_sector_size(sector_size);
         }
@@ -118,21 +115,7 @@ fn refused(reason: String) -> Error {
     }
 }
 
-impl Core {
-    /// Whether a page of an image may come to memory: it is not to drive others out, nor, where what has no
-    /// room there does not go to a backing, to take all of what writers need.
-    pub(crate) fn has_room_to_restore(&self) -> bool {
-        /// Most that a page can take: a zspage.
-        const FRAMES: u64 = 8;
-        let limit = self.watermarks().low;
-        let fits = || self.budget.used() + self.segments.image_bytes() / PAGE_SIZE as u64 <= limit;
-        let limit = match self.image_spills.load(Relaxed) || fits() {
-            true => limit,
-            false => limit / 2,
-        };
-        self.budget.used() + FRAMES <= limit
-    }
-
+impl Device {
     /// Points the slots of the image's pages there; returns where its records are.
     fn point_at(&self, mut image: ImageReader) -> Result<Adopted> {
         let (mut records, mut buffer) = (Adopted::default(), Vec::new());
@@ -152,7 +135,10 @@ impl Core {
                     let bytes = RecordFormat::Saved.record_len(len);
                     if records.add(address, bytes) {
                         let segment = SegmentIndex::of(address.in_image());
-                        self.segments.set_sequence(segment, image.sequence());
+                        self.engine
+                            .spilled
+                            .segments
+                            .set_sequence(segment, image.sequence());
                     }
                 }
                 if !self.point(entry)? {
@@ -161,7 +147,7 @@ impl Core {
             }
         }
         for (id, bytes) in dictionaries {
-            self.algorithms.dictionaries.add_as(id, &bytes)?;
+            self.engine.codecs.dictionaries.add_as(id, &bytes)?;
         }
         Ok(records)
     }
@@ -171,22 +157,21 @@ impl Core {
     /// # Errors
     /// [`Error::NoSpace`].
     fn point(&self, entry: Entry) -> Result<bool> {
-        let page = entry.page();
-        let run = self.layout.run(page, u64::from(page.0) + 1);
-        let mut is_new = false;
-        self.store_with_room(run.shard, |shard| {
-            is_new = shard.slot(run.slot).is_empty();
+        let run = self.engine.shards.layout.run_of(entry.page());
+        self.writer.change_one(run, |shard| {
+            if !shard.slot(run.slot).is_empty() {
+                return Ok(false);
+            }
             match entry {
-                _ if !is_new => Ok(()),
-                Entry::Pattern { pattern, .. } => shard.store_same_filled(run.slot, pattern),
+                Entry::Pattern { pattern, .. } => shard.store_same_filled(run.slot, pattern)?,
                 Entry::Record {
                     address,
                     len,
                     codec,
                     ..
-                } => shard.adopt(run.slot, address.in_image(), len, codec),
+                } => shard.adopt(run.slot, address.in_image(), len, codec)?,
             }
-        })?;
-        Ok(is_new)
+            Ok(true)
+        })
     }
 }

@@ -35,29 +35,24 @@ impl Device {
 
     /// Pages to learn from, as far apart as there are so many.
     fn samples(&self) -> Vec<PageIndex> {
-        let core = &self.core;
-        let resident: u64 = core
+        let engine = &self.engine;
+        let resident: u64 = engine
+            .shards
             .layout
             .shards()
-            .map(|index| core.shard(index).counts().resident_pages)
+            .map(|index| engine.shards.lock(index).counts().resident_pages)
             .sum();
         let step = resident.div_ceil(SAMPLES).max(1);
         let (mut samples, mut seen) = (Vec::new(), 0);
-        for index in core.layout.shards() {
-            let (mut at, end) = (0, core.layout.slots(index));
-            while at < end {
-                let mut shard = core.shard(index);
-                at = shard.change_notes(at..end, |slot_index, slot| {
-                    if matches!(slot.state(), SlotState::Resident { .. }) {
-                        if seen % step == 0 {
-                            samples.push(core.layout.page(index, slot_index));
-                        }
-                        seen += 1;
-                    }
-                    slot
-                });
+        engine.shards.change_notes(|index, slot_index, slot| {
+            if matches!(slot.state(), SlotState::Resident { .. }) {
+                if seen % step == 0 {
+                    samples.push(engine.shards.layout.page(index, slot_index));
+                }
+                seen += 1;
             }
-        }
+            slot
+        });
         samples
     }
 }

@@ -1,47 +1,23 @@
-//! The image that a device begins as, and where its pages go home to, or not.
+//! The image that a device begins as, which what is written is destaged to, or not.
 //!
-//! ```text
-//!             write, discard                  batch of writes          sync
-//!  absent ────────────────────> dirty ──────────────────────> clean ────────> durable
-//!    ^                            ^                             │
-//!    │ leaves memory              └──── write, discard ─────────┤
-//!    └──────────────────────────────────────────────────────────┘
-//! ```
-//!
-//! A page is absent, dirty or clean: only in the image, not in it as it is, or in memory as well. A
-//! dirty page is in memory until a write of it has ended well and it has not changed since. Pages
-//! are written in batches, one batch at a time, with no shard locked: a batch takes dirty pages
-//! along, copies them, and looks again at each when it has ended. So no two writes of a page are
-//! under way at once, and a later one is never overtaken by an earlier.
-//!
-//! Who evicts and who flushes take turns at that, batch by batch, and neither needs memory of the
-//! pool. Locks: the turn, a mutex; shards are locked under it. Above it is that of [`Syncs`], which
-//! who flushes holds.
+//! A page that was never written is absent: only in the image. `maintain::destage` says how a page
+//! becomes dirty and clean.
 
-mod batch;
 mod config;
 #[cfg(test)]
 mod faulty;
 mod file;
 mod format;
-mod home;
 mod image;
-mod periodic;
-mod syncs;
-mod writers;
 
 use std::sync::Arc;
 
-pub(crate) use batch::{BATCH_PAGES, HomeBatch, Landing};
 pub use config::{OriginConfig, OriginUse, SyncPolicy};
 #[cfg(test)]
 pub(crate) use faulty::FaultyImage;
 pub(crate) use file::FileImage;
 pub use format::OriginFormat;
-pub(crate) use home::Home;
 pub(crate) use image::Image;
-pub(crate) use periodic::Periodic;
-use syncs::Syncs;
 
 /// What a page is whose slot is empty.
 pub(crate) enum Origin {
@@ -50,8 +26,8 @@ pub(crate) enum Origin {
     /// What the image has, which is only read. What is written is spilled like that of a blank
     /// device.
     Snapshot(Arc<dyn Image>),
-    /// What the image has, and what is written goes home to it.
-    Home(Home),
+    /// What the image has, and what is written is destaged to it, durably as the policy says.
+    WriteBack(Arc<dyn Image>, SyncPolicy),
 }
 
 impl Origin {
@@ -59,16 +35,20 @@ impl Origin {
     pub(crate) fn image(&self) -> Option<&dyn Image> {
         match self {
             Self::Blank => None,
-            Self::Snapshot(image) => Some(&**image),
-            Self::Home(home) => Some(home.image()),
+            Self::Snapshot(image) | Self::WriteBack(image, _) => Some(&**image),
         }
     }
 
-    /// The home of what is written, if it has one.
-    pub(crate) fn home(&self) -> Option<&Home> {
+    /// When what is written becomes durable in the image; `None` if it does not go there.
+    pub(crate) fn policy(&self) -> Option<SyncPolicy> {
         match self {
-            Self::Home(home) => Some(home),
+            Self::WriteBack(_, policy) => Some(*policy),
             Self::Blank | Self::Snapshot(_) => None,
         }
+    }
+
+    /// Whether what is written is destaged to the image.
+    pub(crate) fn destages(&self) -> bool {
+        self.policy().is_some()
     }
 }

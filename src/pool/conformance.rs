@@ -2,9 +2,8 @@
 
 use proptest::prelude::*;
 
-use super::Owner;
 use super::harness::{Harness, Step};
-use crate::config::PoolKind;
+use super::{Owner, PoolKind};
 use crate::memory::FrameBudget;
 use crate::units::PAGE_SIZE;
 

@@ -3,8 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{ObjectAddress, Owner, Pool, Stored, ZspageId};
-use crate::config::PoolKind;
+use super::{ObjectAddress, Owner, Pool, PoolKind, Stored, ZspageId};
 use crate::memory::FrameBudget;
 
 const ADDRESS_FRAMES: usize = 1 << 16;

@@ -9,16 +9,17 @@ mod buddies;
 mod conformance;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod harness;
+mod kind;
 mod zsmalloc;
 
 use self::buddies::Buddies;
 use self::zsmalloc::Zsmalloc;
+pub use kind::PoolKind;
 pub use zsmalloc::ClassStats;
 
 use std::io;
 use std::sync::Arc;
 
-use crate::config::PoolKind;
 use crate::memory::{FrameBudget, IdleRuns};
 
 /// Bytes that object addresses are multiples of, and size classes are apart

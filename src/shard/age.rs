@@ -2,14 +2,14 @@
 //!
 //! Time is cut into generations, and a slot has the tag of the one in which its page was last
 //! written or read. [`Present`] says which that is now; what the others mean is known to
-//! `device::ages`. A read costs a look at a byte that rarely changes, and no look at a clock.
+//! `engine::ages`. A read costs a look at a byte that rarely changes, and no look at a clock.
 
 use std::sync::Arc;
 
 use crossbeam::utils::CachePadded;
 
 use crate::sync::atomic::{AtomicU8, Ordering::Relaxed};
-use crate::writeback::Waker;
+use crate::waker::Waker;
 
 /// A generation's name, 1 to 14, or a mark in its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,11 +10,11 @@
 //! 4. A resident page has a generation.
 
 mod age;
-mod home;
+mod destage;
+mod dirty_map;
 mod lru;
-mod marks;
-mod recent;
 mod reclaim;
+mod refault;
 mod selected;
 mod slot;
 mod table_pages;
@@ -26,13 +26,13 @@ use std::ops::Range;
 use std::sync::Arc;
 
 pub(crate) use self::age::{AgeTag, AgeTags, Present};
-pub(crate) use self::home::{Contents, Dropped};
+pub(crate) use self::destage::{Contents, Dropped};
+use self::dirty_map::DirtyMap;
+pub(crate) use self::dirty_map::EvictionGeneration;
 pub(crate) use self::lru::Clock;
 use self::lru::Lru;
-pub(crate) use self::marks::Departures;
-use self::marks::HomeMarks;
-use self::recent::ReadBackClock;
 pub(crate) use self::reclaim::{Chances, Evicted};
+use self::refault::RefaultClock;
 pub(crate) use self::selected::Purpose;
 use self::slot::SlotTable;
 pub(crate) use self::slot::{SLOTS_PER_BLOCK, Slot, SlotIndex, SlotState};
@@ -63,11 +63,11 @@ pub(crate) struct Shard {
     slots: SlotTable,
     pool: Box<dyn Pool>,
     lru: Lru,
-    read_backs: ReadBackClock,
+    read_backs: RefaultClock,
     segments: Arc<SegmentTable>,
     present: Arc<Present>,
     /// Of a device whose pages go home to an image.
-    marks: Option<HomeMarks>,
+    dirty_map: Option<DirtyMap>,
     counts: Counts,
     /// Objects freed since [`Shard::forget_churn`].
     churned: u64,
@@ -92,10 +92,10 @@ impl Shard {
             slots: SlotTable::new(slots, tables)?,
             lru: Lru::new(pool.max_zspages(), clock)?,
             pool,
-            read_backs: ReadBackClock::default(),
+            read_backs: RefaultClock::default(),
             segments,
             present,
-            marks: None,
+            dirty_map: None,
             counts: Counts::default(),
             churned: 0,
             unsaved: None,
@@ -106,8 +106,8 @@ impl Shard {
     ///
     /// # Errors
     /// Those of [`Shard::new`].
-    pub(crate) fn with_home(mut self, tables: Arc<FrameBudget>) -> io::Result<Self> {
-        self.marks = Some(HomeMarks::new(self.slots.len(), tables)?);
+    pub(crate) fn with_dirty_map(mut self, tables: Arc<FrameBudget>) -> io::Result<Self> {
+        self.dirty_map = Some(DirtyMap::new(self.slots.len(), tables)?);
         Ok(self)
     }
 
@@ -185,7 +185,7 @@ impl Shard {
         codec: Codec,
         data: &[u8],
     ) -> Result<(), NoRoom> {
-        self.bring_back(index, codec, data)?;
+        self.promote(index, codec, data)?;
         self.counts.huge_pages_since += u64::from(codec == Codec::Raw);
         Ok(())
     }
@@ -194,7 +194,7 @@ impl Shard {
     ///
     /// # Errors
     /// Those of [`Shard::store`].
-    pub(crate) fn bring_back(
+    pub(crate) fn promote(
         &mut self,
         index: SlotIndex,
         codec: Codec,
@@ -251,7 +251,7 @@ impl Shard {
     /// Empties the slot, whose page has no home; and with it all of its block, if that is one of zeroes, which
     /// is not emptied in part. Returns how many slots that were.
     pub(crate) fn clear(&mut self, index: SlotIndex) -> u32 {
-        debug_assert!(self.marks.is_none());
+        debug_assert!(self.dirty_map.is_none());
         if self.slots.is_in_zeroes(index) {
             debug_assert!(index.0.is_multiple_of(SLOTS_PER_BLOCK));
             let slots = self.slots.empty_zeroes(index);
@@ -265,7 +265,7 @@ impl Shard {
     /// Makes all pages of the block that starts with a slot zeroes, for which it needs no slots; not where
     /// pages have a home, or can be saved. Returns how many held data.
     pub(crate) fn zero_block(&mut self, first: SlotIndex) -> u64 {
-        debug_assert!(self.marks.is_none() && self.unsaved.is_none());
+        debug_assert!(self.dirty_map.is_none() && self.unsaved.is_none());
         let end = first
             .0
             .saturating_add(SLOTS_PER_BLOCK)
@@ -422,7 +422,7 @@ impl Shard {
 
     /// A slot that is empty is clean, and one that is same-filled is dirty.
     fn check_marks(&self) {
-        let Some(marks) = &self.marks else { return };
+        let Some(marks) = &self.dirty_map else { return };
         marks.check();
         let (mut at, mut dirty) = (0, 0);
         while let Some(index) = self.slots.next_used(at..self.slots.len()) {

@@ -17,6 +17,7 @@ use super::{Evicted, Owner, Shard, Slot, SlotIndex, SlotState};
 use crate::algorithm::Priority;
 use crate::codec::Codec;
 use crate::pool::NoRoom;
+use crate::selection::PageKind;
 use crate::spill::RecordAddress;
 use crate::sync::{Protection, without};
 
@@ -32,6 +33,18 @@ impl Purpose {
         match self {
             Self::WriteBack => AgeTag::WRITING_BACK,
             Self::Recompress => AgeTag::RECOMPRESSING,
+        }
+    }
+}
+
+impl PageKind {
+    /// Whether the page of a slot is of this kind.
+    pub(crate) fn includes(self, slot: Slot) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Idle => slot.is_idle(),
+            Self::Huge => slot.is_huge(),
+            Self::HugeIdle => slot.is_huge() && slot.is_idle(),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::marks::HomeMarks;
+use super::dirty_map::DirtyMap;
 use super::table_pages::TablePages;
 use super::{Shard, SlotIndex};
 use crate::memory::IdlePages;
@@ -38,7 +38,7 @@ impl Shard {
     /// [`NoRoom::TableLimit`], [`NoRoom::TableBusy`].
     pub(super) fn reserve(&mut self, index: SlotIndex) -> Result<(), NoRoom> {
         self.slots.reserve(index)?;
-        let Some(marks) = &mut self.marks else {
+        let Some(marks) = &mut self.dirty_map else {
             return Ok(());
         };
         marks
@@ -49,20 +49,20 @@ impl Shard {
     /// Notes that nothing came of what was reserved.
     pub(super) fn abandon(&mut self, index: SlotIndex) {
         self.slots.abandon(index);
-        if let Some(marks) = &mut self.marks {
+        if let Some(marks) = &mut self.dirty_map {
             marks.abandon(index);
         }
     }
 
     /// Page frames that the tables hold.
     pub(crate) fn table_pages(&self) -> u64 {
-        let marks = self.marks.as_ref().map(HomeMarks::pages);
+        let marks = self.dirty_map.as_ref().map(DirtyMap::pages);
         self.slots.pages().held() + marks.map_or(0, TablePages::held)
     }
 
     /// Freed page frames, of the pool and of the tables, whose memory may be held still.
     pub(crate) fn idle_frames(&self) -> usize {
-        let marks = self.marks.as_ref().map(HomeMarks::pages);
+        let marks = self.dirty_map.as_ref().map(DirtyMap::pages);
         let emptied = self.slots.pages().emptied() + marks.map_or(0, TablePages::emptied);
         self.pool.warm_frames() + emptied
     }
@@ -70,7 +70,7 @@ impl Shard {
     /// Takes empty page frames of the tables out, at most `most` of each and all but `keep`, to be
     /// released without the lock and returned with [`Shard::accept_tables`].
     pub(crate) fn take_tables(&mut self, keep: usize, most: usize) -> IdleTables {
-        let marks = self.marks.as_mut();
+        let marks = self.dirty_map.as_mut();
         IdleTables {
             slots: self.slots.take_out(keep, most),
             marks: marks.map(|marks| marks.take_out(keep, most)),
@@ -80,7 +80,7 @@ impl Shard {
     /// Takes them back; returns how many the kernel has.
     pub(crate) fn accept_tables(&mut self, idle: IdleTables) -> u64 {
         let slots = self.slots.take_back(idle.slots);
-        match (&mut self.marks, idle.marks) {
+        match (&mut self.dirty_map, idle.marks) {
             (Some(marks), Some(idle)) => slots + marks.take_back(idle),
             _ => slots,
         }

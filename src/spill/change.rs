@@ -129,7 +129,7 @@ impl SegmentLog {
         let count = self.space_mut(store).segments.len() as u32;
         let all = || (0..count).map(|at| SegmentIndex::in_store(store, at));
         if all().any(|segment| self.segment(segment).in_flight > 0) {
-            return Leave::Land;
+            return Leave::Complete;
         }
         // What was emptied needs no more than that.
         all().for_each(|segment| self.free_if_empty(segment));
@@ -178,7 +178,7 @@ pub(crate) enum NextOfImage {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Leave {
     /// Appends to it are under way.
-    Land,
+    Complete,
     /// This segment's live records have to move.
     Move(SegmentIndex),
     /// What is left cannot be moved: it is damaged.

@@ -19,11 +19,11 @@ use rustix::fs::{FlockOperation, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::blocks::BlockBuf;
+use super::config::BackingConfig;
 use super::direct::DirectFile;
 use super::log::is_segment;
 use super::segment::SEGMENT_BYTES;
 use super::{signature, wipe};
-use crate::config::BackingConfig;
 use crate::error::{Error, Result};
 use crate::file_lock;
 

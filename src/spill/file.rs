@@ -13,11 +13,11 @@ use rustix::io::Errno;
 
 use super::backing::{Backing, SegmentStore};
 use super::claim::{Claim, Kind, MIN_BYTES, block_device_size};
+use super::config::{BackingConfig, BackingKeep};
 use super::direct::DirectFile;
 use super::segment::{SEGMENT_BYTES, SEGMENTS_PER_STORE};
 use super::stores::StoreSegment;
 use super::wipe;
-use crate::config::{BackingConfig, BackingKeep};
 use crate::error::{Error, Result};
 
 /// An open file, locked for us alone. When this is dropped, what [`BackingKeep`] says is done.

@@ -19,6 +19,7 @@ mod backing;
 mod blocks;
 mod change;
 mod claim;
+mod config;
 mod direct;
 #[cfg(test)]
 mod faulty;
@@ -39,6 +40,7 @@ pub(crate) use backing::{Backing, SegmentStore};
 pub(crate) use blocks::{BLOCK, BlockBuf};
 pub(crate) use change::{Leave, NextOfImage};
 pub(crate) use claim::block_device_size;
+pub use config::{BackingConfig, BackingKeep};
 pub(crate) use direct::DirectFile;
 #[cfg(test)]
 pub(crate) use faulty::FaultyBacking;

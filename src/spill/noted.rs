@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::backing::{Backing, SegmentStore};
+use super::config::BackingConfig;
 use super::file::FileBacking;
 use super::stores::StoreSegment;
-use crate::config::BackingConfig;
 use crate::error::{Error, Result};
 use crate::sync::Mutex;
 

@@ -12,7 +12,7 @@ use super::stores::{STORES, StoreSegment};
 use crate::memory::LazyTable;
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use crate::writeback::Waker;
+use crate::waker::Waker;
 
 /// Bytes of a segment.
 pub(crate) const SEGMENT_BYTES: u64 = 2 << 20;

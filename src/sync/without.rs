@@ -31,7 +31,7 @@ pub(crate) enum Protection {
     /// A page is in a batch on its way home once.
     OnceInABatch,
     /// What was read of the image is the page only if that never left memory meanwhile.
-    DeparturesCounted,
+    GenerationsCounted,
     /// A save begins on all shards at one time.
     SavedAsOfOneTime,
     /// What is there when a save begins is saved before it changes.

@@ -15,10 +15,11 @@ use crate::shard::SlotIndex;
 /// The priority of the algorithm that made a page's object.
 fn priority(device: &Device, page: u64) -> u8 {
     let run = device
-        .core
+        .engine
+        .shards
         .layout
         .run(crate::PageIndex(page as u32), page + 1);
-    let shard = device.core.shard(run.shard);
+    let shard = device.engine.shards.lock(run.shard);
     shard.priority(shard.slot(SlotIndex(run.slot.0))).number()
 }
 

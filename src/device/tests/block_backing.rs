@@ -1,8 +1,8 @@
 //! A block device as backing.
 
 use super::*;
-use crate::config::{BackingConfig, BackingKeep};
 use crate::spill::LoopDisk;
+use crate::spill::{BackingConfig, BackingKeep};
 
 /// A device that spills to a disk, and wipes it in the end.
 fn spilled_to(disk: &LoopDisk) -> crate::Result<Device> {

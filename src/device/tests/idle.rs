@@ -5,10 +5,11 @@ use crate::shard::{Slot, SlotState};
 
 pub(super) fn slot(device: &Device, page: u64) -> Slot {
     let run = device
-        .core
+        .engine
+        .shards
         .layout
         .run(crate::PageIndex(page as u32), page + 1);
-    device.core.shard(run.shard).slot(run.slot)
+    device.engine.shards.lock(run.shard).slot(run.slot)
 }
 
 fn idle_pages(device: &Device, pages: std::ops::Range<u64>) -> Vec<u64> {
@@ -19,8 +20,8 @@ fn idle_pages(device: &Device, pages: std::ops::Range<u64>) -> Vec<u64> {
 pub(super) fn pass(device: &Device, time: Duration) {
     let start = time.min(Duration::from_secs(1));
     for time in [start, time - start] {
-        device.core.time.skip(time);
-        device.core.waker.wake();
+        device.engine.time.skip(time);
+        device.engine.waker.wake();
         // The second is obeyed after the thread has gone round once, in which it keeps ages.
         device.check();
         device.check();
@@ -113,11 +114,11 @@ fn pages_are_idle_from_their_age_on_and_never_sooner() {
             } else {
                 write(&device, page, page).expect("room");
             }
-            accessed[page as usize] = Some(device.core.time.now());
+            accessed[page as usize] = Some(device.engine.time.now());
         }
         let age = Duration::from_secs(state >> 40 & 255);
-        device.core.mark_idle(Some(age));
-        let now = device.core.time.now();
+        device.mark_idle(Some(age));
+        let now = device.engine.time.now();
         for page in idle_pages(&device, 0..2000) {
             let accessed = accessed[page as usize].expect("it is resident");
             assert!(
@@ -127,10 +128,10 @@ fn pages_are_idle_from_their_age_on_and_never_sooner() {
             );
         }
         // So that the next marks are of the next age.
-        for index in device.core.layout.shards() {
-            let (mut at, end) = (0, device.core.layout.slots(index));
+        for index in device.engine.shards.layout.shards() {
+            let (mut at, end) = (0, device.engine.shards.layout.slots(index));
             while at < end {
-                let mut shard = device.core.shard(index);
+                let mut shard = device.engine.shards.lock(index);
                 at = shard.change_notes(at..end, |_, slot| slot.without_mark());
             }
         }
@@ -163,8 +164,8 @@ fn marking_beside_accesses_marks_nothing_that_was_accessed() {
             });
         }
         for _ in 0..300 {
-            device.core.time.skip(Duration::from_secs(2));
-            device.core.waker.wake();
+            device.engine.time.skip(Duration::from_secs(2));
+            device.engine.waker.wake();
             // A round of either reader takes far less.
             device.mark_idle(Some(Duration::from_secs(3600)));
             assert_eq!(idle_pages(&device, 0..2000), [0; 0]);

@@ -11,10 +11,10 @@ use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use super::*;
-use crate::config::BackingConfig;
 use crate::device::Scrubbed;
 use crate::origin::Origin;
 use crate::shard::SlotState;
+use crate::spill::BackingConfig;
 use crate::spill::{
     MAX_RECORD_LEN, RecordAddress, RecordFormat, SEGMENT_BYTES, SegmentIndex, SegmentStore,
     StoreSegment,
@@ -53,13 +53,17 @@ fn fill(device: &Device, pages: u64) {
 
 /// Where each spilled page's record is, and its bytes up to the padding.
 fn records(device: &Device, pages: u64) -> BTreeMap<u64, (RecordAddress, usize)> {
-    let core = &device.core;
+    let engine = &device.engine;
     let record = |page| {
-        let run = core.layout.run(crate::PageIndex(page as u32), page + 1);
-        match core.shard(run.shard).slot(run.slot).state() {
-            SlotState::WrittenBack { record, len, .. } => {
-                Some((page, (record, core.formats.spilled.record_len(len) - 16)))
-            }
+        let run = engine
+            .shards
+            .layout
+            .run(crate::PageIndex(page as u32), page + 1);
+        match engine.shards.lock(run.shard).slot(run.slot).state() {
+            SlotState::WrittenBack { record, len, .. } => Some((
+                page,
+                (record, engine.spilled.formats.spilled.record_len(len) - 16),
+            )),
             _ => None,
         }
     };

@@ -24,13 +24,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Device;
-use super::algorithms::Algorithms;
 use crate::algorithm::Algorithm;
 use crate::block_device::BlockDevice;
 use crate::codec;
-use crate::config::{DeviceConfig, PoolKind};
+use crate::config::DeviceConfig;
+use crate::engine::Codecs;
 use crate::memory::FrameBudget;
 use crate::origin::Origin;
+use crate::pool::PoolKind;
 use crate::spill::{Backing, FaultyBacking};
 use crate::units::{PAGE_SIZE, Page};
 
@@ -89,7 +90,7 @@ fn like_1() -> u64 {
     let len = |tag| {
         let mut out = [0; codec::MAX_COMPRESSED_LEN];
         let budget = Arc::new(FrameBudget::new(FrameBudget::UNLIMITED));
-        let algorithms = Algorithms::new(Algorithm::Lz4, &[], budget);
+        let algorithms = Codecs::new(Algorithm::Lz4, &[], budget);
         let made = algorithms.compress(&tagged(tag), &mut out, PAGE_SIZE);
         made.map(|(_, len)| len)
     };

@@ -8,8 +8,9 @@ use rustix::io::Errno;
 use super::selected::noise;
 use super::{Device, PAGE, eventually, expect, tagged, write};
 use crate::block_device::BlockDevice;
-use crate::config::{DeviceConfig, PoolKind};
-use crate::origin::{FaultyImage, Home, Image, Origin, SyncPolicy};
+use crate::config::DeviceConfig;
+use crate::origin::{FaultyImage, Image, Origin, SyncPolicy};
+use crate::pool::PoolKind;
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::units::PAGE_SIZE;
@@ -37,8 +38,8 @@ pub(super) fn over(
     config.mem_limit = Some(limit_pages * PAGE);
     config.shards = Some(shards);
     config.pool = pool;
-    let home = Home::new(Arc::clone(&image) as Arc<dyn Image>, policy);
-    let device = Device::with_stores(&config, Origin::Home(home), None).expect("a device");
+    let origin = Origin::WriteBack(Arc::clone(&image) as Arc<dyn Image>, policy);
+    let device = Device::with_stores(&config, origin, None).expect("a device");
     (Arc::new(device), image)
 }
 

@@ -6,7 +6,7 @@ use std::sync::Weak;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use super::*;
-use crate::device::core::Core;
+use crate::engine::Engine;
 use crate::shard::{Slot, SlotState};
 
 /// The bug that zswap and zsmalloc each shipped: a page is freed or rewritten while eviction is
@@ -54,12 +54,17 @@ fn what_changes_during_a_write_is_not_undone_by_it() {
 }
 
 /// A spilled page's slot, and the number that its record was written under.
-fn record_of(core: &Core, page: u64) -> Option<(Slot, u64)> {
-    let run = core.layout.run(crate::PageIndex(page as u32), page + 1);
-    let shard = core.shard(run.shard);
+fn record_of(engine: &Engine, page: u64) -> Option<(Slot, u64)> {
+    let run = engine
+        .shards
+        .layout
+        .run(crate::PageIndex(page as u32), page + 1);
+    let shard = engine.shards.lock(run.shard);
     let slot = shard.slot(run.slot);
     match slot.state() {
-        SlotState::WrittenBack { record, .. } => Some((slot, core.segments.sequence_at(record))),
+        SlotState::WrittenBack { record, .. } => {
+            Some((slot, engine.spilled.segments.sequence_at(record)))
+        }
         _ => None,
     }
 }
@@ -105,14 +110,14 @@ fn spilled_page(when: When, change: impl Fn(&Device) + Send + Sync + 'static) ->
 /// Frees the segment that pages 0 and 1 are in, and writes pages 0 and 1 to it again, with the
 /// given tags: their records are where they were, in another use of the segment.
 fn reuse_segment(device: &Device, first: u64, second: u64) {
-    let before = record_of(&device.core, 0).expect("spilled");
+    let before = record_of(&device.engine, 0).expect("spilled");
     device.discard(0, 2 * PAGE).expect("no room needed");
     // The thread frees emptied segments before it evicts.
     let _ = device.evict(PAGE);
     write(device, 0, first).expect("room");
     write(device, 1, second).expect("room");
     evict_all(device);
-    let after = record_of(&device.core, 0).expect("spilled");
+    let after = record_of(&device.engine, 0).expect("spilled");
     assert!(
         after.0.same_place(before.0),
         "only the use of the segment tells them apart"
@@ -184,10 +189,10 @@ fn a_part_is_written_over_the_version_that_came_meanwhile() {
 #[test]
 fn a_part_is_written_over_the_version_that_was_spilled_elsewhere_meanwhile() {
     part_write_beside(9, |device, tag| {
-        let before = record_of(&device.core, 0);
+        let before = record_of(&device.engine, 0);
         write(device, 0, tag).expect("room");
         evict_all(device);
-        assert_ne!(record_of(&device.core, 0), before);
+        assert_ne!(record_of(&device.engine, 0), before);
     });
 }
 
@@ -247,8 +252,8 @@ fn a_page_comes_back_when_it_is_read_again() {
 /// Evicts to the low watermark, so that the writeback thread has nothing left to do.
 fn evict_to_low(device: &Device) {
     let over = |device: &Device| {
-        let low = device.core.watermarks().low;
-        device.core.budget.used().saturating_sub(low)
+        let low = device.engine.limit.watermarks().low;
+        device.engine.limit.budget.used().saturating_sub(low)
     };
     while over(device) > 0 {
         device

@@ -7,11 +7,11 @@ use rustix::io::Errno;
 use super::*;
 use crate::algorithm::{Algorithm, Priority};
 use crate::codec::Codec;
-use crate::device::layout::ShardIndex;
-use crate::device::recompress::{Plan, Scratch, Wanted};
 use crate::device::tests::idle::{no_limit, pass, slot};
 use crate::device::tests::selected::{expect_mixed, write_mixed};
+use crate::engine::ShardIndex;
 use crate::error::Error;
+use crate::maintain::{Plan, Scratch, Wanted};
 use crate::recompression::Recompression;
 use crate::shard::SlotState;
 
@@ -150,12 +150,17 @@ fn what_changes_meanwhile_is_not_undone() {
     };
     let mut scratch = Scratch::new();
     let shard = ShardIndex(0);
-    device.core.choose(&wanted, shard, 0..16, 16, &mut scratch);
+    device
+        .recompressor
+        .choose(&wanted, shard, 0..16, 16, &mut scratch);
     assert!((0..16).all(|page| slot(&device, page).is_selected()));
     let again = &mut Scratch::new();
-    device.core.choose(&wanted, shard, 0..16, 16, again);
+    device.recompressor.choose(&wanted, shard, 0..16, 16, again);
     assert_eq!(
-        device.core.settle_recompressed(shard, again).smaller,
+        device
+            .recompressor
+            .settle_recompressed(shard, again)
+            .smaller,
         0,
         "chosen twice"
     );
@@ -173,8 +178,14 @@ fn what_changes_meanwhile_is_not_undone() {
     device.mark_idle(None);
     device.compact();
 
-    scratch.recompress(&device.core, &wanted);
-    assert_eq!(device.core.settle_recompressed(shard, &scratch).smaller, 11);
+    scratch.recompress(&device.engine, &wanted);
+    assert_eq!(
+        device
+            .recompressor
+            .settle_recompressed(shard, &scratch)
+            .smaller,
+        11
+    );
     for page in 0..16 {
         let expected = match page {
             2 => None,

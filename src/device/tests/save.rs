@@ -10,9 +10,9 @@ use rustix::io::Errno;
 
 use super::*;
 use crate::algorithm::{Algorithm, Priority};
-use crate::config::PoolKind;
 use crate::error::Error;
 use crate::image::ImageFile;
+use crate::pool::PoolKind;
 use crate::recompression::Recompression;
 
 const PAGES: u64 = 800;

@@ -372,7 +372,10 @@ fn a_days_bytes_are_kept_to_and_come_free_a_day_later() {
         assert!(stats.backing_bytes_day <= LIMIT);
         let error = write_back(&device, "page_indexes=0-7999").expect_err("it is spent");
         assert_eq!(error.errno(), Errno::IO);
-        device.core.time.skip(Duration::from_secs(24 * 3600 + 900));
+        device
+            .engine
+            .time
+            .skip(Duration::from_secs(24 * 3600 + 900));
     }
     device.check();
     for page in 0..page {
@@ -407,7 +410,7 @@ fn everything_at_once() {
                 device.mark_idle(None);
                 let what = ["idle", "page_indexes=0-1199", "page_indexes=300-500 huge"];
                 write_back(&device, what[round as usize % 3]).expect("there is space");
-                device.core.time.skip(Duration::from_secs(1));
+                device.engine.time.skip(Duration::from_secs(1));
                 device.compact();
             }
         });

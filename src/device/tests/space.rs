@@ -173,11 +173,13 @@ fn freed_memory_goes_back_to_the_kernel() {
         // The thread has nothing to do, and expects nothing.
         std::thread::sleep(Duration::from_millis(700));
         device.discard(0, pages * PAGE).expect("no room needed");
-        let core = &device.core;
+        let engine = &device.engine;
         eventually("given back", || {
-            core.layout
+            engine
+                .shards
+                .layout
                 .shards()
-                .all(|shard| core.shard(shard).pool().warm_frames() == 0)
+                .all(|shard| engine.shards.lock(shard).pool().warm_frames() == 0)
         });
         device.check();
     }

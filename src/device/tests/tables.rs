@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use super::*;
 use crate::algorithm::Priority;
 use crate::codec::MAX_DICTIONARY_LEN;
-use crate::origin::{FaultyImage, Home, Image, SyncPolicy};
+use crate::origin::{FaultyImage, Image, SyncPolicy};
 
 /// Pages that a page frame of slots is for.
 const BLOCK: u64 = 512;
@@ -87,8 +87,8 @@ fn a_write_that_the_pool_has_no_room_for_costs_no_table() {
 #[test]
 fn at_the_limit_pages_go_home() {
     let image = Arc::new(FaultyImage::new((BLOCKS * BLOCK) as usize, 7));
-    let home = Home::new(Arc::clone(&image) as Arc<dyn Image>, SyncPolicy::Flush);
-    let device = Device::with_stores(&config(), Origin::Home(home), None).expect("a device");
+    let origin = Origin::WriteBack(Arc::clone(&image) as Arc<dyn Image>, SyncPolicy::Flush);
+    let device = Device::with_stores(&config(), origin, None).expect("a device");
     for block in 0..BLOCKS {
         write(&device, block * BLOCK, block).expect("pages go home");
         assert!(used(&device) <= LIMIT);

@@ -66,7 +66,7 @@ fn a_backing_does_not_leave_while_something_is_on_its_way_there() {
         let target = log.target(Head::Evicted, 0).expect("room");
         log.begin_append(&target, 4096);
         log.retire();
-        assert_eq!(log.leave(), Leave::Land);
+        assert_eq!(log.leave(), Leave::Complete);
         let segment = SegmentIndex::of(target.address(0));
         if written {
             log.table.retain(target.address(target.start_len()), 3000);

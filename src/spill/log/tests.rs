@@ -1,6 +1,6 @@
 use super::*;
 use crate::spill::{FaultyBacking, RecordFormats};
-use crate::writeback::Waker;
+use crate::waker::Waker;
 
 /// A log with a backing of so many segments.
 pub(in crate::spill) fn log(capacity: u32) -> SegmentLog {

@@ -72,7 +72,7 @@ fn left(device: &Device) -> u64 {
 }
 
 fn is_restored(device: &Device) -> bool {
-    left(device) == 0 && device.core.stores.image().is_none()
+    left(device) == 0 && device.engine.spilled.stores.image().is_none()
 }
 
 fn expect_all(device: &Device) {

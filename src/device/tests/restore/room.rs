@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use super::faults::Failing;
 use super::*;
 use crate::attributes::Attribute;
-use crate::config::BackingConfig;
-use crate::device::core::Watermarks;
+use crate::engine::Watermarks;
+use crate::spill::BackingConfig;
 use crate::spill::SEGMENT_BYTES;
 
 #[test]
@@ -90,7 +90,7 @@ fn nothing_is_driven_out_whatever_the_pool() {
         let device = device_with(pool, PAGES + 3, 2000, 2, &backing);
         device.restore(&image.path).expect("an image");
         eventually("restored", || is_restored(&device));
-        let Watermarks { low, high } = device.core.watermarks();
+        let Watermarks { low, high } = device.engine.limit.watermarks();
         let stats = device.stats();
         let (used, most) = (stats.mem_used_total / PAGE, stats.mem_used_max / PAGE);
         assert!(most <= high, "{pool}: {most}");

@@ -52,7 +52,7 @@ model!(
     /// What was read of the image before the page was changed, went home and left memory is not kept
     /// as the page.
     a_read_of_the_image_beside_a_write_that_goes_home,
-    without DeparturesCounted,
+    without GenerationsCounted,
     || {
         let (device, _image) = over_image();
         scope(|scope| {

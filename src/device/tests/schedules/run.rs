@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use shuttle::scheduler::{Schedule, Scheduler, Task, TaskId};
 use shuttle::{Config, FailurePersistence, MaxSteps, Runner};
 
-use crate::config::PoolKind;
+use crate::pool::PoolKind;
 use crate::sync::{Protection, take_out, time};
 
 /// Most decisions of a run; more, and its threads wait for each other in circles.

@@ -111,7 +111,7 @@ fn tags(device: &Device, image: &[u8]) -> [u64; 2 * RUN as usize] {
     let mut tags = [None; 2 * RUN as usize];
     for (page, (codec, object)) in contents.objects {
         let mut found = [0; PAGE_SIZE];
-        let algorithms = &device.core.algorithms;
+        let algorithms = &device.engine.codecs;
         algorithms
             .decompress(codec, &object, &mut found)
             .expect("whole");

@@ -27,10 +27,11 @@ use super::run::{Random, report, run, seeds};
 use super::saved::while_time_passes;
 use super::*;
 use crate::algorithm::Priority;
-use crate::config::{BackingConfig, PoolKind};
 use crate::error::{Error, Result};
+use crate::pool::PoolKind;
 use crate::recompression::Recompression;
 use crate::selection::Selection;
+use crate::spill::BackingConfig;
 use crate::spill::{Chances, Faults, FaultyImage};
 use crate::sync::{be_coarse, time};
 
@@ -203,7 +204,7 @@ impl Place {
     /// Has time pass until the image is empty, for as long as that may take; returns whether it is.
     fn leaves_image(&self) -> bool {
         for _ in 0..40 {
-            if self.device.core.stores.image().is_none() {
+            if self.device.engine.spilled.stores.image().is_none() {
                 return true;
             }
             time::advance(Duration::from_secs(30));
@@ -359,9 +360,9 @@ impl World {
             .discard(0, UNITS * UNIT as u64)
             .expect("no room needed");
         device.check();
-        assert_eq!(device.core.budget.used(), 0);
-        assert_eq!(device.core.segments.live_bytes(), 0);
-        assert_eq!(device.core.segments.image_bytes(), 0);
+        assert_eq!(device.engine.limit.budget.used(), 0);
+        assert_eq!(device.engine.spilled.segments.live_bytes(), 0);
+        assert_eq!(device.engine.spilled.segments.image_bytes(), 0);
         assert!(self.place.leaves_image(), "an empty image stays");
     }
 
@@ -375,7 +376,7 @@ impl World {
             clients
                 .iter_mut()
                 .for_each(|client| client.verify_all(&place.device));
-            let left = place.device.core.segments.image_bytes();
+            let left = place.device.engine.spilled.segments.image_bytes();
             assert!(left == 0 || self.history.lock().is_any_lost(), "{left}");
         } else {
             assert!(leaves, "an image that can be read stays");
@@ -390,7 +391,7 @@ impl World {
     }
 
     fn count(&self, counts: &Counts) {
-        let requests = &self.place.device.core.requests;
+        let requests = &self.place.device.engine.counts;
         for (to, from) in [
             (&counts.spilled, &requests.bd_writes),
             (&counts.read_back, &requests.bd_reads),
@@ -422,7 +423,7 @@ fn refuse(device: &Device, random: &mut Random) {
     assert!(error.to_string().contains(how), "{error}");
     device.check();
     assert_eq!(device.pages_with_data(), 0);
-    assert_eq!(device.core.segments.image_bytes(), 0);
+    assert_eq!(device.engine.spilled.segments.image_bytes(), 0);
 }
 
 /// Saves a device that nobody uses, and has time pass meanwhile.
@@ -456,7 +457,7 @@ impl World {
         let may_fail = excuses.weather != Weather::Fine || excuses.no_room;
         let (random, place) = (&mut self.random, &self.place);
         let device = &place.device;
-        assert!(device.core.budget.used() <= place.most_frames);
+        assert!(device.engine.limit.budget.used() <= place.most_frames);
         match random.below(64) {
             0..8 => {
                 let evicted = device.evict(random.below(60) * PAGE);
@@ -491,7 +492,7 @@ impl World {
             }
             19..21 => self.replace_backing(may_fail),
             21..26 => self.change_weather(),
-            26..28 if device.core.stores.image().is_some() => {
+            26..28 if device.engine.spilled.stores.image().is_some() => {
                 // As long as an image may wait.
                 time::advance(Duration::from_millis(random.below(1000)));
             }

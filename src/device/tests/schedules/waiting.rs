@@ -26,7 +26,7 @@ model!(
                 });
             }
         });
-        assert!(device.core.budget.used() <= 8);
+        assert!(device.engine.limit.budget.used() <= 8);
         device.check();
     }
 );
@@ -99,7 +99,7 @@ model!(
                 device.stop();
             });
         });
-        assert!(device.core.budget.used() <= device.core.budget.limit());
-        assert_ne!(device.core.budget.limit(), FrameBudget::UNLIMITED);
+        assert!(device.engine.limit.budget.used() <= device.engine.limit.budget.limit());
+        assert_ne!(device.engine.limit.budget.limit(), FrameBudget::UNLIMITED);
     }
 );

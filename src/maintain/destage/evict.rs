@@ -1,0 +1,247 @@
+//! Eviction to the image.
+//!
+//! What is clean goes first, since that costs nothing: a hand goes over the slots, as a clock's does,
+//! and drops the clean pages that were not read since it last came by; compaction makes page frames
+//! of the gaps. When that frees nothing, the oldest zspages are emptied: their dirty pages are
+//! written to it, and those next to them on the device with them, which then are clean.
+
+use std::sync::Arc;
+
+use super::{BATCH_PAGES, DestageBatch, Destager, Landing};
+use crate::engine::{Engine, RUN_PAGES, RoundEnd, ShardIndex};
+use crate::maintain::append::Isolated;
+use crate::maintain::evict::{NOTHING, oldest_shard};
+use crate::maintain::{Progress, Writeback};
+use crate::shard::{Chances, Dropped, Shard, SlotIndex};
+use crate::sync::time::Instant;
+
+const FAILING: &str = "the memory limit is reached and the image cannot be written to";
+
+/// Objects of one batch that may be spared because they were accessed.
+const CHANCES: Chances = Chances(BATCH_PAGES);
+
+/// Pages of a batch that leave memory; the rest is for their neighbours.
+const LEAVING: usize = BATCH_PAGES / 2;
+
+/// Clean pages that are dropped at once for each page frame that is wanted.
+const PAGES_A_FRAME: u64 = 2;
+
+/// Where the hand is.
+#[derive(Clone, Copy, Debug, Default)]
+pub(in crate::maintain) struct Hand {
+    shard: u32,
+    slot: u32,
+}
+
+/// What a step of eviction has done.
+#[derive(Clone, Copy, Debug)]
+struct Done {
+    /// Page frames that it freed.
+    frames: u64,
+    /// Pages that it wrote to the image. Those that changed meanwhile have not left memory.
+    pages: usize,
+}
+
+impl Done {
+    /// Whether there was anything to evict.
+    fn is_something(self) -> bool {
+        self.frames > 0 || self.pages > 0
+    }
+}
+
+impl Writeback {
+    /// Frees some memory, if more is used than the low watermark or a writer waits; returns whether
+    /// that is not the end of it.
+    pub(in crate::maintain) fn destage_some(&mut self, destager: &Destager) -> Progress {
+        let engine = Arc::clone(&self.engine);
+        let demand = engine.limit.throttle.demand();
+        let wanted = engine
+            .limit
+            .budget
+            .used()
+            .saturating_sub(engine.limit.watermarks().low);
+        let wanted = wanted.max(u64::from(demand));
+        if wanted == 0 {
+            return Progress::Idle;
+        }
+        let (done, reason) = match self.destage_step(destager, wanted) {
+            Ok(done) => (done.is_something(), NOTHING),
+            Err(reason) => (self.compact_some() > 0, reason),
+        };
+        let end = if done || engine.limit.budget.has_room() {
+            RoundEnd::Room
+        } else {
+            RoundEnd::Stuck(reason)
+        };
+        self.stuck_at = (!done).then(Instant::now);
+        engine.limit.throttle.end_round(end);
+        if done { Progress::More } else { Progress::Idle }
+    }
+
+    /// Frees about so many page frames; returns how many it has freed.
+    ///
+    /// # Errors
+    /// That the image cannot be written to.
+    pub(in crate::maintain) fn evict_to_image(
+        &mut self,
+        destager: &Destager,
+        frames: u64,
+    ) -> Result<u64, &'static str> {
+        let mut freed = 0;
+        while freed < frames && !self.engine.limit.throttle.is_closed() {
+            match self.destage_step(destager, frames - freed) {
+                Ok(done) if done.is_something() => freed += done.frames,
+                Err(reason) if freed == 0 => return Err(reason),
+                Ok(_) | Err(_) => break,
+            }
+        }
+        self.appender.evicted_frames += freed;
+        Ok(freed)
+    }
+
+    fn destage_step(&mut self, destager: &Destager, frames: u64) -> Result<Done, &'static str> {
+        let dropped = self.drop_clean(frames);
+        if dropped > 0 {
+            return Ok(Done {
+                frames: dropped,
+                pages: 0,
+            });
+        }
+        let engine = Arc::clone(&self.engine);
+        let mut batch = destager.turn();
+        let isolated = collect(&engine, &mut batch, frames);
+        let pages = batch.len();
+        let written = destager.write(&mut batch);
+        drop(batch);
+        // What could not be written stands behind all others now: some of those may be.
+        let frames = self.appender.put_back(isolated, true);
+        match written {
+            Err(_) if frames == 0 => Err(FAILING),
+            Ok(()) if frames == 0 && pages == 0 => Ok(Done {
+                frames: self.compact_some(),
+                pages,
+            }),
+            _ => Ok(Done { frames, pages }),
+        }
+    }
+
+    /// Drops clean pages, once around at most; returns the page frames that are free by that.
+    fn drop_clean(&mut self, frames: u64) -> u64 {
+        let engine = Arc::clone(&self.engine);
+        let clean = |index: ShardIndex| engine.shards.lock(index).clean_pages();
+        let shards: Vec<ShardIndex> = engine.shards.layout.shards().collect();
+        if shards.iter().copied().map(clean).sum::<u64>() == 0 {
+            return 0;
+        }
+        let (mut pages, mut freed) = (frames * PAGES_A_FRAME, 0);
+        let start = self.hand;
+        // The shard that the hand is in is met twice: before and behind it.
+        for turn in 0..=shards.len() {
+            let at = (start.shard as usize + turn) % shards.len();
+            let all = engine.shards.layout.slots(shards[at]);
+            let slots = match turn {
+                0 => start.slot..all,
+                turn if turn == shards.len() => 0..start.slot,
+                _ => 0..all,
+            };
+            let mut from = slots.start;
+            while from < slots.end && pages > 0 {
+                let Dropped {
+                    pages: gone,
+                    frames,
+                    next,
+                } = engine
+                    .shards
+                    .lock(shards[at])
+                    .drop_clean(from..slots.end, pages);
+                pages -= gone;
+                freed += frames;
+                from = next;
+            }
+            self.hand = Hand {
+                shard: at as u32,
+                slot: from,
+            };
+            if pages == 0 {
+                break;
+            }
+        }
+        for &shard in &shards {
+            while freed < frames
+                && let Some(some) = {
+                    let mut shard = engine.shards.lock(shard);
+                    shard.compact()
+                }
+            {
+                freed += some;
+            }
+        }
+        freed
+    }
+}
+
+/// Isolates the oldest zspages, of `frames` page frames in all if there are so many, and takes their
+/// dirty pages and the neighbours of those.
+fn collect(engine: &Engine, batch: &mut DestageBatch, frames: u64) -> Vec<Isolated> {
+    let mut chances = CHANCES;
+    let (mut isolated, mut leaving) = (Vec::new(), 0);
+    let mut oldest: Vec<_> = engine
+        .shards
+        .layout
+        .shards()
+        .map(|index| (index, engine.shards.lock(index).oldest_touch()))
+        .collect();
+    while leaving < frames && batch.room() > BATCH_PAGES - LEAVING {
+        let Some((index, touched)) = oldest_shard(&mut oldest) else {
+            break;
+        };
+        let mut shard = engine.shards.lock(*index);
+        if let Some((zspage, frames)) = shard.isolate_oldest() {
+            let before = shard.counts().resident_pages;
+            let dirty = shard.drop_isolated(zspage, &mut chances);
+            if dirty.is_empty() && shard.counts().resident_pages == before {
+                // All its objects were spared.
+                shard.put_back(zspage, true);
+                *touched = shard.oldest_touch();
+                continue;
+            }
+            for slot in dirty {
+                take(engine, *index, &mut shard, slot, batch);
+            }
+            leaving += frames;
+            isolated.push(Isolated {
+                shard: *index,
+                zspage,
+                frames,
+            });
+        }
+        *touched = shard.oldest_touch();
+    }
+    isolated
+}
+
+/// Takes a dirty page that is to leave memory, and the dirty ones that follow it or come before it
+/// without a gap, as far as there is room: what is too much stays where it is.
+fn take(
+    engine: &Engine,
+    index: ShardIndex,
+    shard: &mut Shard,
+    slot: SlotIndex,
+    batch: &mut DestageBatch,
+) {
+    let page = |slot| engine.shards.layout.page(index, slot);
+    if batch.room() == 0 {
+        return;
+    }
+    shard.take_dirty(slot, &mut |contents| {
+        batch.push(index, slot, page(slot), contents, Landing::Leave);
+    });
+    let first = slot.0 / RUN_PAGES * RUN_PAGES;
+    let end = (first + RUN_PAGES).min(engine.shards.layout.slots(index));
+    if batch.room() < RUN_PAGES as usize {
+        return;
+    }
+    shard.take_dirty_neighbours(slot, first..end, &mut |slot, contents| {
+        batch.push(index, slot, page(slot), contents, Landing::Stay);
+    });
+}

@@ -1,0 +1,286 @@
+//! Which pages of a shard differ from the image that is their home.
+
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::slot::SlotIndex;
+use super::table_pages::TablePages;
+use crate::memory::{FrameBudget, IdlePages, LazyTable};
+use crate::pool::NoRoom;
+use crate::sync::{Protection, without};
+
+/// The page is not in the image as it is.
+const DIRTY: u32 = 1;
+/// It is being written home, and has not changed since.
+const TAKEN: u32 = 2;
+/// It is being written home, whether it has changed since or not: it may not be taken again.
+const IN_BATCH: u32 = 4;
+/// It was discarded: a hole is as good as zeroes.
+const HOLE: u32 = 8;
+/// How often the page left memory for the image, in the bits that are left.
+const EVICTION: u32 = 16;
+
+/// Marks whose use is counted together: a page frame of them.
+const MARKS_PER_BLOCK: u32 = 1024;
+
+fn block_of(index: SlotIndex) -> u32 {
+    index.0 / MARKS_PER_BLOCK
+}
+
+/// How often a page has left memory for its image, or at least a number that is another one each time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct EvictionGeneration(pub(crate) u64);
+
+/// The marks of a shard, in four bytes a page.
+///
+/// Invariants: `dirty` counts the dirty slots of each block, and `total` those in all; what is taken,
+/// in a batch or a hole is dirty.
+pub(super) struct DirtyMap {
+    marks: LazyTable<u32>,
+    dirty: TablePages,
+    total: u64,
+    /// By block, how often eviction_generation were counted for all of its pages together: when its marks went
+    /// back to the kernel, and with them how often each page had left, and for any that left while
+    /// there were no marks.
+    eviction_generation: LazyTable<u32>,
+}
+
+impl DirtyMap {
+    /// Marks for so many slots, none of them dirty.
+    ///
+    /// # Errors
+    /// The kernel's, if there is not enough address space.
+    pub(super) fn new(slots: u32, budget: Arc<FrameBudget>) -> io::Result<Self> {
+        let blocks = slots.div_ceil(MARKS_PER_BLOCK);
+        Ok(Self {
+            marks: LazyTable::new(slots as usize)?,
+            dirty: TablePages::new(blocks, budget)?,
+            total: 0,
+            eviction_generation: LazyTable::new(blocks as usize)?,
+        })
+    }
+
+    /// Sees to it that a page can be marked as dirty. If it is not, [`DirtyMap::abandon`] has to
+    /// follow.
+    ///
+    /// # Errors
+    /// Those of [`TablePages::reserve`].
+    pub(super) fn reserve(&mut self, index: SlotIndex) -> Result<(), NoRoom> {
+        self.dirty.reserve(block_of(index))
+    }
+
+    pub(super) fn abandon(&mut self, index: SlotIndex) {
+        self.dirty.abandon(block_of(index));
+    }
+
+    pub(super) fn pages(&self) -> &TablePages {
+        &self.dirty
+    }
+
+    /// Takes blocks without a mark out to be released, as [`TablePages::take_out`] does.
+    pub(super) fn take_out(&mut self, keep: usize, most: usize) -> IdlePages {
+        let out = self.dirty.take_out(keep, most);
+        for &block in &out {
+            let first = (block * MARKS_PER_BLOCK) as usize;
+            let end = (first + MARKS_PER_BLOCK as usize).min(self.marks.len());
+            self.marks[first..end].fill(0);
+            self.count_eviction_of(block);
+        }
+        self.marks.lend_out(out)
+    }
+
+    /// Takes them back; returns how many the kernel has.
+    pub(super) fn take_back(&mut self, idle: IdlePages) -> u64 {
+        self.dirty.take_back(idle)
+    }
+
+    fn count_eviction_of(&mut self, block: u32) {
+        let eviction_generation = &mut self.eviction_generation[block as usize];
+        *eviction_generation = eviction_generation.wrapping_add(1);
+    }
+
+    fn mark(&mut self, index: SlotIndex) -> &mut u32 {
+        &mut self.marks[index.0 as usize]
+    }
+
+    /// Dirty slots.
+    pub(super) fn total(&self) -> u64 {
+        self.total
+    }
+
+    pub(super) fn is_dirty(&self, index: SlotIndex) -> bool {
+        self.marks[index.0 as usize] & DIRTY != 0
+    }
+
+    pub(super) fn is_hole(&self, index: SlotIndex) -> bool {
+        self.marks[index.0 as usize] & HOLE != 0
+    }
+
+    /// Notes that a page, which is reserved, has changed.
+    pub(super) fn change(&mut self, index: SlotIndex, hole: bool) {
+        let mark = self.mark(index);
+        let was_dirty = *mark & DIRTY != 0;
+        *mark = *mark & !(TAKEN | HOLE) | DIRTY | if hole { HOLE } else { 0 };
+        if !was_dirty {
+            self.dirty.add(block_of(index));
+            self.total += 1;
+        }
+    }
+
+    /// Notes that a dirty page is being written home; returns whether it was not already, as it is
+    /// or as it was: two writes of a page beside one another might end in either order.
+    pub(super) fn take(&mut self, index: SlotIndex) -> bool {
+        let mark = self.mark(index);
+        debug_assert!(*mark & DIRTY != 0);
+        if *mark & IN_BATCH != 0 && !without(Protection::OnceInABatch) {
+            return false;
+        }
+        *mark |= TAKEN | IN_BATCH;
+        true
+    }
+
+    /// Notes that writing a page home has ended, well or not; returns whether the page is clean by
+    /// that: it is not if it has changed meanwhile.
+    pub(super) fn settle(&mut self, index: SlotIndex, written: bool) -> bool {
+        let mark = self.mark(index);
+        let is_unchanged = *mark & TAKEN != 0 || without(Protection::CleanIfUnchanged);
+        let is_clean = written && is_unchanged;
+        *mark &= !(TAKEN | IN_BATCH);
+        if is_clean {
+            *mark &= !(DIRTY | HOLE);
+            self.dirty.remove(block_of(index));
+            self.total -= 1;
+        }
+        is_clean
+    }
+
+    /// How often the page has left memory. A reader of the image to whom this is the same before
+    /// and after, with the slot empty at both times, has read while nothing was written there.
+    pub(super) fn eviction_generation(&self, index: SlotIndex) -> EvictionGeneration {
+        let of_block = u64::from(self.eviction_generation[block_of(index) as usize]);
+        let of_page = u64::from(self.marks[index.0 as usize] / EVICTION);
+        EvictionGeneration(of_block << u32::BITS | of_page)
+    }
+
+    /// Notes that a page, which is clean, leaves memory.
+    pub(super) fn note_eviction(&mut self, index: SlotIndex) {
+        if !self.dirty.is_ready(block_of(index)) {
+            return self.count_eviction_of(block_of(index));
+        }
+        let mark = self.mark(index);
+        debug_assert!(*mark & DIRTY == 0);
+        *mark = mark.wrapping_add(EVICTION);
+    }
+
+    /// The first dirty slot of a range.
+    pub(super) fn next_dirty(&self, range: Range<u32>) -> Option<SlotIndex> {
+        let mut at = range.start;
+        while at < range.end {
+            if self.dirty.count(at / MARKS_PER_BLOCK) == 0 {
+                at = (at / MARKS_PER_BLOCK + 1) * MARKS_PER_BLOCK;
+                continue;
+            }
+            if self.is_dirty(SlotIndex(at)) {
+                return Some(SlotIndex(at));
+            }
+            at += 1;
+        }
+        None
+    }
+
+    /// Asserts the invariants.
+    pub(super) fn check(&self) {
+        let total = self.dirty.check(|block| {
+            let first = (block * MARKS_PER_BLOCK) as usize;
+            let end = (first + MARKS_PER_BLOCK as usize).min(self.marks.len());
+            let marks = &self.marks[first..end];
+            let flags = DIRTY | TAKEN | IN_BATCH | HOLE;
+            assert!(
+                marks
+                    .iter()
+                    .all(|mark| mark & flags == 0 || mark & DIRTY != 0)
+            );
+            assert!(marks.iter().all(|mark| mark & (IN_BATCH | TAKEN) != TAKEN));
+            marks.iter().filter(|&&mark| mark & DIRTY != 0).count() as u32
+        });
+        assert_eq!(total, self.total);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const AT: SlotIndex = SlotIndex(700);
+
+    fn marks(slots: u32) -> DirtyMap {
+        let budget = Arc::new(FrameBudget::new(FrameBudget::UNLIMITED));
+        DirtyMap::new(slots, budget).expect("addresses")
+    }
+
+    fn change(marks: &mut DirtyMap, at: SlotIndex, hole: bool) {
+        marks.reserve(at).expect("room");
+        marks.change(at, hole);
+    }
+
+    #[test]
+    fn what_changes_on_its_way_home_stays_dirty() {
+        let mut marks = marks(2000);
+        change(&mut marks, AT, true);
+        change(&mut marks, AT, false);
+        assert!(marks.take(AT) && !marks.take(AT));
+        change(&mut marks, AT, true);
+        assert!(!marks.take(AT), "the other one is still under way");
+        assert!(!marks.settle(AT, true) && marks.is_dirty(AT) && marks.is_hole(AT));
+        assert!(marks.take(AT) && !marks.settle(AT, false) && marks.is_dirty(AT));
+        assert_eq!(marks.total(), 1);
+        assert!(marks.take(AT) && marks.settle(AT, true));
+        assert!(!marks.is_dirty(AT) && !marks.is_hole(AT));
+        assert_eq!((marks.total(), marks.eviction_generation(AT).0), (0, 0));
+        marks.note_eviction(AT);
+        change(&mut marks, AT, false);
+        assert_eq!(marks.eviction_generation(AT).0, 1);
+        marks.check();
+    }
+
+    #[test]
+    fn what_is_dirty_is_found() {
+        let mut marks = marks(10_000);
+        assert_eq!(marks.next_dirty(0..10_000), None);
+        for at in [511, 7000, 9999] {
+            change(&mut marks, SlotIndex(at), false);
+        }
+        assert_eq!(marks.next_dirty(0..10_000), Some(SlotIndex(511)));
+        assert_eq!(marks.next_dirty(512..7000), None);
+        assert_eq!(marks.next_dirty(512..10_000), Some(SlotIndex(7000)));
+        assert_eq!(marks.next_dirty(7001..10_000), Some(SlotIndex(9999)));
+        marks.check();
+    }
+
+    /// However its marks come and go, a page that has left memory is known to have.
+    #[test]
+    fn departures_are_told_apart_though_marks_went_back() {
+        let mut marks = marks(2000);
+        let mut seen = vec![marks.eviction_generation(AT)];
+        for round in 0..3 {
+            marks.note_eviction(AT);
+            seen.push(marks.eviction_generation(AT));
+            change(&mut marks, AT, round == 1);
+            assert!(marks.take(AT) && marks.settle(AT, true));
+            marks.note_eviction(AT);
+            seen.push(marks.eviction_generation(AT));
+            let mut idle = marks.take_out(0, 10);
+            marks.note_eviction(AT);
+            seen.push(marks.eviction_generation(AT));
+            idle.release().expect("madvise");
+            assert_eq!(marks.take_back(idle), 1);
+            assert_eq!(marks.eviction_generation(AT), seen[seen.len() - 1]);
+            marks.check();
+        }
+        for (i, eviction_generation) in seen.iter().enumerate() {
+            assert!(!seen[..i].contains(eviction_generation), "{seen:?}");
+        }
+        assert_eq!(marks.pages().held(), 0);
+    }
+}
