@@ -416,8 +416,11 @@ fn what_has_a_mountpoint_is_mounted() {
     }
     let world = World::new();
     let mnt = world.dir("mnt");
-    let generator = "[zram7]\nzram-size = min(ram, 64)\ncompression-algorithm = zstd(level=3)\n\
-                     mount-point = mnt\nfs-type = ext4\noptions = discard,noatime,nodev\n";
+    let generator = format!(
+        "[zram7]\nzram-size = min(ram, 64)\ncompression-algorithm = zstd(level=3)\nmount-point = {}\nfs-type = ext4\n\
+         options = discard,noatime,nodev\n",
+        mnt.display()
+    );
     fs::write(world.path("zram-generator.conf"), generator).unwrap();
     let config = "--config=zram-generator.conf";
     let said = world.ok(&["up", config]);

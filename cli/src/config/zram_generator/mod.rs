@@ -10,6 +10,7 @@ mod ini;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::{Component, Path};
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
@@ -226,11 +227,9 @@ impl Device<'_> {
 
     /// The limit, as in zram also where pages have nowhere to leave for, and the backing.
     fn set_limit(&mut self, size: u64) -> Result<(), Wrong> {
-        let backing = self
-            .said("writeback-device")
-            .map(|(line, path)| (line, path.to_owned()));
+        let backing = self.read("writeback-device", absolute)?;
         let is_spilled = backing.is_some();
-        if let Some((line, path)) = backing {
+        if let (Some((line, _)), Some(path)) = (self.said("writeback-device"), backing) {
             self.set(line, "backing", path);
         }
         let limit = self.read("zram-resident-limit", |text| {
@@ -274,7 +273,8 @@ impl Device<'_> {
     /// What becomes of the device: swap space, unless it has a mount point or a file system.
     fn set_use(&mut self) -> Result<(), Wrong> {
         let fs = self.said("fs-type").map(|(line, fs)| (line, fs.to_owned()));
-        let Some((line, path)) = self.said("mount-point") else {
+        let path = self.read("mount-point", absolute)?;
+        let (Some((line, _)), Some(path)) = (self.said("mount-point"), path) else {
             return match fs {
                 Some((line, fs)) if fs != "swap" => {
                     let reason = format!("fs-type: {fs} is to be mounted: add mount-point = DIR");
@@ -283,7 +283,6 @@ impl Device<'_> {
                 _ => self.set_swap(),
             };
         };
-        let path = path.to_owned();
         self.set(line, MOUNTPOINT, path);
         if let Some((line, fs)) = fs {
             self.set_fs(line, &fs)?;
@@ -338,6 +337,18 @@ impl Device<'_> {
         self.set(line, SWAP_PRIORITY, priority);
         Ok(())
     }
+}
+
+/// Reads a path from the root, as zram-generator wants them.
+fn absolute(text: &str) -> Result<String, String> {
+    let is_up = |part| part == Component::ParentDir;
+    let path = Path::new(text);
+    if path.is_relative() || path.components().any(is_up) {
+        return Err(format!(
+            "{text:?} is no path from the root: use one, or leave the key out for none"
+        ));
+    }
+    Ok(text.to_owned())
 }
 
 /// Reads so many MiB, or `none`.
