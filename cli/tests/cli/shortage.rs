@@ -1,10 +1,11 @@
 //! Limits that a device can meet with nowhere for its pages to go.
 
 use std::fs::{self, File};
+use std::io::Read;
 use std::process::Command;
 use std::time::Instant;
 
-use crate::common::{HANG, Serve, World};
+use crate::common::{HANG, Serve, World, can_mount};
 use crate::config::configure;
 use crate::recompress::uri;
 
@@ -51,6 +52,39 @@ fn a_limit_below_what_a_file_system_can_need_is_refused_without_a_backing() {
     assert!(world.leftovers().is_empty(), "{:?}", world.leftovers());
 }
 
+/// What `cp` was told is well is lost, and a sync is the only one to hear of it; but it was asked for.
+#[test]
+fn a_file_system_that_may_lose_data_has_it_in_its_log() {
+    if !can_mount("a_file_system_that_may_lose_data_has_it_in_its_log") {
+        return;
+    }
+    let world = World::new();
+    let mnt = world.dir("mnt");
+    let args = [
+        "mount",
+        "--name=m",
+        "--size=64M",
+        "--mem-limit=8M",
+        "--allow-enospc",
+        "mnt",
+    ];
+    world.ok(&args);
+    let mut file = File::create(mnt.join("file")).unwrap();
+    let random = File::open("/dev/urandom").unwrap();
+    std::io::copy(&mut random.take(32 << 20), &mut file).unwrap();
+    file.sync_all().unwrap_err();
+    drop(file);
+    let log = || fs::read_to_string(world.rundir().join("m/log")).unwrap();
+    let said = "WARN writes fail with ENOSPC, as the memory limit is reached and there is no backing to spill to: \
+                uzram set NAME backing_dev=PATH, or ";
+    let begun = Instant::now();
+    while !log().contains(said) {
+        assert!(begun.elapsed() < HANG, "{}", log());
+    }
+    world.ok(&["umount", "mnt"]);
+    assert!(world.leftovers().is_empty(), "{:?}", world.leftovers());
+}
+
 /// As in zram a device is served whatever its limit is. That it is met is in the log, where whoever looks for
 /// a file system's lost data finds it.
 #[test]
@@ -91,7 +125,7 @@ fn writes_that_fail_at_the_limit_are_in_the_log_with_the_remedy() {
     assert!(log().contains("uzram set vm backing_dev=PATH"), "{}", log());
     let mut data = vec![0; 8 << 20];
     let random = File::open("/dev/urandom").unwrap();
-    std::io::Read::read_exact(&mut &random, &mut data).unwrap();
+    (&random).read_exact(&mut data).unwrap();
     fs::write(world.path("data"), data).unwrap();
     let copied = || {
         let mut nbdcopy = Command::new("nbdcopy");
