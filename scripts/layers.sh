@@ -8,8 +8,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 layers='
 base        sync units
-base        error
-base        file_lock log_limit memory mounts named_file sector_size size stats time unix_socket users waker
+base        error size
+base        file_lock log_limit memory mounts named_file sector_size stats time unix_socket users waker
 base        algorithm block_device latency selection
 base        recompression
 codec       codec

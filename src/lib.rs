@@ -138,7 +138,7 @@ pub use pool::{ClassStats, PoolKind};
 pub use recompression::Recompression;
 pub use sector_size::SectorSize;
 pub use selection::Selection;
-pub use size::{ParseSizeError, parse_size};
+pub use size::{ParseSizeError, human_size, parse_size};
 pub use spill::{BackingConfig, BackingKeep, BackingNotes, wipe_spill};
 pub use stats::Stats;
 pub use units::{Extent, MAX_DEVICE_BYTES, PAGE_SHIFT, PAGE_SIZE, Page, PageIndex, PageState};

@@ -14,6 +14,7 @@ use rustix::fs::{FileType, Mode, OFlags, Stat, fstat, lstat, open, readlink};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
+use crate::size::human_size;
 
 /// Reads the regular file at `path`, at most `most` bytes of it.
 ///
@@ -30,7 +31,10 @@ pub fn read_named_file(path: &Path, most: usize) -> Result<Vec<u8>> {
     if bytes.len() > most {
         return Err(unusable(
             path,
-            format!("longer than {most} bytes, the most that is read of such a file"),
+            format!(
+                "longer than {}, the most that is read of such a file",
+                human_size(most as u64)
+            ),
         ));
     }
     Ok(bytes)
@@ -157,10 +161,7 @@ mod tests {
         let error = read_named_file(&path, 99)
             .expect_err("too long")
             .to_string();
-        assert!(
-            error.contains("file") && error.contains("99 bytes"),
-            "{error}"
-        );
+        assert!(error.contains("file") && error.contains("99 B"), "{error}");
         let link = dir.path().join("link");
         std::os::unix::fs::symlink(&path, &link).expect("a link");
         assert_eq!(read_named_file(&link, 100).expect("it fits").len(), 100);

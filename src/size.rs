@@ -33,6 +33,27 @@ pub fn parse_size(text: &str) -> Result<u64, ParseSizeError> {
         .ok_or(ParseSizeError::Overflow)
 }
 
+/// Writes a size as people do: `count` bytes with three significant digits and a binary unit: `1.21 GiB`.
+pub fn human_size(count: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    if count < 1024 {
+        return format!("{count} B");
+    }
+    let mut value = count as f64 / 1024.0;
+    let mut unit = 0;
+    // 999.5 would be shown with four digits.
+    while value >= 999.5 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    let digits = match value {
+        v if v >= 99.95 || (count.is_power_of_two() && v.fract() == 0.0) => 0,
+        v if v >= 9.995 => 1,
+        _ => 2,
+    };
+    format!("{value:.digits$} {}", UNITS[unit])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -61,6 +82,27 @@ mod tests {
         }
         for text in ["18446744073709551616", "16777216T", "99999999999999999999K"] {
             assert_eq!(parse_size(text), Err(ParseSizeError::Overflow), "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes_have_three_digits() {
+        for (count, text) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1 KiB"),
+            (4096, "4 KiB"),
+            (5000, "4.88 KiB"),
+            (64 << 20, "64 MiB"),
+            (1000 << 10, "0.98 MiB"),
+            (1 << 30, "1 GiB"),
+            (1_300_000_000, "1.21 GiB"),
+            (13_000_000_000, "12.1 GiB"),
+            (150_000_000_000, "140 GiB"),
+            (16 << 40, "16 TiB"),
+            (u64::MAX, "16.0 EiB"),
+        ] {
+            assert_eq!(human_size(count), text);
         }
     }
 }

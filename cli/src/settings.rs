@@ -19,6 +19,7 @@ use crate::metrics::Sink;
 use crate::name::Name;
 use crate::rundir::{Record, RunRoot};
 use crate::sandbox;
+use crate::table::bytes;
 
 /// A server to run. Every path is absolute.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -306,7 +307,8 @@ fn size_of(asked: Option<u64>, image: Option<&Path>) -> Result<u64> {
     let saved = image.map(uzram::saved_size).transpose()?;
     match (asked, saved) {
         (Some(size), Some(saved)) if size < saved => Err(Usage::error(format!(
-            "--size: the image is of a device of {saved} bytes; this one can only be larger"
+            "--size: the image is of a device of {}: ask for as much or more, or leave --size out",
+            bytes(saved)
         ))),
         (Some(size), _) | (None, Some(size)) => Ok(size),
         (None, None) => Err(Usage::error("--size: a device needs a size, or --restore")),

@@ -2,28 +2,9 @@
 
 use std::fmt::Write;
 
-use crate::printable;
+pub(crate) use uzram::human_size as bytes;
 
-/// `count` bytes with three significant digits and a binary unit: `1.21 GiB`.
-pub(crate) fn bytes(count: u64) -> String {
-    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-    if count < 1024 {
-        return format!("{count} B");
-    }
-    let mut value = count as f64 / 1024.0;
-    let mut unit = 0;
-    // 999.5 would be shown with four digits.
-    while value >= 999.5 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    let digits = match value {
-        v if v >= 99.95 || (count.is_power_of_two() && v.fract() == 0.0) => 0,
-        v if v >= 9.995 => 1,
-        _ => 2,
-    };
-    format!("{value:.digits$} {}", UNITS[unit])
-}
+use crate::printable;
 
 /// `count` with its thousands set apart: `310,000`.
 pub(crate) fn count(count: u64) -> String {
@@ -103,27 +84,6 @@ pub(crate) fn columns<const N: usize>(aligns: [Align; N], rows: &[[String; N]]) 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn bytes_have_three_digits() {
-        for (count, text) in [
-            (0, "0 B"),
-            (1023, "1023 B"),
-            (1024, "1 KiB"),
-            (4096, "4 KiB"),
-            (5000, "4.88 KiB"),
-            (64 << 20, "64 MiB"),
-            (1000 << 10, "0.98 MiB"),
-            (1 << 30, "1 GiB"),
-            (1_300_000_000, "1.21 GiB"),
-            (13_000_000_000, "12.1 GiB"),
-            (150_000_000_000, "140 GiB"),
-            (16 << 40, "16 TiB"),
-            (u64::MAX, "16.0 EiB"),
-        ] {
-            assert_eq!(bytes(count), text);
-        }
-    }
 
     #[test]
     fn durations_have_three_digits() {

@@ -1,10 +1,9 @@
 //! `uzram train-dict`.
 
-use std::fs::File;
 use std::io::Read;
 use std::path::{Path, absolute};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use uzram::control::Client;
 use uzram::{Links, MAX_DICTIONARY_LEN, PAGE_SIZE, Page};
 
@@ -49,8 +48,7 @@ fn samples(files: &[impl AsRef<Path>]) -> Result<Vec<Page>> {
     let mut pages = Vec::new();
     for path in files {
         let path = path.as_ref();
-        let failed = || format!("cannot read {}", path.display());
-        let mut file = File::open(path).with_context(failed)?;
+        let mut file = uzram::open_named_file(path, Links::Follow)?;
         let mut page = [0; PAGE_SIZE];
         while file
             .by_ref()

@@ -21,6 +21,8 @@ mod full_pipe;
 mod keep;
 #[path = "cli/metrics.rs"]
 mod metrics;
+#[path = "cli/named.rs"]
+mod named;
 #[path = "cli/recompress.rs"]
 mod recompress;
 #[path = "cli/refusals.rs"]

@@ -15,6 +15,7 @@ use zstd::zstd_safe::{CDict, DDict};
 
 use crate::error::{Error, Result};
 use crate::memory::FrameBudget;
+use crate::size::human_size;
 use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use crate::units::{PAGE_SIZE, Page};
 
@@ -104,16 +105,7 @@ pub(crate) struct Dictionary {
 
 impl Dictionary {
     fn new(bytes: &[u8], memory: &Memory) -> Result<Self> {
-        if !(MIN_DICTIONARY_LEN..=MAX_DICTIONARY_LEN).contains(&bytes.len()) {
-            return Err(refused(format!(
-                "a dictionary has from {MIN_DICTIONARY_LEN} to {MAX_DICTIONARY_LEN} bytes, and this \
-                 has {}",
-                bytes.len()
-            )));
-        }
-        let no_dictionary = "it is no dictionary of zstd's: uzram train-dict makes one";
-        let decompressing =
-            DDict::try_create(bytes).ok_or_else(|| refused(no_dictionary.to_owned()))?;
+        let decompressing = decompressing(bytes)?;
         Ok(Self {
             memory: memory.take(bytes.len() + decompressing.sizeof())?,
             bytes: bytes.to_vec(),
@@ -246,6 +238,23 @@ impl Dictionaries {
     }
 }
 
+/// What decompressing with the dictionary `bytes` takes.
+///
+/// # Errors
+/// [`Error::Refused`] (EINVAL) if it is none, or too short or too long.
+fn decompressing(bytes: &[u8]) -> Result<DDict<'static>> {
+    if !(MIN_DICTIONARY_LEN..=MAX_DICTIONARY_LEN).contains(&bytes.len()) {
+        return Err(refused(format!(
+            "a dictionary has from {} to {}, and this has {}",
+            human_size(MIN_DICTIONARY_LEN as u64),
+            human_size(MAX_DICTIONARY_LEN as u64),
+            human_size(bytes.len() as u64)
+        )));
+    }
+    let no_dictionary = "it is no dictionary of zstd's: uzram train-dict makes one";
+    DDict::try_create(bytes).ok_or_else(|| refused(no_dictionary.to_owned()))
+}
+
 fn refused(reason: String) -> Error {
     Error::Refused {
         what: "dict",
@@ -268,13 +277,19 @@ fn too_many() -> Error {
 /// [`Error::Refused`] (EINVAL) if these are too few, or too much the same.
 pub fn train_dictionary(pages: &[Page], len: usize) -> Result<Vec<u8>> {
     let sizes = vec![PAGE_SIZE; pages.len()];
-    let trained = zstd::dict::from_continuous(pages.as_flattened(), &sizes, len);
-    trained.map_err(|error| Error::Refused {
+    let too_alike = |error: String| Error::Refused {
         what: "train-dict",
         reason: format!(
             "{} pages are too few to learn from, or too much the same: {error}",
             pages.len()
         ),
         errno: Errno::INVAL,
-    })
+    };
+    let trained = zstd::dict::from_continuous(pages.as_flattened(), &sizes, len)
+        .map_err(|error| too_alike(error.to_string()))?;
+    // Of pages that are all the same zstd makes one that holds next to nothing.
+    match decompressing(&trained) {
+        Ok(_) => Ok(trained),
+        Err(_) => Err(too_alike("nothing was learned".to_owned())),
+    }
 }

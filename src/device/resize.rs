@@ -8,6 +8,7 @@ use super::Device;
 use crate::block_device::BlockDevice;
 use crate::config::check_size;
 use crate::error::{Error, Result};
+use crate::size::human_size;
 use crate::units::{PAGE_SHIFT, PAGE_SIZE};
 
 impl Device {
@@ -50,7 +51,10 @@ impl Device {
         }
         let most = self.max_size();
         if bytes > most {
-            let reason = format!("it can grow to {most} bytes: --max-size says how far");
+            let reason = format!(
+                "it can grow to {}: --max-size says how far",
+                human_size(most)
+            );
             return refuse(Errno::FBIG, reason);
         }
         let resizing = self.resizing.lock();

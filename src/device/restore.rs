@@ -15,6 +15,7 @@ use crate::block_device::BlockDevice;
 use crate::error::{Error, Result};
 use crate::image::{Entry, ImageReader, Part};
 use crate::maintain::Command;
+use crate::size::human_size;
 use crate::spill::{Adopted, RecordFormat, SegmentIndex, SegmentStore};
 use crate::sync::channel;
 
@@ -72,9 +73,9 @@ impl Device {
         }
         if image.size() > self.size() {
             return unusable(format!(
-                "the image is of a device of {} bytes, and this one has {}",
-                image.size(),
-                self.size()
+                "the image is of a device of {}, and this one has {}",
+                human_size(image.size()),
+                human_size(self.size())
             ));
         }
         match self.pages_with_data() {

@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::image::write_whole;
 use crate::named_file::Links;
 use crate::shard::SlotState;
+use crate::size::human_size;
 use crate::units::{PAGE_SHIFT, PAGE_SIZE, PageIndex};
 
 /// Pages to learn from: 32 MiB, some hundred times what a dictionary has.
@@ -67,6 +68,9 @@ pub(crate) fn check_dictionary_len(len: usize) -> Result<()> {
     }
     Err(Error::InvalidConfig {
         option: "--size",
-        reason: format!("a dictionary has from 1024 to {MAX_DICTIONARY_LEN} bytes"),
+        reason: format!(
+            "a dictionary has from 1 KiB to {}",
+            human_size(MAX_DICTIONARY_LEN as u64)
+        ),
     })
 }

@@ -9,7 +9,6 @@ mod toml;
 mod zram_generator;
 
 use std::ffi::OsString;
-use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -35,6 +34,9 @@ const SWAP_PRIORITY: &str = "swap-priority";
 
 /// The key of a device that may meet its limit with nowhere to spill to.
 const ALLOW_ENOSPC: &str = "allow-enospc";
+
+/// Most bytes of a file: of tables as long as they get, some hundred thousand.
+const MAX_LEN: usize = 16 << 20;
 
 /// What a key is set to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,13 +92,13 @@ impl Config {
     /// Reads `path`: zram-generator's form if it ends in `.conf`, else TOML.
     pub(crate) fn read(path: &Path) -> Result<Self> {
         let shown = path.display();
-        let text = match fs::read_to_string(path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => {
+        let text = match uzram::read_named_file(path, MAX_LEN) {
+            Err(uzram::Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
                 bail!(
                     "there is no {shown}: name a file with --config, or see uzram up --help for one"
                 )
             }
-            text => text.with_context(|| format!("cannot read {shown}"))?,
+            text => String::from_utf8(text?).with_context(|| format!("cannot read {shown}"))?,
         };
         let parsed = match path.extension().is_some_and(|end| end == "conf") {
             true => zram_generator::parse(&text, zram_generator::ram_mib()?),
@@ -358,6 +360,8 @@ impl Wrong {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn config(text: &str) -> (tempfile::TempDir, Result<Config>) {

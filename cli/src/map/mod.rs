@@ -4,10 +4,10 @@ mod canvas;
 mod cells;
 mod picture;
 
-use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
+use uzram::Links;
 use uzram::control::Client;
 
 pub(crate) use self::cells::{Cells, Kind};
@@ -39,7 +39,7 @@ pub(crate) fn map(args: &MapArgs, root: &RunRoot) -> Result<()> {
                 Form::Svg => picture::svg(args.name.as_str(), &cells),
                 Form::Png => picture::png(args.name.as_str(), &cells)?,
             };
-            fs::write(path, picture).with_context(|| format!("cannot write {}", path.display()))
+            Ok(uzram::write_whole(path, Links::Follow, &picture, 0o666)?)
         }
         _ => {
             let width = u64::from(terminal_width());

@@ -65,6 +65,11 @@ fn a_dictionary_of_files() {
     fs::write(world.path("little"), [1; 5000]).unwrap();
     let line = world.refused(1, &["train-dict", "dict", "little"]);
     assert!(line.contains("too few"), "{line}");
+    fs::remove_file(world.path("dict")).unwrap();
+    fs::write(world.path("zeroes"), vec![0; 3 << 20]).unwrap();
+    let line = world.refused(1, &["train-dict", "dict", "zeroes"]);
+    assert!(line.contains("too much the same"), "{line}");
+    assert!(!world.path("dict").exists());
     world.refused(2, &["train-dict", "dict"]);
     world.refused(1, &["train-dict", "dict", "missing"]);
 }

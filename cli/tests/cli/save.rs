@@ -230,7 +230,7 @@ fn a_damaged_image_is_refused_with_what_and_where() {
     let byte = flip(&image, 2_000_000);
     let output = world.run(&[&args[..], &["--verify-image"]].concat());
     let said = String::from_utf8(output.stderr).unwrap();
-    let (log, line) = said.trim_end().split_once('\n').unwrap();
+    let (log, line) = said.trim_end().rsplit_once('\n').unwrap();
     let (_, at) = log.split_once("its record at byte ").expect("where");
     let at: u64 = at.split_once(' ').unwrap().0.parse().unwrap();
     assert!((1_990_000..=2_000_000).contains(&at), "{said}");
@@ -298,7 +298,10 @@ fn sizes_and_files_that_make_no_sense_are_refused() {
     let _server = world.serve(&["vm", "--size=64M", "--nbd=unix:s"]);
     world.ok(&["save", "vm", "image"]);
     let line = world.refused(2, &["serve", "b", "--restore=image", "--size=32M"]);
-    assert!(line.contains("--size"), "{line}");
+    assert!(
+        line.contains("--size: ") && line.contains("of 64 MiB: "),
+        "{line}"
+    );
     let line = world.refused(1, &["serve", "b", "--restore=missing"]);
     assert!(line.contains("missing"), "{line}");
     world.refused(1, &["save", "vm", "missing/image"]);
