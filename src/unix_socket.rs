@@ -89,7 +89,8 @@ pub(crate) fn address(path: &Path) -> Result<SocketAddrUnix> {
 /// [`Error::Unusable`] if another process keeps the path locked; [`Error::Io`] for what the
 /// kernel says.
 pub fn remove_dead_socket(path: &Path) -> Result<()> {
-    if !matches!(occupant(path)?, Occupant::Dead) {
+    // The lock file of a turn that was killed goes with the turn that follows.
+    if !matches!(occupant(path)?, Occupant::Dead) && !Turn::is_left(path) {
         return Ok(());
     }
     let _turn = Turn::take(path)?;
@@ -199,13 +200,18 @@ impl Turn {
     const PAUSE: Duration = Duration::from_millis(10);
 
     fn take(socket: &Path) -> Result<Self> {
-        let mut lock = OsString::from(socket);
-        lock.push(".lock");
-        let lock = PathBuf::from(lock);
+        let lock = Self::lock_of(socket);
         for _ in 0..Self::ATTEMPTS {
             let taken = Self::try_lock(&lock)
                 .map_err(|errno| Error::io(format!("lock {}", lock.display()), errno))?;
             if let Some(_file) = taken {
+                // It is removed in the end.
+                if !fs::symlink_metadata(&lock).is_ok_and(|found| is_lock_file(&found)) {
+                    return Err(unusable(
+                        &lock,
+                        "is where a lock file is to be for a moment; move it away or choose another path",
+                    ));
+                }
                 return Ok(Self { lock, _file });
             }
             thread::sleep(Self::PAUSE);
@@ -214,6 +220,18 @@ impl Turn {
             &lock,
             "another process keeps it locked; remove it or choose another path",
         ))
+    }
+
+    fn lock_of(socket: &Path) -> PathBuf {
+        let mut lock = OsString::from(socket);
+        lock.push(".lock");
+        lock.into()
+    }
+
+    /// Whether there is a lock file, of a turn that is taken or was killed.
+    fn is_left(socket: &Path) -> bool {
+        let found = fs::symlink_metadata(Self::lock_of(socket));
+        found.is_ok_and(|found| is_lock_file(&found))
     }
 
     /// `None` if another has it, or has just removed it.
@@ -230,6 +248,11 @@ impl Turn {
         let named = identity(lock) == Some((ours.st_dev, ours.st_ino));
         Ok(named.then_some(file))
     }
+}
+
+/// Whether it is as a turn makes it: with nothing in it.
+fn is_lock_file(found: &fs::Metadata) -> bool {
+    found.is_file() && found.len() == 0
 }
 
 impl Drop for Turn {
@@ -294,6 +317,27 @@ mod tests {
 
         let long = dir.path().join("x".repeat(120));
         assert!(refusal(&long).contains("107"));
+    }
+
+    #[test]
+    fn what_is_no_lock_file_stays() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (path, lock) = (dir.path().join("s"), dir.path().join("s.lock"));
+        fs::write(&lock, "precious").expect("writes");
+        assert!(refusal(&path).contains("s.lock"));
+        remove_dead_socket(&path).expect("looks");
+        drop(UnixListener::bind(&path).expect("binds"));
+        remove_dead_socket(&path).expect_err("it cannot be locked");
+        assert_eq!(fs::read_to_string(&lock).expect("stays"), "precious");
+    }
+
+    #[test]
+    fn the_lock_file_of_a_turn_that_was_killed_goes() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("s");
+        File::create(dir.path().join("s.lock")).expect("creates");
+        remove_dead_socket(&path).expect("removes");
+        assert!(names(dir.path()).is_empty());
     }
 
     #[test]
