@@ -9,7 +9,7 @@ use std::io;
 
 use super::Reader;
 use super::read_back::PageCopy;
-use crate::codec::{Codec, MAX_COMPRESSED_LEN};
+use crate::codec::{self, Codec, MAX_COMPRESSED_LEN};
 use crate::engine::RUN_PAGES;
 use crate::error::{Error, Result};
 use crate::origin::Image;
@@ -74,6 +74,10 @@ impl Reader {
         };
         // Where nothing is kept, the page cache reads ahead.
         if group.len() > SMALL || !self.keeps_absent() || !self.read_ahead.is_in_order(*start) {
+            return Vec::new();
+        }
+        // Nothing that could be kept.
+        if self.is_hole(*start) {
             return Vec::new();
         }
         let mut pages = group.to_vec();
@@ -167,9 +171,19 @@ impl Reader {
         shard.is_absent_since(run.slot, generation)
     }
 
+    /// Whether a page that only the image has is in one of its holes.
+    fn is_hole(&self, page: PageIndex) -> bool {
+        let at = u64::from(page.0) << PAGE_SHIFT;
+        let image = self.engine.origin.image();
+        image.is_some_and(|image| image.next_data(at).start > at)
+    }
+
     /// Keeps a page that was read of the image in memory, where there is room; returns whether that
-    /// is what the page is.
+    /// is what the page is. One in a hole stays that: it costs nothing, and nothing to read.
     fn keep(&self, page: PageIndex, generation: EvictionGeneration, copy: &Page) -> bool {
+        if codec::same_filled(copy) == Some(0) && self.is_hole(page) {
+            return self.is_unchanged(page, generation);
+        }
         let mut scratch = [0; MAX_COMPRESSED_LEN];
         let most = self.engine.shards.max_compressed_len();
         let compressed = self.engine.codecs.compress(copy, &mut scratch, most);

@@ -45,6 +45,17 @@ fn holes_of_an_image_are_holes_of_the_device() {
         let server = world.serve(&["x", "--origin=image", option]);
         assert_eq!(map(&world), holes, "{option}");
         let mut client = Client::connect(&world.rundir().join("x/nbd.sock")).unwrap();
+        // They stay holes when somebody has read them, in small pieces in order or in large ones.
+        let mut read = vec![1; 1 << 20];
+        for at in 0..64 {
+            client.read(at * mib, &mut read).unwrap();
+        }
+        for at in 0..1024 {
+            client.read(at * page, &mut read[..PAGE]).unwrap();
+            let is_data = at == 3 * mib / page;
+            assert!(read[..PAGE].iter().all(|&byte| (byte == 7) == is_data));
+        }
+        assert_eq!(map(&world), holes, "{option}: read");
         // Written, and nowhere but in memory; discarded, which is a hole once it is in the image.
         client.write(10 * mib, &[1; PAGE], false).unwrap();
         client.trim(40 * mib, PAGE).unwrap();
