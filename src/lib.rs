@@ -1,5 +1,20 @@
 //! zram in userspace: a compressed RAM block device that spills its coldest memory to a file.
 //!
+//! ```
+//! use uzram::{Device, DeviceConfig};
+//!
+//! let mut config = DeviceConfig::new(1 << 30);
+//! config.mem_limit = Some(64 << 20);
+//! let device = Device::new(&config)?;
+//! device.write_at(4096, b"hello")?;
+//! let mut read = [0; 5];
+//! device.read_at(4096, &mut read)?;
+//! assert_eq!(&read, b"hello");
+//! # Ok::<(), uzram::Error>(())
+//! ```
+//!
+//! `examples/` has more. What is in the library, and what stands on what:
+//!
 //! ```text
 //!  nbd  fuse  (your code)          control, attributes: the same device, in words
 //!        │                              │

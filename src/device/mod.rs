@@ -3,6 +3,7 @@
 mod algorithms;
 mod backing;
 mod block_state;
+mod checked;
 mod inspect;
 mod map;
 mod need;
