@@ -312,7 +312,7 @@ fn a_file_system_is_saved_and_mounted_again() {
     assert!(line.contains(&hint), "{line}");
     for (target, words) in [
         ("missing/image", "/missing: No such file"),
-        ("mnt", "no plain file"),
+        ("mnt", "not a regular file"),
         ("mnt/image", "is unmounted first"),
     ] {
         let line = disk.world.refused(1, &["umount", "mnt", "--save", target]);
