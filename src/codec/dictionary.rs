@@ -206,7 +206,6 @@ impl Dictionaries {
     /// # Errors
     /// [`Error::Refused`]: EINVAL if it is none, ENOSPC if there are too many, or beyond the budget.
     pub(crate) fn add(&self, bytes: &[u8]) -> Result<DictionaryId> {
-        let dictionary = Dictionary::new(bytes, &self.memory)?;
         let _one_at_a_time = self.adding.lock();
         let is_free_or_it = |place: &OnceLock<Dictionary>| {
             let there = place.get();
@@ -214,7 +213,10 @@ impl Dictionaries {
         };
         let index = self.all.iter().position(is_free_or_it);
         let index = index.ok_or_else(too_many)?;
-        self.all[index].get_or_init(|| dictionary);
+        if self.all[index].get().is_none() {
+            let dictionary = Dictionary::new(bytes, &self.memory)?;
+            self.all[index].get_or_init(|| dictionary);
+        }
         DictionaryId::new(index).ok_or_else(too_many)
     }
 
@@ -224,11 +226,16 @@ impl Dictionaries {
     /// [`Error::Refused`]: EINVAL if it is none, EEXIST if another has that number, ENOSPC beyond the
     /// budget.
     pub(crate) fn add_as(&self, id: DictionaryId, bytes: &[u8]) -> Result<()> {
-        let dictionary = Dictionary::new(bytes, &self.memory)?;
         let _one_at_a_time = self.adding.lock();
-        let there = self.all[id.index()].get_or_init(|| dictionary);
-        if there.bytes == bytes {
-            return Ok(());
+        let place = &self.all[id.index()];
+        match place.get() {
+            None => {
+                let dictionary = Dictionary::new(bytes, &self.memory)?;
+                place.get_or_init(|| dictionary);
+                return Ok(());
+            }
+            Some(there) if there.bytes == bytes => return Ok(()),
+            Some(_) => {}
         }
         Err(Error::Refused {
             what: "dict",

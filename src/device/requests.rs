@@ -46,8 +46,7 @@ impl BlockDevice for Device {
         });
         timed.inspect_err(|error| {
             tracing::debug!("write of {} bytes at {offset}: {error}", data.len());
-            self.engine.counts.failed_writes.fetch_add(1, Relaxed);
-            self.engine.warn_of_no_space(error);
+            self.note_failed_write(error);
         })
     }
 
@@ -58,7 +57,7 @@ impl BlockDevice for Device {
             self.engine.counts.notify_free.fetch_add(freed, Relaxed);
             Ok(())
         });
-        timed.inspect_err(|error| self.engine.warn_of_no_space(error))
+        timed.inspect_err(|error| self.note_failed_write(error))
     }
 
     fn write_zeroes(&self, offset: u64, len: u64) -> Result<()> {
@@ -66,7 +65,7 @@ impl BlockDevice for Device {
             let pages = self.zero_ends(offset, len)?;
             self.writer.fill_zero(pages)
         });
-        timed.inspect_err(|error| self.engine.warn_of_no_space(error))
+        timed.inspect_err(|error| self.note_failed_write(error))
     }
 
     fn flush(&self) -> Result<()> {
@@ -125,6 +124,12 @@ impl Device {
         latencies.of_request(operation, offset, bytes, work)
     }
 
+    /// Counts a request that changed nothing, or not all that it was to.
+    fn note_failed_write(&self, error: &Error) {
+        self.engine.counts.failed_writes.fetch_add(1, Relaxed);
+        self.engine.warn_of_no_space(error);
+    }
+
     /// Zeroes the part pages at the ends of a range; returns the whole pages between them.
     fn zero_ends(&self, offset: u64, len: u64) -> Result<Range<u64>> {
         self.check_changeable()?;
@@ -152,9 +157,7 @@ impl Device {
                 }
             })
         };
-        zeroed.inspect_err(|_| {
-            self.engine.counts.failed_writes.fetch_add(1, Relaxed);
-        })?;
+        zeroed?;
         Ok(whole.start / page..(whole.end / page).max(whole.start / page))
     }
 }

@@ -5,7 +5,8 @@
 //! it spent has empty ones released first, and then, where pages are destaged to an image, has them leave
 //! for it ([`Relief`]).
 //!
-//! Locks: `releasing` is held while page frames are out to be released, with no shard's lock held
+//! Locks: `making_room`, then a destager's turn, then a shard's; and `making_room`, `releasing`, then a shard's.
+//! Whoever destages needs no table, so none of them waits for itself. `releasing` is held while page frames are out to be released, with no shard's lock held
 //! for the system call. A writer that needs one of those waits for it; few are out at a time.
 
 use std::sync::{Arc, OnceLock, Weak};
@@ -16,11 +17,15 @@ use super::layout::ShardIndex;
 use super::shards::Shards;
 use crate::config::DeviceConfig;
 use crate::error::{Error, Result};
+use crate::log_limit::LogLimit;
 use crate::memory::FrameBudget;
 use crate::sync::Mutex;
 use crate::units::PAGE_SIZE;
 
 pub(super) const SPENT: &str = "the device's tables are at their limit (--table-limit)";
+
+/// Times that relief is tried for a writer: others take what it frees, and make dirty what it wrote.
+const RELIEFS: usize = 3;
 
 /// Has pages leave memory, and so tables, for an image.
 pub(crate) trait Relief: Send + Sync {
@@ -40,6 +45,7 @@ pub(crate) struct Tables {
     making_room: Mutex<()>,
     /// Of a device that destages to an image.
     relief: OnceLock<Weak<dyn Relief>>,
+    log_limit: LogLimit,
 }
 
 impl Tables {
@@ -50,6 +56,7 @@ impl Tables {
             releasing: Mutex::default(),
             making_room: Mutex::default(),
             relief: OnceLock::new(),
+            log_limit: LogLimit::of_states(),
         }
     }
 
@@ -88,7 +95,9 @@ impl Tables {
             let failed = idle.release().err();
             released += shards.lock(index).accept_tables(idle);
             if let Some(error) = failed {
-                tracing::warn!("cannot give the memory of tables back: {error}");
+                if let Some(end) = self.log_limit.admit() {
+                    tracing::warn!("cannot give the memory of tables back: {error}{end}");
+                }
                 return released;
             }
         }
@@ -104,20 +113,27 @@ impl Tables {
         if self.has_room() {
             return Ok(());
         }
-        if let Some(relief) = self.relief.get().and_then(Weak::upgrade) {
+        let relief = self.relief.get().and_then(Weak::upgrade);
+        let reliefs = relief.iter().cycle().take(RELIEFS);
+        for relief in reliefs {
             // For more than the one who asks.
             let enough = (self.budget.limit() / 4).min(64);
             relief.empty_tables(&|| self.budget.used() + enough <= self.budget.limit())?;
+            if self.has_room() {
+                return Ok(());
+            }
         }
-        match self.has_room() {
-            true => Ok(()),
-            false => Err(Error::NoSpace(SPENT)),
-        }
+        Err(Error::NoSpace(SPENT))
     }
 
-    /// Whether there is room for all that a page may take: a block of slots, and one of marks.
     fn has_room(&self) -> bool {
-        let needed = 1 + u64::from(self.relief.get().is_some());
+        self.has_room_for(1)
+    }
+
+    /// Whether there is room for all that so many runs of pages may take: each a block of slots, and one of
+    /// marks.
+    pub(crate) fn has_room_for(&self, runs: u64) -> bool {
+        let needed = runs * (1 + u64::from(self.relief.get().is_some()));
         self.budget.used() + needed <= self.budget.limit()
     }
 }

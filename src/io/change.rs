@@ -40,7 +40,7 @@ impl Writer {
     /// Changes a run by `change`, as often as it takes to find room.
     ///
     /// # Errors
-    /// [`Error::NoSpace`].
+    /// [`Error::NoSpace`]; those of writing to the image, where tables get room by that.
     pub(crate) fn change_one<T>(
         &self,
         run: Run,

@@ -113,7 +113,7 @@ impl Writer {
     /// data before.
     ///
     /// # Errors
-    /// [`Error::NoSpace`].
+    /// [`Error::NoSpace`]; those of writing to the image, where tables get room by that.
     fn zero(&self, pages: Range<u64>) -> Result<u64> {
         let shards = &self.engine.shards;
         let mut held = 0;

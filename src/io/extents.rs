@@ -69,10 +69,11 @@ impl Coalescer<'_> {
         };
         let mut next = image.next_data(at);
         while at < end {
-            let mut data = next;
+            // Whatever an image says, this comes to an end.
+            let mut data = if next.end > at { next } else { at..end };
             next = image.next_data(data.end.min(end));
             // What ends and begins in one page.
-            while data.end < end && next.start <= data.end {
+            while data.end < end && next.start <= data.end && next.end > data.end {
                 data.end = next.end;
                 next = image.next_data(data.end.min(end));
             }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::Reader;
-use crate::engine::Run;
+use crate::engine::{RUN_PAGES, Run};
 use crate::error::Result;
 use crate::shard::{SlotIndex, SlotState};
 use crate::units::{PAGE_SHIFT, PAGE_SIZE, PageIndex};
@@ -41,6 +41,11 @@ impl Reader {
             .limit()
             .saturating_sub(self.engine.limit.budget.used());
         if pages * FRAMES_A_PAGE > room || self.engine.copy_before_write.any() {
+            return true;
+        }
+        // Where tables have no room, that may take writing pages to the image.
+        let runs = pages.div_ceil(u64::from(RUN_PAGES)) + 1;
+        if self.engine.origin.destages() && !self.engine.tables.has_room_for(runs) {
             return true;
         }
         let is_part = |at: &u64| !at.is_multiple_of(page);

@@ -155,12 +155,14 @@ impl Writer {
         let run = self.engine.shards.layout.run_of(page);
         let mut scratch = [0; MAX_COMPRESSED_LEN];
         let mut refusals = Refusals::default();
+        // What is not in memory is fetched first: no I/O under the lock.
+        let mut fetched = self.reader.fetch_to_change(run)?;
         loop {
-            // What is not in memory is fetched first: no I/O under the lock.
-            let fetched = self.reader.fetch_to_change(run)?;
             let mut copy = [0; PAGE_SIZE];
             let mut shard = self.lock_to_change(run);
             if let Change::Stale = self.copy_for_change(&shard, run, fetched.as_ref(), &mut copy)? {
+                drop(shard);
+                fetched = self.reader.fetch_to_change(run)?;
                 continue;
             }
             change(&mut copy);

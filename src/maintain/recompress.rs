@@ -37,7 +37,7 @@ const STEP: usize = 16;
 const LOOKED_AT_ONCE: usize = 4096;
 const SEARCHED_AT_ONCE: u32 = 1 << 19;
 
-/// The niceness that leaves a engine to whoever else wants it.
+/// The niceness that leaves a core to whoever else wants it.
 const NICEST: i32 = 19;
 
 /// Memory for a step.

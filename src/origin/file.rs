@@ -226,21 +226,29 @@ impl Image for FileImage {
 
     fn next_data(&self, at: u64) -> Range<u64> {
         let (file, end) = (self.file.file(), self.size());
-        let page = PAGE_SIZE as u64;
-        // Where holes are not to be had, on a block device say, all is data.
-        let start = match seek(file, SeekFrom::Data(at)) {
-            Ok(start) => start / page * page,
-            // But one that was cut short has no holes there: it cannot be read.
-            Err(Errno::NXIO) if file.metadata().is_ok_and(|now| now.len() >= self.len) => end,
-            Err(_) => return at..end,
-        };
-        let stop = seek(file, SeekFrom::Hole(start.max(at))).unwrap_or(end);
-        start.max(at)..stop.next_multiple_of(page).min(end)
+        match seek(file, SeekFrom::Data(at)) {
+            Ok(data) => {
+                let hole = seek(file, SeekFrom::Hole(data)).unwrap_or(end);
+                whole_pages(data..hole, at..end)
+            }
+            // One that was cut short has no holes there: it cannot be read.
+            Err(Errno::NXIO) if file.metadata().is_ok_and(|now| now.len() >= self.len) => end..end,
+            // Where holes are not to be had, on a block device say, all is data.
+            Err(_) => at..end,
+        }
     }
 
     fn path(&self) -> &Path {
         &self.path
     }
+}
+
+/// The pages that hold `data`, of those in `bounds`: a file system's blocks may be smaller than pages.
+fn whole_pages(data: Range<u64>, bounds: Range<u64>) -> Range<u64> {
+    let page = PAGE_SIZE as u64;
+    let start = data.start / page * page;
+    let end = data.end.next_multiple_of(page);
+    start.max(bounds.start)..end.min(bounds.end)
 }
 
 #[cfg(test)]
@@ -250,6 +258,20 @@ mod tests {
 
     fn config(path: &Path, usage: OriginUse) -> OriginConfig {
         OriginConfig::new(path, usage)
+    }
+
+    #[test]
+    fn a_block_of_data_within_a_page_makes_it_data() {
+        for (data, pages) in [
+            (1024..2048, 0..4096),
+            (0..1024, 0..4096),
+            (3072..5120, 0..8192),
+            (9000..9001, 8192..12_288),
+        ] {
+            assert_eq!(whole_pages(data.clone(), 0..16_384), pages, "{data:?}");
+        }
+        assert_eq!(whole_pages(5000..6000, 4097..16_384), 4097..8192);
+        assert_eq!(whole_pages(16_000..16_384, 0..16_384), 12_288..16_384);
     }
 
     const WRITTEN: OriginUse = OriginUse::WriteBack(SyncPolicy::Flush);

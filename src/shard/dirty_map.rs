@@ -40,9 +40,9 @@ pub(super) struct DirtyMap {
     marks: LazyTable<u32>,
     dirty: TablePages,
     total: u64,
-    /// By block, how often eviction_generation were counted for all of its pages together: when its marks went
-    /// back to the kernel, and with them how often each page had left, and for any that left while
-    /// there were no marks.
+    /// By block, how often evictions were counted for all of its pages together: when its marks went back
+    /// to the kernel, and with them how often each page had left, and for any that left while there
+    /// were no marks.
     eviction_generation: LazyTable<u32>,
 }
 
@@ -260,7 +260,7 @@ mod tests {
 
     /// However its marks come and go, a page that has left memory is known to have.
     #[test]
-    fn departures_are_told_apart_though_marks_went_back() {
+    fn evictions_are_told_apart_though_marks_went_back() {
         let mut marks = marks(2000);
         let mut seen = vec![marks.eviction_generation(AT)];
         for round in 0..3 {

@@ -234,6 +234,10 @@ impl Shard {
         index: SlotIndex,
         pattern: u32,
     ) -> Result<(), NoRoom> {
+        // Part of a block of zeroes is no change.
+        if pattern == 0 && self.slots.is_in_zeroes(index) {
+            return Ok(());
+        }
         self.reserve(index)?;
         self.set(index, Slot::same_filled(pattern));
         self.note_change(index, false);

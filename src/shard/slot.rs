@@ -36,7 +36,7 @@ pub(crate) struct SlotIndex(pub(crate) u32);
 pub(crate) struct Slot(u64);
 
 /// When a page that is written back was last wanted: 6 bits of a count of epochs, that of its
-/// shard (`recent.rs`).
+/// shard (`refault.rs`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ReadBackEpoch(u8);
 

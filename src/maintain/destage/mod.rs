@@ -167,8 +167,24 @@ impl Destager {
 
 impl Relief for Destager {
     fn empty_tables(&self, is_enough: &dyn Fn() -> bool) -> Result<()> {
+        // What the image has already goes first, and the rest although some cannot be written.
+        self.drop_clean(is_enough);
+        if is_enough() {
+            return Ok(());
+        }
+        let written = self.write_all();
+        self.drop_clean(is_enough);
+        match is_enough() {
+            true => Ok(()),
+            false => written,
+        }
+    }
+}
+
+impl Destager {
+    /// Has clean pages leave memory until tables have enough room.
+    fn drop_clean(&self, is_enough: &dyn Fn() -> bool) {
         let Engine { shards, tables, .. } = &*self.engine;
-        self.write_all()?;
         tables.release(shards, 0);
         for index in shards.layout.shards() {
             let (mut at, end) = (0, shards.layout.slots(index));
@@ -182,7 +198,6 @@ impl Relief for Destager {
                 tables.release_of(shards, index, 0);
             }
         }
-        Ok(())
     }
 }
 
