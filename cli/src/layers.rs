@@ -100,7 +100,11 @@ impl Server {
             .ok()
             .map(|shown| PathBuf::from(shown.trim_end_matches('\n')));
         let backing = backing.filter(|path| path.is_absolute());
-        self.record.origin.iter().cloned().chain(backing).collect()
+        // Also where it does not answer.
+        let spills = self.record.spills.iter();
+        let spills = spills.map(|spill| spill.path().to_owned());
+        let recorded = self.record.origin.iter().chain(&self.record.making);
+        recorded.cloned().chain(spills).chain(backing).collect()
     }
 }
 

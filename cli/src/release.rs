@@ -46,20 +46,25 @@ pub(crate) fn describe_users(dir: &RunDir, save: Option<&Path>) -> Result<Option
 
 /// Fails while the device of `dir` has users that are `meant`: clients over NBD, and whoever has its file in
 /// the FUSE directory open. `way_out` ends the error. Whoever has just gone may still be counted for as long
-/// as `patience`. A server that does not answer is asked in vain: one that is frozen, say, whose users have
-/// nothing of it any more.
+/// as `patience`. A server that does not answer for long is asked in vain: one that is frozen, say, whose users
+/// have nothing of it any more. One that is only busy is asked again.
 pub(crate) fn refuse_if_connected(
     dir: &RunDir,
     meant: impl Fn(&Who) -> bool,
     patience: Duration,
     way_out: &str,
 ) -> Result<()> {
-    const ANSWER: Duration = Duration::from_secs(2);
+    /// For a busy machine.
+    const ANSWER: Duration = Duration::from_secs(5);
     let deadline = Instant::now() + patience;
     loop {
         let asked = Client::connect(&dir.control_socket(), ANSWER);
         let mut users = match asked.and_then(|mut client| client.users()) {
             Ok(users) => users,
+            // It lives, and its users with it.
+            Err(error @ uzram::Error::Remote { .. }) => {
+                bail!("who uses {} is not known: {error}; {way_out}", dir.name());
+            }
             Err(error) => {
                 tracing::debug!("who uses {} is not known: {error}", dir.name());
                 return Ok(());

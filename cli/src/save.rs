@@ -211,7 +211,6 @@ fn fate(dir: &RunDir, error: &uzram::Error) -> Fate {
             Ok(None) => return Fate::Gone,
             _ if !is_stopping && ask(&dir.control_socket()).is_ok() => return Fate::Serves,
             _ if Instant::now() < deadline => thread::sleep(Duration::from_millis(20)),
-            _ if is_stopping => return Fate::Gone,
             _ => return Fate::Silent,
         }
     }

@@ -7,7 +7,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -73,7 +73,7 @@ pub(crate) fn run(settings: &Settings, root: &RunRoot, background: bool) -> Resu
         let log = background.then(|| lock.dir().log());
         let announced = stopper
             .ready()
-            .and_then(|()| announce(settings, &server.record.now(), log));
+            .and_then(|()| announce(settings, &server.record.now(), log.as_deref()));
         if announced.is_ok() {
             // Err would mean that every sender is gone, which is no reason to go on either.
             let _ = stop_requested.recv();
@@ -350,8 +350,8 @@ fn start_exporter(
 ///
 /// Whoever started us with a socket need not wait, and stdout may be for its own data: nothing is said
 /// there then, unless we are in the background, where stdout is the pipe on which our starter waits.
-fn announce(settings: &Settings, record: &Record, log: Option<PathBuf>) -> Result<()> {
-    match &log {
+fn announce(settings: &Settings, record: &Record, log: Option<&Path>) -> Result<()> {
+    match log {
         Some(log) => {
             log_to_file(log)?;
             leave_turn()?;
@@ -369,17 +369,25 @@ fn announce(settings: &Settings, record: &Record, log: Option<PathBuf>) -> Resul
         record.places().join(" and ")
     );
     notify(sd_notify::NotifyState::Ready);
-    if log.is_some() || record.inherited.is_empty() {
+    if log.is_some() {
+        // The pipe is our starter's, who waits at it, and has room.
+        write_ready().context("cannot say ready to who started the server")?;
+        return leave_stdout();
+    }
+    if record.inherited.is_empty() {
         say_ready();
     }
-    log.map_or(Ok(()), |_| leave_stdout())
+    Ok(())
+}
+
+fn write_ready() -> io::Result<()> {
+    let mut stdout = io::stdout();
+    writeln!(stdout, "ready")?;
+    stdout.flush()
 }
 
 fn say_ready() {
-    let said = bounded::within(LISTEN, || {
-        let mut stdout = io::stdout();
-        writeln!(stdout, "ready").and_then(|()| stdout.flush())
-    });
+    let said = bounded::within(LISTEN, write_ready);
     // Whoever started us does not listen; that is no reason not to serve.
     match said {
         Some(Ok(())) => {}

@@ -62,7 +62,7 @@ impl SpillFile {
         })
     }
 
-    fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.id.path
     }
 

@@ -51,13 +51,17 @@ struct Opener {
 impl Openers {
     /// How often the file is open for a `thread` that asks through `handle`, or by the file's path: it
     /// may have it open several times, as rsync does, and may be another than the one that opened it.
-    /// One of another PID namespace has no number, and has it open once.
+    /// One of another PID namespace has no number, and counts as one that has it open once. One that has it
+    /// open nowhere, as truncate(2) by path, is nobody's: a mounted file system's least of all.
     fn of(&self, thread: u32, handle: Option<FileHandle>) -> usize {
         let opener = handle.and_then(|handle| self.open.get(&handle.0));
         let threads = [Some(thread), opener.map(|opener| opener.thread)];
         let is_one = |it: &&Opener| it.thread != 0 && threads.contains(&Some(it.thread));
         let known = self.open.values().filter(is_one).count();
-        known.max(self.open.len().min(1))
+        match thread {
+            0 => known.max(self.open.len().min(1)),
+            _ => known,
+        }
     }
 }
 
@@ -233,5 +237,24 @@ impl Disk {
             ControlFlow::Continue(())
         });
         found.ok_or(Errno::ENXIO)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_who_has_the_file_open_has_it_open() {
+        let mut openers = Openers::default();
+        let opener = || Opener {
+            thread: 5,
+            _user: User::uncounted(),
+        };
+        openers.open.extend([(1, opener()), (2, opener())]);
+        assert_eq!(openers.of(5, None), 2);
+        assert_eq!(openers.of(7, Some(FileHandle(1))), 2, "another thread");
+        assert_eq!(openers.of(7, None), 0, "by the file's path");
+        assert_eq!(openers.of(0, None), 1, "of another PID namespace");
     }
 }

@@ -4,7 +4,8 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 
-use rustix::net::{getpeername, sockopt};
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use rustix::net::getpeername;
 
 /// A client, as the kernel knows it.
 #[derive(Debug, PartialEq, Eq)]
@@ -24,10 +25,13 @@ impl Peer {
         let address = getpeername(&socket).ok().flatten();
         match address.map(SocketAddr::try_from) {
             Some(Ok(address)) => Self::Tcp(address),
-            Some(Err(_)) => sockopt::socket_peercred(&socket).map_or(Self::Unknown, |who| {
-                let (pid, uid) = (who.pid.as_raw_pid(), who.uid.as_raw());
-                Self::Unix { pid, uid }
-            }),
+            // The number of a process of another PID namespace is 0.
+            Some(Err(_)) => {
+                getsockopt(&socket, PeerCredentials).map_or(Self::Unknown, |who| Self::Unix {
+                    pid: who.pid(),
+                    uid: who.uid(),
+                })
+            }
             None => Self::Unknown,
         }
     }

@@ -117,16 +117,22 @@ impl Tls {
                 current.config = config;
             }
             Ok(_) => {}
-            Err(error) => tracing::warn!(
-                "{error}; the certificates, key and list that were read before stay in force"
-            ),
+            Err(error) => {
+                tracing::warn!(
+                    "{error}; the certificates, key and list that were read before stay in force"
+                );
+                // What the machine could not do now it may do for the next client.
+                if let Error::Io { .. } = error {
+                    current.seen = Versions::default();
+                }
+            }
         }
         Arc::clone(&current.config)
     }
 }
 
 /// The files of a directory of certificates, as far as it tells whether one has changed; none where there is none.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 struct Versions([Option<Version>; 4]);
 
 /// Which file it is, its length, and when it and its entry were changed, in seconds and nanoseconds.
