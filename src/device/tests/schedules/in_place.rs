@@ -90,7 +90,7 @@ model!(
         write(&device, 0, 1).expect("room");
         device.discard(0, PAGE).expect("no room needed");
         scope(|scope| {
-            scope.spawn(|| device.core.release_tables(0));
+            scope.spawn(|| device.engine.tables.release(&device.engine.shards, 0));
             scope.spawn(|| write(&device, 1, 9).expect("room"));
             scope.spawn(|| one_of(&read(&device, 1), &[0, 9]));
         });
