@@ -25,6 +25,7 @@ words       attributes
 frontends   control fuse nbd
 '
 
+# shellcheck disable=SC2016  # The program is awk's.
 find src -name '*.rs' ! -path '*/tests/*' ! -name tests.rs ! -name lib.rs ! -name fuzzing.rs -print0 |
     sort -z | xargs -0 awk -v layers="$layers" '
     BEGIN {

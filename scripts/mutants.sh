@@ -25,7 +25,7 @@ work=$target/mutants
 # The engine. Left out is what only tests call: the harness of the allocators, and the proofs of the
 # accounting, which notice a mutant or are one.
 mutants=(cargo mutants --no-config --colors never
-    --file 'src/pool/**' --file 'src/shard/**' --file 'src/writeback/**' --file 'src/spill/**'
+    --file 'src/pool/**' --file 'src/shard/**' --file 'src/engine/**' --file 'src/io/**' --file 'src/maintain/**' --file 'src/spill/**'
     --file 'src/image/**' --file 'src/origin/**' --exclude forge.rs --exclude contents.rs
     --exclude harness.rs --exclude check.rs --exclude-re '::check(_marks|_objects)?\b')
 
@@ -57,7 +57,7 @@ try() {
 
 # try_all JOB: each pass is over what the one before missed.
 try_all() {
-    local engine=(device:: image:: origin:: pool:: shard:: spill:: writeback::) tests=()
+    local engine=(device:: engine:: image:: io:: maintain:: origin:: pool:: shard:: spill::) tests=()
     for name in model pools integrity sizes control idle_device; do tests+=("--cargo-arg=--test=$name"); done
     try unit "$1" --cargo-arg=--lib -- -- "${until_one_fails[@]}" "${engine[@]}"
     UZRAM_SEEDS=10 try models "$1" --features shuttle --cargo-arg=--lib -- -- "${until_one_fails[@]}" schedules

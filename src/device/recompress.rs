@@ -13,8 +13,8 @@ impl Device {
     /// unless the request names an algorithm that is not. The device is in use meanwhile.
     ///
     /// # Errors
-    /// [`Error::Refused`], EINVAL if there is no such algorithm to recompress with, EINTR once the device
-    /// is stopping; [`Error::NoSpace`] if there is no backing, and no memory to recompress in.
+    /// [`crate::Error::Refused`], EINVAL if there is no such algorithm to recompress with, EINTR once the device
+    /// is stopping; [`crate::Error::NoSpace`] if there is no backing, and no memory to recompress in.
     pub fn recompress(&self, request: &Recompression) -> Result<u64> {
         let plan = Plan::new(request, &self.engine.codecs.secondary())?;
         let wanted = Wanted {
