@@ -13,7 +13,7 @@ use crate::program;
 use crate::rundir::Turn;
 
 /// How long a detached device may linger: udev may be probing it.
-const LINGER: Duration = Duration::from_secs(3);
+const LINGER: Duration = Duration::from_secs(10);
 
 /// How long losetup may take.
 const PATIENCE: Duration = Duration::from_secs(10);

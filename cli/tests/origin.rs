@@ -13,5 +13,7 @@ mod full_pipe;
 mod holes;
 #[path = "origin/image.rs"]
 mod image;
+#[path = "common/leaving.rs"]
+mod leaving;
 #[path = "origin/power_cut.rs"]
 mod power_cut;

@@ -257,6 +257,7 @@ fn disk_that_is_truncated_loses_what_is_beyond_and_keeps_its_size() {
     );
     drop(disk);
     assert!(contents() == [head, tail].concat());
+    served.is_left();
     let cut = Command::new("truncate")
         .args(["-s", "4096"])
         .arg(&path)
@@ -265,6 +266,7 @@ fn disk_that_is_truncated_loses_what_is_beyond_and_keeps_its_size() {
     let (head, tail) = (vec![7; PAGE as usize], vec![0; (MIB - PAGE) as usize]);
     assert!(contents() == [head, tail].concat());
     assert_eq!(served.device.stats().orig_data_size, PAGE);
+    served.is_left();
     // Not under another user.
     let disk = served.open_disk(OFlags::empty());
     let other = served.device.enter(uzram::Who::default());
@@ -320,11 +322,13 @@ fn imaging_tools_write_disk() {
         disk.write_all_at(&vec![9; 4 * MIB as usize], 0)
             .expect("writes");
         drop(disk);
+        served.is_left();
         shell(script);
         let found = fs::read(&path).expect("reads");
         assert!(found == [image.as_slice(), &rest].concat(), "{script}");
         assert_eq!(fs::metadata(&path).expect("stats").len(), 4 * MIB);
     }
+    served.is_left();
     shell("qemu-img convert -n -f qcow2 -O raw qcow2 $DISK");
     shell("qemu-img compare -f qcow2 -F raw qcow2 $DISK");
 }

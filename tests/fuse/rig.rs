@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -82,6 +82,14 @@ impl Served {
             .custom_flags(flags.bits().cast_signed())
             .open(self.mount.disk_path())
             .expect("opens disk")
+    }
+
+    /// Waits until nobody uses it: the kernel says that a file is closed after it is.
+    pub(crate) fn is_left(&self) {
+        let begun = Instant::now();
+        while !self.device.users().is_empty() {
+            assert!(begun.elapsed() < HANG, "{:?}", self.device.users());
+        }
     }
 
     pub(crate) fn show(&self, attribute: Attribute) -> String {

@@ -58,7 +58,7 @@ pub(crate) const ENOSPC: u32 = 28;
 pub(crate) const EOVERFLOW: u32 = 75;
 
 /// Far more than anything here takes; what hangs fails instead.
-pub(crate) const HANG: Duration = Duration::from_secs(20);
+pub(crate) const HANG: Duration = Duration::from_secs(120);
 
 /// A server of a [`MemoryDevice`] on a Unix socket of its own.
 pub(crate) struct Fixture {
@@ -76,6 +76,8 @@ pub(crate) fn serve_with(configure: impl FnOnce(&mut ServerConfig)) -> Fixture {
     let dir = tempfile::tempdir().expect("a directory");
     let socket = dir.path().join("nbd.sock");
     let mut config = ServerConfig::new(NAME, vec![Address::Unix(socket.clone())]);
+    // That a shutdown waits for a silent client shows.
+    config.handshake_timeout = HANG;
     configure(&mut config);
     let device = Arc::new(MemoryDevice::new());
     let served: Arc<dyn BlockDevice> = Arc::clone(&device) as _;

@@ -49,7 +49,7 @@ fn a_server_whose_output_is_full_starts_serves_and_stops() {
         assert!(begun.elapsed() < HANG, "it serves");
     }
     signal(server.pid(), "TERM");
-    assert_eq!(server.ended(STOP), Some(0));
+    assert_eq!(server.ended(HANG), Some(0));
     assert_eq!(world.leftovers(), [""; 0]);
     drop((manager, unread));
 }
@@ -61,7 +61,7 @@ fn the_last_line_is_written_before_the_end() {
     command.stderr(Stdio::piped());
     let mut server = Serve::start(&mut command);
     signal(server.pid(), "TERM");
-    assert_eq!(server.ended(STOP), Some(0));
+    assert_eq!(server.ended(HANG), Some(0));
     let mut said = String::new();
     let mut stderr = server.child.stderr.take().unwrap();
     stderr.read_to_string(&mut said).unwrap();
@@ -173,7 +173,7 @@ fn a_small_stack_will_do() {
         assert!(output.status.success(), "{args:?}: {output:?}");
     }
     signal(server.pid(), "TERM");
-    assert_eq!(server.ended(STOP), Some(0));
+    assert_eq!(server.ended(HANG), Some(0));
 }
 
 #[test]

@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::STOP;
 use crate::common::{HANG, Serve, World, can_mount, finish, signal};
 use crate::config::configure;
 
@@ -174,7 +173,7 @@ fn serve_with_ever_more(few: &Few, words: &[&str]) {
         if ready == "ready\n" {
             let mut server = Serve { child };
             signal(server.pid(), "TERM");
-            assert_eq!(server.ended(STOP), Some(0), "{words:?} with {most}");
+            assert_eq!(server.ended(HANG), Some(0), "{words:?} with {most}");
             few.is_empty();
             break;
         }

@@ -103,16 +103,19 @@ fn writes_that_fail_at_the_limit_are_in_the_log_with_the_remedy() {
         let mut command = world.command(&args);
         Serve::start(command.stderr(File::create(world.path("log")).unwrap()))
     };
-    let begun = Instant::now();
     // What is said last before it is ready.
     let serves = || {
+        let begun = Instant::now();
         while !log().contains("serving vm") {
             assert!(begun.elapsed() < HANG, "{}", log());
         }
     };
     let server = start(&["--allow-enospc"]);
     serves();
-    assert!(!log().contains("WARN"), "{}", log());
+    // Of other things a machine may well be warned.
+    for words in ["--mem-limit:", "writes fail"] {
+        assert!(!log().contains(words), "{}", log());
+    }
     drop(server);
 
     let _server = start(&[]);
@@ -137,8 +140,9 @@ fn writes_that_fail_at_the_limit_are_in_the_log_with_the_remedy() {
     };
     assert!(!copied().status.success() && !copied().status.success());
     let warnings = || log().matches("writes fail with ENOSPC, as ").count();
+    let begun = Instant::now();
     while warnings() == 0 {
-        assert!(begun.elapsed() < 2 * HANG, "{}", log());
+        assert!(begun.elapsed() < HANG, "{}", log());
     }
     assert!(
         log().contains("uzram set NAME backing_dev=PATH"),

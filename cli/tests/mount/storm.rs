@@ -1,8 +1,11 @@
 //! Commands on one name beside each other, and commands that are killed: as if one came after the other,
 //! and nothing that nobody knows of.
 
+use std::env;
+use std::ffi::OsString;
 use std::fs;
-use std::path::Path;
+use std::iter;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
@@ -21,16 +24,40 @@ fn world() -> World {
     world
 }
 
-/// Loop devices whose file has gone are nobody's to find: all there are, by name.
-fn orphans() -> Vec<String> {
-    let entries = fs::read_dir("/sys/block").unwrap().flatten();
-    let is_orphan = |path: &Path| {
-        fs::read_to_string(path.join("loop/backing_file")).is_ok_and(|file| file == "/disk\n")
+/// A losetup first in the PATH, which notes each loop device that this world's commands attach, and its number
+/// among all that were ever attached; that PATH.
+fn noting(world: &World) -> OsString {
+    const LOSETUP: &str = "#!/bin/sh\n\
+        PATH=${PATH#*:}:/usr/sbin:/sbin:/usr/local/sbin\n\
+        device=$(losetup \"$@\") || exit\n\
+        [ -n \"$device\" ] || exit 0\n\
+        loop=${device##*/}\n\
+        echo \"$loop $(cat \"/sys/block/$loop/diskseq\")\" >>\"${0%/*}/attached\"\n\
+        echo \"$device\"\n";
+    let bin = world.dir("bin");
+    let losetup = bin.join("losetup");
+    fs::write(&losetup, LOSETUP).unwrap();
+    fs::set_permissions(&losetup, fs::Permissions::from_mode(0o755)).unwrap();
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::join_paths(iter::once(bin).chain(env::split_paths(&path))).unwrap()
+}
+
+/// What was noted, each with its line break.
+fn attached(world: &World) -> String {
+    fs::read_to_string(world.path("bin/attached")).unwrap_or_default()
+}
+
+/// Loop devices whose file has gone are nobody's to find: those of this world, by name.
+fn orphans(world: &World) -> Vec<String> {
+    let is_orphan = |name: &str, number: &str| {
+        let of = |file: &str| fs::read_to_string(format!("/sys/block/{name}/{file}"));
+        of("loop/backing_file").is_ok_and(|file| file == "/disk\n")
+            && of("diskseq").unwrap_or_default().trim() == number
     };
-    let orphans = entries.filter(|entry| is_orphan(&entry.path()));
-    orphans
-        .map(|entry| entry.file_name().to_str().unwrap().to_owned())
-        .collect()
+    let attached = attached(world);
+    let attached = attached.lines().filter_map(|line| line.split_once(' '));
+    let orphans = attached.filter(|(name, number)| is_orphan(name, number));
+    orphans.map(|(name, _)| name.to_owned()).collect()
 }
 
 /// Whether the device is there: a living server, one loop device, mounted and to be written to; or nothing
@@ -116,10 +143,11 @@ fn down_clears_what_a_killed_up_has_begun() {
     }
     let _alone = alone();
     let world = world();
+    let path = noting(&world);
     for round in 0..ROUNDS {
-        let before = orphans();
         let mut command = world.command(&["up", CONFIG]);
         let mut up = command
+            .env("PATH", &path)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
@@ -130,8 +158,17 @@ fn down_clears_what_a_killed_up_has_begun() {
         ended(&mut up, HANG).unwrap();
         world.ok(&["down", CONFIG]);
         assert_eq!(world.leftovers(), [""; 0], "round {round}");
-        // Others' tests have some for a while.
-        let left = || orphans().iter().all(|orphan| before.contains(orphan));
-        assert!(within(HANG, left), "round {round}: {:?}", orphans());
+        // One that was in use to the end goes when its last user has gone.
+        let none = || orphans(&world).is_empty();
+        assert!(within(HANG, none), "round {round}: {:?}", orphans(&world));
     }
+    // They would have been noted.
+    let up = finish(world.command(&["up", CONFIG]).env("PATH", &path));
+    assert!(up.status.success(), "{up:?}");
+    let (device, _) = world.loops().remove(0);
+    let name = device.trim_start_matches("/dev/");
+    let number = fs::read_to_string(format!("/sys/block/{name}/diskseq")).unwrap_or_default();
+    let (noted, line) = (attached(&world), format!("{name} {}", number.trim()));
+    assert_eq!(noted.lines().last(), Some(line.as_str()), "{noted}");
+    world.ok(&["down", CONFIG]);
 }

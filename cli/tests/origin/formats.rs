@@ -63,7 +63,7 @@ fn what_is_not_raw_is_refused_unless_that_is_said() {
     let mut read = [0; 4];
     client(&world).read(0, &mut read).unwrap();
     assert_eq!(&read, b"QFI\xfb");
-    world.ok(&["down", "--config=uzram.toml"]);
+    world.ok_once_unused(&["down", "--config=uzram.toml"]);
     let server = world.serve(&["x", "--origin=disk", "--origin-format=raw"]);
     drop(server);
 }
@@ -107,7 +107,7 @@ fn a_read_only_device_only_reads_its_image() {
     let line = world.refused(1, &["reset", "x"]);
     assert!(line.contains("read-only"), "{line}");
     // It shares the image with others that only read it.
-    world.ok(&["stop", "x"]);
+    world.ok_once_unused(&["stop", "x"]);
     drop(server);
     let line = world.refused(
         2,
@@ -162,7 +162,7 @@ fn an_image_of_any_length_can_be_read() {
             assert_eq!(read[49..151], [[7].as_slice(), &[9; 100], &[0]].concat());
         }
         drop(client);
-        world.ok(&["stop", "x"]);
+        world.ok_once_unused(&["stop", "x"]);
         drop(server);
     }
     assert!(fs::read(&path).unwrap() == image);

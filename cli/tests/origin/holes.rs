@@ -73,7 +73,7 @@ fn holes_of_an_image_are_holes_of_the_device() {
             assert_eq!(now.last(), Some(&last), "{now:?}");
         }
         drop(client);
-        world.ok(&["stop", "x"]);
+        world.ok_once_unused(&["stop", "x"]);
         drop(server);
     }
 }

@@ -1,7 +1,7 @@
 //! The image after an orderly end, while it fails, and under many snapshots.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::client::{Client, PAGE, SEND_FLUSH, SEND_FUA};
-use crate::common::{HANG, Serve, World, signal};
+use crate::common::{HANG, Serve, World, one_line, signal};
 use crate::full_pipe::full_pipe;
 
 /// A world with an image in it of so many pages full of 7.
@@ -60,7 +60,7 @@ fn an_orderly_end_writes_all() {
         );
         assert!(world.ok(&["stat", "x"]).contains("dirty"));
         drop(client);
-        world.ok(&["stop", "x"]);
+        world.ok_once_unused(&["stop", "x"]);
         assert_eq!(server.ended(HANG), Some(0));
         assert_eq!(page(&path, 6), [2; PAGE]);
         assert_eq!(page(&path, 7), [0; PAGE]);
@@ -80,6 +80,7 @@ fn stopping_it_twice_at_once_writes_all() {
     let mut client = Client::connect(&world.rundir().join("x/nbd.sock")).unwrap();
     client.write(5 * PAGE as u64, &[1; PAGE], false).unwrap();
     drop(client);
+    is_left(&world);
     let mut stops = [0; 4].map(|_| world.command(&["stop", "x"]).spawn().unwrap());
     assert_eq!(server.ended(HANG), Some(0));
     for stop in &mut stops {
@@ -88,6 +89,26 @@ fn stopping_it_twice_at_once_writes_all() {
     }
     assert_eq!(page(&path, 5), [1; PAGE]);
     assert!(world.leftovers().is_empty());
+}
+
+/// Waits until its server has seen that all connections are closed.
+fn is_left(world: &World) {
+    let control = UnixStream::connect(world.rundir().join("x/control.sock")).unwrap();
+    control.set_read_timeout(Some(HANG)).unwrap();
+    let mut control = BufReader::new(control);
+    let begun = Instant::now();
+    loop {
+        control
+            .get_mut()
+            .write_all(b"{\"op\":\"users\"}\n")
+            .unwrap();
+        let mut users = String::new();
+        control.read_line(&mut users).unwrap();
+        if users.contains("[]") {
+            break;
+        }
+        assert!(begun.elapsed() < HANG, "{users}");
+    }
 }
 
 /// Starts a server whose `ready` nobody hears; it is there once its control socket is.
@@ -224,14 +245,7 @@ fn many_snapshots_of_one_image_leave_it_alone() {
         (&["save", "a", "saved"], "copy the device"),
         (&["stop", "a", "--save=saved"], "copy the device"),
     ] {
-        // A connection that was closed is in use until the server has seen that.
-        let begun = Instant::now();
-        let line = loop {
-            let line = world.refused(1, args);
-            if !line.contains("is in use") || begun.elapsed() > HANG {
-                break line;
-            }
-        };
+        let line = one_line(&world.once_unused(args), 1, args);
         assert!(line.contains(words), "{line}");
     }
     drop(servers);
