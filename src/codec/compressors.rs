@@ -111,7 +111,8 @@ struct Codecs {
     inflate: Option<Decompressor>,
 }
 
-thread_local! {
+// What is let go of in it gives its memory back to a budget, at which a scheduler may switch threads.
+crate::sync::thread_local! {
     static CODECS: RefCell<Codecs> = RefCell::new(Codecs {
         lz4: lz4_flex::block::CompressTable::small(),
         zstd: None,
@@ -239,7 +240,10 @@ pub(crate) fn compress(
     if let (Some(first), Some(tag)) = (start.first_mut(), tag) {
         *first = tag.to_byte();
     }
-    let made = CODECS.with_borrow_mut(|codecs| codecs.compress(how, dictionary, page, rest))?;
+    let made = CODECS.with(|codecs| {
+        let codecs = &mut *codecs.borrow_mut();
+        codecs.compress(how, dictionary, page, rest)
+    })?;
     let len = start.len() + made;
     (len <= max_len).then_some((codec, len))
 }
@@ -263,5 +267,8 @@ pub(crate) fn decompress(
             (Tag::from_byte(first).ok_or(NotAPage)?.method, data)
         }
     };
-    CODECS.with_borrow_mut(|codecs| codecs.decompress(method, dictionaries, data, page))
+    CODECS.with(|codecs| {
+        let codecs = &mut *codecs.borrow_mut();
+        codecs.decompress(method, dictionaries, data, page)
+    })
 }
