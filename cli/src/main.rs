@@ -1,70 +1,19 @@
 //! The `uzram` command: serves compressed RAM block devices, and mounts and manages them.
 //!
 //! ```text
-//! args ── settings ── serve ───────── the library's Device, NBD, FUSE and control servers
-//!  config ─────└───── mount ── server (a `serve` in the background) ── loopdev ── filesystem
-//! rundir: names, locks and records, by which list, stat, set, stop, attach, umount find servers
+//! args ── settings ── runtime ── verbs      what is typed, what it means, what is there, what is done
+//!   └────────┴───────────┴─────────┴── base: output, failures, names, files
 //! ```
+//!
+//! Imports go to the left and down only.
 //!
 //! Exit codes: see `failure`.
 
 mod args;
-mod aside;
-mod at_once;
-mod attach;
-mod attachments;
-mod bounded;
-mod child_output;
-mod complete;
-mod config;
-mod dumpable;
-mod examples;
-mod exposure;
-mod failure;
-mod file_id;
-mod filesystem;
-mod inherited;
-mod layers;
-mod leftovers;
-mod list;
-mod loopdev;
-mod man;
-mod manage;
-mod map;
-mod metrics;
-mod mount;
-mod name;
-mod nbddev;
-mod output;
-mod parse;
-mod printable;
-mod program;
-mod progress;
-mod release;
-mod rundir;
-mod sandbox;
-mod save;
-mod scrub;
-mod sectors;
-mod serve;
-mod server;
+mod base;
+mod runtime;
 mod settings;
-mod shortage;
-mod signature;
-mod spill;
-mod stat;
-mod stderr;
-mod stop;
-mod suggest;
-mod swap;
-mod swapon;
-mod table;
-mod top;
-mod train;
-mod undo;
-mod up;
-mod watchdog;
-mod xfs;
+mod verbs;
 
 use std::io;
 use std::process::ExitCode;
@@ -75,10 +24,15 @@ use clap::error::ErrorKind;
 use tracing_subscriber::EnvFilter;
 
 use crate::args::{Cli, LoggingArgs, Verb};
-use crate::failure::{Said, Usage};
-use crate::output::StdoutGone;
-use crate::rundir::RunRoot;
+use crate::base::failure::{Said, Usage};
+use crate::base::output::StdoutGone;
+use crate::base::{failure, inherited, output, stderr};
+use crate::runtime::rundir::RunRoot;
+use crate::runtime::{metrics, sandbox, spill};
 use crate::settings::Settings;
+use crate::verbs::{
+    attach, complete, list, man, manage, map, mount, save, scrub, serve, stat, top, train, up,
+};
 
 /// What the command's own thread has, bytes: the first thread's stack is as the user's limit has it.
 const STACK: usize = 2 << 20;

@@ -7,9 +7,10 @@ use clap_complete::engine::{ArgValueCandidates, ArgValueCompleter};
 use uzram::nbd::Address;
 use uzram::{Algorithm, BackingKeep, OriginFormat, PoolKind, SyncPolicy};
 
-use crate::complete::values;
-use crate::metrics::Sink;
-use crate::{parse, sandbox};
+use crate::args::parse;
+use crate::runtime::metrics::Sink;
+use crate::runtime::sandbox;
+use crate::verbs::complete::values;
 
 /// The device itself and how it is served: what `serve` and `mount` share.
 #[derive(Clone, Debug, Args)]

@@ -1,6 +1,8 @@
 //! The command line as typed. What it means once checked is in `settings`.
 
 mod device;
+mod examples;
+pub(crate) mod parse;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -11,11 +13,10 @@ use clap_complete::engine::{ArgValueCandidates, ArgValueCompleter};
 use uzram::{Attribute, SectorSize};
 
 pub(crate) use self::device::{DeviceArgs, ExportArgs, TlsMode};
-use crate::complete::{self, values};
-use crate::filesystem::FsType;
-use crate::name::Name;
-use crate::spill::SpillFile;
-use crate::{examples, parse};
+use crate::base::name::Name;
+use crate::runtime::filesystem::FsType;
+use crate::runtime::spill::SpillFile;
+use crate::verbs::complete::{self, values};
 
 /// zram in userspace: a compressed RAM disk that spills its coldest memory to a file.
 #[derive(Debug, Parser)]

@@ -1,0 +1,182 @@
+//! Values on the command line. An error says what would be right; clap adds which option it is.
+
+use uzram::nbd::Address;
+use uzram::{
+    Algorithm, Attribute, BackingKeep, Error, OriginFormat, PoolKind, SectorSize, SyncPolicy,
+};
+
+use crate::base::suggest;
+
+/// Bytes, with an optional K, M, G or T.
+pub(crate) fn size(text: &str) -> Result<u64, String> {
+    uzram::parse_size(text).map_err(|error| error.to_string())
+}
+
+/// A name, with or without a level.
+pub(crate) fn algorithm(text: &str) -> Result<Algorithm, String> {
+    text.parse().map_err(reason)
+}
+
+/// `keep`, `remove` or `wipe`.
+pub(crate) fn keep(text: &str) -> Result<BackingKeep, String> {
+    text.parse().map_err(reason)
+}
+
+/// `zsmalloc`, `zbud` or `z3fold`.
+pub(crate) fn pool(text: &str) -> Result<PoolKind, String> {
+    text.parse().map_err(reason)
+}
+
+/// `flush`, `never` or a number of seconds.
+pub(crate) fn sync(text: &str) -> Result<SyncPolicy, String> {
+    text.parse().map_err(reason)
+}
+
+/// `detect` or `raw`.
+pub(crate) fn origin_format(text: &str) -> Result<OriginFormat, String> {
+    text.parse().map_err(reason)
+}
+
+/// `512` or `4096`.
+pub(crate) fn sector_size(text: &str) -> Result<SectorSize, String> {
+    text.parse().map_err(reason)
+}
+
+/// `unix:PATH` or `tcp:HOST:PORT`.
+pub(crate) fn address(text: &str) -> Result<Address, String> {
+    text.parse().map_err(reason)
+}
+
+/// `all`, or seconds.
+pub(crate) fn idle(text: &str) -> Result<String, String> {
+    if text == "all" || text.parse::<u64>().is_ok() {
+        Ok(text.to_owned())
+    } else {
+        Err("use all, or an age in seconds".to_owned())
+    }
+}
+
+/// What `uzram writeback` takes; how many pages the device has is known to its server.
+pub(crate) fn selection(text: &str) -> Result<String, String> {
+    uzram::Selection::parse(text, u64::MAX).map_err(reason)?;
+    Ok(text.to_owned())
+}
+
+/// What `uzram recompress` takes.
+pub(crate) fn recompression(text: &str) -> Result<String, String> {
+    uzram::Recompression::parse(text).map_err(reason)?;
+    Ok(text.to_owned())
+}
+
+/// One `KEY=VALUE` of `uzram set`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Assignment {
+    pub(crate) attribute: Attribute,
+    pub(crate) value: String,
+}
+
+impl Assignment {
+    /// Whether it may take long: it moves or recompresses much data.
+    pub(crate) fn takes_long(&self) -> bool {
+        matches!(
+            self.attribute,
+            Attribute::BackingDev | Attribute::Writeback | Attribute::Recompress
+        )
+    }
+
+    /// The value as the server understands it, which has a working directory of its own. With `force`
+    /// it may overwrite what is at a path.
+    pub(crate) fn value_for_server(&self, force: bool) -> anyhow::Result<String> {
+        match (self.attribute, self.value.as_str()) {
+            (Attribute::BackingDev, path) if !matches!(path, "" | "none") => {
+                let forced = path.strip_prefix(Attribute::FORCE);
+                let is_forced = force || forced.is_some();
+                let word = if is_forced { Attribute::FORCE } else { "" };
+                Ok(format!("{word}{}", absolute(forced.unwrap_or(path))?))
+            }
+            (Attribute::AlgorithmParams, parameters) => {
+                let words = parameters.split_ascii_whitespace();
+                let words = words.map(|word| match word.strip_prefix("dict=") {
+                    Some(path) => Ok(format!("dict={}", absolute(path)?)),
+                    None => Ok(word.to_owned()),
+                });
+                Ok(words.collect::<anyhow::Result<Vec<_>>>()?.join(" "))
+            }
+            (_, value) => Ok(value.to_owned()),
+        }
+    }
+}
+
+fn absolute(path: &str) -> anyhow::Result<String> {
+    let path = std::path::absolute(path)?.into_os_string().into_string();
+    path.map_err(|path| anyhow::anyhow!("{} is not UTF-8", path.display()))
+}
+
+/// `KEY=VALUE`, where KEY is an attribute that can be written.
+pub(crate) fn assignment(text: &str) -> Result<Assignment, String> {
+    let Some((key, value)) = text.split_once('=') else {
+        return Err("use KEY=VALUE, as in mem_limit=1G".to_owned());
+    };
+    match Attribute::from_name(key) {
+        Some(attribute) if attribute.is_writable() => Ok(Assignment {
+            attribute,
+            value: value.to_owned(),
+        }),
+        Some(_) => Err(format!("{key} is read-only; {}", settable())),
+        None => Err(match suggest::nearest(key, names(Attribute::is_writable)) {
+            Some(meant) => format!("there is no attribute {key:?}{}", suggest::question(meant)),
+            None => format!("there is no attribute {key:?}; {}", settable()),
+        }),
+    }
+}
+
+/// The name of an attribute that can be read.
+pub(crate) fn readable(text: &str) -> Result<Attribute, String> {
+    let known = Attribute::from_name(text);
+    known
+        .filter(|attribute| attribute.is_readable())
+        .ok_or_else(|| {
+            let all = names(Attribute::is_readable);
+            let shown = all.join(", ");
+            match (known, suggest::nearest(text, all)) {
+                (Some(_), _) => format!("it can only be set; what can be read: {shown}"),
+                (None, Some(meant)) => {
+                    format!("there is no such attribute{}", suggest::question(meant))
+                }
+                (None, None) => format!("there is no such attribute; what can be read: {shown}"),
+            }
+        })
+}
+
+fn settable() -> String {
+    let names = names(Attribute::is_writable);
+    format!("what can be set: {}", names.join(", "))
+}
+
+fn names(wanted: impl Fn(Attribute) -> bool) -> Vec<&'static str> {
+    let wanted = Attribute::ALL.into_iter().filter(|a| wanted(*a));
+    wanted.map(Attribute::name).collect()
+}
+
+/// The library's reason without the option's name, which clap gives.
+fn reason(error: Error) -> String {
+    match error {
+        Error::InvalidConfig { reason, .. } | Error::Refused { reason, .. } => reason,
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn assignments() {
+        let parsed = assignment("mem_limit=1G").unwrap();
+        assert_eq!(parsed.attribute.name(), "mem_limit");
+        assert_eq!(parsed.value, "1G");
+        for bad in ["mem_limit", "=1", "nothing=1", "mm_stat=1"] {
+            assert!(assignment(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! Doing several steps so that a failure, or Ctrl-C, leaves nothing half made.
+
+use std::fmt;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock, Once};
+
+use anyhow::{Context, Error, Result};
+use indicatif::{ProgressBar, ProgressStyle};
+use signal_hook::SigId;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::flag;
+
+use crate::base::name::Name;
+use crate::runtime::progress;
+
+/// What ends a program unless it is handled.
+const SIGNALS: [i32; 3] = [SIGINT, SIGTERM, SIGHUP];
+
+/// Whether nobody notes signals. Then they do what they do to any program.
+static IDLE: LazyLock<Arc<AtomicBool>> = LazyLock::new(|| Arc::new(AtomicBool::new(true)));
+
+/// A signal has come, and this is what became of what was being done.
+#[derive(Debug)]
+pub(crate) struct Interrupted(String);
+
+impl Interrupted {
+    /// With what is to be said of it.
+    pub(crate) fn error(became: impl Into<String>) -> Error {
+        Self(became.into()).into()
+    }
+}
+
+impl fmt::Display for Interrupted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Interrupted {}
+
+/// Notes SIGINT, SIGTERM and SIGHUP instead of dying of them, while it lives. There is one at a time.
+#[derive(Debug)]
+pub(crate) struct Interrupt {
+    came: Arc<AtomicBool>,
+    ids: Vec<SigId>,
+}
+
+impl Interrupt {
+    pub(crate) fn install() -> Result<Self> {
+        static FIRST: Once = Once::new();
+        let mut registered = Ok(());
+        // Actions of a signal are done in the order in which they came.
+        FIRST.call_once(|| {
+            registered = SIGNALS.iter().try_for_each(|&signal| {
+                flag::register_conditional_default(signal, Arc::clone(&IDLE)).map(drop)
+            });
+        });
+        let mut interrupt = Self {
+            came: Arc::default(),
+            ids: Vec::new(),
+        };
+        registered
+            .and_then(|()| interrupt.note())
+            .context("cannot handle signals")?;
+        // Last, so that no signal is lost: until here one ends the program.
+        IDLE.store(false, Ordering::SeqCst);
+        Ok(interrupt)
+    }
+
+    fn note(&mut self) -> io::Result<()> {
+        for signal in SIGNALS {
+            let id = flag::register(signal, Arc::clone(&self.came))?;
+            self.ids.push(id);
+        }
+        Ok(())
+    }
+
+    /// Fails once a signal has come.
+    pub(crate) fn check(&self) -> Result<()> {
+        match self.came.load(Ordering::SeqCst) {
+            true => Err(Interrupted::error("interrupted")),
+            false => Ok(()),
+        }
+    }
+
+    /// Fails if a signal came while the device `name` was taken down, which is done by now.
+    pub(crate) fn check_down(&self, name: &Name) -> Result<()> {
+        let was_down = |_| Interrupted::error(format!("interrupted, but {name} was down by then"));
+        self.check().map_err(was_down)
+    }
+
+    /// What to say of `error`: after a signal, which the tools got too, not what they said of it.
+    pub(crate) fn explain(&self, error: Error, undone: bool) -> Error {
+        match (self.check(), undone) {
+            (Ok(()), _) => error,
+            (Err(_), true) => Interrupted::error("interrupted, everything was undone"),
+            (Err(_), false) => {
+                Interrupted::error("interrupted, but not everything could be undone")
+            }
+        }
+    }
+}
+
+impl Drop for Interrupt {
+    fn drop(&mut self) {
+        IDLE.store(true, Ordering::SeqCst);
+        for id in self.ids.drain(..) {
+            signal_hook::low_level::unregister(id);
+        }
+    }
+}
+
+type UndoStep<'a> = Box<dyn FnOnce() -> Result<()> + 'a>;
+
+/// What is to be undone, in reverse, unless all goes well.
+#[derive(Default)]
+pub(crate) struct Undo<'a>(Vec<UndoStep<'a>>);
+
+impl<'a> Undo<'a> {
+    pub(crate) fn push(&mut self, step: impl FnOnce() -> Result<()> + 'a) {
+        self.0.push(Box::new(step));
+    }
+
+    /// Undoes it all, as far as it can be; says whether all of it could.
+    pub(crate) fn unwind(mut self) -> bool {
+        self.run()
+    }
+
+    fn run(&mut self) -> bool {
+        let mut undone = true;
+        while let Some(step) = self.0.pop() {
+            if let Err(error) = step() {
+                tracing::error!("cannot undo: {error:#}");
+                undone = false;
+            }
+        }
+        undone
+    }
+
+    /// All went well: nothing is undone.
+    pub(crate) fn disarm(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for Undo<'_> {
+    fn drop(&mut self) {
+        self.run();
+    }
+}
+
+/// Shows which of several steps is being done, where that can be drawn.
+pub(crate) struct Steps {
+    bar: ProgressBar,
+}
+
+impl Steps {
+    pub(crate) fn new(count: u64) -> Self {
+        let bar = if progress::draws() {
+            ProgressBar::new(count)
+        } else {
+            ProgressBar::hidden()
+        };
+        if let Ok(style) = ProgressStyle::with_template("[{pos}/{len}] {msg}") {
+            bar.set_style(style);
+        }
+        Self { bar }
+    }
+
+    /// Goes on to the next step.
+    pub(crate) fn next(&self, message: impl Into<String>) {
+        self.bar.inc(1);
+        self.bar.set_message(message.into());
+    }
+}
+
+impl Drop for Steps {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::bail;
+    use std::cell::RefCell;
+
+    #[test]
+    fn undone_in_reverse_unless_disarmed() {
+        let done = RefCell::new(Vec::new());
+        let mut undo = Undo::default();
+        for step in 1..=3 {
+            let done = &done;
+            undo.push(move || {
+                done.borrow_mut().push(step);
+                if step == 2 { bail!("step 2") } else { Ok(()) }
+            });
+        }
+        assert!(!undo.unwind());
+        assert_eq!(*done.borrow(), [3, 2, 1]);
+        let mut undo = Undo::default();
+        undo.push(|| Ok(()));
+        assert!(undo.unwind());
+        let mut undo = Undo::default();
+        undo.push(|| {
+            done.borrow_mut().clear();
+            Ok(())
+        });
+        undo.disarm();
+        assert_eq!(done.borrow().len(), 3);
+    }
+}

@@ -1,0 +1,126 @@
+//! The rights that a server gives up before it looks at anything of others': what a client, an image or a
+//! backing could make of a fault in it is then bounded by what it keeps.
+//!
+//! | | given up | where |
+//! |---|---|---|
+//! | `capabilities` | all that are root's but the few that it uses | every server of root's |
+//! | `syscalls` | system calls that a server never makes; they fail with EPERM | every server |
+//! | `files` | all files but those that its options name (Landlock) | `--sandbox strict` |
+//!
+//! None of it can be taken back, and the tools that the server runs inherit it (`no_new_privs`). So a
+//! server of another user than root that serves over FUSE gives up nothing: at its end it needs
+//! fusermount3, which is setuid.
+//!
+//! Invariant: [`enter`] is called before the first thread is started that works for clients.
+
+mod capabilities;
+mod files;
+mod syscalls;
+
+use std::fmt;
+
+use anyhow::{Context, Error, Result, anyhow};
+use clap::ValueEnum;
+
+use crate::runtime::rundir::{RunDir, RunRoot};
+use crate::settings::Settings;
+
+/// How much a server gives up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Mode {
+    /// Nothing.
+    Off,
+    /// The rights that no server needs.
+    #[default]
+    On,
+    /// Also all files but those that its options name.
+    Strict,
+}
+
+impl Mode {
+    /// As `--sandbox` takes it.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::On => "on",
+            Self::Strict => "strict",
+        }
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What is left to be given up once the server is ready.
+#[must_use]
+pub(crate) struct Entered {
+    /// Whether it may still mount.
+    mounts: bool,
+}
+
+/// Gives up what the settings say, but for what the start itself needs.
+///
+/// # Errors
+/// In strict mode, if the kernel cannot keep the server to its files. What else the kernel refuses is
+/// logged: a server with more rights than it needs is better than none.
+pub(crate) fn enter(settings: &Settings, root: &RunRoot) -> Result<Entered> {
+    let over_fuse = settings.fuse.is_some();
+    let nothing = Entered { mounts: false };
+    if settings.sandbox == Mode::Off {
+        return Ok(nothing);
+    }
+    let is_root = rustix::process::geteuid().is_root();
+    if over_fuse && !is_root {
+        tracing::debug!("no right is given up: fusermount3 needs them to unmount");
+        return Ok(nothing);
+    }
+    warn(rustix::thread::set_no_new_privs(true).context("set no_new_privs"));
+    if settings.sandbox == Mode::Strict {
+        root.ensure()?;
+        files::restrict(settings, root).context("--sandbox strict")?;
+    }
+    warn(capabilities::drop_unused().context("drop capabilities"));
+    warn(syscalls::deny(&syscalls::at_start(over_fuse)));
+    Ok(Entered { mounts: over_fuse })
+}
+
+/// Gives up all that this thread may do beyond others, for one that needs nothing but what it holds, and that
+/// is there before the server gives up its rights.
+pub(crate) fn renounce() {
+    // It has none, or a filter that is about capabilities already.
+    let _ = capabilities::drop_all();
+}
+
+impl Entered {
+    /// Gives up what only the start needed.
+    pub(crate) fn ready(self) {
+        if self.mounts {
+            warn(syscalls::deny(syscalls::MOUNTING));
+        }
+    }
+}
+
+fn warn(done: Result<()>) {
+    if let Err(error) = done {
+        tracing::warn!(
+            "--sandbox: cannot {error:#}; the server keeps rights that it does not need"
+        );
+    }
+}
+
+/// What a server said of a file, with the reason if that is its sandbox.
+pub(crate) fn explain(error: Error, dir: &RunDir) -> Error {
+    let is_strict = dir.record().is_some_and(|record| record.strict);
+    let said = format!("{error:#}");
+    if !is_strict || !said.contains("Permission denied") {
+        return error;
+    }
+    let name = dir.name();
+    anyhow!(
+        "{said}: {name} has --sandbox strict: name a file in a directory that its options name, or serve it \
+         with --sandbox on"
+    )
+}

@@ -1,0 +1,426 @@
+//! The files of spills, as a server's record has them, so that what it leaves when it is killed is
+//! found, told from other files, and cleared.
+//!
+//! Invariants:
+//! 1. A file is in the record before anything is written to it, and until it is cleared. One that is
+//!    being made is there by its path alone, and only an empty file counts as that.
+//! 2. Whatever stands at the path is cleared only if it is the file: its directory is opened once, and the
+//!    file is looked at and cleared in that. To be removed it first gets a name of its own there, which
+//!    also takes it out of the way of whoever replaces it meanwhile: what has the new name is looked
+//!    at, and if it is another file it gets its name back. So nobody loses a file but by putting it
+//!    under that name of its own, for which he must be able to write to the directory, and so could
+//!    remove it himself. A kill in between leaves that name, which is looked for too.
+//! 3. It is done by a process of its own, because nothing ends one that a frozen file system holds up.
+//!
+//! Locks nothing; a record has its own lock.
+
+use std::env;
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf, absolute};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, RenameFlags};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use uzram::BackingNotes;
+
+use crate::args::{ClearArgs, ClearStep};
+use crate::base::file_id::FileId;
+use crate::runtime::program;
+use crate::runtime::rundir::LiveRecord;
+
+/// How long clearing a file may take that nobody waits for: a large one takes its file system a while.
+const UNHURRIED: Duration = Duration::from_secs(60);
+
+/// The file of a spill.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SpillFile {
+    #[serde(flatten)]
+    id: FileId,
+    /// Whether it is overwritten before it is cleared.
+    #[serde(default)]
+    wipe: bool,
+    /// Whether it was there before: then it is emptied, and not removed.
+    #[serde(default)]
+    found: bool,
+}
+
+impl SpillFile {
+    /// The file at `path` if it is as a spill is that was only just made.
+    pub(crate) fn just_made(path: &Path) -> Option<Self> {
+        Some(Self {
+            id: FileId::just_made(path)?,
+            wipe: false,
+            found: false,
+        })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.id.path
+    }
+
+    /// Whether it was there before its server used it.
+    pub(crate) fn was_found(&self) -> bool {
+        self.found
+    }
+
+    /// Its directory, and its name there.
+    fn place(&self) -> Result<(OwnedFd, &OsStr)> {
+        let shown = self.path().display();
+        let (Some(parent), Some(name)) = (self.path().parent(), self.path().file_name()) else {
+            anyhow::bail!("{shown} is no path of a file");
+        };
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir = rustix::fs::open(parent, flags, Mode::empty());
+        Ok((
+            dir.with_context(|| format!("cannot open the directory of {shown}"))?,
+            name,
+        ))
+    }
+
+    /// The name that it has while it is removed.
+    fn own_name(&self) -> OsString {
+        format!(".uzram-{}", self.id.name()).into()
+    }
+
+    /// What of it is left: the name that it has by now.
+    fn left(&self, dir: BorrowedFd<'_>, name: &OsStr) -> Option<OsString> {
+        let names = [name.to_owned(), self.own_name()];
+        names.into_iter().find(|name| self.id.is_at(dir, name))
+    }
+
+    fn is_left(&self) -> bool {
+        let place = self.place();
+        place.is_ok_and(|(dir, name)| self.left(dir.as_fd(), name).is_some())
+    }
+
+    /// Removes the file if it is still there, or empties it if it was there before. Where it is to be
+    /// wiped, that goes on by itself after half of `patience`, also once the file is removed.
+    pub(crate) fn clear(&self, patience: Duration) -> Result<()> {
+        if !self.is_left() {
+            return Ok(());
+        }
+        let start = Instant::now();
+        if self.wipe
+            && let Err(error) = self.run(ClearStep::Wipe, patience / 2)
+        {
+            tracing::warn!("wiping {}: {error:#}", self.path().display());
+        }
+        let patience = patience.saturating_sub(start.elapsed());
+        match self.run(ClearStep::Clear, patience) {
+            Err(_) if !self.found && !self.is_left() => Ok(()),
+            done => done.with_context(|| format!("cannot remove {}", self.path().display())),
+        }
+    }
+
+    fn run(&self, step: ClearStep, patience: Duration) -> Result<()> {
+        let ourselves = env::current_exe().ok().filter(|path| path.exists());
+        // Another version may have taken the place of ours.
+        let ourselves = ourselves.unwrap_or_else(|| "/proc/self/exe".into());
+        let args = ["clear-spill", step.word(), "--", &self.to_string()].map(OsString::from);
+        program::run_within(&ourselves, args, patience).map(drop)
+    }
+
+    /// [`SpillFile::clear`], unless another server has come to use it.
+    pub(crate) fn clear_if_unused(&self) -> Result<()> {
+        let Ok((dir, name)) = self.place() else {
+            // It went with its directory.
+            return Ok(());
+        };
+        let Some(name) = self.left(dir.as_fd(), name) else {
+            return Ok(());
+        };
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = match rustix::fs::openat(&dir, &name, flags, Mode::empty()) {
+            Err(Errno::NOENT) => return Ok(()),
+            file => file.with_context(|| format!("cannot open {}", self.path().display()))?,
+        };
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => self.clear(UNHURRIED),
+            Err(_) => Ok(()),
+        }
+    }
+
+    fn wipe_here(&self) -> Result<()> {
+        let (dir, name) = self.place()?;
+        match self.left(dir.as_fd(), name) {
+            Some(name) => {
+                let dir = PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd()));
+                Ok(uzram::wipe_spill(&dir.join(name))?)
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn clear_here(&self) -> Result<()> {
+        let (dir, name) = self.place()?;
+        match self.found {
+            true => self.empty_in(dir.as_fd(), name),
+            false => self.remove_from(dir.as_fd(), name),
+        }
+    }
+
+    fn empty_in(&self, dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
+        let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(dir, name, flags, Mode::empty())?;
+        match self.id.is_open(&file) {
+            true => Ok(rustix::fs::ftruncate(&file, 0)?),
+            false => Ok(()),
+        }
+    }
+
+    fn remove_from(&self, dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
+        let own = self.own_name();
+        let unlink = |name: &OsStr| Ok(rustix::fs::unlinkat(dir, name, AtFlags::empty())?);
+        let keep = RenameFlags::NOREPLACE;
+        if !self.id.is_at(dir, name) {
+            return match self.id.is_at(dir, &own) {
+                true => unlink(&own),
+                false => Ok(()),
+            };
+        }
+        match rustix::fs::renameat_with(dir, name, dir, &own, keep) {
+            Ok(()) if self.id.is_at(dir, &own) => unlink(&own),
+            // Another file came in its place in that moment.
+            Ok(()) => rustix::fs::renameat_with(dir, &own, dir, name, keep).with_context(|| {
+                let at = self.path().with_file_name(&own);
+                format!("what stood in its place meanwhile is now {}", at.display())
+            }),
+            Err(Errno::NOENT) => Ok(()),
+            // The file system knows no such rename, or somebody has taken the name.
+            Err(Errno::INVAL | Errno::EXIST) if self.id.is_at(dir, name) => unlink(name),
+            Err(e) => Err(e.into()),
+        }
+    }
+}
+
+/// As an argument.
+impl std::fmt::Display for SpillFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let text = serde_json::to_string(self).map_err(|_| std::fmt::Error)?;
+        f.write_str(&text)
+    }
+}
+
+impl FromStr for SpillFile {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        serde_json::from_str(text).map_err(|error| error.to_string())
+    }
+}
+
+/// `uzram clear-spill`: a step of [`SpillFile::clear`].
+pub(crate) fn clear(args: &ClearArgs) -> Result<()> {
+    outlive_the_server()?;
+    match args.step {
+        ClearStep::Wipe => args.file.wipe_here(),
+        ClearStep::Clear => args.file.clear_here(),
+    }
+}
+
+/// `uzram wipe-spill`: overwrites the file of a spill.
+pub(crate) fn wipe(path: &Path) -> Result<()> {
+    outlive_the_server()?;
+    Ok(uzram::wipe_spill(path)?)
+}
+
+/// Has nothing stop us that ends the server that asked for it: when a unit's server is gone, systemd
+/// tells all processes of the unit to end as well.
+fn outlive_the_server() -> Result<()> {
+    // Fails only for a leader of a process group, which then is not the server's child.
+    let _ = rustix::process::setsid();
+    for signal in [SIGTERM, SIGINT, SIGHUP] {
+        signal_hook::flag::register(signal, Arc::default()).context("cannot handle signals")?;
+    }
+    Ok(())
+}
+
+/// Has the record of a server name the files that it spills to.
+pub(crate) struct SpillNotes {
+    pub(crate) record: LiveRecord,
+    /// Whether they are overwritten before they are cleared.
+    pub(crate) wipe: bool,
+}
+
+impl BackingNotes for SpillNotes {
+    fn opening(&self, path: &Path) -> io::Result<()> {
+        let path = absolute(path)?;
+        match fs::symlink_metadata(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                self.record.change(|record| record.making.push(path))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn opened(&self, path: &Path) -> io::Result<()> {
+        let path = absolute(path)?;
+        let file = FileId::of(&path);
+        self.record.change(|record| {
+            let made = take(&mut record.making, |making| *making == path).is_some();
+            record.spills.extend(file.map(|id| SpillFile {
+                id,
+                wipe: self.wipe,
+                found: !made,
+            }));
+        })
+    }
+
+    fn not_opened(&self, path: &Path) {
+        self.forget(path, |record, path| {
+            take(&mut record.making, |making| making == path);
+        });
+    }
+
+    fn closed(&self, path: &Path) {
+        self.forget(path, |record, path| {
+            let spills = &mut record.spills;
+            // By now another one may be at that path.
+            let gone = take(spills, |file| file.path() == path && !file.is_left());
+            if gone.is_none() {
+                take(spills, |file| file.path() == path);
+            }
+        });
+    }
+}
+
+impl SpillNotes {
+    /// What is noted for too long is looked for in vain, or was emptied already.
+    fn forget(&self, path: &Path, change: impl FnOnce(&mut crate::runtime::rundir::Record, &Path)) {
+        let changed =
+            absolute(path).and_then(|path| self.record.change(|record| change(record, &path)));
+        if let Err(error) = changed {
+            // As at the end of a server whose record is gone already.
+            tracing::debug!("cannot note that {} is closed: {error}", path.display());
+        }
+    }
+}
+
+/// Takes the first one out that is `wanted`.
+fn take<T>(from: &mut Vec<T>, wanted: impl Fn(&T) -> bool) -> Option<T> {
+    let at = from.iter().position(wanted)?;
+    Some(from.remove(at))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+    use std::thread;
+
+    use super::*;
+
+    fn spill(path: &Path) -> SpillFile {
+        fs::write(path, "spilled").unwrap();
+        SpillFile {
+            id: FileId::of(path).expect("a time of birth"),
+            wipe: false,
+            found: false,
+        }
+    }
+
+    fn names(dir: &Path) -> Vec<OsString> {
+        let entries = fs::read_dir(dir).unwrap();
+        entries.map(|entry| entry.unwrap().file_name()).collect()
+    }
+
+    #[test]
+    fn the_file_is_cleared_and_no_other_in_its_place() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("b");
+        let file = spill(&path);
+        let passed_on: SpillFile = file.to_string().parse().unwrap();
+        assert_eq!(passed_on, file);
+        file.clear_here().unwrap();
+        assert_eq!(names(temp.path()), [""; 0]);
+
+        fs::write(&path, "precious").unwrap();
+        file.clear_here().unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+        fs::remove_file(&path).unwrap();
+
+        let found = SpillFile {
+            found: true,
+            ..spill(&path)
+        };
+        found.clear_here().unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().len(), 0);
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, "precious").unwrap();
+        found.clear_here().unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+    }
+
+    /// A kill between the two steps of a removal.
+    #[test]
+    fn a_file_that_has_its_own_name_already_is_removed() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("b");
+        let file = spill(&path);
+        fs::rename(&path, temp.path().join(file.own_name())).unwrap();
+        assert!(file.is_left());
+        file.clear_here().unwrap();
+        assert_eq!(names(temp.path()), [""; 0]);
+    }
+
+    /// What somebody else has put where the file would go is not removed, and the file is.
+    #[test]
+    fn a_name_that_is_taken_does_not_keep_the_file() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("b");
+        let file = spill(&path);
+        fs::write(temp.path().join(file.own_name()), "precious").unwrap();
+        file.clear_here().unwrap();
+        assert_eq!(names(temp.path()), [file.own_name()]);
+    }
+
+    /// Files that come in its place and go in every moment of a removal.
+    #[test]
+    fn what_is_swapped_in_meanwhile_is_never_lost() {
+        const ROUNDS: usize = 300;
+        let temp = tempfile::tempdir().unwrap();
+        let (path, other) = (temp.path().join("b"), temp.path().join("other"));
+        for round in 0..ROUNDS {
+            let file = spill(&path);
+            fs::write(&other, "precious").unwrap();
+            let both = Barrier::new(2);
+            thread::scope(|scope| {
+                scope.spawn(|| {
+                    both.wait();
+                    for _ in 0..round % 40 {
+                        std::hint::spin_loop();
+                    }
+                    fs::rename(&other, &path).unwrap();
+                });
+                both.wait();
+                file.clear_here().unwrap();
+            });
+            assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+            assert_eq!(names(temp.path()), ["b"]);
+        }
+    }
+
+    /// The directory that was looked at is the one that is changed.
+    #[test]
+    fn a_directory_that_is_swapped_meanwhile_keeps_its_file() {
+        let temp = tempfile::tempdir().unwrap();
+        let (dir, home) = (temp.path().join("dir"), temp.path().join("home"));
+        fs::create_dir(&dir).unwrap();
+        fs::create_dir(&home).unwrap();
+        fs::write(home.join("b"), "precious").unwrap();
+        let file = spill(&dir.join("b"));
+        let (opened, name) = file.place().unwrap();
+        fs::rename(&dir, temp.path().join("away")).unwrap();
+        std::os::unix::fs::symlink(&home, &dir).unwrap();
+        file.remove_from(opened.as_fd(), name).unwrap();
+        assert_eq!(fs::read_to_string(home.join("b")).unwrap(), "precious");
+        assert!(!temp.path().join("away/b").exists());
+    }
+}

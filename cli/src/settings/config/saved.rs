@@ -1,0 +1,136 @@
+//! What `save` means: a device that `uzram down` saves to an image, and that begins with it once it is
+//! there.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use super::{Config, Entry, Key, SAVE, SWAP_PRIORITY, Value};
+use crate::base::aside;
+use crate::base::failure::Usage;
+use uzram::mounts;
+
+/// The key of the image that a device begins with.
+const RESTORE: &str = "restore";
+
+impl Entry {
+    /// What `uzram down` saves it to. A path that is relative is so to the file.
+    pub(crate) fn save(&self) -> Option<&Path> {
+        self.key(SAVE)?.value.word().map(Path::new)
+    }
+
+    /// Whether the key `save` makes sense; says why not.
+    pub(super) fn check_save(&self) -> Result<(), &'static str> {
+        if self.key(SWAP_PRIORITY).is_some() {
+            return Err("what is swapped to is no use to anybody afterwards");
+        }
+        if self.key("origin").is_some() {
+            return Err("what is on a device with an origin is there, not in an image of its own");
+        }
+        match &self.key(SAVE).map(|key| &key.value) {
+            Some(Value::Words(words)) if words.len() == 1 && !words[0].is_empty() => Ok(()),
+            _ => Err("use the path of a file"),
+        }
+    }
+
+    /// Fails now if saving would for want of a directory.
+    ///
+    /// # Errors
+    /// If it is not there: then the image may be, where it is only to be mounted yet.
+    pub(super) fn check_image(&self) -> Result<()> {
+        let parent = self.save().and_then(Path::parent);
+        match parent.filter(|parent| !parent.as_os_str().is_empty() && !parent.is_dir()) {
+            Some(dir) => bail!(
+                "save: there is no directory {0}: mkdir {0} first",
+                dir.display()
+            ),
+            None => Ok(()),
+        }
+    }
+
+    /// Its keys, of which those about its beginning give way to the image that it was saved to.
+    ///
+    /// # Errors
+    /// If it cannot be found out whether that is there: an empty device would take its place.
+    pub(super) fn keys_now(&self) -> Result<Vec<Key>> {
+        let mut keys = self.keys.clone();
+        let Some((key, image)) = self.key(SAVE).zip(self.save()) else {
+            return Ok(keys);
+        };
+        if aside::metadata(image).context("save")?.is_none() {
+            // There is nothing to verify the first time.
+            let verifies = self.key(RESTORE).is_some();
+            keys.retain(|key| verifies || key.name != "verify-image");
+            return Ok(keys);
+        }
+        keys.retain(|key| key.name != RESTORE && !(key.name == "size" && is_outgrown(key, image)));
+        keys.push(Key {
+            name: RESTORE.to_owned(),
+            ..key.clone()
+        });
+        Ok(keys)
+    }
+}
+
+impl Config {
+    /// Fails if a device would be saved over what another has, or over what it lies on itself.
+    pub(super) fn check_images(&self) -> Result<()> {
+        let held = self.held();
+        for entry in &self.entries {
+            let Some((save, image)) = entry.key(SAVE).zip(entry.save()) else {
+                continue;
+            };
+            let mut holders = held.get(&self.place(image)).into_iter().flatten();
+            let is_taken = |(other, key): &&(&Entry, &Key)| {
+                other.name != entry.name || !matches!(key.name.as_str(), SAVE | RESTORE)
+            };
+            if let Some((other, key)) = holders.find(is_taken) {
+                return Err(Usage::error(format!(
+                    "{file}:{}: save: it is the {} of {}, in line {}: use another file",
+                    save.line,
+                    key.name,
+                    other.name,
+                    key.line,
+                    file = self.path.display(),
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// The files that devices have something in, and the keys that say so.
+    fn held(&self) -> HashMap<PathBuf, Vec<(&Entry, &Key)>> {
+        let mut held: HashMap<_, Vec<_>> = HashMap::new();
+        for entry in &self.entries {
+            for key in &entry.keys {
+                if matches!(key.name.as_str(), SAVE | RESTORE | "backing" | "origin")
+                    && let Some(word) = key.value.word()
+                {
+                    let place = self.place(Path::new(word));
+                    held.entry(place).or_default().push((entry, key));
+                }
+            }
+        }
+        held
+    }
+
+    /// Where a path of the file leads, from wherever one reads it.
+    fn place(&self, path: &Path) -> PathBuf {
+        let path = self
+            .path
+            .parent()
+            .map_or(path.to_owned(), |dir| dir.join(path));
+        mounts::absolute(&path).unwrap_or(path)
+    }
+}
+
+/// Whether the device has been made larger than its table says, by the time it was saved.
+fn is_outgrown(size: &Key, image: &Path) -> bool {
+    let size = size.value.word().map(uzram::parse_size);
+    match (size, uzram::saved_size(image)) {
+        (Some(Ok(size)), Ok(saved)) => size < saved,
+        // Whoever reads them next says what is wrong.
+        _ => false,
+    }
+}

@@ -1,0 +1,599 @@
+//! What a server is to do: the resolved form of `serve`'s and `mount`'s arguments. Everything
+//! that is wrong on any machine is refused here, before anything is made.
+
+pub(crate) mod config;
+pub(crate) mod exposure;
+pub(crate) mod shortage;
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf, absolute};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use uzram::nbd::{Address, ServerConfig, TlsConfig};
+use uzram::{
+    Algorithm, BackingConfig, DeviceConfig, MAX_SOCKET_PATH, OriginConfig, OriginUse, mounts,
+};
+
+use crate::args::{DeviceArgs, ExportArgs, TlsMode};
+use crate::base::aside::ImageId;
+use crate::base::failure::Usage;
+use crate::base::name::Name;
+use crate::base::table::bytes;
+use crate::runtime::metrics::Sink;
+use crate::runtime::rundir::{Record, RunRoot};
+use crate::runtime::sandbox;
+
+/// A server to run. Every path is absolute.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Settings {
+    pub(crate) name: Name,
+    pub(crate) device: DeviceConfig,
+    /// Whether it may be one whose writes can fail for want of memory.
+    pub(crate) allow_enospc: bool,
+    /// The image that it is filled from.
+    pub(crate) restore: Option<PathBuf>,
+    /// Whether all of it is to be read first.
+    pub(crate) verify_image: bool,
+    /// How it serves NBD; it has no addresses only if `fuse` is set.
+    pub(crate) nbd: ServerConfig,
+    pub(crate) fuse: Option<PathBuf>,
+    /// Where its metrics go.
+    pub(crate) metrics: Vec<Sink>,
+    /// Which rights it gives up.
+    pub(crate) sandbox: sandbox::Mode,
+    /// Whether it serves swap.
+    pub(crate) swap: bool,
+    /// Where `uzram mount` mounts the file system it makes on it.
+    pub(crate) mountpoint: Option<PathBuf>,
+}
+
+impl Settings {
+    /// Checks `args` and fills in what they leave out.
+    pub(crate) fn resolve(name: Name, args: DeviceArgs, root: &RunRoot) -> Result<Self> {
+        let backing = match args.backing {
+            Some(path) => Some(BackingConfig {
+                path: absolute_option(&path, "--backing")?,
+                size: args.backing_size,
+                encrypt: args.backing_encrypt,
+                keep: args.backing_keep.unwrap_or_default(),
+                force: args.backing_force,
+            }),
+            None => None,
+        };
+        let restore = match args.restore {
+            Some(path) => Some(absolute_option(&path, "--restore")?),
+            // Clap does not say so beside --size, as below.
+            None if args.verify_image => {
+                return Err(Usage::error(
+                    "--verify-image is about the image of --restore",
+                ));
+            }
+            None => None,
+        };
+        let origin = match args.origin {
+            Some(path) => Some(OriginConfig {
+                path: absolute_option(&path, "--origin")?,
+                usage: if args.snapshot || args.read_only {
+                    OriginUse::Snapshot
+                } else {
+                    OriginUse::WriteBack(args.sync.unwrap_or_default())
+                },
+                format: args.origin_format.unwrap_or_default(),
+            }),
+            // Clap does not say so beside --size, which it knows to be given instead of --origin.
+            None if args.snapshot || args.sync.is_some() || args.origin_format.is_some() => {
+                return Err(Usage::error(
+                    "--snapshot, --sync and --origin-format are about the image of --origin",
+                ));
+            }
+            None => None,
+        };
+        let size = match &origin {
+            Some(origin) => origin.size()?,
+            None => size_of(args.size, restore.as_deref())?,
+        };
+        let device = DeviceConfig {
+            size,
+            origin,
+            read_only: args.read_only,
+            max_size: args.max_size,
+            // As in zram's attribute, 0 is no limit.
+            mem_limit: args.mem_limit.filter(|limit| *limit != 0),
+            table_limit: args.table_limit,
+            backing,
+            writeback_daily_limit: args.writeback_daily_limit.filter(|limit| *limit != 0),
+            algorithm: args.algorithm,
+            recompress_after: recompress_after(&args.recompress, args.after),
+            recompress: args.recompress,
+            pool: args.pool,
+            shards: args.shards,
+            slow_request: args.watch.slow.map(Duration::from_millis),
+        };
+        device.validate()?;
+        let fuse = match args.fuse {
+            Some(dir) => Some(mounts::absolute(&absolute_option(&dir, "--fuse")?)?),
+            None => None,
+        };
+        if fuse.is_some() && args.sandbox == sandbox::Mode::Strict {
+            return Err(Usage::error(
+                "--sandbox strict: a server over FUSE has to unmount: use --sandbox on, or NBD",
+            ));
+        }
+        let metrics = args.watch.metrics.into_iter().map(resolve_sink);
+        let metrics: Vec<_> = metrics.collect::<Result<_>>()?;
+        let dir = root.dir(&name);
+        let mut nbd = resolve_export(&name, args.export, &dir.nbd_socket())?;
+        // The control socket's name is the longest in the run directory.
+        let control = dir.control_socket();
+        if control.as_os_str().len() > MAX_SOCKET_PATH {
+            bail!(
+                "{} is too long for a Unix socket, {MAX_SOCKET_PATH} bytes: use a shorter NAME or \
+                 set UZRAM_RUNDIR to a shorter path",
+                control.display()
+            );
+        }
+        if nbd.addresses.is_empty() && fuse.is_none() {
+            nbd.addresses.push(Address::Unix(dir.nbd_socket()));
+        }
+        if !nbd.addresses.is_empty() {
+            nbd.validate()?;
+        }
+        Ok(Self {
+            name,
+            device,
+            allow_enospc: args.allow_enospc,
+            restore,
+            verify_image: args.verify_image,
+            nbd,
+            fuse,
+            metrics,
+            sandbox: args.sandbox,
+            swap: args.swap,
+            mountpoint: None,
+        })
+    }
+
+    /// The arguments that make `uzram` serve just this, in the background.
+    pub(crate) fn to_args(&self) -> Vec<OsString> {
+        let mut args: Vec<OsString> = vec!["serve".into(), "--background".into()];
+        let mut option = |name: &str, value: OsString| {
+            // One word, so that no value is ever taken for an option.
+            let mut word = OsString::from(format!("--{name}="));
+            word.push(value);
+            args.push(word);
+        };
+        let device = &self.device;
+        match &device.origin {
+            Some(origin) => option("origin", origin.path.clone().into()),
+            None => option("size", device.size.to_string().into()),
+        }
+        if let Some(OriginUse::WriteBack(policy)) = self.origin_use() {
+            option("sync", policy.to_string().into());
+        }
+        if let Some(origin) = &device.origin {
+            option("origin-format", origin.format.to_string().into());
+        }
+        if let Some(path) = &self.restore {
+            option("restore", path.clone().into());
+        }
+        if let Some(size) = device.max_size {
+            option("max-size", size.to_string().into());
+        }
+        if let Some(limit) = device.mem_limit {
+            option("mem-limit", limit.to_string().into());
+        }
+        if let Some(limit) = device.table_limit {
+            option("table-limit", limit.to_string().into());
+        }
+        if let Some(backing) = &device.backing {
+            option("backing", backing.path.clone().into());
+            if let Some(size) = backing.size {
+                option("backing-size", size.to_string().into());
+            }
+            option("backing-keep", backing.keep.to_string().into());
+        }
+        if let Some(limit) = device.writeback_daily_limit {
+            option("writeback-daily-limit", limit.to_string().into());
+        }
+        option("algorithm", device.algorithm.to_string().into());
+        for algorithm in &device.recompress {
+            option("recompress", algorithm.to_string().into());
+        }
+        if !device.recompress.is_empty() {
+            let after = device.recompress_after.unwrap_or_default();
+            option("after", after.as_secs().to_string().into());
+        }
+        option("pool", device.pool.to_string().into());
+        if let Some(shards) = device.shards {
+            option("shards", shards.to_string().into());
+        }
+        for address in &self.nbd.addresses {
+            option("nbd", address_text(address));
+        }
+        for sink in &self.metrics {
+            option("metrics", sink_text(sink));
+        }
+        option(
+            "max-connections",
+            self.nbd.max_connections.to_string().into(),
+        );
+        if let Some(slow) = device.slow_request {
+            option("slow", slow.as_millis().to_string().into());
+        }
+        if let Some(tls) = &self.nbd.tls {
+            option("tls-certificates", tls.certificates.clone().into());
+            option("tls", if tls.required { "require" } else { "on" }.into());
+        }
+        if let Some(fuse) = &self.fuse {
+            option("fuse", fuse.clone().into());
+        }
+        option("sandbox", self.sandbox.as_str().into());
+        if let Some(mountpoint) = &self.mountpoint {
+            option("mountpoint", mountpoint.clone().into());
+        }
+        let backing = device.backing.as_ref();
+        let flags = [
+            ("--tls-verify-peer", self.verifies_peers()),
+            ("--insecure", self.nbd.insecure),
+            ("--allow-enospc", self.allow_enospc),
+            ("--read-only", self.device.read_only),
+            ("--swap", self.swap),
+            ("--backing-encrypt", backing.is_some_and(|b| b.encrypt)),
+            ("--backing-force", backing.is_some_and(|b| b.force)),
+            ("--verify-image", self.verify_image),
+            ("--snapshot", self.origin_use() == Some(OriginUse::Snapshot)),
+        ];
+        let set = flags.into_iter().filter(|(_, set)| *set);
+        args.extend(set.map(|(flag, _)| flag.into()));
+        args.extend(["--".into(), self.name.as_str().into()]);
+        args
+    }
+
+    /// Whether the device begins with data, and so with its file system.
+    pub(crate) fn holds_data(&self) -> bool {
+        self.restore.is_some() || self.device.origin.is_some()
+    }
+
+    /// What is done with the image, if there is one.
+    pub(crate) fn origin_use(&self) -> Option<OriginUse> {
+        self.device.origin.as_ref().map(|origin| origin.usage)
+    }
+
+    fn verifies_peers(&self) -> bool {
+        self.nbd.tls.as_ref().is_some_and(|tls| tls.verify_peer)
+    }
+
+    /// The image that what is written goes home to.
+    fn home(&self) -> Option<PathBuf> {
+        let origin = self.device.origin.as_ref()?;
+        matches!(origin.usage, OriginUse::WriteBack(_)).then(|| origin.path.clone())
+    }
+
+    fn metrics_paths(&self) -> Vec<PathBuf> {
+        let paths = self.metrics.iter().filter_map(|sink| match sink {
+            Sink::Http(Address::Unix(path)) | Sink::File(path) => Some(path.clone()),
+            Sink::Http(Address::Tcp { .. }) => None,
+        });
+        paths.collect()
+    }
+
+    /// What others need to know of a server that does this. To be asked for before the image is opened: one that
+    /// takes its place meanwhile is then taken for another, which loses nothing.
+    pub(crate) fn record(&self) -> Record {
+        Record {
+            size: self.device.size,
+            nbd: self.nbd.addresses.iter().map(ToString::to_string).collect(),
+            inherited: Vec::new(),
+            fuse: self.fuse.clone(),
+            fuse_device: None,
+            mountpoint: self.mountpoint.clone(),
+            spills: Vec::new(),
+            making: Vec::new(),
+            metrics: self.metrics_paths(),
+            home: self.home(),
+            origin: self
+                .device
+                .origin
+                .as_ref()
+                .map(|origin| origin.path.clone()),
+            began_with: self.restore.as_deref().and_then(ImageId::of),
+            read_only: self.device.read_only,
+            strict: self.sandbox == sandbox::Mode::Strict,
+            stopping: false,
+        }
+    }
+}
+
+/// The size that is asked for, or that of the device in the image.
+fn size_of(asked: Option<u64>, image: Option<&Path>) -> Result<u64> {
+    let saved = image.map(uzram::saved_size).transpose()?;
+    match (asked, saved) {
+        (Some(size), Some(saved)) if size < saved => Err(Usage::error(format!(
+            "--size: the image is of a device of {}: ask for as much or more, or leave --size out",
+            bytes(saved)
+        ))),
+        (Some(size), _) | (None, Some(size)) => Ok(size),
+        (None, None) => Err(Usage::error("--size: a device needs a size, or --restore")),
+    }
+}
+
+/// How long pages must lie until they are recompressed, if they are.
+fn recompress_after(algorithms: &[Algorithm], seconds: Option<u64>) -> Option<Duration> {
+    const DEFAULT: u64 = 300;
+    let seconds = seconds.unwrap_or(DEFAULT);
+    (seconds != 0 && !algorithms.is_empty()).then(|| Duration::from_secs(seconds))
+}
+
+/// What `--nbd` reads as `address`.
+fn address_text(address: &Address) -> OsString {
+    match address {
+        Address::Unix(path) => {
+            let mut text = OsString::from("unix:");
+            text.push(path);
+            text
+        }
+        tcp @ Address::Tcp { .. } => tcp.to_string().into(),
+    }
+}
+
+/// What `--metrics` reads as `sink`.
+fn sink_text(sink: &Sink) -> OsString {
+    match sink {
+        Sink::Http(address) => address_text(address),
+        Sink::File(path) => {
+            let mut text = OsString::from("file:");
+            text.push(path);
+            text
+        }
+    }
+}
+
+fn resolve_sink(sink: Sink) -> Result<Sink> {
+    Ok(match sink {
+        Sink::Http(address) => Sink::Http(checked_address(address, "--metrics")?),
+        Sink::File(path) => Sink::File(absolute_option(&path, "--metrics")?),
+    })
+}
+
+fn resolve_export(name: &Name, args: ExportArgs, default: &Path) -> Result<ServerConfig> {
+    let addresses = args.nbd.into_iter().map(|address| match address {
+        // In a directory that the server makes.
+        Address::Unix(path) if path == default => Ok(Address::Unix(path)),
+        other => checked_address(other, "--nbd"),
+    });
+    let addresses = addresses.collect::<Result<_>>()?;
+    let mut config = ServerConfig::new(name.as_str(), addresses);
+    config.insecure = args.insecure;
+    if let Some(most) = args.max_connections {
+        config.max_connections = most.try_into()?;
+    }
+    if args.tls == Some(TlsMode::Off) && args.tls_verify_peer {
+        return Err(Usage::error(
+            "--tls-verify-peer: without TLS no client has a certificate: leave out --tls off",
+        ));
+    }
+    config.tls = match (args.tls, args.tls_certificates) {
+        (Some(TlsMode::Off), _) | (None, None) => None,
+        (Some(TlsMode::On | TlsMode::Require), None) => {
+            return Err(Usage::error("--tls: TLS needs --tls-certificates DIR"));
+        }
+        (mode, Some(directory)) => Some(TlsConfig {
+            certificates: absolute_option(&directory, "--tls-certificates")?,
+            required: match mode {
+                Some(mode) => mode == TlsMode::Require,
+                None => args.tls_verify_peer,
+            },
+            verify_peer: args.tls_verify_peer,
+        }),
+    };
+    Ok(config)
+}
+
+fn checked_address(address: Address, option: &str) -> Result<Address> {
+    let Address::Unix(path) = address else {
+        return Ok(address);
+    };
+    let path = absolute_option(&path, option)?;
+    if path.as_os_str().as_bytes().len() > MAX_SOCKET_PATH {
+        return Err(Usage::error(format!(
+            "{option}: {} is too long for a Unix socket: use a path of at most {MAX_SOCKET_PATH} bytes",
+            path.display()
+        )));
+    }
+    if let Some(parent) = path.parent()
+        && !parent.is_dir()
+    {
+        bail!(
+            "{option}: there is no directory {0}: mkdir {0} first",
+            parent.display()
+        );
+    }
+    Ok(Address::Unix(path))
+}
+
+fn absolute_option(path: &Path, option: &str) -> Result<PathBuf> {
+    if path.as_os_str().is_empty() {
+        return Err(Usage::error(format!("{option}: the path is empty")));
+    }
+    absolute(path).with_context(|| format!("{option}: cannot make sense of {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::{self, Verb};
+
+    fn resolve(words: &[&str]) -> Result<Settings> {
+        let words = ["uzram", "serve"].iter().chain(words).map(OsString::from);
+        let Verb::Serve(serve) = args::parse(words)?.verb else {
+            bail!("not serve");
+        };
+        Settings::resolve(serve.name, serve.device, &RunRoot::locate()?)
+    }
+
+    #[test]
+    fn settings_survive_being_passed_on() {
+        let mut first = resolve(&[
+            "x",
+            "--size=1G",
+            "--max-size=3G",
+            "--mem-limit=64M",
+            "--allow-enospc",
+            "--table-limit=8M",
+            "--backing=/tmp/b",
+            "--backing-size=2G",
+            "--backing-encrypt",
+            "--backing-force",
+            "--backing-keep=wipe",
+            "--writeback-daily-limit=20G",
+            "--algorithm=zstd:3",
+            "--recompress=lz4hc",
+            "--recompress=zstd:19",
+            "--after=60",
+            "--shards=4",
+            "--nbd=unix:relative.sock",
+            "--nbd=tcp:[::1]:10809",
+            "--tls-certificates=certs",
+            "--tls=require",
+            "--tls-verify-peer",
+            "--insecure",
+            "--max-connections=7",
+            "--metrics=unix:m.sock",
+            "--metrics=file:/var/m.prom",
+            "--slow=20",
+            "--sandbox=off",
+            "--swap",
+            "--fuse=/mnt/a b",
+        ])
+        .unwrap();
+        first.mountpoint = Some("/mnt/c d".into());
+        let words = [OsString::from("uzram")].into_iter().chain(first.to_args());
+        let Verb::Serve(serve) = args::parse(words).unwrap().verb else {
+            panic!("not serve");
+        };
+        let root = RunRoot::locate().unwrap();
+        let mut second = Settings::resolve(serve.name, serve.device, &root).unwrap();
+        second.mountpoint = serve.mountpoint;
+        assert_eq!(first, second);
+        assert!(matches!(&first.nbd.addresses[0], Address::Unix(path) if path.is_absolute()));
+    }
+
+    #[test]
+    fn an_image_survives_being_passed_on_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("image");
+        std::fs::write(&image, [7; 8192]).unwrap();
+        let origin = format!("--origin={}", image.display());
+        for more in [
+            &["--snapshot"][..],
+            &["--read-only"],
+            &["--sync=never"],
+            &["--sync=30", "--origin-format=raw"],
+            &[],
+        ] {
+            let first = resolve(&[&["x", &origin, "--fuse=/mnt"], more].concat()).unwrap();
+            assert_eq!(first.device.size, 8192);
+            let words = [OsString::from("uzram")].into_iter().chain(first.to_args());
+            let Verb::Serve(serve) = args::parse(words).unwrap().verb else {
+                panic!("not serve");
+            };
+            let root = RunRoot::locate().unwrap();
+            let second = Settings::resolve(serve.name, serve.device, &root).unwrap();
+            assert_eq!(first, second);
+            let is_written = more != ["--snapshot"] && more != ["--read-only"];
+            assert_eq!(first.record().home.is_some(), is_written);
+        }
+        for wrong in [
+            &["x", &origin, "--size=8K"][..],
+            &["x", &origin, "--max-size=8K"],
+            &["x", &origin, "--sync=0"],
+            &["x", &origin, "--snapshot", "--sync=never"],
+            &["x", &origin, "--read-only", "--sync=never"],
+            &["x", &origin, "--origin-format=qcow2"],
+            &["x", "--size=1G", "--origin-format=raw"],
+            &["x", &origin, "--backing=/tmp/b"],
+            &["x", "--size=1G", "--snapshot"],
+            &["x"],
+        ] {
+            let error = resolve(wrong).unwrap_err();
+            let refused = error.is::<clap::Error>() || crate::base::failure::exit_code(&error) == 2;
+            assert!(refused, "{wrong:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_default_is_nbd_in_the_run_directory() {
+        let settings = resolve(&["x", "--size=1G"]).unwrap();
+        let root = RunRoot::locate().unwrap();
+        let socket = root.dir(&settings.name).nbd_socket();
+        assert_eq!(settings.nbd.addresses, [Address::Unix(socket)]);
+        let settings = resolve(&["x", "--size=1G", "--fuse=/mnt"]).unwrap();
+        assert!(settings.nbd.addresses.is_empty());
+    }
+
+    #[test]
+    fn certificates_mean_tls_and_tls_may_be_seen_by_others() {
+        let words = ["x", "--size=1G", "--nbd=tcp:127.0.0.1:0"];
+        let tls = |more: &[&str]| resolve(&[&words, more].concat()).map(|found| found.nbd.tls);
+        let on = tls(&["--tls-certificates=/d"]).unwrap().unwrap();
+        assert!(!on.required && !on.verify_peer);
+        let required = tls(&["--tls-certificates=/d", "--tls=require"]).unwrap();
+        assert!(required.unwrap().required);
+        let verified = tls(&["--tls-certificates=/d", "--tls-verify-peer"]).unwrap();
+        assert!(verified.unwrap().required);
+        assert_eq!(tls(&["--insecure"]).unwrap(), None);
+    }
+
+    #[test]
+    fn nonsense_is_a_usage_error() {
+        let long = format!("--nbd=unix:/{}", "x".repeat(200));
+        for words in [
+            &["x", "--size=0"][..],
+            &["x", "--size=4097"],
+            &["x", "--size=17T"],
+            &["x", "--size=1G", "--mem-limit=4K"],
+            &["x", "--size=1G", "--table-limit=4K"],
+            &["x", "--size=1G", "--shards=0"],
+            &["x", "--size=1G", "--writeback-daily-limit=4K"],
+            &["x", "--size=1G", &long],
+            &["x", "--size=1G", "--tls=require"],
+            &["x", "--size=1G", "--nbd=tcp:0.0.0.0:0"],
+            &[
+                "x",
+                "--size=1G",
+                "--nbd=tcp:0.0.0.0:0",
+                "--tls-certificates=d",
+            ],
+            &[
+                "x",
+                "--size=1G",
+                "--tls-certificates=d",
+                "--tls=on",
+                "--tls-verify-peer",
+            ],
+            &[
+                "x",
+                "--size=1G",
+                "--tls-certificates=d",
+                "--tls=off",
+                "--tls-verify-peer",
+            ],
+            &[
+                "x",
+                "--size=1G",
+                "--tls-certificates=d",
+                "--tls=off",
+                "--nbd=tcp:[::]:0",
+            ],
+        ] {
+            let error = resolve(words).unwrap_err();
+            assert_eq!(
+                crate::base::failure::exit_code(&error),
+                2,
+                "{words:?}: {error}"
+            );
+        }
+    }
+}

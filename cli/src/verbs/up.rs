@@ -1,0 +1,260 @@
+//! `uzram up` and `uzram down`: the devices of a configuration file.
+
+use std::path::{Path, absolute};
+
+use anyhow::{Result, anyhow, bail};
+use uzram::nbd::InheritedSocket;
+
+use crate::args::{DEFAULT_CONFIG, DownArgs, ServeArgs, UpArgs};
+use crate::base::aside::Aside;
+use crate::base::failure::{self, Said, Usage};
+use crate::base::inherited;
+use crate::base::output::{self, StdoutGone};
+use crate::base::table::bytes;
+use crate::base::undo::{Interrupt, Interrupted};
+use crate::runtime::rundir::{RunDir, RunRoot, Turn};
+use crate::runtime::server::{self, Launch};
+use crate::settings::Settings;
+use crate::settings::config::{Config, Entry, Wanted};
+use crate::settings::shortage;
+use crate::verbs::manage;
+use crate::verbs::mount;
+use crate::verbs::mount::{Down, Up};
+use crate::verbs::serve;
+use crate::verbs::swapon;
+
+/// `uzram up`: in the order of the file.
+pub(crate) fn up(args: &UpArgs, root: &RunRoot) -> Result<()> {
+    let config = Config::read(&args.config)?;
+    let entries = config.select(&args.names)?;
+    config.warn();
+    go_to(&args.config)?;
+    if args.foreground {
+        let [entry] = entries[..] else {
+            return Err(Usage::error("--foreground: name one device"));
+        };
+        return foreground(&config, entry, root);
+    }
+    let mut sockets = inherited::take()?;
+    if !sockets.is_empty() && entries.len() != 1 {
+        return Err(Usage::error(
+            "sockets were inherited (LISTEN_FDS): name the one device that is to serve them",
+        ));
+    }
+    each(&entries, |entry| {
+        let down = down_command(entry, &args.config);
+        let sockets = std::mem::take(&mut sockets);
+        start(&config, entry, sockets, &down, root)
+    })
+}
+
+/// Relative paths in the file are relative to it.
+fn go_to(config: &Path) -> Result<()> {
+    match config.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => Ok(std::env::set_current_dir(dir)?),
+        _ => Ok(()),
+    }
+}
+
+/// What takes a device down, as one would type it.
+fn down_command(entry: &Entry, config: &Path) -> String {
+    match config == Path::new(DEFAULT_CONFIG) {
+        true => format!("uzram down {}", entry.name),
+        false => format!("uzram down --config {} {}", config.display(), entry.name),
+    }
+}
+
+/// Does `work` for each device, whatever becomes of the others. A failure is said when it happens; that
+/// of an only device is the whole's.
+fn each(entries: &[&Entry], mut work: impl FnMut(&Entry) -> Result<()>) -> Result<()> {
+    let (mut failed, mut usage) = (false, true);
+    for (i, entry) in entries.iter().enumerate() {
+        let error = match work(entry) {
+            Ok(()) => continue,
+            // It is not for who reads about them that devices come and go.
+            Err(error) if error.is::<StdoutGone>() => continue,
+            Err(error) if entries.len() == 1 => return Err(error),
+            Err(error) => error,
+        };
+        failure::complain(&error);
+        failed = true;
+        usage &= failure::exit_code(&error) == failure::USAGE;
+        let others = &entries[i + 1..];
+        if error.is::<Interrupted>() && !others.is_empty() {
+            let others: Vec<_> = others.iter().map(|entry| entry.name.to_string()).collect();
+            bail!("interrupted: left as they were: {}", others.join(", "));
+        }
+    }
+    match failed {
+        true => Err(Said { usage }.into()),
+        false => Ok(()),
+    }
+}
+
+/// Has a device be up, as far as it is not; `down` is what takes it down.
+fn start(
+    config: &Config,
+    entry: &Entry,
+    sockets: Vec<InheritedSocket>,
+    down: &str,
+    root: &RunRoot,
+) -> Result<()> {
+    let dir = root.dir(&entry.name);
+    let turn = Turn::to_make(&dir)?;
+    server::wait_for_stopping(&dir)?;
+    if dir.owner()?.is_some() {
+        let lacks = if entry.swap_priority().is_some() && !swapon::is_swapped_to(&dir)? {
+            Some("swapped to")
+        } else if entry.is_mounted() && !mount::is_mounted(&dir)? {
+            Some("mounted")
+        } else {
+            None
+        };
+        if let Some(lacks) = lacks {
+            let error = anyhow!("it is served, and not {lacks}: {down} first");
+            return Err(config.explain(entry, error));
+        }
+        return output::report(format_args!("{} is up already", entry.name));
+    }
+    let started = match config.wanted(entry)? {
+        Wanted::Served(args) => background(args, sockets, &turn, root),
+        Wanted::Mounted(args) => {
+            let down = entry.save().map(|_| down);
+            let up = Up { turn: &turn, down };
+            mount::mount(args, sockets, Some(up), root)
+        }
+        Wanted::SwappedTo(args, priority) => swapon::up(args, priority, sockets, &turn, down, root),
+    };
+    started.map_err(|error| config.explain(entry, error))?;
+    say_what_is_kept(entry, down)
+}
+
+/// What becomes of what is written to a device that has to do with an image.
+fn say_what_is_kept(entry: &Entry, down: &str) -> Result<()> {
+    let name = &entry.name;
+    if let Some(image) = entry.save() {
+        return output::report(format_args!(
+            "{name} is saved to {} by: {down}",
+            absolute(image)?.display()
+        ));
+    }
+    match entry.fixed_image() {
+        Some(image) => output::report(format_args!(
+            "{name} begins with {image} each time: what is written to it is not kept, for want of a save \
+             in its table"
+        )),
+        None => Ok(()),
+    }
+}
+
+fn foreground(config: &Config, entry: &Entry, root: &RunRoot) -> Result<()> {
+    if entry.save().is_some() {
+        let error = Usage::error(
+            "save: a server in the foreground is not saved when it ends: do without --foreground, and \
+             take it down with uzram down",
+        );
+        return Err(config.explain(entry, error));
+    }
+    let unfit = |what| Usage::error(format!("--foreground: {} has a {what}", entry.name));
+    let served = match config.wanted(entry)? {
+        Wanted::Served(args) => {
+            Settings::resolve(args.name, args.device, root).and_then(|settings| {
+                shortage::refuse(&settings).and_then(|()| serve::run(&settings, root, false))
+            })
+        }
+        Wanted::Mounted(_) => Err(unfit("mountpoint")),
+        Wanted::SwappedTo(..) => Err(unfit("swap-priority")),
+    };
+    served.map_err(|error| config.explain(entry, error))
+}
+
+fn background(
+    args: ServeArgs,
+    sockets: Vec<InheritedSocket>,
+    turn: &Turn,
+    root: &RunRoot,
+) -> Result<()> {
+    let settings = Settings::resolve(args.name, args.device, root)?;
+    shortage::refuse(&settings)?;
+    let interrupt = Interrupt::install()?;
+    let dir = root.dir(&settings.name);
+    let mut launch = Launch {
+        settings: &settings,
+        dir: &dir,
+        interrupt: &interrupt,
+        turn,
+        sockets,
+    };
+    launch.start()?;
+    // The server has added what it inherited, and found real ports.
+    let record = dir.record().unwrap_or_else(|| settings.record());
+    output::report(format_args!(
+        "{} ({}) is served on {}",
+        settings.name,
+        bytes(settings.device.size),
+        record.places().join(" and ")
+    ))
+}
+
+/// `uzram down`: in the reverse order.
+pub(crate) fn down(args: &DownArgs, root: &RunRoot) -> Result<()> {
+    let config = Config::read(&args.config)?;
+    let mut entries = config.select(&args.names)?;
+    entries.reverse();
+    go_to(&args.config)?;
+    each(&entries, |entry| {
+        let dir = root.dir(&entry.name);
+        let _turn = Turn::to_change(&dir)?;
+        if !dir.exists()? {
+            return output::report(format_args!("{} is not up", entry.name));
+        }
+        let save = match dir.owner()? {
+            Some(_) => entry.save(),
+            None => {
+                warn_of_loss(entry);
+                None
+            }
+        };
+        let command = down_command(entry, &args.config);
+        take_down(entry, &dir, save, &command, root)
+    })
+}
+
+/// Takes down one that is up, saved to `save` first, where an image that is not its own is kept.
+fn take_down(
+    entry: &Entry,
+    dir: &RunDir,
+    save: Option<&Path>,
+    command: &str,
+    root: &RunRoot,
+) -> Result<()> {
+    let record = dir.record();
+    let began_with = record
+        .as_ref()
+        .and_then(|record| record.began_with.as_ref());
+    let aside = save.map(|file| Aside::keep(file, began_with)).transpose()?;
+    let name = &entry.name;
+    let down = match record
+        .as_ref()
+        .and_then(|record| record.mountpoint.as_ref())
+    {
+        Some(mountpoint) => mount::unmount(mountpoint, save, Down { name, command }, root),
+        None if entry.swap_priority().is_some() => swapon::down(dir),
+        None => manage::stop_unused(dir, save),
+    };
+    if let Some(aside) = aside.flatten() {
+        aside.settle();
+    }
+    down
+}
+
+/// Says of a device whose server is dead what its image does not have.
+fn warn_of_loss(entry: &Entry) {
+    if let Some(image) = entry.save() {
+        failure::warn(&format!(
+            "the server of {} is dead: what was written since it was saved to {} is lost",
+            entry.name,
+            image.display()
+        ));
+    }
+}
