@@ -414,13 +414,13 @@ fn every_attribute_has_the_format_of_zrams() {
 }
 
 #[test]
-fn the_readme_lists_every_attribute() {
-    let readme = include_str!("../../README.md");
+fn the_documentation_lists_every_attribute() {
+    let page = include_str!("../../docs/attributes.md");
     for attribute in Attribute::ALL {
         let row = |line: &str| {
             let cell = line.split('|').nth(2).unwrap_or_default();
             line.starts_with('|') && cell.contains(&format!("`{}`", attribute.name()))
         };
-        assert!(readme.lines().any(row), "{}", attribute.name());
+        assert!(page.lines().any(row), "{}", attribute.name());
     }
 }
