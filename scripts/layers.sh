@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Fails on an import that goes up, and on a module of the library that stands in no layer.
+# Fails on an import that goes up, and on a module of the library or of the command that stands in no layer.
 #
-# Each line is a layer, the lowest first; a module may import those of the lines above its own, not those beside
-# it. What a test imports does not count.
+# Each line is a layer, the lowest first: its name, and its modules. A module may import those of the lines above
+# its own, not those beside it. What a test imports does not count.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-layers='
+library='
 base        sync units
 base        error size
 base        file_lock log_limit memory mounts named_file sector_size stats time unix_socket users waker
@@ -25,9 +25,20 @@ words       attributes
 frontends   control fuse nbd
 '
 
-# shellcheck disable=SC2016  # The program is awk's.
-find src -name '*.rs' ! -path '*/tests/*' ! -name tests.rs ! -name lib.rs ! -name fuzzing.rs -print0 |
-    sort -z | xargs -0 awk -v layers="$layers" '
+# What is typed, what it means, what is there while devices are served, what a verb does about it.
+command='
+base        base
+args        args
+settings    settings
+runtime     runtime
+verbs       verbs
+'
+
+# hold TREE LAYERS
+hold() {
+    # shellcheck disable=SC2016  # The program is awk's.
+    find "$1" -name '*.rs' ! -path '*/tests/*' ! -name tests.rs ! -name lib.rs ! -name main.rs ! -name fuzzing.rs -print0 |
+        sort -z | xargs -0 awk -v tree="$1/" -v layers="$2" '
     BEGIN {
         lines = split(layers, line, "\n")
         for (i = 1; i <= lines; i++) {
@@ -40,8 +51,7 @@ find src -name '*.rs' ! -path '*/tests/*' ! -name tests.rs ! -name lib.rs ! -nam
     }
     FNR == 1 {
         in_tests = 0
-        module = FILENAME
-        sub(/^src\//, "", module)
+        module = substr(FILENAME, length(tree) + 1)
         sub(/(\/.*|\.rs)$/, "", module)
         if (!(module in level) && !(module in lost)) {
             lost[module] = 1
@@ -75,3 +85,7 @@ find src -name '*.rs' ! -path '*/tests/*' ! -name tests.rs ! -name lib.rs ! -nam
     }
     END { exit bad }
 '
+}
+
+hold src "$library"
+hold cli/src "$command"

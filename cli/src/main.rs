@@ -26,12 +26,12 @@ use tracing_subscriber::EnvFilter;
 use crate::args::{Cli, LoggingArgs, Verb};
 use crate::base::failure::{Said, Usage};
 use crate::base::output::StdoutGone;
-use crate::base::{failure, inherited, output, stderr};
+use crate::base::{capabilities, failure, inherited, output, stderr};
 use crate::runtime::rundir::RunRoot;
-use crate::runtime::{metrics, sandbox, spill};
 use crate::settings::Settings;
 use crate::verbs::{
-    attach, complete, list, man, manage, map, mount, save, scrub, serve, stat, top, train, up,
+    attach, clear_spill, complete, list, man, manage, map, metrics, mount, save, scrub, serve,
+    stat, top, train, up, wipe_spill,
 };
 
 /// What the command's own thread has, bytes: the first thread's stack is as the user's limit has it.
@@ -42,7 +42,7 @@ fn main() -> ExitCode {
     match thread.stack_size(STACK).spawn(command) {
         Ok(command) => {
             // All that this thread does is wait, whatever rights the other gives up.
-            sandbox::renounce();
+            capabilities::renounce();
             // A panic has been said.
             command.join().unwrap_or(ExitCode::from(101))
         }
@@ -84,7 +84,8 @@ fn run(cli: Cli) -> Result<()> {
     let root = RunRoot::locate()?;
     match cli.verb {
         Verb::Serve(args) => {
-            let mut settings = Settings::resolve(args.name, args.device, &root)?;
+            let own = root.dir(&args.name).sockets();
+            let mut settings = Settings::resolve(args.name, args.device, &own)?;
             settings.mountpoint = args.mountpoint;
             serve::run(&settings, &root, args.background)
         }
@@ -109,8 +110,8 @@ fn run(cli: Cli) -> Result<()> {
         Verb::Sync(args) => manage::sync(&args, &root),
         Verb::TrainDict(args) => train::train_dict(&args, &root),
         Verb::Reset(args) => manage::reset(&args, &root),
-        Verb::WipeSpill(args) => spill::wipe(&args.path),
-        Verb::ClearSpill(args) => spill::clear(&args),
+        Verb::WipeSpill(args) => wipe_spill::wipe_spill(&args),
+        Verb::ClearSpill(args) => clear_spill::clear_spill(&args),
         Verb::Completions(args) => complete::print_script(&args.shell.to_string()),
         Verb::Man(args) => man::man(&args),
         Verb::Stop(args) => manage::stop(&args, &root),

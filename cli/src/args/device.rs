@@ -1,5 +1,6 @@
 //! The options of a device: what `serve` and `mount` share.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
@@ -7,10 +8,8 @@ use clap_complete::engine::{ArgValueCandidates, ArgValueCompleter};
 use uzram::nbd::Address;
 use uzram::{Algorithm, BackingKeep, OriginFormat, PoolKind, SyncPolicy};
 
-use crate::args::parse;
-use crate::runtime::metrics::Sink;
-use crate::runtime::sandbox;
-use crate::verbs::complete::values;
+use super::sink::Sink;
+use super::{parse, values};
 
 /// The device itself and how it is served: what `serve` and `mount` share.
 #[derive(Clone, Debug, Args)]
@@ -128,7 +127,7 @@ pub(crate) struct DeviceArgs {
     /// What the server gives up at its start: the rights that it never needs (`on`), also all files but
     /// those that its options name (`strict`), or nothing (`off`).
     #[arg(long, value_name = "MODE", value_enum, default_value_t)]
-    pub(crate) sandbox: sandbox::Mode,
+    pub(crate) sandbox: SandboxMode,
 
     /// It is for swap: lock the server's memory and spare it when memory runs out (root).
     #[arg(long, conflicts_with = "read_only")]
@@ -194,4 +193,33 @@ pub(crate) enum TlsMode {
     On,
     /// All must.
     Require,
+}
+
+/// How much a server gives up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SandboxMode {
+    /// Nothing.
+    Off,
+    /// The rights that no server needs.
+    #[default]
+    On,
+    /// Also all files but those that its options name.
+    Strict,
+}
+
+impl SandboxMode {
+    /// As `--sandbox` takes it.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::On => "on",
+            Self::Strict => "strict",
+        }
+    }
+}
+
+impl fmt::Display for SandboxMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
 }

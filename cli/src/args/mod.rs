@@ -2,7 +2,11 @@
 
 mod device;
 mod examples;
+mod fs_type;
+mod known;
 pub(crate) mod parse;
+mod sink;
+mod values;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -12,11 +16,11 @@ use clap_complete::Shell;
 use clap_complete::engine::{ArgValueCandidates, ArgValueCompleter};
 use uzram::{Attribute, SectorSize};
 
-pub(crate) use self::device::{DeviceArgs, ExportArgs, TlsMode};
+pub(crate) use self::device::{DeviceArgs, ExportArgs, SandboxMode, TlsMode};
+pub(crate) use self::fs_type::FsType;
+pub(crate) use self::known::Known;
+pub(crate) use self::sink::Sink;
 use crate::base::name::Name;
-use crate::runtime::filesystem::FsType;
-use crate::runtime::spill::SpillFile;
-use crate::verbs::complete::{self, values};
 
 /// zram in userspace: a compressed RAM disk that spills its coldest memory to a file.
 #[derive(Debug, Parser)]
@@ -205,7 +209,7 @@ pub(crate) struct MountArgs {
 #[derive(Debug, Args)]
 pub(crate) struct UpArgs {
     /// Which devices [default: all]. With sockets inherited from systemd (LISTEN_FDS) one, which serves them.
-    #[arg(value_name = "NAME", add = ArgValueCandidates::new(complete::configured))]
+    #[arg(value_name = "NAME", add = Known::Configured)]
     pub(crate) names: Vec<Name>,
 
     /// A uzram.toml, or a zram-generator.conf.
@@ -220,7 +224,7 @@ pub(crate) struct UpArgs {
 #[derive(Debug, Args)]
 pub(crate) struct DownArgs {
     /// Which devices [default: all].
-    #[arg(value_name = "NAME", add = ArgValueCandidates::new(complete::configured))]
+    #[arg(value_name = "NAME", add = Known::Configured)]
     pub(crate) names: Vec<Name>,
 
     /// A uzram.toml, or a zram-generator.conf.
@@ -231,7 +235,7 @@ pub(crate) struct DownArgs {
 #[derive(Debug, Args)]
 pub(crate) struct TopArgs {
     /// Only this device.
-    #[arg(add = ArgValueCandidates::new(complete::devices))]
+    #[arg(add = Known::Devices)]
     pub(crate) name: Option<Name>,
 
     /// Seconds from one look to the next.
@@ -242,7 +246,7 @@ pub(crate) struct TopArgs {
 #[derive(Debug, Args)]
 pub(crate) struct MapArgs {
     /// The device's name.
-    #[arg(add = ArgValueCandidates::new(complete::devices))]
+    #[arg(add = Known::Devices)]
     pub(crate) name: Name,
 
     /// Draw a picture, which ends in .svg or .png; without it the map is in the terminal.
@@ -261,7 +265,7 @@ pub(crate) struct MapArgs {
 #[derive(Debug, Args)]
 pub(crate) struct UmountArgs {
     /// Where `uzram mount` mounted it.
-    #[arg(add = ArgValueCandidates::new(complete::mountpoints))]
+    #[arg(add = Known::Mountpoints)]
     pub(crate) mountpoint: PathBuf,
 
     /// Save it to a file before its server is stopped.
@@ -281,7 +285,7 @@ pub(crate) enum Transport {
 #[derive(Debug, Args)]
 pub(crate) struct AttachArgs {
     /// The device's name.
-    #[arg(add = ArgValueCandidates::new(complete::devices))]
+    #[arg(add = Known::Devices)]
     pub(crate) name: Name,
 
     /// Through the kernel's NBD driver.
@@ -318,14 +322,14 @@ impl AttachArgs {
 #[derive(Debug, Args)]
 pub(crate) struct NameArgs {
     /// The device's name.
-    #[arg(add = ArgValueCandidates::new(complete::devices))]
+    #[arg(add = Known::Devices)]
     pub(crate) name: Name,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct JobArgs {
     /// The device's name.
-    #[arg(add = ArgValueCandidates::new(complete::devices))]
+    #[arg(add = Known::Devices)]
     pub(crate) name: Name,
 
     #[command(flatten)]
@@ -364,7 +368,7 @@ pub(crate) struct ClearArgs {
     pub(crate) step: ClearStep,
 
     /// The file, as the record has it.
-    pub(crate) file: SpillFile,
+    pub(crate) file: String,
 }
 
 /// A step of clearing the file of a spill.
@@ -389,7 +393,7 @@ impl ClearStep {
 #[derive(Debug, Args)]
 pub(crate) struct IdleArgs {
     /// The device's name.
-    #[arg(add = ArgValueCandidates::new(complete::devices))]
+    #[arg(add = Known::Devices)]
     pub(crate) name: Name,
 
     /// All pages, or those that were neither written nor read for so many seconds.
@@ -404,7 +408,7 @@ pub(crate) struct IdleArgs {
 #[derive(Debug, Args)]
 pub(crate) struct WritebackArgs {
     /// The device's name.
-    #[arg(add = ArgValueCandidates::new(complete::devices))]
+    #[arg(add = Known::Devices)]
     pub(crate) name: Name,
 
     /// Which: type=idle, type=huge, type=huge_idle, page_index=N, page_indexes=LOW-HIGH.
@@ -419,7 +423,7 @@ pub(crate) struct WritebackArgs {
 #[derive(Debug, Args)]
 pub(crate) struct RecompressArgs {
     /// The device's name.
-    #[arg(add = ArgValueCandidates::new(complete::devices))]
+    #[arg(add = Known::Devices)]
     pub(crate) name: Name,
 
     /// Which, and how: type=idle, type=huge, type=huge_idle, threshold=BYTES, max_pages=N, algo=NAME,
@@ -435,7 +439,7 @@ pub(crate) struct RecompressArgs {
 #[derive(Debug, Args)]
 pub(crate) struct StopArgs {
     /// The device's name.
-    #[arg(add = ArgValueCandidates::new(complete::devices))]
+    #[arg(add = Known::Devices)]
     pub(crate) name: Name,
 
     /// Stop it even if it is mounted, attached or in use by clients, but not while this machine swaps to it.
@@ -450,7 +454,7 @@ pub(crate) struct StopArgs {
 #[derive(Debug, Args)]
 pub(crate) struct SaveArgs {
     /// The device's name.
-    #[arg(add = ArgValueCandidates::new(complete::devices))]
+    #[arg(add = Known::Devices)]
     pub(crate) name: Name,
 
     /// The image; one that is there, or that a symbolic link there leads to, is replaced once the new one is
@@ -472,12 +476,12 @@ pub(crate) struct ListArgs {
 #[derive(Debug, Args)]
 pub(crate) struct StatArgs {
     /// The device's name.
-    #[arg(add = ArgValueCandidates::new(complete::devices))]
+    #[arg(add = Known::Devices)]
     pub(crate) name: Name,
 
     /// Print only these, as in the FUSE directory: disksize, mem_limit, mm_stat, bd_stat, io_stat...
     #[arg(value_name = "ATTRIBUTE", value_parser = parse::readable, conflicts_with = "json")]
-    #[arg(add = ArgValueCandidates::new(complete::readable))]
+    #[arg(add = ArgValueCandidates::new(values::readable))]
     pub(crate) attributes: Vec<Attribute>,
 
     /// Print one JSON object, sizes in bytes.
@@ -496,7 +500,7 @@ pub(crate) struct StatArgs {
 #[derive(Debug, Args)]
 pub(crate) struct SetArgs {
     /// The device's name.
-    #[arg(add = ArgValueCandidates::new(complete::devices))]
+    #[arg(add = Known::Devices)]
     pub(crate) name: Name,
 
     /// What to set, as in mem_limit=1G: disksize, mem_limit, mem_used_max, comp_algorithm,
@@ -526,7 +530,7 @@ pub(crate) struct TrainDictArgs {
     pub(crate) files: Vec<PathBuf>,
 
     /// Learn from the pages that are in the memory of this device.
-    #[arg(long, value_name = "NAME", add = ArgValueCandidates::new(complete::devices))]
+    #[arg(long, value_name = "NAME", add = Known::Devices)]
     pub(crate) device: Option<Name>,
 
     /// Most bytes of the dictionary, with an optional K.

@@ -5,6 +5,7 @@
 pub(crate) mod aside;
 pub(crate) mod at_once;
 pub(crate) mod bounded;
+pub(crate) mod capabilities;
 pub(crate) mod child_output;
 pub(crate) mod dumpable;
 pub(crate) mod failure;
@@ -13,6 +14,7 @@ pub(crate) mod inherited;
 pub(crate) mod name;
 pub(crate) mod output;
 pub(crate) mod printable;
+pub(crate) mod program;
 pub(crate) mod stderr;
 pub(crate) mod suggest;
 pub(crate) mod table;

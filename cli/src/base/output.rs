@@ -10,7 +10,6 @@ use anyhow::Result;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::args::ReportArgs;
 use crate::base::printable;
 use crate::base::stderr;
 
@@ -52,6 +51,11 @@ pub(crate) fn has_colours(stream: &impl IsTerminal) -> bool {
     stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty())
 }
 
+/// Whether it is drawn on stderr how far something is.
+pub(crate) fn draws() -> bool {
+    io::stderr().is_terminal() && !is_quiet()
+}
+
 /// Prints `text` and a newline.
 pub(crate) fn line(text: fmt::Arguments<'_>) -> Result<()> {
     self::text(&format!("{text}\n"))
@@ -80,11 +84,11 @@ fn print(text: &str) -> Result<()> {
     }
 }
 
-/// Prints what was done, as `value`, or as `text` in a report.
-pub(crate) fn done(report: ReportArgs, value: &Value, text: fmt::Arguments<'_>) -> Result<()> {
-    match report.json {
+/// Prints what was done: as JSON, which is `value`, or as `text` in a report.
+pub(crate) fn done(as_json: bool, value: &Value, text: fmt::Arguments<'_>) -> Result<()> {
+    match as_json {
         true => json(value),
-        false => self::report(text),
+        false => report(text),
     }
 }
 

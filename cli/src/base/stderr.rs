@@ -16,9 +16,7 @@ use parking_lot::{Condvar, Mutex};
 use tracing::{Level, Metadata};
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::base::printable;
-
-use crate::runtime::sandbox;
+use crate::base::{capabilities, printable};
 
 /// Bytes that wait to be written, at most.
 const MAX_BYTES: usize = 256 << 10;
@@ -185,7 +183,7 @@ impl Queue {
             let writer = thread::Builder::new().name("stderr".to_owned());
             state.has_writer = writer
                 .spawn(move || {
-                    sandbox::renounce();
+                    capabilities::renounce();
                     self.write_all(open());
                 })
                 .is_ok();

@@ -6,13 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Once};
 
 use anyhow::{Context, Error, Result};
-use indicatif::{ProgressBar, ProgressStyle};
 use signal_hook::SigId;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
 
 use crate::base::name::Name;
-use crate::runtime::progress;
 
 /// What ends a program unless it is handled.
 const SIGNALS: [i32; 3] = [SIGINT, SIGTERM, SIGHUP];
@@ -147,37 +145,6 @@ impl<'a> Undo<'a> {
 impl Drop for Undo<'_> {
     fn drop(&mut self) {
         self.run();
-    }
-}
-
-/// Shows which of several steps is being done, where that can be drawn.
-pub(crate) struct Steps {
-    bar: ProgressBar,
-}
-
-impl Steps {
-    pub(crate) fn new(count: u64) -> Self {
-        let bar = if progress::draws() {
-            ProgressBar::new(count)
-        } else {
-            ProgressBar::hidden()
-        };
-        if let Ok(style) = ProgressStyle::with_template("[{pos}/{len}] {msg}") {
-            bar.set_style(style);
-        }
-        Self { bar }
-    }
-
-    /// Goes on to the next step.
-    pub(crate) fn next(&self, message: impl Into<String>) {
-        self.bar.inc(1);
-        self.bar.set_message(message.into());
-    }
-}
-
-impl Drop for Steps {
-    fn drop(&mut self) {
-        self.bar.finish_and_clear();
     }
 }
 

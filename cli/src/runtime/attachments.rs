@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use crate::runtime::loopdev::{self, LoopDevice};
 use crate::runtime::nbddev::NbdDevice;
 use crate::runtime::rundir::{Record, RunDir, RunRoot};
-use crate::verbs::swapon::is_swap;
+use crate::runtime::swap_area::is_swap;
 use uzram::mounts::{self, MountEntry};
 
 /// What the kernel calls the file behind a loop device once the mount it is on was detached.

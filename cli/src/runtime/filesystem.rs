@@ -5,52 +5,20 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use clap::ValueEnum;
 
-use crate::base::failure::Usage;
-use crate::runtime::program;
+use crate::args::FsType;
+use crate::base::program;
 use crate::runtime::rundir::Turn;
 use crate::runtime::signature::Signature;
 use crate::runtime::xfs;
 
-/// A file system `uzram mount` makes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum FsType {
-    Ext4,
-    Btrfs,
-    Xfs,
-}
-
 impl FsType {
-    /// Its name for mount(8).
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Ext4 => "ext4",
-            Self::Btrfs => "btrfs",
-            Self::Xfs => "xfs",
-        }
-    }
-
     fn package(self) -> &'static str {
         match self {
             Self::Ext4 => "e2fsprogs",
             Self::Btrfs => "btrfs-progs",
             Self::Xfs => "xfsprogs",
         }
-    }
-
-    /// Refuses a device of `size` bytes that its mkfs would refuse.
-    pub(crate) fn check_size(self, size: u64) -> Result<()> {
-        let least = match self {
-            Self::Ext4 => "224K",
-            Self::Btrfs => "45M",
-            Self::Xfs => "300M",
-        };
-        if size < uzram::parse_size(least)? {
-            let fs = self.name();
-            return Err(Usage::error(format!("--size: {fs} needs at least {least}")));
-        }
-        Ok(())
     }
 
     /// Options of its mkfs for a device that is new and in memory.
@@ -89,7 +57,7 @@ pub(crate) struct Mkfs {
 impl Mkfs {
     pub(crate) fn run(&self, turn: &Turn, device: &Path) -> Result<()> {
         let options = self.fs.mkfs_options().iter().map(OsString::from);
-        program::run_in(turn, &self.tool, options.chain([device.into()]))?;
+        program::run_in(turn.stdin()?, &self.tool, options.chain([device.into()]))?;
         Ok(())
     }
 }
@@ -174,6 +142,6 @@ pub(crate) fn mount(
         args.extend(["-o", options].map(OsString::from));
     }
     args.extend([device.into(), mountpoint.into()]);
-    program::run_in(turn, &tool, args)?;
+    program::run_in(turn.stdin()?, &tool, args)?;
     Ok(())
 }

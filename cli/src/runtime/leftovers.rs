@@ -11,20 +11,21 @@ use rustix::mount::UnmountFlags;
 use uzram::mounts;
 use uzram::remove_dead_socket;
 
+use crate::base::program;
 use crate::runtime::attachments;
 use crate::runtime::attachments::FuseMount;
 use crate::runtime::metrics;
-use crate::runtime::program;
 use crate::runtime::release;
-use crate::runtime::rundir::{self, Record, RunDir};
+use crate::runtime::rundir::{self, Lock, Record, RunDir};
 use crate::runtime::spill::SpillFile;
 
 /// How long a tool may take when the process is about to exit.
 const HURRY: Duration = Duration::from_millis(200);
 
-/// Clears what the dead server of `dir` left. The caller holds the lock, so whatever is there has
-/// no server any more.
-pub(crate) fn clear_dead(dir: &RunDir) -> Result<()> {
+/// Clears what a killed server left of the name that `lock` is of: dead mounts, dead loops, stale sockets.
+/// Under the lock, whatever is there has no server any more.
+pub(crate) fn clear_dead(lock: &Lock) -> Result<()> {
+    let dir = lock.dir();
     let record = dir.record();
     if let Some(record) = &record {
         clear_attachments(dir, record)?;

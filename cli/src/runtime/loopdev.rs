@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 
 use uzram::SectorSize;
 
-use crate::runtime::program;
+use crate::base::program;
 use crate::runtime::rundir::Turn;
 
 /// How long a detached device may linger: udev may be probing it.
@@ -77,7 +77,8 @@ pub(crate) fn attach(
         args.push("--read-only".into());
     }
     args.push(disk.as_os_str().to_owned());
-    let path = program::run_in(turn, &losetup, args).context("cannot attach a loop device")?;
+    let path =
+        program::run_in(turn.stdin()?, &losetup, args).context("cannot attach a loop device")?;
     let path = PathBuf::from(path);
     // The device below has no seek order to gain from; a scheduler only costs time.
     if let Some(sysfs) = sysfs(&path) {

@@ -3,13 +3,13 @@
 //! Imports `settings`, `args` and `base`, no verb.
 
 pub(crate) mod attachments;
+pub(crate) mod client;
 pub(crate) mod filesystem;
 pub(crate) mod layers;
 pub(crate) mod leftovers;
 pub(crate) mod loopdev;
 pub(crate) mod metrics;
 pub(crate) mod nbddev;
-pub(crate) mod program;
 pub(crate) mod progress;
 pub(crate) mod release;
 pub(crate) mod rundir;
@@ -20,5 +20,6 @@ pub(crate) mod signature;
 pub(crate) mod spill;
 pub(crate) mod stop;
 pub(crate) mod swap;
+pub(crate) mod swap_area;
 pub(crate) mod watchdog;
 pub(crate) mod xfs;

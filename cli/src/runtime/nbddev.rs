@@ -17,7 +17,7 @@ use uzram::SectorSize;
 use uzram::nbd::Address;
 
 use crate::base::name::Name;
-use crate::runtime::program;
+use crate::base::program;
 use crate::runtime::rundir::Turn;
 
 /// How long a connection may take to appear in sysfs after nbd-client has made it.
@@ -57,7 +57,7 @@ impl NbdDevice {
         let path = free()?;
         let client = program::find("nbd-client", "nbd-client")?;
         let arguments = arguments(name.as_str(), address, timeout, sectors, &path);
-        program::run_in(turn, &client, arguments)?;
+        program::run_in(turn.stdin()?, &client, arguments)?;
         let device = Self::appeared(path)?;
         if let Err(error) = device.write_note(note) {
             device.disconnect(APPEARS)?;

@@ -1,6 +1,5 @@
 //! How far something is that takes long: a bar or a spinner on a terminal, else a line now and then.
 
-use std::io::{self, IsTerminal};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -8,24 +7,18 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 use uzram::Stats;
-use uzram::control::Client;
 
 use crate::base::output;
 use crate::base::stderr;
 use crate::base::table::count;
+use crate::runtime::client;
 use crate::runtime::rundir::RunDir;
-use crate::verbs::stat::PATIENCE;
 
 /// How often it is said how far it is, where there is no bar.
 const EVERY: Duration = Duration::from_secs(2);
 
 /// How often a server is asked how far it is.
 const POLL: Duration = Duration::from_millis(200);
-
-/// Whether it is drawn how far something is.
-pub(crate) fn draws() -> bool {
-    io::stderr().is_terminal() && !output::is_quiet()
-}
 
 /// Pages done, of how many.
 pub(crate) struct Progress {
@@ -38,7 +31,7 @@ pub(crate) struct Progress {
 
 impl Progress {
     pub(crate) fn new(total: u64, what: &'static str) -> Self {
-        let bar = draws().then(|| {
+        let bar = output::draws().then(|| {
             let style =
                 ProgressStyle::with_template("{bar:40} {percent}% of {human_len} pages, {eta}");
             let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
@@ -79,10 +72,10 @@ pub(crate) fn watched<T>(
     describe: impl Fn(&Stats, &Stats) -> String + Sync,
     work: impl FnOnce() -> T,
 ) -> Result<T> {
-    if !draws() {
+    if !output::draws() {
         return Ok(work());
     }
-    let mut client = Client::connect(&dir.control_socket(), PATIENCE)?;
+    let mut client = client::connect(dir)?;
     let before = client.stat()?;
     let spinner = ProgressBar::new_spinner();
     let is_done = AtomicBool::new(false);
@@ -107,4 +100,35 @@ pub(crate) fn watched<T>(
         }
         Ok(done)
     })
+}
+
+/// Shows which of several steps is being done, where that can be drawn.
+pub(crate) struct Steps {
+    bar: ProgressBar,
+}
+
+impl Steps {
+    pub(crate) fn new(count: u64) -> Self {
+        let bar = if output::draws() {
+            ProgressBar::new(count)
+        } else {
+            ProgressBar::hidden()
+        };
+        if let Ok(style) = ProgressStyle::with_template("[{pos}/{len}] {msg}") {
+            bar.set_style(style);
+        }
+        Self { bar }
+    }
+
+    /// Goes on to the next step.
+    pub(crate) fn next(&self, message: impl Into<String>) {
+        self.bar.inc(1);
+        self.bar.set_message(message.into());
+    }
+}
+
+impl Drop for Steps {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
 }

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use crate::base::program;
 use crate::runtime::attachments::{self, Attachment};
-use crate::runtime::program;
 use crate::runtime::rundir::{Record, RunDir};
-use crate::verbs::swapon;
+use crate::runtime::swap_area;
 use uzram::Who;
 use uzram::control::Client;
 use uzram::mounts::{self, MountEntry};
@@ -189,7 +189,7 @@ fn bring_back(area: &Path, patience: Duration) -> Result<()> {
     if patience.is_zero() {
         bail!("{} is swapped to, and there is no time", area.display());
     }
-    swapon::swap_off(area, patience)
+    swap_area::bring_back_within(area, patience)
 }
 
 /// umount(8), in a process of its own; see [`program`].

@@ -12,12 +12,11 @@ use std::path::Path;
 use anyhow::Result;
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
-use uzram::control::Client;
 use uzram::{Attribute, SectorSize};
 
+use crate::runtime::client;
 use crate::runtime::rundir::RunDir;
 use crate::runtime::signature::Signature;
-use crate::verbs::stat::PATIENCE;
 
 /// What a disk says of the sectors that it needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,14 +49,14 @@ fn decide(said: Said, remembered: Option<SectorSize>) -> SectorSize {
 
 /// What the device of `dir` was attached with last.
 fn remembered(dir: &RunDir) -> Result<Option<SectorSize>> {
-    let mut client = Client::connect(&dir.control_socket(), PATIENCE)?;
+    let mut client = client::connect(dir)?;
     let bytes = client.get(Attribute::SectorSize.name())?;
     Ok(bytes.trim().parse().ok().and_then(SectorSize::of_bytes))
 }
 
 /// Has the device of `dir` remember what it is attached with.
 pub(crate) fn remember(dir: &RunDir, size: SectorSize) -> Result<()> {
-    let mut client = Client::connect(&dir.control_socket(), PATIENCE)?;
+    let mut client = client::connect(dir)?;
     client.set(Attribute::SectorSize.name(), &size.to_string())?;
     Ok(())
 }

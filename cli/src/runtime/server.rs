@@ -16,6 +16,7 @@ use uzram::nbd::InheritedSocket;
 use crate::base::child_output::ChildOutput;
 use crate::base::inherited;
 use crate::base::undo::Interrupt;
+use crate::runtime::leftovers;
 use crate::runtime::rundir::{self, RunDir, RunRoot, Turn};
 use crate::settings::Settings;
 use crate::settings::exposure;
@@ -139,7 +140,7 @@ pub(crate) fn wait_for_stopping(dir: &RunDir) -> Result<()> {
 fn clear_dead(dir: &RunDir) -> Result<()> {
     if dir.exists()? && dir.holder()?.is_none() {
         let lock = dir.lock()?;
-        lock.clear_leftovers()?;
+        leftovers::clear_dead(&lock)?;
         lock.remove()?;
     }
     Ok(())

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::runtime::program;
+use crate::base::program;
 
 /// How long blkid may take.
 const PATIENCE: Duration = Duration::from_secs(10);

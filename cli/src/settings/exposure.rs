@@ -3,7 +3,7 @@
 
 use uzram::nbd::{Address, ServerConfig, TlsConfig};
 
-use crate::runtime::metrics::Sink;
+use crate::args::Sink;
 use crate::settings::Settings;
 
 /// Warns of what users of this machine, or of others, can do without a password or certificate.

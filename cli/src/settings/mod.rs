@@ -4,6 +4,7 @@
 pub(crate) mod config;
 pub(crate) mod exposure;
 pub(crate) mod shortage;
+pub(crate) mod swap_priority;
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
@@ -16,14 +17,11 @@ use uzram::{
     Algorithm, BackingConfig, DeviceConfig, MAX_SOCKET_PATH, OriginConfig, OriginUse, mounts,
 };
 
-use crate::args::{DeviceArgs, ExportArgs, TlsMode};
-use crate::base::aside::ImageId;
+use crate::args::Sink;
+use crate::args::{DeviceArgs, ExportArgs, SandboxMode, TlsMode};
 use crate::base::failure::Usage;
 use crate::base::name::Name;
 use crate::base::table::bytes;
-use crate::runtime::metrics::Sink;
-use crate::runtime::rundir::{Record, RunRoot};
-use crate::runtime::sandbox;
 
 /// A server to run. Every path is absolute.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,16 +40,24 @@ pub(crate) struct Settings {
     /// Where its metrics go.
     pub(crate) metrics: Vec<Sink>,
     /// Which rights it gives up.
-    pub(crate) sandbox: sandbox::Mode,
+    pub(crate) sandbox: SandboxMode,
     /// Whether it serves swap.
     pub(crate) swap: bool,
     /// Where `uzram mount` mounts the file system it makes on it.
     pub(crate) mountpoint: Option<PathBuf>,
 }
 
+/// The sockets that a server has in its run directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Sockets {
+    pub(crate) control: PathBuf,
+    /// Where it serves NBD if nothing else is asked for.
+    pub(crate) nbd: PathBuf,
+}
+
 impl Settings {
     /// Checks `args` and fills in what they leave out.
-    pub(crate) fn resolve(name: Name, args: DeviceArgs, root: &RunRoot) -> Result<Self> {
+    pub(crate) fn resolve(name: Name, args: DeviceArgs, sockets: &Sockets) -> Result<Self> {
         let backing = match args.backing {
             Some(path) => Some(BackingConfig {
                 path: absolute_option(&path, "--backing")?,
@@ -116,17 +122,16 @@ impl Settings {
             Some(dir) => Some(mounts::absolute(&absolute_option(&dir, "--fuse")?)?),
             None => None,
         };
-        if fuse.is_some() && args.sandbox == sandbox::Mode::Strict {
+        if fuse.is_some() && args.sandbox == SandboxMode::Strict {
             return Err(Usage::error(
                 "--sandbox strict: a server over FUSE has to unmount: use --sandbox on, or NBD",
             ));
         }
         let metrics = args.watch.metrics.into_iter().map(resolve_sink);
         let metrics: Vec<_> = metrics.collect::<Result<_>>()?;
-        let dir = root.dir(&name);
-        let mut nbd = resolve_export(&name, args.export, &dir.nbd_socket())?;
+        let mut nbd = resolve_export(&name, args.export, &sockets.nbd)?;
         // The control socket's name is the longest in the run directory.
-        let control = dir.control_socket();
+        let control = &sockets.control;
         if control.as_os_str().len() > MAX_SOCKET_PATH {
             bail!(
                 "{} is too long for a Unix socket, {MAX_SOCKET_PATH} bytes: use a shorter NAME or \
@@ -135,7 +140,7 @@ impl Settings {
             );
         }
         if nbd.addresses.is_empty() && fuse.is_none() {
-            nbd.addresses.push(Address::Unix(dir.nbd_socket()));
+            nbd.addresses.push(Address::Unix(sockets.nbd.clone()));
         }
         if !nbd.addresses.is_empty() {
             nbd.validate()?;
@@ -266,43 +271,18 @@ impl Settings {
     }
 
     /// The image that what is written goes home to.
-    fn home(&self) -> Option<PathBuf> {
+    pub(crate) fn home(&self) -> Option<PathBuf> {
         let origin = self.device.origin.as_ref()?;
         matches!(origin.usage, OriginUse::WriteBack(_)).then(|| origin.path.clone())
     }
 
-    fn metrics_paths(&self) -> Vec<PathBuf> {
+    /// The Unix sockets that its metrics are served on, and the files that they are written to.
+    pub(crate) fn metrics_paths(&self) -> Vec<PathBuf> {
         let paths = self.metrics.iter().filter_map(|sink| match sink {
             Sink::Http(Address::Unix(path)) | Sink::File(path) => Some(path.clone()),
             Sink::Http(Address::Tcp { .. }) => None,
         });
         paths.collect()
-    }
-
-    /// What others need to know of a server that does this. To be asked for before the image is opened: one that
-    /// takes its place meanwhile is then taken for another, which loses nothing.
-    pub(crate) fn record(&self) -> Record {
-        Record {
-            size: self.device.size,
-            nbd: self.nbd.addresses.iter().map(ToString::to_string).collect(),
-            inherited: Vec::new(),
-            fuse: self.fuse.clone(),
-            fuse_device: None,
-            mountpoint: self.mountpoint.clone(),
-            spills: Vec::new(),
-            making: Vec::new(),
-            metrics: self.metrics_paths(),
-            home: self.home(),
-            origin: self
-                .device
-                .origin
-                .as_ref()
-                .map(|origin| origin.path.clone()),
-            began_with: self.restore.as_deref().and_then(ImageId::of),
-            read_only: self.device.read_only,
-            strict: self.sandbox == sandbox::Mode::Strict,
-            stopping: false,
-        }
     }
 }
 
@@ -425,12 +405,19 @@ mod tests {
     use super::*;
     use crate::args::{self, Verb};
 
+    fn sockets() -> Sockets {
+        Sockets {
+            control: "/run/uzram/x/control.sock".into(),
+            nbd: "/run/uzram/x/nbd.sock".into(),
+        }
+    }
+
     fn resolve(words: &[&str]) -> Result<Settings> {
         let words = ["uzram", "serve"].iter().chain(words).map(OsString::from);
         let Verb::Serve(serve) = args::parse(words)?.verb else {
             bail!("not serve");
         };
-        Settings::resolve(serve.name, serve.device, &RunRoot::locate()?)
+        Settings::resolve(serve.name, serve.device, &sockets())
     }
 
     #[test]
@@ -473,8 +460,7 @@ mod tests {
         let Verb::Serve(serve) = args::parse(words).unwrap().verb else {
             panic!("not serve");
         };
-        let root = RunRoot::locate().unwrap();
-        let mut second = Settings::resolve(serve.name, serve.device, &root).unwrap();
+        let mut second = Settings::resolve(serve.name, serve.device, &sockets()).unwrap();
         second.mountpoint = serve.mountpoint;
         assert_eq!(first, second);
         assert!(matches!(&first.nbd.addresses[0], Address::Unix(path) if path.is_absolute()));
@@ -499,11 +485,10 @@ mod tests {
             let Verb::Serve(serve) = args::parse(words).unwrap().verb else {
                 panic!("not serve");
             };
-            let root = RunRoot::locate().unwrap();
-            let second = Settings::resolve(serve.name, serve.device, &root).unwrap();
+            let second = Settings::resolve(serve.name, serve.device, &sockets()).unwrap();
             assert_eq!(first, second);
             let is_written = more != ["--snapshot"] && more != ["--read-only"];
-            assert_eq!(first.record().home.is_some(), is_written);
+            assert_eq!(first.home().is_some(), is_written);
         }
         for wrong in [
             &["x", &origin, "--size=8K"][..],
@@ -526,9 +511,7 @@ mod tests {
     #[test]
     fn the_default_is_nbd_in_the_run_directory() {
         let settings = resolve(&["x", "--size=1G"]).unwrap();
-        let root = RunRoot::locate().unwrap();
-        let socket = root.dir(&settings.name).nbd_socket();
-        assert_eq!(settings.nbd.addresses, [Address::Unix(socket)]);
+        assert_eq!(settings.nbd.addresses, [Address::Unix(sockets().nbd)]);
         let settings = resolve(&["x", "--size=1G", "--fuse=/mnt"]).unwrap();
         assert!(settings.nbd.addresses.is_empty());
     }

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use uzram::SectorSize;
-use uzram::control::Client;
 
 use crate::args::{AttachArgs, NameArgs, Transport};
 use crate::base::output;
 use crate::runtime::attachments::{self, Attachment};
+use crate::runtime::client;
 use crate::runtime::loopdev;
 use crate::runtime::nbddev::NbdDevice;
 use crate::runtime::release;
@@ -17,7 +17,6 @@ use crate::runtime::rundir::{Record, RunDir, RunRoot, Turn};
 use crate::runtime::sectors;
 use crate::runtime::server;
 use crate::verbs::mount::require_root;
-use crate::verbs::stat::PATIENCE;
 
 /// Seconds that a request to the kernel's NBD device may take. A write is refused after 60 s without
 /// room, perhaps once more.
@@ -122,7 +121,7 @@ impl Attaching<'_> {
         if let Some(fuse) = &self.record.fuse {
             return sectors::choose(&fuse.join("disk"), self.dir).map(Some);
         }
-        let data = || Client::connect(&self.dir.control_socket(), PATIENCE)?.stat();
+        let data = || client::connect(self.dir)?.stat();
         if self.record.origin.is_none() && data()?.orig_data_size == 0 {
             return sectors::for_blank(self.dir).map(Some);
         }

@@ -16,29 +16,21 @@ use crate::base::output;
 use crate::base::table::{bytes, count};
 use crate::base::undo::Interrupt;
 use crate::runtime::attachments::{self, Attachment};
+use crate::runtime::client::{LONG, connect_to_server};
 use crate::runtime::progress::watched;
 use crate::runtime::release;
 use crate::runtime::rundir::{Record, RunDir, RunRoot, Turn};
 use crate::runtime::sandbox;
 use crate::runtime::server;
 use crate::verbs::save;
-use crate::verbs::stat::PATIENCE;
-
-/// How long what takes long may take.
-pub(crate) const LONG: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// How long a client that has just gone may be counted as one, on a machine that is busy.
 const LEAVING: Duration = Duration::from_secs(2);
 
-fn connect(dir: &RunDir) -> Result<Client> {
-    dir.require_owner()?;
-    Ok(Client::connect(&dir.control_socket(), PATIENCE)?)
-}
-
 /// `uzram set`: in the order given; the first failure ends it.
 pub(crate) fn set(args: &SetArgs, root: &RunRoot) -> Result<()> {
     let dir = root.dir(&args.name);
-    let mut client = connect(&dir)?;
+    let mut client = connect_to_server(&dir)?;
     if args.assignments.iter().any(Assignment::takes_long) {
         client = client.with_timeout(LONG);
     }
@@ -140,24 +132,24 @@ fn follow_size(dir: &RunDir) -> Result<()> {
 /// `uzram compact`.
 pub(crate) fn compact(args: &JobArgs, root: &RunRoot) -> Result<()> {
     let dir = root.dir(&args.name);
-    let mut client = connect(&dir)?.with_timeout(LONG);
+    let mut client = connect_to_server(&dir)?.with_timeout(LONG);
     let pages = watched(&dir, memory_since, || client.compact())??;
     let freed = bytes(pages * uzram::PAGE_SIZE as u64);
     let text = format_args!("{freed} freed, {} page frames", count(pages));
-    output::done(args.report, &json!({ "pages": pages }), text)
+    output::done(args.report.json, &json!({ "pages": pages }), text)
 }
 
 /// `uzram idle`.
 pub(crate) fn idle(args: &IdleArgs, root: &RunRoot) -> Result<()> {
-    let pages = connect(&root.dir(&args.name))?.mark_idle(&args.which)?;
+    let pages = connect_to_server(&root.dir(&args.name))?.mark_idle(&args.which)?;
     let text = format_args!("{} pages marked as idle", count(pages));
-    output::done(args.report, &json!({ "pages": pages }), text)
+    output::done(args.report.json, &json!({ "pages": pages }), text)
 }
 
 /// `uzram writeback`.
 pub(crate) fn writeback(args: &WritebackArgs, root: &RunRoot) -> Result<()> {
     let dir = root.dir(&args.name);
-    let mut client = connect(&dir)?.with_timeout(LONG);
+    let mut client = connect_to_server(&dir)?.with_timeout(LONG);
     let which = args.which.join(" ");
     let written = |before: &Stats, now: &Stats| {
         let pages = now.bd_writes.saturating_sub(before.bd_writes);
@@ -165,13 +157,13 @@ pub(crate) fn writeback(args: &WritebackArgs, root: &RunRoot) -> Result<()> {
     };
     let pages = watched(&dir, written, || client.write_back(&which))??;
     let text = format_args!("{} pages written back", count(pages));
-    output::done(args.report, &json!({ "pages": pages }), text)
+    output::done(args.report.json, &json!({ "pages": pages }), text)
 }
 
 /// `uzram recompress`.
 pub(crate) fn recompress(args: &RecompressArgs, root: &RunRoot) -> Result<()> {
     let dir = root.dir(&args.name);
-    let mut client = connect(&dir)?.with_timeout(LONG);
+    let mut client = connect_to_server(&dir)?.with_timeout(LONG);
     let before = client.stat()?.mem_used_total;
     let which = args.which.join(" ");
     let smaller = |before: &Stats, now: &Stats| {
@@ -193,19 +185,19 @@ pub(crate) fn recompress(args: &RecompressArgs, root: &RunRoot) -> Result<()> {
     });
     let (pages, after, before) = (count(pages), bytes(after), bytes(before));
     let text = format_args!("{pages} pages made smaller: memory {after}, from {before}");
-    output::done(args.report, &value, text)
+    output::done(args.report.json, &value, text)
 }
 
 /// `uzram sync`.
 pub(crate) fn sync(args: &NameArgs, root: &RunRoot) -> Result<()> {
-    let mut client = connect(&root.dir(&args.name))?.with_timeout(LONG);
+    let mut client = connect_to_server(&root.dir(&args.name))?.with_timeout(LONG);
     Ok(client.sync()?)
 }
 
 /// `uzram reset`; the server refuses while its disk is open.
 pub(crate) fn reset(args: &NameArgs, root: &RunRoot) -> Result<()> {
     let dir = root.dir(&args.name);
-    let mut client = connect(&dir)?;
+    let mut client = connect_to_server(&dir)?;
     refuse_if_used(&dir, None)?;
     Ok(client.reset()?)
 }

@@ -3,11 +3,13 @@
 //! A verb may use another one; nothing below uses any.
 
 pub(crate) mod attach;
+pub(crate) mod clear_spill;
 pub(crate) mod complete;
 pub(crate) mod list;
 pub(crate) mod man;
 pub(crate) mod manage;
 pub(crate) mod map;
+pub(crate) mod metrics;
 pub(crate) mod mount;
 pub(crate) mod save;
 pub(crate) mod scrub;
@@ -17,3 +19,4 @@ pub(crate) mod swapon;
 pub(crate) mod top;
 pub(crate) mod train;
 pub(crate) mod up;
+pub(crate) mod wipe_spill;

@@ -10,16 +10,17 @@ use std::time::Duration;
 
 use anyhow::{Context, Error, Result, anyhow, bail};
 
-use crate::args::{MountArgs, UmountArgs};
+use crate::args::{FsType, MountArgs, UmountArgs};
 use crate::base::failure;
 use crate::base::failure::Usage;
 use crate::base::name::Name;
 use crate::base::output;
 use crate::base::table::bytes;
-use crate::base::undo::{Interrupt, Interrupted, Steps, Undo};
+use crate::base::undo::{Interrupt, Interrupted, Undo};
 use crate::runtime::attachments::{self, Attachment, Owner};
-use crate::runtime::filesystem::{self, FsType, MountOptions};
+use crate::runtime::filesystem::{self, MountOptions};
 use crate::runtime::loopdev::{self, LoopDevice};
+use crate::runtime::progress::Steps;
 use crate::runtime::release;
 use crate::runtime::rundir::{Record, RunDir, RunRoot, Turn};
 use crate::runtime::sectors;
@@ -67,7 +68,8 @@ pub(crate) fn mount(
     device
         .fuse
         .get_or_insert_with(|| root.dir(&name).fuse_dir());
-    let mut settings = Settings::resolve(name, device, root)?;
+    let own = root.dir(&name).sockets();
+    let mut settings = Settings::resolve(name, device, &own)?;
     if settings.device.read_only && !settings.holds_data() {
         return Err(Usage::error(
             "--read-only: a new file system has nothing to read: give it --origin or --restore",

@@ -20,12 +20,11 @@ use crate::base::output;
 use crate::base::table::{bytes, count};
 use crate::base::undo::{Interrupt, Interrupted};
 use crate::runtime::attachments::Owner;
+use crate::runtime::client::{LONG, PATIENCE};
 use crate::runtime::progress::Progress;
 use crate::runtime::rundir::{RunDir, RunRoot};
 use crate::runtime::sandbox;
 use crate::runtime::server::STOP_PATIENCE;
-use crate::verbs::manage::LONG;
-use crate::verbs::stat::PATIENCE;
 
 /// How often it is asked how far it is.
 const EVERY: Duration = Duration::from_millis(200);

@@ -4,16 +4,15 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 use serde_json::json;
-use uzram::control::Client;
 use uzram::{Device, Scrubbed};
 
 use crate::args::JobArgs;
 use crate::base::output;
 use crate::base::table::count;
+use crate::runtime::client;
 use crate::runtime::progress::Progress;
 use crate::runtime::rundir::RunRoot;
 use crate::runtime::stop::Stopper;
-use crate::verbs::stat::PATIENCE;
 
 /// Pages of a kind that are named.
 const NAMED: usize = 20;
@@ -21,8 +20,7 @@ const NAMED: usize = 20;
 /// `uzram scrub`: fails if any page that is spilled cannot be read back.
 pub(crate) fn scrub(args: &JobArgs, root: &RunRoot) -> Result<()> {
     let dir = root.dir(&args.name);
-    dir.require_owner()?;
-    let mut client = Client::connect(&dir.control_socket(), PATIENCE)?;
+    let mut client = client::connect_to_server(&dir)?;
     let mut progress = Progress::new(client.stat()?.written_back_pages, "spilled pages checked");
     let mut found = Found::default();
     let mut next = Some(0);

@@ -17,6 +17,7 @@ use rustix::process::{Resource, Rlimit};
 use uzram::nbd::{Address, InheritedSocket};
 use uzram::{BackingKeep, BlockDevice, Device, control, fuse, mounts, nbd};
 
+use crate::args::Sink;
 use crate::base::at_once;
 use crate::base::bounded;
 use crate::base::dumpable;
@@ -25,8 +26,8 @@ use crate::base::stderr;
 use crate::base::table::{bytes, count};
 use crate::runtime::attachments::{self, Attachment};
 use crate::runtime::layers;
-use crate::runtime::leftovers::SocketId;
-use crate::runtime::metrics::{Exporter, Sink};
+use crate::runtime::leftovers::{self, SocketId};
+use crate::runtime::metrics::Exporter;
 use crate::runtime::release;
 use crate::runtime::rundir::{LiveRecord, Lock, Record, RunRoot, Turn};
 use crate::runtime::sandbox;
@@ -144,11 +145,11 @@ impl Server {
         lock: &Lock,
         stopper: &Stopper,
     ) -> Result<Self> {
-        lock.clear_leftovers()?;
+        leftovers::clear_dead(lock)?;
         if let Some(fuse) = &settings.fuse {
             server::clear_dead_users_of(fuse, lock.dir(), root)?;
         }
-        let mut record = settings.record();
+        let mut record = Record::of(settings);
         record.inherited = sockets.iter().map(|s| s.address().to_string()).collect();
         let record = lock.begin_record(record)?;
         check_layers(settings, root)?;

@@ -12,16 +12,13 @@ use uzram::{Attribute, OperationLatencies, PAGE_SIZE, Stats};
 use crate::args::StatArgs;
 use crate::base::output;
 use crate::base::table::{Align, bytes, columns, count, duration, ratio};
+use crate::runtime::client;
 use crate::runtime::rundir::RunRoot;
-
-/// How long a server may take to answer; it answers at once unless it is stuck.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// `uzram stat`.
 pub(crate) fn stat(args: &StatArgs, root: &RunRoot) -> Result<()> {
     let dir = root.dir(&args.name);
-    dir.require_owner()?;
-    let mut client = Client::connect(&dir.control_socket(), PATIENCE)?;
+    let mut client = client::connect_to_server(&dir)?;
     let in_place = args.watch && !args.json && std::io::stdout().is_terminal();
     let mut before = OperationLatencies::default();
     loop {

@@ -4,15 +4,14 @@ use std::io::Read;
 use std::path::{Path, absolute};
 
 use anyhow::Result;
-use uzram::control::Client;
 use uzram::{Links, MAX_DICTIONARY_LEN, PAGE_SIZE, Page};
 
 use crate::args::TrainDictArgs;
 use crate::base::failure::Usage;
 use crate::base::output;
 use crate::base::table::bytes;
+use crate::runtime::client::{self, LONG};
 use crate::runtime::rundir::RunRoot;
-use crate::verbs::manage::LONG;
 
 /// Pages to learn from, of files: 32 MiB.
 const SAMPLES: usize = 8192;
@@ -30,8 +29,8 @@ pub(crate) fn train_dict(args: &TrainDictArgs, root: &RunRoot) -> Result<()> {
     match &args.device {
         Some(name) => {
             let dir = root.dir(name);
-            dir.require_owner()?;
-            Client::connect(&dir.control_socket(), LONG)?.train_dictionary(&output, len)?;
+            let mut client = client::connect_to_server(&dir)?.with_timeout(LONG);
+            client.train_dictionary(&output, len)?;
         }
         None => {
             let dictionary = uzram::train_dictionary(&samples(&args.files)?, len)?;

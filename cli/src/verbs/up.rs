@@ -12,7 +12,7 @@ use crate::base::inherited;
 use crate::base::output::{self, StdoutGone};
 use crate::base::table::bytes;
 use crate::base::undo::{Interrupt, Interrupted};
-use crate::runtime::rundir::{RunDir, RunRoot, Turn};
+use crate::runtime::rundir::{Record, RunDir, RunRoot, Turn};
 use crate::runtime::server::{self, Launch};
 use crate::settings::Settings;
 use crate::settings::config::{Config, Entry, Wanted};
@@ -158,7 +158,8 @@ fn foreground(config: &Config, entry: &Entry, root: &RunRoot) -> Result<()> {
     let unfit = |what| Usage::error(format!("--foreground: {} has a {what}", entry.name));
     let served = match config.wanted(entry)? {
         Wanted::Served(args) => {
-            Settings::resolve(args.name, args.device, root).and_then(|settings| {
+            let own = root.dir(&args.name).sockets();
+            Settings::resolve(args.name, args.device, &own).and_then(|settings| {
                 shortage::refuse(&settings).and_then(|()| serve::run(&settings, root, false))
             })
         }
@@ -174,7 +175,8 @@ fn background(
     turn: &Turn,
     root: &RunRoot,
 ) -> Result<()> {
-    let settings = Settings::resolve(args.name, args.device, root)?;
+    let own = root.dir(&args.name).sockets();
+    let settings = Settings::resolve(args.name, args.device, &own)?;
     shortage::refuse(&settings)?;
     let interrupt = Interrupt::install()?;
     let dir = root.dir(&settings.name);
@@ -187,7 +189,7 @@ fn background(
     };
     launch.start()?;
     // The server has added what it inherited, and found real ports.
-    let record = dir.record().unwrap_or_else(|| settings.record());
+    let record = dir.record().unwrap_or_else(|| Record::of(&settings));
     output::report(format_args!(
         "{} ({}) is served on {}",
         settings.name,

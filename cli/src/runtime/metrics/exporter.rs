@@ -1,40 +1,16 @@
 //! A server's own metrics: served over HTTP, and written to files.
 
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use uzram::nbd::Address;
 use uzram::{Device, SocketFile};
 
-use super::exposition::{Format, Observed, exposition};
 use super::file::FileWriter;
 use super::http;
-use super::sink::Sink;
+use super::source::Source;
+use crate::args::Sink;
 use crate::base::name::Name;
-
-/// What is exported. The threads outlive the device, which is not theirs to keep.
-pub(super) struct Source {
-    pub(super) name: Name,
-    device: Weak<Device>,
-}
-
-impl Source {
-    pub(super) fn new(name: &Name, device: &Arc<Device>) -> Self {
-        Self {
-            name: name.clone(),
-            device: Arc::downgrade(device),
-        }
-    }
-
-    pub(super) fn text(&self, format: Format) -> String {
-        let device = self.device.upgrade();
-        let observed = Observed {
-            name: self.name.to_string(),
-            seen: device.map(|device| (device.stats(), device.latencies())),
-        };
-        exposition(&[observed], format)
-    }
-}
 
 /// The sinks of a server. Dropping it removes their sockets and files.
 pub(crate) struct Exporter {

@@ -7,21 +7,21 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use uzram::{Latency, OperationLatencies, Stats};
 
 /// A device, and what it says if it answers.
-pub(super) struct Observed {
-    pub(super) name: String,
-    pub(super) seen: Option<(Stats, OperationLatencies)>,
+pub(crate) struct Observed {
+    pub(crate) name: String,
+    pub(crate) seen: Option<(Stats, OperationLatencies)>,
 }
 
 /// The two forms of the text, which differ in how counters are named and how it ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Format {
+pub(crate) enum Format {
     Prometheus,
     OpenMetrics,
 }
 
 impl Format {
     /// What HTTP calls it.
-    pub(super) fn content_type(self) -> &'static str {
+    pub(crate) fn content_type(self) -> &'static str {
         match self {
             Self::Prometheus => "text/plain; version=0.0.4; charset=utf-8",
             Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
@@ -105,7 +105,7 @@ const OPERATIONS: &str = "uzram_operation_seconds";
 const BUCKET_ENDS: std::ops::RangeInclusive<u32> = 9..=34;
 
 /// The text for devices.
-pub(super) fn exposition(devices: &[Observed], format: Format) -> String {
+pub(crate) fn exposition(devices: &[Observed], format: Format) -> String {
     let mut text = String::new();
     let up = devices
         .iter()

@@ -13,8 +13,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use uzram::Links;
 
-use super::exporter::Source;
 use super::exposition::{Format, up_of};
+use super::source::Source;
 use crate::base::name::Name;
 
 /// How often a file is written: as often as most scrape.

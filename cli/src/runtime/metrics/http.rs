@@ -19,8 +19,8 @@ use anyhow::{Context, Result};
 use parking_lot::Mutex;
 use uzram::{LogLimit, SocketFile, listen_unix};
 
-use super::exporter::Source;
 use super::exposition::Format;
+use super::source::Source;
 
 /// How long a client may take to ask and to take the answer.
 const PATIENCE: Duration = Duration::from_secs(4);

@@ -10,7 +10,6 @@ use rustix::io::Errno;
 use super::live::LiveRecord;
 use super::record::Record;
 use super::{FILES, FUSE, LOCK, RECORD, RunDir, trust};
-use crate::runtime::leftovers;
 
 /// The name is ours for as long as this lives.
 #[derive(Debug)]
@@ -47,11 +46,6 @@ impl Lock {
 
     pub(crate) fn dir(&self) -> &RunDir {
         &self.dir
-    }
-
-    /// Clears what a killed server of this name left: dead mounts, dead loops, stale sockets.
-    pub(crate) fn clear_leftovers(&self) -> Result<()> {
-        leftovers::clear_dead(&self.dir)
     }
 
     /// Makes the directory `uzram mount` has the server mount on.

@@ -46,6 +46,7 @@ use self::trust::Found;
 pub(crate) use self::turn::Turn;
 use crate::base::name::Name;
 use crate::base::suggest;
+use crate::settings::Sockets;
 
 /// Overrides RUNDIR, for tests and for several independent sets of devices.
 pub(crate) const OVERRIDE: &str = "UZRAM_RUNDIR";
@@ -177,6 +178,14 @@ impl RunDir {
 
     fn path(&self) -> PathBuf {
         self.root.0.join(self.name.as_str())
+    }
+
+    /// The sockets that its server makes here.
+    pub(crate) fn sockets(&self) -> Sockets {
+        Sockets {
+            control: self.control_socket(),
+            nbd: self.nbd_socket(),
+        }
     }
 
     pub(crate) fn control_socket(&self) -> PathBuf {

@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::args::SandboxMode;
 use crate::base::aside::ImageId;
 use crate::runtime::spill::SpillFile;
+use crate::settings::Settings;
 
 /// What a server serves, so that others can find it and clear up after it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,6 +55,37 @@ pub(crate) struct Record {
 }
 
 impl Record {
+    /// What others need to know of a server that does this. To be asked for before the image is opened: one that
+    /// takes its place meanwhile is then taken for another, which loses nothing.
+    pub(crate) fn of(settings: &Settings) -> Self {
+        Self {
+            size: settings.device.size,
+            nbd: settings
+                .nbd
+                .addresses
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
+            inherited: Vec::new(),
+            fuse: settings.fuse.clone(),
+            fuse_device: None,
+            mountpoint: settings.mountpoint.clone(),
+            spills: Vec::new(),
+            making: Vec::new(),
+            metrics: settings.metrics_paths(),
+            home: settings.home(),
+            origin: settings
+                .device
+                .origin
+                .as_ref()
+                .map(|origin| origin.path.clone()),
+            began_with: settings.restore.as_deref().and_then(ImageId::of),
+            read_only: settings.device.read_only,
+            strict: settings.sandbox == SandboxMode::Strict,
+            stopping: false,
+        }
+    }
+
     /// The Unix sockets that it listens on and has made.
     pub(crate) fn own_nbd_sockets(&self) -> impl Iterator<Item = &Path> {
         let own = |address: &&String| !self.inherited.contains(address);

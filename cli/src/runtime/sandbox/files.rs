@@ -13,7 +13,7 @@ use landlock::{
 };
 use uzram::nbd::Address;
 
-use crate::runtime::metrics::Sink;
+use crate::args::Sink;
 use crate::runtime::rundir::RunRoot;
 use crate::settings::Settings;
 

@@ -13,46 +13,15 @@
 //!
 //! Invariant: [`enter`] is called before the first thread is started that works for clients.
 
-mod capabilities;
 mod files;
 mod syscalls;
 
-use std::fmt;
-
 use anyhow::{Context, Error, Result, anyhow};
-use clap::ValueEnum;
 
+use crate::args::SandboxMode;
+use crate::base::capabilities;
 use crate::runtime::rundir::{RunDir, RunRoot};
 use crate::settings::Settings;
-
-/// How much a server gives up.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Mode {
-    /// Nothing.
-    Off,
-    /// The rights that no server needs.
-    #[default]
-    On,
-    /// Also all files but those that its options name.
-    Strict,
-}
-
-impl Mode {
-    /// As `--sandbox` takes it.
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Off => "off",
-            Self::On => "on",
-            Self::Strict => "strict",
-        }
-    }
-}
-
-impl fmt::Display for Mode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
 
 /// What is left to be given up once the server is ready.
 #[must_use]
@@ -69,7 +38,7 @@ pub(crate) struct Entered {
 pub(crate) fn enter(settings: &Settings, root: &RunRoot) -> Result<Entered> {
     let over_fuse = settings.fuse.is_some();
     let nothing = Entered { mounts: false };
-    if settings.sandbox == Mode::Off {
+    if settings.sandbox == SandboxMode::Off {
         return Ok(nothing);
     }
     let is_root = rustix::process::geteuid().is_root();
@@ -78,20 +47,13 @@ pub(crate) fn enter(settings: &Settings, root: &RunRoot) -> Result<Entered> {
         return Ok(nothing);
     }
     warn(rustix::thread::set_no_new_privs(true).context("set no_new_privs"));
-    if settings.sandbox == Mode::Strict {
+    if settings.sandbox == SandboxMode::Strict {
         root.ensure()?;
         files::restrict(settings, root).context("--sandbox strict")?;
     }
     warn(capabilities::drop_unused().context("drop capabilities"));
     warn(syscalls::deny(&syscalls::at_start(over_fuse)));
     Ok(Entered { mounts: over_fuse })
-}
-
-/// Gives up all that this thread may do beyond others, for one that needs nothing but what it holds, and that
-/// is there before the server gives up its rights.
-pub(crate) fn renounce() {
-    // It has none, or a filter that is about capabilities already.
-    let _ = capabilities::drop_all();
 }
 
 impl Entered {

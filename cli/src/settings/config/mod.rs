@@ -20,7 +20,7 @@ use crate::args::{self, Cli, MountArgs, ServeArgs, Verb};
 use crate::base::failure::{self, Usage};
 use crate::base::name::Name;
 use crate::base::suggest;
-use crate::verbs::swapon::SwapPriority;
+use crate::settings::swap_priority::SwapPriority;
 
 /// The key of a device that is mounted; on the command line it stands alone.
 const MOUNTPOINT: &str = "mountpoint";

@@ -6,7 +6,6 @@
 mod bash;
 mod dequoted;
 mod line;
-pub(crate) mod values;
 
 use std::env;
 use std::path::Path;
@@ -15,11 +14,10 @@ use clap::{Arg, Command, CommandFactory};
 use clap_complete::CompleteEnv;
 use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
 use clap_complete::env::{Elvish, Fish, Powershell, Shells, Zsh};
-use uzram::Attribute;
 
 use self::dequoted::Dequoted;
 use self::line::{Line, Quote};
-use crate::args::{Cli, DEFAULT_CONFIG};
+use crate::args::{Cli, DEFAULT_CONFIG, Known};
 use crate::base::output;
 use crate::base::table::bytes;
 use crate::runtime::rundir::{RunDir, RunRoot};
@@ -51,6 +49,7 @@ pub(crate) fn answer_shell() {
 fn command() -> Command {
     let mut command = Cli::command();
     command.build();
+    command = command.mut_subcommands(|verb| verb.mut_args(with_candidates));
     // Bash asks with a whole line, the others with words.
     let asked = env::args_os().next_back().unwrap_or_default();
     if Line::split(&asked.to_string_lossy(), Quote::None)
@@ -74,6 +73,18 @@ fn command() -> Command {
     })
 }
 
+/// Has what is known of the machine be looked up.
+fn with_candidates(word: Arg) -> Arg {
+    let Some(known) = word.get::<Known>().copied() else {
+        return word;
+    };
+    word.add(match known {
+        Known::Devices => ArgValueCandidates::new(devices),
+        Known::Mountpoints => ArgValueCandidates::new(mountpoints),
+        Known::Configured => ArgValueCandidates::new(configured),
+    })
+}
+
 /// Prints the script that has `shell` ask.
 pub(crate) fn print_script(shell: &str) -> anyhow::Result<()> {
     let Some(shell) = SHELLS.completer(shell) else {
@@ -85,7 +96,7 @@ pub(crate) fn print_script(shell: &str) -> anyhow::Result<()> {
 }
 
 /// The names of the devices that are served, or were until their server was killed.
-pub(crate) fn devices() -> Vec<CompletionCandidate> {
+fn devices() -> Vec<CompletionCandidate> {
     let shown = |dir: RunDir| {
         let size = bytes(dir.record()?.size);
         let help = match dir.holder().ok()? {
@@ -98,7 +109,7 @@ pub(crate) fn devices() -> Vec<CompletionCandidate> {
 }
 
 /// Where `uzram mount` has mounted something.
-pub(crate) fn mountpoints() -> Vec<CompletionCandidate> {
+fn mountpoints() -> Vec<CompletionCandidate> {
     let shown = |dir: RunDir| {
         let mountpoint = dir.record()?.mountpoint?;
         candidate(mountpoint.to_str()?, dir.name().to_string())
@@ -107,19 +118,11 @@ pub(crate) fn mountpoints() -> Vec<CompletionCandidate> {
 }
 
 /// The devices of the configuration file, if it is where it usually is.
-pub(crate) fn configured() -> Vec<CompletionCandidate> {
+fn configured() -> Vec<CompletionCandidate> {
     let config = Config::read(Path::new(DEFAULT_CONFIG));
     let names = config.into_iter().flat_map(|config| config.names());
     let shown = |name: String| candidate(&name, DEFAULT_CONFIG.to_owned());
     names.filter_map(shown).collect()
-}
-
-/// What `uzram stat` prints.
-pub(crate) fn readable() -> Vec<CompletionCandidate> {
-    let readable = Attribute::ALL.iter().filter(|a| a.is_readable());
-    readable
-        .map(|a| CompletionCandidate::new(a.name()))
-        .collect()
 }
 
 fn dirs() -> Vec<RunDir> {

@@ -8,15 +8,14 @@ use std::path::Path;
 
 use anyhow::Result;
 use uzram::Links;
-use uzram::control::Client;
 
 pub(crate) use self::cells::{Cells, Kind};
 use crate::args::MapArgs;
 use crate::base::failure::Usage;
 use crate::base::output;
 use crate::base::table::{bytes, count};
+use crate::runtime::client;
 use crate::runtime::rundir::RunRoot;
-use crate::verbs::stat::PATIENCE;
 
 /// Lines of a map in the terminal, and columns where the terminal's are not known.
 const LINES: u64 = 16;
@@ -27,8 +26,7 @@ pub(crate) fn map(args: &MapArgs, root: &RunRoot) -> Result<()> {
     // Before the server is asked, since that is wrong on any machine.
     let form = args.file.as_deref().map(Form::of).transpose()?;
     let dir = root.dir(&args.name);
-    dir.require_owner()?;
-    let mut client = Client::connect(&dir.control_socket(), PATIENCE)?;
+    let mut client = client::connect_to_server(&dir)?;
     if args.json {
         return output::json(&Cells::fetch(&mut client, args.cells)?.as_json());
     }

@@ -17,7 +17,7 @@ use clap::ValueEnum;
 
 use self::ini::Item;
 use super::{ALLOW_ENOSPC, Entry, Key, MOUNTPOINT, Parsed, SWAP_PRIORITY, Value, Wrong};
-use crate::runtime::filesystem::FsType;
+use crate::args::FsType;
 
 /// What zram-generator takes for a device that says nothing of its size.
 const DEFAULT_SIZE: &str = "min(ram / 2, 4096)";

@@ -16,7 +16,6 @@ use anyhow::{Context, Result, anyhow, bail};
 
 use crate::base::child_output::ChildOutput;
 use crate::base::undo::Interrupt;
-use crate::runtime::rundir::Turn;
 
 /// Where administrators' tools are when a user's PATH leaves them out.
 const SYSTEM_DIRS: [&str; 3] = ["/usr/sbin", "/sbin", "/usr/local/sbin"];
@@ -48,14 +47,14 @@ pub(crate) fn run<S: AsRef<OsStr>>(
     run_within(tool, args, LONG)
 }
 
-/// [`run`], for what makes something of which others are to know: it has the turn too, until its end,
-/// whatever becomes of us.
+/// [`run`], for what makes something of which others are to know: its stdin is the name's `turn`, so that it
+/// has that too, until its end, whatever becomes of us.
 pub(crate) fn run_in<S: AsRef<OsStr>>(
-    turn: &Turn,
+    turn: Stdio,
     tool: &Path,
     args: impl IntoIterator<Item = S>,
 ) -> Result<String> {
-    finish_while(tool, args, turn.stdin()?, give_up_after(LONG))?.into_stdout()
+    finish_while(tool, args, turn, give_up_after(LONG))?.into_stdout()
 }
 
 /// [`run`], but gives up after `patience`; the tool is then left to end by itself, because one

@@ -104,6 +104,14 @@ fn paths(prefix: &str, typed: &str) -> Vec<CompletionCandidate> {
     paths.into_iter().map(with_prefix).collect()
 }
 
+/// What `uzram stat` prints.
+pub(crate) fn readable() -> Vec<CompletionCandidate> {
+    let readable = Attribute::ALL.iter().filter(|a| a.is_readable());
+    readable
+        .map(|a| CompletionCandidate::new(a.name()))
+        .collect()
+}
+
 /// What `uzram set` sets, and what to.
 pub(crate) fn assignments(typed: &OsStr) -> Vec<CompletionCandidate> {
     let typed = typed.to_string_lossy();

@@ -1,40 +1,20 @@
-//! The files of spills, as a server's record has them, so that what it leaves when it is killed is
-//! found, told from other files, and cleared.
-//!
-//! Invariants:
-//! 1. A file is in the record before anything is written to it, and until it is cleared. One that is
-//!    being made is there by its path alone, and only an empty file counts as that.
-//! 2. Whatever stands at the path is cleared only if it is the file: its directory is opened once, and the
-//!    file is looked at and cleared in that. To be removed it first gets a name of its own there, which
-//!    also takes it out of the way of whoever replaces it meanwhile: what has the new name is looked
-//!    at, and if it is another file it gets its name back. So nobody loses a file but by putting it
-//!    under that name of its own, for which he must be able to write to the directory, and so could
-//!    remove it himself. A kill in between leaves that name, which is looked for too.
-//! 3. It is done by a process of its own, because nothing ends one that a frozen file system holds up.
-//!
-//! Locks nothing; a record has its own lock.
+//! One file of a spill: told from others, and cleared.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
-use std::fs;
-use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf, absolute};
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use uzram::BackingNotes;
 
-use crate::args::{ClearArgs, ClearStep};
+use crate::args::ClearStep;
 use crate::base::file_id::FileId;
-use crate::runtime::program;
-use crate::runtime::rundir::LiveRecord;
+use crate::base::program;
 
 /// How long clearing a file may take that nobody waits for: a large one takes its file system a while.
 const UNHURRIED: Duration = Duration::from_secs(60);
@@ -43,13 +23,13 @@ const UNHURRIED: Duration = Duration::from_secs(60);
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SpillFile {
     #[serde(flatten)]
-    id: FileId,
+    pub(super) id: FileId,
     /// Whether it is overwritten before it is cleared.
     #[serde(default)]
-    wipe: bool,
+    pub(super) wipe: bool,
     /// Whether it was there before: then it is emptied, and not removed.
     #[serde(default)]
-    found: bool,
+    pub(super) found: bool,
 }
 
 impl SpillFile {
@@ -96,7 +76,7 @@ impl SpillFile {
         names.into_iter().find(|name| self.id.is_at(dir, name))
     }
 
-    fn is_left(&self) -> bool {
+    pub(super) fn is_left(&self) -> bool {
         let place = self.place();
         place.is_ok_and(|(dir, name)| self.left(dir.as_fd(), name).is_some())
     }
@@ -145,6 +125,14 @@ impl SpillFile {
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => self.clear(UNHURRIED),
             Err(_) => Ok(()),
+        }
+    }
+
+    /// The step itself, in this process.
+    pub(crate) fn run_here(&self, step: ClearStep) -> Result<()> {
+        match step {
+            ClearStep::Wipe => self.wipe_here(),
+            ClearStep::Clear => self.clear_here(),
         }
     }
 
@@ -217,101 +205,9 @@ impl FromStr for SpillFile {
     }
 }
 
-/// `uzram clear-spill`: a step of [`SpillFile::clear`].
-pub(crate) fn clear(args: &ClearArgs) -> Result<()> {
-    outlive_the_server()?;
-    match args.step {
-        ClearStep::Wipe => args.file.wipe_here(),
-        ClearStep::Clear => args.file.clear_here(),
-    }
-}
-
-/// `uzram wipe-spill`: overwrites the file of a spill.
-pub(crate) fn wipe(path: &Path) -> Result<()> {
-    outlive_the_server()?;
-    Ok(uzram::wipe_spill(path)?)
-}
-
-/// Has nothing stop us that ends the server that asked for it: when a unit's server is gone, systemd
-/// tells all processes of the unit to end as well.
-fn outlive_the_server() -> Result<()> {
-    // Fails only for a leader of a process group, which then is not the server's child.
-    let _ = rustix::process::setsid();
-    for signal in [SIGTERM, SIGINT, SIGHUP] {
-        signal_hook::flag::register(signal, Arc::default()).context("cannot handle signals")?;
-    }
-    Ok(())
-}
-
-/// Has the record of a server name the files that it spills to.
-pub(crate) struct SpillNotes {
-    pub(crate) record: LiveRecord,
-    /// Whether they are overwritten before they are cleared.
-    pub(crate) wipe: bool,
-}
-
-impl BackingNotes for SpillNotes {
-    fn opening(&self, path: &Path) -> io::Result<()> {
-        let path = absolute(path)?;
-        match fs::symlink_metadata(&path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                self.record.change(|record| record.making.push(path))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn opened(&self, path: &Path) -> io::Result<()> {
-        let path = absolute(path)?;
-        let file = FileId::of(&path);
-        self.record.change(|record| {
-            let made = take(&mut record.making, |making| *making == path).is_some();
-            record.spills.extend(file.map(|id| SpillFile {
-                id,
-                wipe: self.wipe,
-                found: !made,
-            }));
-        })
-    }
-
-    fn not_opened(&self, path: &Path) {
-        self.forget(path, |record, path| {
-            take(&mut record.making, |making| making == path);
-        });
-    }
-
-    fn closed(&self, path: &Path) {
-        self.forget(path, |record, path| {
-            let spills = &mut record.spills;
-            // By now another one may be at that path.
-            let gone = take(spills, |file| file.path() == path && !file.is_left());
-            if gone.is_none() {
-                take(spills, |file| file.path() == path);
-            }
-        });
-    }
-}
-
-impl SpillNotes {
-    /// What is noted for too long is looked for in vain, or was emptied already.
-    fn forget(&self, path: &Path, change: impl FnOnce(&mut crate::runtime::rundir::Record, &Path)) {
-        let changed =
-            absolute(path).and_then(|path| self.record.change(|record| change(record, &path)));
-        if let Err(error) = changed {
-            // As at the end of a server whose record is gone already.
-            tracing::debug!("cannot note that {} is closed: {error}", path.display());
-        }
-    }
-}
-
-/// Takes the first one out that is `wanted`.
-fn take<T>(from: &mut Vec<T>, wanted: impl Fn(&T) -> bool) -> Option<T> {
-    let at = from.iter().position(wanted)?;
-    Some(from.remove(at))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::sync::Barrier;
     use std::thread;
 

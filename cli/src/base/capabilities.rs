@@ -1,4 +1,4 @@
-//! The capabilities of root that a server keeps.
+//! The capabilities of root: those that a server keeps, and the threads that keep none.
 
 use rustix::io::{Errno, Result};
 use rustix::thread::{self, CapabilitySet, CapabilitySets};
@@ -15,7 +15,7 @@ const KEPT: CapabilitySet = CapabilitySet::SYS_ADMIN // unmounts its directory, 
 ///
 /// # Errors
 /// The kernel's.
-pub(super) fn drop_unused() -> Result<()> {
+pub(crate) fn drop_unused() -> Result<()> {
     let had = thread::capabilities(None)?;
     let sets = CapabilitySets {
         effective: had.effective & KEPT,
@@ -32,18 +32,17 @@ pub(super) fn drop_unused() -> Result<()> {
     thread::set_capabilities(None, sets)
 }
 
-/// Takes all of them from this thread alone.
-///
-/// # Errors
-/// The kernel's.
-pub(super) fn drop_all() -> Result<()> {
+/// Gives up all that this thread may do beyond others, for one that needs nothing but what it holds, and that
+/// is there before the server gives up its rights.
+pub(crate) fn renounce() {
     let none = CapabilitySet::empty();
     let sets = CapabilitySets {
         effective: none,
         permitted: none,
         inheritable: none,
     };
-    thread::set_capabilities(None, sets)
+    // It has none, or a filter that is about capabilities already.
+    let _ = thread::set_capabilities(None, sets);
 }
 
 /// No program that is run from here on has others, not even one that its file gives them to.

@@ -1,0 +1,28 @@
+//! A server as verbs ask it: over its control socket.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use uzram::control::Client;
+
+use crate::runtime::rundir::RunDir;
+
+/// How long a server may take to answer; it answers at once unless it is stuck.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long work of a server that takes long may take.
+pub(crate) const LONG: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Asks the server of `dir`.
+pub(crate) fn connect(dir: &RunDir) -> uzram::Result<Client> {
+    Client::connect(&dir.control_socket(), PATIENCE)
+}
+
+/// [`connect`], where there must be a server.
+///
+/// # Errors
+/// That there is none, in words about its name.
+pub(crate) fn connect_to_server(dir: &RunDir) -> Result<Client> {
+    dir.require_owner()?;
+    Ok(connect(dir)?)
+}

@@ -1,0 +1,78 @@
+//! The files of spills in a server's record, as they come and go.
+
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::path::{Path, absolute};
+
+use uzram::BackingNotes;
+
+use super::file::SpillFile;
+use crate::base::file_id::FileId;
+use crate::runtime::rundir::{LiveRecord, Record};
+
+/// Has the record of a server name the files that it spills to.
+pub(crate) struct SpillNotes {
+    pub(crate) record: LiveRecord,
+    /// Whether they are overwritten before they are cleared.
+    pub(crate) wipe: bool,
+}
+
+impl BackingNotes for SpillNotes {
+    fn opening(&self, path: &Path) -> io::Result<()> {
+        let path = absolute(path)?;
+        match fs::symlink_metadata(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                self.record.change(|record| record.making.push(path))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn opened(&self, path: &Path) -> io::Result<()> {
+        let path = absolute(path)?;
+        let file = FileId::of(&path);
+        self.record.change(|record| {
+            let made = take(&mut record.making, |making| *making == path).is_some();
+            record.spills.extend(file.map(|id| SpillFile {
+                id,
+                wipe: self.wipe,
+                found: !made,
+            }));
+        })
+    }
+
+    fn not_opened(&self, path: &Path) {
+        self.forget(path, |record, path| {
+            take(&mut record.making, |making| making == path);
+        });
+    }
+
+    fn closed(&self, path: &Path) {
+        self.forget(path, |record, path| {
+            let spills = &mut record.spills;
+            // By now another one may be at that path.
+            let gone = take(spills, |file| file.path() == path && !file.is_left());
+            if gone.is_none() {
+                take(spills, |file| file.path() == path);
+            }
+        });
+    }
+}
+
+impl SpillNotes {
+    /// What is noted for too long is looked for in vain, or was emptied already.
+    fn forget(&self, path: &Path, change: impl FnOnce(&mut Record, &Path)) {
+        let changed =
+            absolute(path).and_then(|path| self.record.change(|record| change(record, &path)));
+        if let Err(error) = changed {
+            // As at the end of a server whose record is gone already.
+            tracing::debug!("cannot note that {} is closed: {error}", path.display());
+        }
+    }
+}
+
+/// Takes the first one out that is `wanted`.
+fn take<T>(from: &mut Vec<T>, wanted: impl Fn(&T) -> bool) -> Option<T> {
+    let at = from.iter().position(wanted)?;
+    Some(from.remove(at))
+}
