@@ -9,7 +9,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 library='
 base        sync units
 base        error size
-base        file_lock log_limit memory mounts named_file sector_size stats time unix_socket users waker
+base        file_lock handed_file log_limit memory mounts named_file sector_size stats time unix_socket users waker
 base        algorithm block_device latency selection
 base        recompression
 codec       codec

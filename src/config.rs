@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::algorithm::{Algorithm, Priority};
 use crate::error::{Error, Result};
 use crate::origin::{OriginConfig, OriginUse};
@@ -16,7 +18,7 @@ const RECOMPRESS_SOONEST: Duration = Duration::from_secs(1);
 pub(crate) const NO_BACKING: &str = "pages go home to the image; only a snapshot spills";
 
 /// A device to make.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceConfig {
     /// Bytes, a multiple of 4096, at most [`MAX_DEVICE_BYTES`].
     pub size: u64,

@@ -109,6 +109,7 @@ pub mod fuse;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;
+mod handed_file;
 mod image;
 mod io;
 mod latency;
@@ -144,6 +145,7 @@ pub use device::{
     Scrubbed, saved_size,
 };
 pub use error::{Error, Result};
+pub use handed_file::HandedFile;
 pub use image::write_whole;
 pub use latency::{Latency, OperationLatencies};
 pub use log_limit::LogLimit;

@@ -11,7 +11,7 @@
 use std::fmt;
 use std::io::{self, ErrorKind};
 use std::net::Shutdown;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
@@ -56,8 +56,20 @@ impl Server {
     /// [`Error::Unusable`] if another server listens there, or something else than a socket is
     /// there; [`Error::Io`] for what the kernel says.
     pub fn start(path: &Path, device: Arc<Device>) -> Result<Self> {
-        let failed = |error: io::Error| Error::io(format!("serve {}", path.display()), error);
         let (listener, file) = unix_socket::listen(path)?;
+        Self::serve(listener, Some(file), device)
+    }
+
+    /// The same, at a socket that listens already. Its file is somebody else's to remove.
+    ///
+    /// # Errors
+    /// [`Error::Io`] without a thread or a descriptor to be had.
+    pub fn start_on(listener: OwnedFd, device: Arc<Device>) -> Result<Self> {
+        Self::serve(listener, None, device)
+    }
+
+    fn serve(listener: OwnedFd, file: Option<SocketFile>, device: Arc<Device>) -> Result<Self> {
+        let failed = |error| Error::io("serve the control socket", error);
         let (wake, woken) = UnixStream::pair().map_err(failed)?;
         let clients = Clients::new().map_err(|errno| failed(errno.into()))?;
         let acceptor = Acceptor {
@@ -109,7 +121,7 @@ struct Acceptor {
 }
 
 impl Acceptor {
-    fn run(mut self, file: SocketFile) {
+    fn run(mut self, file: Option<SocketFile>) {
         while self.wait_for(self.listener.as_fd(), None) {
             let room = match self.clients.make_room(Instant::now()) {
                 Room::Wait(time) => {

@@ -31,7 +31,7 @@ mod tests {
     use super::*;
     use crate::block_device::BlockDevice;
     use crate::device::Device;
-    use crate::origin::{OriginConfig, OriginFormat, OriginUse, SyncPolicy};
+    use crate::origin::{OriginConfig, OriginUse, SyncPolicy};
     use crate::pool::PoolKind;
     use crate::spill::BackingConfig;
     use crate::units::PAGE_SIZE;
@@ -55,11 +55,7 @@ mod tests {
             (OriginUse::Snapshot, true),
             (OriginUse::WriteBack(SyncPolicy::Never), false),
         ] {
-            config.origin = Some(OriginConfig {
-                path: "/image".into(),
-                usage,
-                format: OriginFormat::default(),
-            });
+            config.origin = Some(OriginConfig::new("/image", usage));
             assert_eq!(config.can_meet_limit(), can, "{usage:?}");
         }
         config.origin = None;

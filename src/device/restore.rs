@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use super::Device;
 use crate::block_device::BlockDevice;
 use crate::error::{Error, Result};
+use crate::handed_file::HandedFile;
 use crate::image::{Entry, ImageReader, Part};
 use crate::maintain::Command;
 use crate::size::human_size;
@@ -40,7 +41,20 @@ impl Device {
     /// dictionary of a number that the image has one of, EROFS after [`Device::refuse_changes`]. It is as it was
     /// then, but for dictionaries.
     pub fn restore(&self, path: &Path) -> Result<u64> {
-        let image = ImageReader::open(path)?;
+        self.restore_image(ImageReader::open(path)?)
+    }
+
+    /// The same, of an image that somebody else has opened, which is called `path`.
+    ///
+    /// # Errors
+    /// Those of [`Device::restore`].
+    pub fn restore_handed(&self, file: &HandedFile, path: &Path) -> Result<u64> {
+        let failed = |error| Error::io(format!("open {}", path.display()), error);
+        let file = file.open().map_err(failed)?;
+        self.restore_image(ImageReader::of(file, path)?)
+    }
+
+    fn restore_image(&self, image: ImageReader) -> Result<u64> {
         let store = Arc::new(image.store()?);
         self.restore_from(image, store)
     }

@@ -20,28 +20,29 @@
 
 mod disk;
 mod filesystem;
+mod mounted;
 mod mountpoint;
 mod node;
 mod snapshots;
 mod uring;
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam::channel;
-use fuser::{Config, MountOption, Session, SessionUnmounter};
+use fuser::{Config, MountOption, Session, SessionACL, SessionUnmounter};
 use rustix::io::Errno;
-use rustix::mount::{UnmountFlags, unmount};
 
 use crate::block_device::BlockDevice;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use disk::Disk;
 use filesystem::Frontend;
+pub use mounted::Mounted;
 pub use mountpoint::detach_stale;
 use uring::Transport;
 
@@ -67,11 +68,15 @@ pub struct MountOptions {
     pub threads: Option<usize>,
 }
 
+/// A session with the kernel, and what ends it if that is up to us.
+type Begun = std::io::Result<(Session<Frontend>, Option<SessionUnmounter>)>;
+
 /// A device served in a directory, until this is dropped or [`Mount::unmount`] is called.
 #[derive(Debug)]
 pub struct Mount {
     dir: PathBuf,
-    unmounter: SessionUnmounter,
+    /// None where another process has mounted it, which is to unmount it.
+    unmounter: Option<SessionUnmounter>,
     over_io_uring: bool,
     /// Says how the serving threads ended; taken once the mount is gone.
     ended: Option<Receiver<std::io::Result<()>>>,
@@ -108,18 +113,56 @@ impl Mount {
     ) -> Result<Self> {
         let dir = mountpoint::prepare(dir)?;
         mountpoint::check_dev_fuse()?;
+        let mount = Self::serve_session(disk, attributes, &dir, options, |frontend, config| {
+            let mut session = Session::new(frontend, &dir, config)?;
+            let unmounter = session.unmount_callable();
+            Ok((session, Some(unmounter)))
+        })?;
+        let answered = rustix::fs::statfs(&mount.dir);
+        answered.map_err(|errno| Error::io(format!("serve {}", mount.dir.display()), errno))?;
+        mount.check_served()?;
+        Ok(mount)
+    }
+
+    /// Serves `device` and its attributes over the `connection` of a [`Mounted`] directory, called `dir`, which
+    /// another process unmounts: before [`Mount::unmount`] is called, which then only waits.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the connection cannot be served.
+    pub fn start_on(
+        connection: OwnedFd,
+        device: Arc<Device>,
+        dir: &Path,
+        options: MountOptions,
+    ) -> Result<Self> {
+        let attributes = Some(device.clone());
+        let mount = Self::serve_session(device, attributes, dir, options, |frontend, config| {
+            let acl = SessionACL::RootAndOwner;
+            let session = Session::from_fd(frontend, connection, acl, config.clone())?;
+            Ok((session, None))
+        })?;
+        mount.check_served()?;
+        Ok(mount)
+    }
+
+    fn serve_session(
+        disk: Arc<dyn BlockDevice>,
+        attributes: Option<Arc<Device>>,
+        dir: &Path,
+        options: MountOptions,
+        begin: impl FnOnce(Frontend, &Config) -> Begun,
+    ) -> Result<Self> {
         let rings = uring::Offer::default();
         let frontend = Frontend::new(Disk::new(disk), attributes, rings.clone());
         let cannot_mount = |error| Error::io(format!("mount on {}", dir.display()), error);
         let config = session_config(options);
-        let mut session = Session::new(frontend.clone(), &dir, &config)
-            .map_err(|error| cannot_mount(one_line(&error)))?;
+        let (session, unmounter) =
+            begin(frontend.clone(), &config).map_err(|error| cannot_mount(one_line(&error)))?;
         let workers = threads(options);
-        let transport = Transport::start(&rings, session.as_fd(), &dir, frontend, config, workers)
+        let transport = Transport::start(&rings, session.as_fd(), dir, frontend, config, workers)
             .map_err(&cannot_mount)?;
         check_threads(workers).map_err(&cannot_mount)?;
         let over_io_uring = transport.is_some();
-        let unmounter = session.unmount_callable();
         let (end, ended) = mpsc::channel();
         thread::Builder::new()
             .name("uzram-fuse".to_owned())
@@ -132,22 +175,18 @@ impl Mount {
                 let _ = end.send(served);
             })
             .map_err(&cannot_mount)?;
-        let mount = Self {
-            dir,
+        Ok(Self {
+            dir: dir.to_owned(),
             unmounter,
             over_io_uring,
             ended: Some(ended),
-        };
-        mount.wait_until_served()?;
-        Ok(mount)
+        })
     }
 
-    /// A first request through the mount: answered, or refused because the threads did not start.
-    fn wait_until_served(&self) -> Result<()> {
-        let failed = |error| Error::io(format!("serve {}", self.dir.display()), error);
-        rustix::fs::statfs(&self.dir).map_err(|errno| failed(errno.into()))?;
+    /// Fails if the serving threads did not start.
+    fn check_served(&self) -> Result<()> {
         match self.ended.as_ref().map(Receiver::try_recv) {
-            Some(Ok(Err(error))) => Err(failed(error)),
+            Some(Ok(Err(error))) => Err(Error::io(format!("serve {}", self.dir.display()), error)),
             _ => Ok(()),
         }
     }
@@ -193,25 +232,17 @@ impl Mount {
     }
 
     fn release_directory(&mut self) -> std::io::Result<()> {
-        // The first try is fuser's, so that it knows of it and does not unmount what comes to
-        // stand here later; for a user it is fusermount3's, which detaches.
-        let Err(error) = self.unmounter.unmount() else {
+        let Some(unmounter) = &mut self.unmounter else {
             return Ok(());
         };
-        let deadline = Instant::now() + CLOSE_GRACE;
-        let mut result = Err(Errno::from_io_error(&error).unwrap_or(Errno::IO));
-        while result == Err(Errno::BUSY) && Instant::now() < deadline {
-            thread::sleep(Duration::from_millis(20));
-            result = unmount(&self.dir, UnmountFlags::empty());
-        }
-        if result == Err(Errno::BUSY) {
-            // Forcing ends the connection, so that nothing waits for an answer that never comes.
-            result = unmount(&self.dir, UnmountFlags::FORCE | UnmountFlags::DETACH);
-        }
-        match result {
-            // Somebody else unmounted it.
-            Ok(()) | Err(Errno::INVAL) => Ok(()),
-            Err(errno) => Err(errno.into()),
+        // The first try is fuser's, so that it knows of it and does not unmount what comes to
+        // stand here later; for a user it is fusermount3's, which detaches.
+        match unmounter.unmount() {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
+                mounted::release(&self.dir, Err(errno))
+            }
         }
     }
 }

@@ -12,7 +12,7 @@ use super::SOURCE;
 use crate::error::{Error, Result};
 use crate::mounts;
 
-const DEV_FUSE: &str = "/dev/fuse";
+pub(super) const DEV_FUSE: &str = "/dev/fuse";
 
 /// Makes sure that `dir` can be mounted on, detaching a dead mount of ours first; returns it
 /// absolute and without symlinks.

@@ -58,8 +58,15 @@ impl ImageReader {
     /// # Errors
     /// [`Error::Unusable`] if it is none, is of another version, or was cut off; [`Error::Io`].
     pub(crate) fn open(path: &Path) -> Result<Self> {
+        Self::of(open_named_file(path, Links::Follow)?, path)
+    }
+
+    /// The same, of a file that is open.
+    ///
+    /// # Errors
+    /// Those of [`ImageReader::open`].
+    pub(crate) fn of(file: File, path: &Path) -> Result<Self> {
         let failed = |error: io::Error| Error::io(format!("open {}", path.display()), error);
-        let file = open_named_file(path, Links::Follow)?;
         let metadata = file.metadata().map_err(failed)?;
         let header = read_header(path, &file)?;
         if metadata.len() > MAX_STORE_BYTES {

@@ -77,6 +77,21 @@ impl InheritedSocket {
         }))
     }
 
+    /// Listens on `address`, for another process to serve: a socket, or one for each address that a host name
+    /// stands for. The file of a Unix socket goes with what is returned beside it.
+    ///
+    /// # Errors
+    /// [`Error::Unusable`] if a Unix socket is in use or something else is in its place; [`Error::Io`] if the
+    /// address cannot be had.
+    pub fn bind(address: &Address) -> Result<Vec<(Self, Option<SocketFile>)>> {
+        let listeners = Listener::bind(address)?.into_iter();
+        let apart = listeners.map(|mut listener| {
+            let file = listener._file.take();
+            (Self(listener), file)
+        });
+        Ok(apart.collect())
+    }
+
     /// Where it listens.
     pub fn address(&self) -> &Address {
         self.0.address()

@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 use rustix::net::{Shutdown, SocketFlags, accept_with};
+use serde::{Deserialize, Serialize};
 
 use crate::block_device::BlockDevice;
 use crate::error::{Error, Result};
@@ -46,7 +47,7 @@ const HANG_UP_BYTES: usize = 1 << 20;
 const HANG_UP_TIME: Duration = Duration::from_secs(1);
 
 /// What to serve, where, and to how many.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServerConfig {
     /// The export's name, at most 4096 bytes; the empty name is always the same export.
     pub export: String,

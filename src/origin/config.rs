@@ -5,12 +5,15 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::file::FileImage;
+use serde::{Deserialize, Serialize};
+
+use super::file::{self, FileImage};
 use super::format::OriginFormat;
 use crate::error::{Error, Result};
+use crate::handed_file::HandedFile;
 
 /// When what was written becomes durable in the image.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SyncPolicy {
     /// A flush makes all that was acknowledged before it durable.
     #[default]
@@ -49,7 +52,7 @@ impl fmt::Display for SyncPolicy {
 }
 
 /// What a device does with its image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum OriginUse {
     /// Pages that were written go home to it.
     WriteBack(SyncPolicy),
@@ -58,7 +61,7 @@ pub enum OriginUse {
 }
 
 /// The image that a device begins as.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OriginConfig {
     /// A plain file or a block device.
     pub path: PathBuf,
@@ -66,6 +69,9 @@ pub struct OriginConfig {
     pub usage: OriginUse,
     /// What it is taken for.
     pub format: OriginFormat,
+    /// The file at the path, if somebody else has opened it ([`OriginConfig::hand`]).
+    #[serde(skip)]
+    pub handed: Option<HandedFile>,
 }
 
 impl OriginConfig {
@@ -75,7 +81,17 @@ impl OriginConfig {
             path: path.into(),
             usage,
             format: OriginFormat::default(),
+            handed: None,
         }
+    }
+
+    /// Opens the image for a process that has no right to.
+    ///
+    /// # Errors
+    /// [`Error::Unusable`] if it is a directory or in use; [`Error::Io`] if the kernel refuses.
+    pub fn hand(&self) -> Result<HandedFile> {
+        let file = file::open(&self.path, !self.is_snapshot())?;
+        Ok(HandedFile::new(file, false))
     }
 
     /// Bytes in the device: those of the image, and of one that is only read so many more that its

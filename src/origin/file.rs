@@ -65,7 +65,10 @@ impl FileImage {
             reason,
         };
         let failed = |error: io::Error| Error::io(format!("use {}", path.display()), error);
-        let file = open(path, !config.is_snapshot())?;
+        let file = match &config.handed {
+            Some(handed) => handed.open().map_err(failed)?,
+            None => open(path, !config.is_snapshot())?,
+        };
         let metadata = file.metadata().map_err(failed)?;
         let is_block_device = metadata.file_type().is_block_device();
         let len = if is_block_device {
@@ -158,7 +161,7 @@ fn check_len(len: u64, is_snapshot: bool) -> Result<(), String> {
     Ok(())
 }
 
-fn open(path: &Path, write: bool) -> Result<File> {
+pub(super) fn open(path: &Path, write: bool) -> Result<File> {
     let is_block_device = fs::metadata(path).is_ok_and(|there| there.file_type().is_block_device());
     // On a block device O_EXCL refuses one that is mounted.
     let excl = if is_block_device && write {

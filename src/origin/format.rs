@@ -10,11 +10,13 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Error, Result};
 use crate::image;
 
 /// What the file of an image is taken for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum OriginFormat {
     /// A raw image, unless it is recognised as something else; that is refused.
     #[default]

@@ -7,6 +7,8 @@
 //!    others choose the file.
 //! 3. What was found is written to only if nothing is in it, or the spill of a device that is gone,
 //!    or because of [`BackingConfig::force`].
+//! 4. Whose a plain file is, and how it is reached, is looked at by who opens it: of one that was handed over
+//!    (`open_to_hand`) that was another process.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -26,6 +28,7 @@ use super::segment::SEGMENT_BYTES;
 use super::{signature, wipe};
 use crate::error::{Error, Result};
 use crate::file_lock;
+use crate::handed_file::HandedFile;
 
 /// The least that eviction and cleaning together can work in.
 pub(super) const MIN_BYTES: u64 = 2 * SEGMENT_BYTES;
@@ -62,9 +65,12 @@ impl Claim {
     /// not an old spill; [`Error::Io`] if the kernel refuses.
     pub(super) fn new(config: &BackingConfig) -> Result<Self> {
         let path = config.path.as_path();
-        let claim = match make(path)? {
-            Some(file) => Self::made(file, path),
-            None => Self::found(open_found(path)?, config),
+        let claim = match &config.handed {
+            Some(handed) => Self::handed(handed, config),
+            None => match make(path)? {
+                Some(file) => Self::made(file, path),
+                None => Self::found(open_own(path)?, config),
+            },
         }?;
         claim.file.log_mode(path);
         Ok(claim)
@@ -82,14 +88,18 @@ impl Claim {
         })
     }
 
+    /// One that was made for us is found empty, and its name is its maker's to remove.
+    fn handed(handed: &HandedFile, config: &BackingConfig) -> Result<Self> {
+        let path = config.path.as_path();
+        let file = handed.open().map_err(|error| cannot_open(path, error))?;
+        Self::found(file, config)
+    }
+
     fn found(file: File, config: &BackingConfig) -> Result<Self> {
         let path = config.path.as_path();
         let failed = |error: io::Error| Error::io(format!("use {}", path.display()), error);
         let metadata = file.metadata().map_err(failed)?;
         let is_block_device = metadata.file_type().is_block_device();
-        if !is_block_device {
-            check_private(&metadata).map_err(|reason| unusable(path, reason))?;
-        }
         lock(&file, path, is_block_device)?;
         let mut len = metadata.len();
         if is_block_device {
@@ -108,8 +118,16 @@ impl Claim {
             return Err(unusable(path, refusal(&what, path, is_block_device)));
         }
         if !is_block_device {
-            let private = fs::Permissions::from_mode(0o600);
-            file.file().set_permissions(private).map_err(failed)?;
+            if metadata.permissions().mode() & 0o077 != 0 {
+                let private = fs::Permissions::from_mode(0o600);
+                match file.file().set_permissions(private) {
+                    Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                        let reason = "can be read by other users; chmod 600 it first";
+                        return Err(unusable(path, reason));
+                    }
+                    set => set.map_err(failed)?,
+                }
+            }
             file.file().set_len(0).map_err(failed)?;
         }
         let kind = match is_block_device {
@@ -118,6 +136,17 @@ impl Claim {
         };
         Ok(Self { file, kind })
     }
+}
+
+/// Opens what is at the path, or makes a file there, for another process to use.
+///
+/// # Errors
+/// [`Error::Unusable`] if it is neither a plain file of this user's nor a block device; [`Error::Io`].
+pub(super) fn open_to_hand(path: &Path) -> Result<HandedFile> {
+    Ok(match make(path)? {
+        Some(file) => HandedFile::new(file, true),
+        None => HandedFile::new(open_own(path)?, false),
+    })
 }
 
 /// Opens a file of a spill to wipe it; returns it with its length.
@@ -151,6 +180,17 @@ fn make(path: &Path) -> Result<Option<File>> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(None),
         Err(error) => Err(cannot_open(path, error)),
     }
+}
+
+/// Opens a plain file of this user's, or a block device.
+fn open_own(path: &Path) -> Result<File> {
+    let file = open_found(path)?;
+    let metadata = file.metadata();
+    let metadata = metadata.map_err(|error| cannot_open(path, error))?;
+    if metadata.is_file() {
+        check_private(&metadata).map_err(|reason| unusable(path, reason))?;
+    }
+    Ok(file)
 }
 
 /// Opens a plain file or a block device.

@@ -4,11 +4,15 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
+use super::claim;
 use crate::error::{Error, Result};
+use crate::handed_file::HandedFile;
 
 /// What becomes of a backing, and of what was spilled to it, when the device is done with it. No
 /// device ever reads what another left.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum BackingKeep {
     /// It stays as it is: of no use to anyone but those who want to see what was on the device.
     Keep,
@@ -46,7 +50,7 @@ impl fmt::Display for BackingKeep {
 }
 
 /// Where and how much a device spills.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackingConfig {
     /// A plain file, made if missing, or a block device.
     pub path: PathBuf,
@@ -58,6 +62,10 @@ pub struct BackingConfig {
     pub keep: BackingKeep,
     /// Whether what it holds is of no worth: without this, only what is empty or an old spill is used.
     pub force: bool,
+    /// What is at the path, if somebody else has opened it ([`BackingConfig::hand`]). The device then leaves the
+    /// path alone: it empties the file at the end and removes none.
+    #[serde(skip)]
+    pub handed: Option<HandedFile>,
 }
 
 impl BackingConfig {
@@ -69,6 +77,16 @@ impl BackingConfig {
             encrypt: false,
             keep: BackingKeep::default(),
             force: false,
+            handed: None,
         }
+    }
+
+    /// Opens what is at the path, or makes a file there, for a process that has no right to. What is in it is
+    /// looked at by whoever it is handed to.
+    ///
+    /// # Errors
+    /// [`Error::Unusable`] if it is neither a plain file of this user's nor a block device; [`Error::Io`].
+    pub fn hand(&self) -> Result<HandedFile> {
+        claim::open_to_hand(&self.path)
     }
 }

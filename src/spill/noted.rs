@@ -9,6 +9,7 @@ use super::config::BackingConfig;
 use super::file::FileBacking;
 use super::stores::StoreSegment;
 use crate::error::{Error, Result};
+use crate::handed_file::HandedFile;
 use crate::sync::Mutex;
 
 /// Whoever keeps a note of the backings that a device uses.
@@ -17,11 +18,11 @@ use crate::sync::Mutex;
 /// closed is closed, with its file removed or emptied where that is due. It notes one opening after
 /// the other.
 pub trait BackingNotes: Send + Sync {
-    /// The backing at `path` is about to be opened, and made if nothing is there.
+    /// The backing at `path` is about to be opened, and made if nothing is there; or it was `handed` over, open.
     ///
     /// # Errors
     /// If that cannot be noted: then it is not opened.
-    fn opening(&self, path: &Path) -> io::Result<()>;
+    fn opening(&self, path: &Path, handed: Option<&HandedFile>) -> io::Result<()>;
 
     /// It is open, empty, and about to be written to.
     ///
@@ -63,7 +64,8 @@ impl Opener {
         let path = config.path.as_path();
         let failed = |error| Error::io(format!("note the backing {}", path.display()), error);
         let _turn = self.turn.lock();
-        notes.opening(path).map_err(failed)?;
+        let handed = config.handed.as_ref();
+        notes.opening(path, handed).map_err(failed)?;
         let backing = FileBacking::open(config).inspect_err(|_| notes.not_opened(path))?;
         let noted = NotedBacking {
             backing,
@@ -142,7 +144,7 @@ mod tests {
     }
 
     impl BackingNotes for Notes {
-        fn opening(&self, path: &Path) -> io::Result<()> {
+        fn opening(&self, path: &Path, _handed: Option<&HandedFile>) -> io::Result<()> {
             self.take("opening", path)
         }
 

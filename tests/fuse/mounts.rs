@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::process::Command;
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
-use uzram::fuse::{Mount, MountOptions, detach_stale};
+use uzram::fuse::{Mount, MountOptions, Mounted, detach_stale};
 use uzram::{Device, DeviceConfig, Error};
 
 use crate::rig::{HANG, Loop, MIB, PAGE, Served, Server, can_mount, errno, run};
@@ -178,4 +179,37 @@ fn a_bare_block_device_has_no_attributes() {
     disk.write_all(b"hello").expect("writes");
     drop(disk);
     mount.unmount().expect("unmounts");
+}
+
+/// Who serves it might have no right to mount, nor to unmount.
+#[test]
+fn a_directory_is_mounted_by_one_and_served_by_another() {
+    if !can_mount("a_directory_is_mounted_by_one_and_served_by_another") {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let mounted = Mounted::new(dir.path()).expect("mounts");
+    let connection = mounted.as_fd().try_clone_to_owned().expect("a descriptor");
+    let device = Arc::new(Device::new(&DeviceConfig::new(MIB)).expect("a device"));
+    let options = MountOptions::default();
+    let mount = Mount::start_on(connection, Arc::clone(&device), mounted.dir(), options);
+    let mount = mount.expect("serves");
+    let disk = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(mount.disk_path())
+        .expect("opens");
+    disk.write_all_at(b"hello", 4096).expect("writes");
+    let mut read = [0; 5];
+    disk.read_exact_at(&mut read, 4096).expect("reads");
+    assert_eq!(&read, b"hello");
+    mounted.unmount().expect("unmounts, whatever is open");
+    assert!(unmount_in_time(mount));
+    assert!(fs::read_dir(dir.path()).expect("lists").next().is_none());
+    assert!(disk.read_at(&mut [0; 512], 0).is_err(), "cut off");
+    assert_eq!(
+        Arc::strong_count(&device),
+        1,
+        "the serving threads are gone"
+    );
 }

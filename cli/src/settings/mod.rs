@@ -65,6 +65,7 @@ impl Settings {
                 encrypt: args.backing_encrypt,
                 keep: args.backing_keep.unwrap_or_default(),
                 force: args.backing_force,
+                handed: None,
             }),
             None => None,
         };
@@ -87,6 +88,7 @@ impl Settings {
                     OriginUse::WriteBack(args.sync.unwrap_or_default())
                 },
                 format: args.origin_format.unwrap_or_default(),
+                handed: None,
             }),
             // Clap does not say so beside --size, which it knows to be given instead of --origin.
             None if args.snapshot || args.sync.is_some() || args.origin_format.is_some() => {

@@ -27,7 +27,7 @@ use crate::base::table::{bytes, count};
 use crate::runtime::attachments::{self, Attachment};
 use crate::runtime::layers;
 use crate::runtime::leftovers::{self, SocketId};
-use crate::runtime::metrics::Exporter;
+use crate::runtime::metrics::{Exporter, Outlets};
 use crate::runtime::release;
 use crate::runtime::rundir::{LiveRecord, Lock, Record, RunRoot, Turn};
 use crate::runtime::sandbox;
@@ -343,7 +343,8 @@ fn start_exporter(
     device: &Arc<Device>,
     stopper: &Stopper,
 ) -> Result<Exporter> {
-    let exporter = Exporter::start(&settings.metrics, &settings.name, device)?;
+    let outlets = Outlets::open(&settings.metrics)?;
+    let exporter = Exporter::start(outlets, &settings.name, device)?;
     stopper.note(|traces| {
         for sink in &settings.metrics {
             match sink {

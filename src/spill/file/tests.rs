@@ -91,3 +91,31 @@ fn a_size_that_is_too_small_makes_nothing() {
     assert!(FileBacking::open(&small).expect_err("refused").is_usage());
     assert!(!dir.path().join("spill").exists());
 }
+
+/// Who has opened it may remove it; who uses it may have no right to its path.
+#[test]
+fn a_file_that_was_handed_over_is_emptied_and_keeps_its_name() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("spill");
+    let mut config = BackingConfig::new(&path);
+    let handed = config.hand().expect("made");
+    assert!(handed.is_made());
+    config.handed = Some(handed);
+    // Wherever that leads, nobody looks.
+    config.path = "/nonexistent/spill".into();
+    let backing = FileBacking::open(&config).expect("opened");
+    backing
+        .write(StoreSegment(0), 0, &[7; 4096])
+        .expect("written");
+    assert_ne!(fs::metadata(&path).expect("there").len(), 0);
+    drop(backing);
+    assert_eq!(fs::metadata(&path).expect("there").len(), 0);
+
+    fs::write(&path, "precious").expect("written");
+    config.handed = Some(BackingConfig::new(&path).hand().expect("opened"));
+    let refused = FileBacking::open(&config)
+        .expect_err("not a spill")
+        .to_string();
+    assert!(refused.contains("is not an old spill"), "{refused}");
+    assert_eq!(fs::read(&path).expect("there"), b"precious");
+}

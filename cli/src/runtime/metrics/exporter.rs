@@ -1,9 +1,10 @@
 //! A server's own metrics: served over HTTP, and written to files.
 
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use uzram::nbd::Address;
 use uzram::{Device, SocketFile};
 
 use super::file::FileWriter;
@@ -12,33 +13,61 @@ use super::source::Source;
 use crate::args::Sink;
 use crate::base::name::Name;
 
-/// The sinks of a server. Dropping it removes their sockets and files.
+/// Where a server's metrics go, before anything is served.
+#[derive(Default)]
+pub(crate) struct Outlets {
+    /// Sockets that listen.
+    pub(crate) sockets: Vec<OwnedFd>,
+    /// Of Unix sockets; they go with them.
+    pub(crate) socket_files: Vec<SocketFile>,
+    pub(crate) files: Vec<PathBuf>,
+}
+
+impl Outlets {
+    /// Listens wherever `sinks` say.
+    ///
+    /// # Errors
+    /// If an address cannot be had.
+    pub(crate) fn open(sinks: &[Sink]) -> Result<Self> {
+        let mut outlets = Self::default();
+        for sink in sinks {
+            match sink {
+                Sink::Http(address) => {
+                    let listening = http::listen(address);
+                    let (socket, file) = listening.with_context(|| format!("--metrics {sink}"))?;
+                    outlets.sockets.push(socket);
+                    outlets.socket_files.extend(file);
+                }
+                Sink::File(path) => outlets.files.push(path.clone()),
+            }
+        }
+        Ok(outlets)
+    }
+}
+
+/// What exports the metrics of a server. Dropping it removes their sockets and files.
 pub(crate) struct Exporter {
-    _sockets: Vec<SocketFile>,
+    _socket_files: Vec<SocketFile>,
     _files: Vec<FileWriter>,
 }
 
 impl Exporter {
-    /// Starts to serve `sinks`.
-    pub(crate) fn start(sinks: &[Sink], name: &Name, device: &Arc<Device>) -> Result<Self> {
-        let mut exporter = Self {
-            _sockets: Vec::new(),
-            _files: Vec::new(),
-        };
+    /// Starts to serve and to write.
+    ///
+    /// # Errors
+    /// If a file cannot be written, or there is no thread to be had.
+    pub(crate) fn start(outlets: Outlets, name: &Name, device: &Arc<Device>) -> Result<Self> {
         let source = Arc::new(Source::new(name, device));
-        for sink in sinks {
-            let source = Arc::clone(&source);
-            let started = match sink {
-                Sink::Http(Address::Unix(path)) => http::serve_unix(path, source).map(|socket| {
-                    exporter._sockets.push(socket);
-                }),
-                Sink::Http(Address::Tcp { host, port }) => http::serve_tcp(host, *port, source),
-                Sink::File(path) => FileWriter::start(path, source).map(|file| {
-                    exporter._files.push(file);
-                }),
-            };
-            started.with_context(|| format!("--metrics {sink}"))?;
+        for socket in outlets.sockets {
+            http::start(socket, Arc::clone(&source)).context("--metrics")?;
         }
-        Ok(exporter)
+        let files = outlets.files.iter().map(|path| {
+            let started = FileWriter::start(path, Arc::clone(&source));
+            started.with_context(|| format!("--metrics file:{}", path.display()))
+        });
+        Ok(Self {
+            _files: files.collect::<Result<_>>()?,
+            _socket_files: outlets.socket_files,
+        })
     }
 }

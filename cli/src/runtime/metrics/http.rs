@@ -9,14 +9,18 @@
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use parking_lot::Mutex;
+use rustix::io::ioctl_fionbio;
+use rustix::net::AddressFamily;
+use rustix::net::sockopt::socket_domain;
+use uzram::nbd::Address;
 use uzram::{LogLimit, SocketFile, listen_unix};
 
 use super::exposition::Format;
@@ -37,20 +41,38 @@ const MAX_REQUEST: usize = 8 << 10;
 /// What a client accepts that knows OpenMetrics.
 const OPEN: &[u8] = b"application/openmetrics-text";
 
-/// Serves at a socket, which goes with what is returned.
-pub(super) fn serve_unix(path: &Path, source: Arc<Source>) -> Result<SocketFile> {
-    let (socket, file) = listen_unix(path)?;
-    let listener = UnixListener::from(socket);
-    listener.set_nonblocking(false)?;
-    serve(move || listener.accept().map(|(stream, _)| stream), source)?;
-    Ok(file)
+/// Listens there; a Unix socket's file goes with what is returned beside it.
+///
+/// # Errors
+/// If the address cannot be had.
+pub(super) fn listen(address: &Address) -> Result<(OwnedFd, Option<SocketFile>)> {
+    match address {
+        Address::Unix(path) => {
+            let (socket, file) = listen_unix(path)?;
+            Ok((socket, Some(file)))
+        }
+        Address::Tcp { host, port } => {
+            let listener = TcpListener::bind((host.as_str(), *port));
+            let listener = listener.context("cannot listen there")?;
+            tracing::info!("metrics on http://{}/metrics", listener.local_addr()?);
+            Ok((listener.into(), None))
+        }
+    }
 }
 
-/// Serves at a port.
-pub(super) fn serve_tcp(host: &str, port: u16, source: Arc<Source>) -> Result<()> {
-    let listener = TcpListener::bind((host, port)).context("cannot listen there")?;
-    tracing::info!("metrics on http://{}/metrics", listener.local_addr()?);
-    serve(move || listener.accept().map(|(stream, _)| stream), source)?;
+/// Serves a socket that listens.
+///
+/// # Errors
+/// Without a thread to be had.
+pub(super) fn start(socket: OwnedFd, source: Arc<Source>) -> Result<()> {
+    ioctl_fionbio(&socket, false)?;
+    if socket_domain(&socket)? == AddressFamily::UNIX {
+        let listener = UnixListener::from(socket);
+        serve(move || listener.accept().map(|(client, _)| client), source)?;
+    } else {
+        let listener = TcpListener::from(socket);
+        serve(move || listener.accept().map(|(client, _)| client), source)?;
+    }
     Ok(())
 }
 
@@ -306,7 +328,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
         let (source, _device) = source();
-        let _file = serve_unix(&path, Arc::new(source)).unwrap();
+        let (socket, _file) = listen(&Address::Unix(path.clone())).unwrap();
+        start(socket, Arc::new(source)).unwrap();
         let dripping: Vec<_> = (0..3 * MAX_CLIENTS)
             .map(|_| {
                 let mut stream = UnixStream::connect(&path).unwrap();

@@ -7,6 +7,6 @@ mod file;
 mod http;
 mod source;
 
-pub(crate) use self::exporter::Exporter;
+pub(crate) use self::exporter::{Exporter, Outlets};
 pub(crate) use self::exposition::{Format, Observed, exposition};
 pub(crate) use self::file::remove_stale;

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::{Path, absolute};
 
-use uzram::BackingNotes;
+use uzram::{BackingNotes, HandedFile};
 
 use super::file::SpillFile;
 use crate::base::file_id::FileId;
@@ -18,13 +18,15 @@ pub(crate) struct SpillNotes {
 }
 
 impl BackingNotes for SpillNotes {
-    fn opening(&self, path: &Path) -> io::Result<()> {
+    fn opening(&self, path: &Path, handed: Option<&HandedFile>) -> io::Result<()> {
         let path = absolute(path)?;
-        match fs::symlink_metadata(&path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                self.record.change(|record| record.making.push(path))
-            }
-            _ => Ok(()),
+        let is_made = match handed {
+            Some(handed) => handed.is_made(),
+            None => is_missing(&path),
+        };
+        match is_made {
+            true => self.record.change(|record| record.making.push(path)),
+            false => Ok(()),
         }
     }
 
@@ -69,6 +71,12 @@ impl SpillNotes {
             tracing::debug!("cannot note that {} is closed: {error}", path.display());
         }
     }
+}
+
+/// Whether a file would be made at `path`.
+fn is_missing(path: &Path) -> bool {
+    let there = fs::symlink_metadata(path);
+    there.is_err_and(|error| error.kind() == ErrorKind::NotFound)
 }
 
 /// Takes the first one out that is `wanted`.
