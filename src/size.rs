@@ -1,36 +1,74 @@
-//! Sizes as people write them: bytes with an optional K, M, G or T.
+//! Sizes as people write them: a number, which may have a fraction, and a unit.
 
 /// Why a text is not a size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseSizeError {
-    /// Not digits with at most one suffix.
-    #[error("a size is a whole number of bytes with an optional K, M, G or T, like 512M")]
+    /// Not a number with at most one unit.
+    #[error("a size is a number of bytes with an optional unit, like 512M, 1.5GiB or 2GB")]
     Malformed,
     /// More than 64 bits hold.
     #[error("a size is less than 16777216T")]
     Overflow,
 }
 
-/// Reads a size: decimal digits, then an optional K, M, G or T in either case, a power of 1024.
+/// Reads a size, in bytes: digits, with or without a fraction, then an optional unit in either case.
+///
+/// Units are those of zramctl(8): K, M, G, T and KiB, MiB, GiB, TiB are powers of 1024, KB, MB, GB, TB powers of 1000, and B
+/// is a byte. A space may stand before the unit. A fraction of a byte is cut off.
 ///
 /// # Errors
 /// [`ParseSizeError::Malformed`] for anything else, an empty text included;
 /// [`ParseSizeError::Overflow`] from 2^64 on.
 pub fn parse_size(text: &str) -> Result<u64, ParseSizeError> {
-    let (digits, shift) = match text.as_bytes().last() {
-        Some(b'K' | b'k') => (&text[..text.len() - 1], 10),
-        Some(b'M' | b'm') => (&text[..text.len() - 1], 20),
-        Some(b'G' | b'g') => (&text[..text.len() - 1], 30),
-        Some(b'T' | b't') => (&text[..text.len() - 1], 40),
-        _ => (text, 0),
+    let end = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let unit = match unit.strip_prefix(' ') {
+        Some("") => return Err(ParseSizeError::Malformed),
+        Some(unit) => unit_bytes(unit)?,
+        None => unit_bytes(unit)?,
     };
-    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
+    let (whole, fraction) = match number.split_once('.') {
+        None => (number, ""),
+        Some((_, "")) => return Err(ParseSizeError::Malformed),
+        Some(parts) => parts,
+    };
+    if whole.is_empty() || fraction.contains('.') {
         return Err(ParseSizeError::Malformed);
     }
-    let number: u64 = digits.parse().map_err(|_| ParseSizeError::Overflow)?;
-    number
-        .checked_mul(1 << shift)
-        .ok_or(ParseSizeError::Overflow)
+    let whole: u64 = whole.parse().map_err(|_| ParseSizeError::Overflow)?;
+    let whole = whole.checked_mul(unit).ok_or(ParseSizeError::Overflow)?;
+    // Long division, a digit at a time: exact however many digits there are.
+    let mut bytes = 0;
+    let mut place = u128::from(unit) << 64;
+    for digit in fraction.bytes() {
+        place /= 10;
+        bytes += place * u128::from(digit - b'0');
+    }
+    // What was cut off of the places is far less than half of 2^-32 bytes.
+    let bytes = (bytes + (1 << 32)) >> 64;
+    let bytes = u64::try_from(bytes).map_err(|_| ParseSizeError::Overflow)?;
+    whole.checked_add(bytes).ok_or(ParseSizeError::Overflow)
+}
+
+/// The bytes of a unit.
+fn unit_bytes(unit: &str) -> Result<u64, ParseSizeError> {
+    let lower = unit.to_ascii_lowercase();
+    let (prefix, base) = match lower.as_str() {
+        "" | "b" => return Ok(1),
+        _ if lower.ends_with("ib") => (&lower[..lower.len() - 2], 1024_u64),
+        _ if lower.ends_with('b') => (&lower[..lower.len() - 1], 1000),
+        _ => (lower.as_str(), 1024),
+    };
+    let exponent = match prefix {
+        "k" => 1,
+        "m" => 2,
+        "g" => 3,
+        "t" => 4,
+        _ => return Err(ParseSizeError::Malformed),
+    };
+    Ok(base.pow(exponent))
 }
 
 /// Writes a size as people do: `count` bytes with three significant digits and a binary unit: `1.21 GiB`.
@@ -59,14 +97,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_are_powers_of_1024() {
+    fn sizes_are_as_zramctl_takes_them() {
         for (text, bytes) in [
             ("0", 0),
             ("4096", 4096),
+            ("4096B", 4096),
             ("1K", 1 << 10),
             ("3m", 3 << 20),
             ("8G", 8 << 30),
             ("16t", 16 << 40),
+            ("1KiB", 1 << 10),
+            ("2 MiB", 2 << 20),
+            ("1gib", 1 << 30),
+            ("1KB", 1000),
+            ("2GB", 2_000_000_000),
+            ("1.5G", 3 << 29),
+            ("0.1K", 102),
+            ("0.3MB", 300_000),
+            ("2.25TiB", 9 << 38),
+            ("0.0000000001G", 0),
+            ("1.99999999999999999999999999999999999999999K", 2048),
             ("18446744073709551615", u64::MAX),
         ] {
             assert_eq!(parse_size(text), Ok(bytes), "{text}");
@@ -76,7 +126,8 @@ mod tests {
     #[test]
     fn what_is_not_a_size_is_refused() {
         for text in [
-            "", "K", "-1", "+1", "1.5G", "1KB", "1 K", " 1", "1\n", "0x10", "1P", "é",
+            "", "K", ".5G", "1.", "1.G", "1..5G", "1.2.3", "-1", "+1", "1  K", " 1", "1\n", "0x10",
+            "1P", "1iB", "1KK", "1 ", "1e3", "é", "1é",
         ] {
             assert_eq!(parse_size(text), Err(ParseSizeError::Malformed), "{text:?}");
         }

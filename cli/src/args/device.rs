@@ -14,8 +14,8 @@ use super::{parse, values};
 /// The device itself and how it is served: what `serve` and `mount` share.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct DeviceArgs {
-    /// Bytes in the device, with an optional K, M, G or T: a multiple of 4K, at most 16T.
-    #[arg(long, value_parser = parse::size, required_unless_present_any = ["restore", "origin"])]
+    /// Size of the device, like 8G, 1.5GiB, or 50% or `ram / 2` of the machine's memory; at most 16T.
+    #[arg(long, value_parser = parse::device_size, required_unless_present_any = ["restore", "origin"])]
     pub(crate) size: Option<u64>,
 
     /// Begin with what `uzram save` wrote to an image; it is as large as the image's, or --size.

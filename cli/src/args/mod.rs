@@ -21,6 +21,7 @@ pub(crate) use self::fs_type::FsType;
 pub(crate) use self::known::Known;
 pub(crate) use self::sink::Sink;
 use crate::base::name::Name;
+use crate::base::spelling;
 
 /// zram in userspace: a compressed RAM disk that spills its coldest memory to a file.
 #[derive(Debug, Parser)]
@@ -540,6 +541,20 @@ pub(crate) struct TrainDictArgs {
 
 /// [`Cli`] of `args`, the program's name first.
 pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
+    let mut are_options = true;
+    let args = args.into_iter().map(|arg| {
+        are_options &= arg != "--";
+        match arg.to_str().and_then(|text| text.strip_prefix("--")) {
+            Some(option) if are_options && !option.is_empty() => {
+                let (name, value) = match option.split_once('=') {
+                    Some((name, value)) => (name, format!("={value}")),
+                    None => (option, String::new()),
+                };
+                format!("--{}{value}", spelling::option(name)).into()
+            }
+            _ => arg,
+        }
+    });
     Cli::try_parse_from(args)
 }
 

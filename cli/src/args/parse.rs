@@ -5,11 +5,24 @@ use uzram::{
     Algorithm, Attribute, BackingKeep, Error, OriginFormat, PoolKind, SectorSize, SyncPolicy,
 };
 
-use crate::base::suggest;
+use crate::base::{ram, spelling, suggest};
 
-/// Bytes, with an optional K, M, G or T.
+/// Bytes, with an optional unit; or a share of this machine's memory.
 pub(crate) fn size(text: &str) -> Result<u64, String> {
+    if ram::is_of_ram(text) {
+        return ram::size(text, ram::mib().map_err(|error| format!("{error:#}"))?);
+    }
     uzram::parse_size(text).map_err(|error| error.to_string())
+}
+
+/// The size of a device: as [`size`], and rounded up to whole pages unless it is in bytes.
+pub(crate) fn device_size(text: &str) -> Result<u64, String> {
+    let bytes = size(text)?;
+    if text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Ok(bytes);
+    }
+    let pages = bytes.checked_next_multiple_of(uzram::PAGE_SIZE as u64);
+    pages.ok_or_else(|| uzram::ParseSizeError::Overflow.to_string())
 }
 
 /// A name, with or without a level.
@@ -107,6 +120,23 @@ impl Assignment {
     }
 }
 
+/// The value that is meant: a share of this machine's memory is so many bytes.
+fn value_of(attribute: Attribute, value: &str) -> Result<String, String> {
+    let is_size = matches!(
+        attribute,
+        Attribute::Disksize
+            | Attribute::MemLimit
+            | Attribute::BackingSize
+            | Attribute::WritebackDailyLimit
+    );
+    let bytes = match attribute {
+        _ if !is_size => return Ok(value.to_owned()),
+        Attribute::Disksize => device_size(value)?,
+        _ => size(value)?,
+    };
+    Ok(bytes.to_string())
+}
+
 fn absolute(path: &str) -> anyhow::Result<String> {
     let path = std::path::absolute(path)?.into_os_string().into_string();
     path.map_err(|path| anyhow::anyhow!("{} is not UTF-8", path.display()))
@@ -117,10 +147,10 @@ pub(crate) fn assignment(text: &str) -> Result<Assignment, String> {
     let Some((key, value)) = text.split_once('=') else {
         return Err("use KEY=VALUE, as in mem_limit=1G".to_owned());
     };
-    match Attribute::from_name(key) {
+    match Attribute::from_name(&spelling::attribute(key)) {
         Some(attribute) if attribute.is_writable() => Ok(Assignment {
             attribute,
-            value: value.to_owned(),
+            value: value_of(attribute, value)?,
         }),
         Some(_) => Err(format!("{key} is read-only; {}", settable())),
         None => Err(match suggest::nearest(key, names(Attribute::is_writable)) {
@@ -132,7 +162,7 @@ pub(crate) fn assignment(text: &str) -> Result<Assignment, String> {
 
 /// The name of an attribute that can be read.
 pub(crate) fn readable(text: &str) -> Result<Attribute, String> {
-    let known = Attribute::from_name(text);
+    let known = Attribute::from_name(&spelling::attribute(text));
     known
         .filter(|attribute| attribute.is_readable())
         .ok_or_else(|| {
@@ -174,7 +204,7 @@ mod tests {
     fn assignments() {
         let parsed = assignment("mem_limit=1G").unwrap();
         assert_eq!(parsed.attribute.name(), "mem_limit");
-        assert_eq!(parsed.value, "1G");
+        assert_eq!(parsed.value, (1 << 30).to_string());
         for bad in ["mem_limit", "=1", "nothing=1", "mm_stat=1"] {
             assert!(assignment(bad).is_err(), "{bad}");
         }

@@ -15,6 +15,8 @@ pub(crate) mod name;
 pub(crate) mod output;
 pub(crate) mod printable;
 pub(crate) mod program;
+pub(crate) mod ram;
+pub(crate) mod spelling;
 pub(crate) mod stderr;
 pub(crate) mod suggest;
 pub(crate) mod table;

@@ -21,7 +21,7 @@ fn typos_get_a_suggestion() {
             "--mem-limit",
         ),
         (2, &["mount", "--size=1G", "--fs=ext", "mnt"], "ext4"),
-        (2, &["set", "scratch", "mem-limit=1M"], "mem_limit"),
+        (2, &["set", "scratch", "mem-limt=1M"], "mem_limit"),
         (2, &["stat", "scratch", "mmstat"], "mm_stat"),
         (1, &["stat", "scrach"], "scratch"),
         (1, &["stop", "scrach"], "scratch"),
@@ -31,11 +31,11 @@ fn typos_get_a_suggestion() {
         let question = format!("; did you mean {meant}?\n");
         assert!(line.ends_with(&question), "{args:?}: {line}");
     }
-    let table = "[vm]\nsize = \"1M\"\nmem_limit = \"1M\"\n";
+    let table = "[vm]\nsize = \"1M\"\nmem-limt = \"1M\"\n";
     fs::write(world.path("a.toml"), table).unwrap();
     let line = world.refused(2, &["up", "--config=a.toml"]);
     assert!(
-        line.ends_with("mem_limit: there is no such key; did you mean mem-limit?\n"),
+        line.ends_with("mem-limt: there is no such key; did you mean mem-limit?\n"),
         "{line}"
     );
 }
@@ -171,4 +171,33 @@ fn a_limit_that_is_not_to_be_reached_is_set_with_a_warning() {
     let spills = ["set", "vm", "backing_dev=spill", "mem_limit=16M"];
     assert_eq!(warned(&spills), "");
     assert!(copy().status.success());
+}
+
+/// Sizes as people write them, and either name of a thing, wherever one is asked for.
+#[test]
+fn sizes_and_names_are_understood_in_every_place() {
+    let world = World::new();
+    let table = "[b]\ndisksize = \"0.5GiB\"\nmem_limit = \"10%\"\nnbd = \"unix:b.sock\"\n";
+    fs::write(world.path("b.toml"), table).unwrap();
+    let _a = world.serve(&["a", "--disksize=1GB", "--mem_limit=ram / 4"]);
+    world.ok(&["up", "--config=b.toml"]);
+    let attribute = |name: &str, attribute: &str| -> u64 {
+        world.ok(&["stat", name, attribute]).trim().parse().unwrap()
+    };
+    assert_eq!(attribute("a", "size"), 1_000_001_536, "whole pages");
+    assert_eq!(attribute("b", "disksize"), 512 << 20);
+    let memory = attribute("a", "mem_limit") * 4;
+    assert!(attribute("b", "mem-limit").abs_diff(memory / 10) < 1 << 20);
+    world.ok(&[
+        "set",
+        "a",
+        "mem-limit=1.5MiB",
+        "algorithm=zstd",
+        "size=2GiB",
+    ]);
+    assert_eq!(attribute("a", "mem_limit"), 3 << 19);
+    assert_eq!(attribute("a", "disksize"), 2 << 30);
+    assert!(world.ok(&["stat", "a", "algorithm"]).contains("[zstd]"));
+    world.refused(2, &["set", "a", "mem_limit=1.5.G"]);
+    world.refused(2, &["serve", "c", "--size=half"]);
 }

@@ -19,7 +19,7 @@ use clap::{ArgAction, CommandFactory};
 use crate::args::{self, Cli, MountArgs, ServeArgs, Verb};
 use crate::base::failure::{self, Usage};
 use crate::base::name::Name;
-use crate::base::suggest;
+use crate::base::{ram, suggest};
 use crate::settings::swap_priority::SwapPriority;
 
 /// The key of a device that is mounted; on the command line it stands alone.
@@ -101,7 +101,7 @@ impl Config {
             text => String::from_utf8(text?).with_context(|| format!("cannot read {shown}"))?,
         };
         let parsed = match path.extension().is_some_and(|end| end == "conf") {
-            true => zram_generator::parse(&text, zram_generator::ram_mib()?),
+            true => zram_generator::parse(&text, ram::mib()?),
             false => toml::parse(&text).map(|entries| Parsed {
                 entries,
                 warnings: Vec::new(),

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 use super::{Config, Entry, Key, SAVE, SWAP_PRIORITY, Value};
+use crate::args::parse;
 use crate::base::aside;
 use crate::base::failure::Usage;
 use uzram::mounts;
@@ -127,7 +128,7 @@ impl Config {
 
 /// Whether the device has been made larger than its table says, by the time it was saved.
 fn is_outgrown(size: &Key, image: &Path) -> bool {
-    let size = size.value.word().map(uzram::parse_size);
+    let size = size.value.word().map(parse::device_size);
     match (size, uzram::saved_size(image)) {
         (Some(Ok(size)), Ok(saved)) => size < saved,
         // Whoever reads them next says what is wrong.

@@ -4,6 +4,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::{Entry, Key, Value, Wrong};
+use crate::base::spelling;
 
 /// The devices of a file.
 pub(super) fn parse(text: &str) -> Result<Vec<Entry>, Wrong> {
@@ -23,7 +24,7 @@ pub(super) fn parse(text: &str) -> Result<Vec<Entry>, Wrong> {
         };
         let named = shown.parse().map_err(|reason| Wrong::new(line, reason))?;
         let keys = keys.iter().map(|(key, value)| {
-            let (line, name) = (line_of(key.span().start), key.get_ref().to_string());
+            let (line, name) = (line_of(key.span().start), spelling::option(key.get_ref()));
             let value = value_of(value).map_err(|reason| {
                 let reason = format!("{name}: {reason}");
                 Wrong::new(line, reason)

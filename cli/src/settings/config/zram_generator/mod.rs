@@ -5,19 +5,17 @@
 //! remedy in the keys of that file.
 
 mod algorithms;
-mod expression;
 mod ini;
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Component, Path};
 
-use anyhow::{Context, Result};
 use clap::ValueEnum;
 
 use self::ini::Item;
 use super::{ALLOW_ENOSPC, Entry, Key, MOUNTPOINT, Parsed, SWAP_PRIORITY, Value, Wrong};
 use crate::args::FsType;
+use crate::base::ram;
 
 /// What zram-generator takes for a device that says nothing of its size.
 const DEFAULT_SIZE: &str = "min(ram / 2, 4096)";
@@ -39,15 +37,6 @@ const KEYS: [&str; 11] = [
     "zram-fraction",
     "max-zram-size",
 ];
-
-/// Memory of this machine in MiB: the variable `ram` of expressions.
-pub(super) fn ram_mib() -> Result<u64> {
-    let text = fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
-    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
-    let kib: Option<u64> = total.and_then(|line| line.split_whitespace().next()?.parse().ok());
-    kib.map(|kib| kib / 1024)
-        .context("/proc/meminfo has no MemTotal")
-}
 
 /// The devices of a file, on a machine with `ram` MiB of memory.
 pub(super) fn parse(text: &str, ram: u64) -> Result<Parsed, Wrong> {
@@ -208,19 +197,19 @@ impl Device<'_> {
             fraction.ok_or_else(|| "use a number like 0.5".to_owned())
         })?;
         let most = self.read("max-zram-size", mib_or_none)?;
-        let size = self.read("zram-size", |text| expression::bytes(text, self.ram))?;
+        let size = self.read("zram-size", |text| ram::bytes(text, self.ram))?;
         // These are older, and go before it.
         if fraction.is_some() || most.is_some() {
             let mib = (fraction.unwrap_or(0.5) * self.ram as f64).floor();
             let most = most.flatten().map_or(f64::INFINITY, |most| most as f64);
-            return expression::whole_pages(mib.min(most)).ok_or_else(|| {
+            return ram::whole_pages(mib.min(most)).ok_or_else(|| {
                 let reason = "zram-fraction: that is more than the largest device, 16T";
                 Wrong::new(self.section.line, reason)
             });
         }
         match size {
             Some(size) => Ok(size),
-            None => expression::bytes(DEFAULT_SIZE, self.ram)
+            None => ram::bytes(DEFAULT_SIZE, self.ram)
                 .map_err(|reason| Wrong::new(self.section.line, reason)),
         }
     }
@@ -232,9 +221,7 @@ impl Device<'_> {
         if let (Some((line, _)), Some(path)) = (self.said("writeback-device"), backing) {
             self.set(line, "backing", path);
         }
-        let limit = self.read("zram-resident-limit", |text| {
-            expression::bytes(text, self.ram)
-        })?;
+        let limit = self.read("zram-resident-limit", |text| ram::bytes(text, self.ram))?;
         let (Some((line, _)), Some(limit)) = (self.said("zram-resident-limit"), limit) else {
             return Ok(());
         };

@@ -1,8 +1,39 @@
-//! Sizes: expressions of the machine's memory, both in MiB, that fasteval evaluates, as it does for
-//! zram-generator.
+//! Sizes that depend on the machine's memory: a share of it, like `50%`, or an expression of `ram`, in MiB, that fasteval
+//! evaluates, as it does for zram-generator.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+
+/// Memory of this machine in MiB: the variable `ram` of expressions.
+pub(crate) fn mib() -> Result<u64> {
+    let text = fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
+    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let kib: Option<u64> = total.and_then(|line| line.split_whitespace().next()?.parse().ok());
+    kib.map(|kib| kib / 1024)
+        .context("/proc/meminfo has no MemTotal")
+}
+
+/// Whether a size is a share of the machine's memory or an expression of it, and no plain size.
+pub(crate) fn is_of_ram(size: &str) -> bool {
+    size.ends_with('%') || size.contains("ram")
+}
+
+/// The bytes of a size for which [`is_of_ram`] holds, on a machine with `ram` MiB, in whole pages.
+pub(crate) fn size(text: &str, ram: u64) -> Result<u64, String> {
+    let Some(share) = text.strip_suffix('%') else {
+        return bytes(text, ram);
+    };
+    let percent: f64 = share
+        .trim_end()
+        .parse()
+        .map_err(|_| "use a share of the memory like 50%".to_owned())?;
+    whole_pages(ram as f64 * percent / 100.0)
+        .ok_or_else(|| format!("{text} is no share of the memory: use 0% or more"))
+}
 
 /// The bytes that an expression gives on a machine with `ram` MiB, in whole pages, as the kernel rounds them.
-pub(super) fn bytes(expression: &str, ram: u64) -> Result<u64, String> {
+pub(crate) fn bytes(expression: &str, ram: u64) -> Result<u64, String> {
     if prints(expression) {
         return Err("print() is no part of a size: leave it out".to_owned());
     }
@@ -18,7 +49,7 @@ pub(super) fn bytes(expression: &str, ram: u64) -> Result<u64, String> {
 }
 
 /// The bytes of so many MiB, if there can be so many.
-pub(super) fn whole_pages(mib: f64) -> Option<u64> {
+pub(crate) fn whole_pages(mib: f64) -> Option<u64> {
     let most = (uzram::MAX_DEVICE_BYTES >> 20) as f64;
     let bytes = (0.0..=most)
         .contains(&mib)
@@ -59,6 +90,23 @@ mod tests {
         }
         assert_eq!(bytes("1 / 1048576", RAM).unwrap(), 4096);
         assert_eq!(bytes("0", RAM).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_size_is_a_share_of_memory_or_an_expression() {
+        for (text, mib) in [
+            ("50%", 4096),
+            ("12.5 %", 1024),
+            ("200%", 16384),
+            ("ram / 4", 2048),
+        ] {
+            assert!(is_of_ram(text));
+            assert_eq!(size(text, RAM).unwrap(), mib << 20, "{text}");
+        }
+        for bad in ["%", "-5%", "x%", "NaN%", "5%%", "ram %"] {
+            assert!(size(bad, RAM).is_err(), "{bad}");
+        }
+        assert!(!is_of_ram("512M"));
     }
 
     #[test]
