@@ -14,7 +14,8 @@ cargo fmt --all --check
 scripts/layers.sh
 cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
 # The scheduler's locks are larger than the ones that are shipped.
-cargo clippy --quiet --locked --lib --tests --features shuttle -- -D warnings -A clippy::large_enum_variant
+cargo clippy --quiet --locked --lib --tests -- --cfg shuttle -D warnings -A clippy::large_enum_variant
+scripts/features.sh
 RUSTDOCFLAGS="-D warnings" cargo doc --quiet --locked --workspace --no-deps
 
 # What SECURITY.md says of attackers is shown by tests that are there.

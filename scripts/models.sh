@@ -11,4 +11,5 @@ set -euo pipefail
 seeds=${1-100}
 [[ $# -le 1 && $seeds =~ ^[1-9][0-9]*$ ]] || die "usage: models.sh [SEEDS]"
 need_rust
-UZRAM_SEEDS=$seeds exec cargo test --locked --quiet --lib --features shuttle -- schedules --show-output
+UZRAM_SEEDS=$seeds RUSTC_WORKSPACE_WRAPPER=$root/scripts/with-shuttle \
+    exec cargo test --locked --quiet --lib -- schedules --show-output

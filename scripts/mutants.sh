@@ -60,7 +60,7 @@ try_all() {
     local engine=(device:: engine:: image:: io:: maintain:: origin:: pool:: shard:: spill::) tests=()
     for name in model pools integrity sizes control idle_device; do tests+=("--cargo-arg=--test=$name"); done
     try unit "$1" --cargo-arg=--lib -- -- "${until_one_fails[@]}" "${engine[@]}"
-    UZRAM_SEEDS=10 try models "$1" --features shuttle --cargo-arg=--lib -- -- "${until_one_fails[@]}" schedules
+    UZRAM_SEEDS=10 RUSTC_WORKSPACE_WRAPPER=$root/scripts/with-shuttle try models "$1" --cargo-arg=--lib -- -- "${until_one_fails[@]}" schedules
     try integration "$1" "${tests[@]}" -- -- "${until_one_fails[@]}"
 }
 

@@ -34,7 +34,8 @@ case $1 in
     device) UZRAM_SOAK_SECONDS=$((${2-30} * 60)) ignored soak as_long_as_asked --release ;;
     simulation)
         need_rust
-        UZRAM_SEEDS=${2-1000} cargo test --locked --quiet --lib --features shuttle -- simulation::what_is_read --nocapture
+        UZRAM_SEEDS=${2-1000} RUSTC_WORKSPACE_WRAPPER=$root/scripts/with-shuttle \
+            cargo test --locked --quiet --lib -- simulation::what_is_read --nocapture
         ;;
     witnesses)
         need_packages btrfs e2fsck findmnt fio mkfs.xfs mount pg_ctlcluster python3 setpriv stress-ng

@@ -9,7 +9,10 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 
 /// How pages are compressed.
+///
+/// All but LZ4 are in a build with the cargo feature of their name only; [`Algorithm::ALL`] are those that are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub enum Algorithm {
     /// LZ4 block format, compressed fast.
     Lz4,
@@ -31,12 +34,15 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
-    /// Every algorithm, each at the level that its name alone means: a page is small, and for zstd
-    /// speed is the point.
-    pub const ALL: [Self; 4] = [
+    /// Every algorithm of this build, each at the level that its name alone means: a page is small, and
+    /// for zstd speed is the point.
+    pub const ALL: &[Self] = &[
         Self::Lz4,
+        #[cfg(feature = "lz4hc")]
         Self::Lz4hc { level: 9 },
+        #[cfg(feature = "zstd")]
         Self::Zstd { level: 1 },
+        #[cfg(feature = "deflate")]
         Self::Deflate { level: 6 },
     ];
 
@@ -68,9 +74,35 @@ impl Algorithm {
         }
     }
 
-    /// The algorithm called `name`, at the level that means.
+    /// The algorithm of this build called `name`, at the level that means.
     pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|known| known.name() == name)
+        Self::ALL.iter().copied().find(|known| known.name() == name)
+    }
+
+    /// Checks that it is in this build, and has the level that it is at.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`].
+    pub(crate) fn check(self) -> Result<()> {
+        let name = self.name();
+        let known = Self::from_name(name)
+            .ok_or_else(|| wrong(format!("{name} is not {}", Self::forms())))?;
+        match self.level() {
+            Some(level) if known.with_level(level).is_none() => Err(wrong(self.no_such_level())),
+            _ => Ok(()),
+        }
+    }
+
+    /// That it has no level such as was asked for.
+    pub(crate) fn no_such_level(self) -> String {
+        let name = self.name();
+        match self.levels() {
+            Some(levels) => {
+                let (from, to) = (levels.start(), levels.end());
+                format!("{name} has levels from {from} to {to}")
+            }
+            None => format!("{name} has no levels"),
+        }
     }
 
     /// The algorithm at another level; `None` if it has no such level.
@@ -90,7 +122,22 @@ impl Algorithm {
     }
 
     /// What can be given where an algorithm is read.
-    pub(crate) const FORMS: &str = "lz4, lz4hc, zstd or deflate, with or without a :LEVEL";
+    pub(crate) fn forms() -> String {
+        let names: Vec<_> = Self::ALL.iter().map(|known| known.name()).collect();
+        match names.split_last() {
+            Some((last, rest)) if !rest.is_empty() => {
+                format!("{} or {last}, with or without a :LEVEL", rest.join(", "))
+            }
+            _ => names.concat(),
+        }
+    }
+}
+
+fn wrong(reason: String) -> Error {
+    Error::InvalidConfig {
+        option: "--algorithm",
+        reason,
+    }
 }
 
 impl FromStr for Algorithm {
@@ -102,29 +149,14 @@ impl FromStr for Algorithm {
             Some((name, level)) => (name, Some(level)),
             None => (text, None),
         };
-        let wrong = |reason| Error::InvalidConfig {
-            option: "--algorithm",
-            reason,
-        };
         let algorithm = Self::from_name(name)
-            .ok_or_else(|| wrong(format!("{text:?} is not {}", Self::FORMS)))?;
+            .ok_or_else(|| wrong(format!("{text:?} is not {}", Self::forms())))?;
         let Some(level) = level else {
             return Ok(algorithm);
         };
-        let with_level = level
-            .parse()
-            .ok()
-            .and_then(|level| algorithm.with_level(level));
-        with_level.ok_or_else(|| {
-            wrong(match algorithm.levels() {
-                Some(levels) => format!(
-                    "{text:?}: {name} has levels from {} to {}",
-                    levels.start(),
-                    levels.end()
-                ),
-                None => format!("{text:?}: {name} has no levels"),
-            })
-        })
+        let level = level.parse().ok();
+        let with_level = level.and_then(|level| algorithm.with_level(level));
+        with_level.ok_or_else(|| wrong(format!("{text:?}: {}", algorithm.no_such_level())))
     }
 }
 

@@ -145,6 +145,8 @@ impl DeviceConfig {
         if let Some(limit) = self.writeback_daily_limit {
             check_daily_limit(limit)?;
         }
+        self.algorithm.check()?;
+        self.recompress.iter().try_for_each(|again| again.check())?;
         if self.recompress.len() > Priority::SECONDARY.len() {
             return Err(Error::InvalidConfig {
                 option: "--recompress",

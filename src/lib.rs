@@ -33,6 +33,18 @@
 //! fails on an import that goes up. `docs/architecture.md` follows a write, a read, an eviction and others through
 //! the files.
 //!
+//! # Cargo features
+//!
+//! All are on by default. Without them the library is the engine with LZ4, and is built without a C compiler.
+//!
+//! | feature | what it adds |
+//! |---|---|
+//! | `zstd`, `lz4hc`, `deflate` | the algorithms; zstd's dictionaries |
+//! | `encrypt` | backings under a key that ends with the process |
+//! | `nbd` | the NBD server |
+//! | `tls` | TLS in it |
+//! | `fuse` | the device as a file |
+//!
 //! # What happens to a page
 //!
 //! - **Written**, it is compressed into scratch memory of the calling thread; then, under its
@@ -105,6 +117,7 @@ mod device;
 mod engine;
 mod error;
 mod file_lock;
+#[cfg(feature = "fuse")]
 pub mod fuse;
 #[cfg(fuzzing)]
 #[doc(hidden)]
@@ -118,6 +131,7 @@ mod maintain;
 mod memory;
 pub mod mounts;
 mod named_file;
+#[cfg(feature = "nbd")]
 pub mod nbd;
 mod origin;
 mod pool;

@@ -13,11 +13,9 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use serde::{Deserialize, Serialize};
 
 use crate::sync::{Condvar, Mutex};
@@ -67,7 +65,9 @@ impl Who {
     }
 
     /// The other end of an NBD connection.
-    pub(crate) fn peer(socket: &impl AsFd) -> Self {
+    #[cfg(feature = "nbd")]
+    pub(crate) fn peer(socket: &impl std::os::fd::AsFd) -> Self {
+        use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
         use rustix::net::{SocketAddrUnix, getpeername};
         let peer = getpeername(socket).ok().flatten();
         let address = peer.filter(|peer| SocketAddrUnix::try_from(peer.clone()).is_err());
@@ -172,6 +172,7 @@ impl User {
 
     /// Runs `action` if there are at most so many `others`, as far as they are counted; `None` if
     /// there are more.
+    #[cfg(any(test, feature = "fuse"))]
     pub(crate) fn while_at_most<T>(&self, others: usize, action: impl FnOnce() -> T) -> Option<T> {
         match &self.users {
             Some((users, _)) => users.while_at_most(others + 1, action),
@@ -214,6 +215,7 @@ mod tests {
         assert!(User::uncounted().while_at_most(0, || ()).is_some());
     }
 
+    #[cfg(feature = "nbd")]
     #[test]
     fn they_are_known_by_their_process_or_address() {
         let users = Arc::new(Users::default());

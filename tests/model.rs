@@ -234,11 +234,14 @@ impl Harness {
                     .set_mem_limit(Some(frames * page))
                     .expect("a valid limit");
             }
-            Step::SetAlgorithm { zstd } => self.device.set_algorithm(if zstd {
-                Algorithm::Zstd { level: 1 }
-            } else {
-                Algorithm::Lz4
-            }),
+            Step::SetAlgorithm { zstd } => {
+                let algorithm = match zstd {
+                    true => Algorithm::Zstd { level: 1 },
+                    false => Algorithm::Lz4,
+                };
+                let set = self.device.set_algorithm(algorithm);
+                set.expect("it is in this build");
+            }
             Step::Recompress { what } => {
                 let request = Recompression::parse(what).expect("parameters");
                 match self.device.recompress(&request) {

@@ -44,7 +44,7 @@ pub fn play(said: &[u8]) -> Vec<u8> {
         };
         (device, export)
     });
-    device.reset();
+    device.reset().expect("nobody uses it");
     let mut stream = Recorded {
         said,
         heard: Vec::new(),

@@ -80,10 +80,13 @@ fn step(device: &Device, bytes: &mut [u8], operation: u8, at: u8, len: u8, seed:
             let request = Recompression::parse(what).expect("parameters");
             device.recompress(&request).expect("an algorithm");
         }
-        _ => device.set_algorithm(match seed % 2 {
-            0 => Algorithm::Lz4,
-            _ => Algorithm::Zstd { level: 1 },
-        }),
+        _ => {
+            let algorithm = match seed % 2 {
+                0 => Algorithm::Lz4,
+                _ => Algorithm::Zstd { level: 1 },
+            };
+            device.set_algorithm(algorithm).expect("it is in this build");
+        }
     }
 }
 

@@ -7,10 +7,11 @@ use crate::stats::Stats;
 use crate::units::PAGE_SIZE;
 
 pub(super) fn algorithms(used: Algorithm) -> String {
-    let shown = Algorithm::ALL.map(|known| match known.name() == used.name() {
+    let shown = |known: &Algorithm| match known.name() == used.name() {
         true => format!("[{used}]"),
         false => known.to_string(),
-    });
+    };
+    let shown: Vec<_> = Algorithm::ALL.iter().map(shown).collect();
     shown.join(" ")
 }
 

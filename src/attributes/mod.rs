@@ -259,14 +259,10 @@ impl Attribute {
         let value = value.strip_suffix('\n').unwrap_or(value);
         match self {
             Self::Disksize => device.resize(self.size(value)?),
-            Self::CompAlgorithm => {
-                device.set_algorithm(self.algorithm(value)?);
-                Ok(())
-            }
+            Self::CompAlgorithm => device.set_algorithm(self.algorithm(value)?),
             Self::RecompAlgorithm => {
                 let (priority, algorithm) = self.recompression(value)?;
-                device.set_algorithm_of(priority, algorithm);
-                Ok(())
+                device.set_algorithm_of(priority, algorithm)
             }
             Self::AlgorithmParams => self.set_params(device, value),
             Self::Recompress => {

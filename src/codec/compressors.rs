@@ -3,153 +3,34 @@
 //! Nothing here is shared but dictionaries: looking one up takes its lock, for a moment.
 
 use std::cell::RefCell;
-use std::io;
-use std::sync::Arc;
 
-use libdeflater::{CompressionLvl, Compressor, Decompressor};
-use zstd::zstd_safe::{CCtx, CParameter, DCtx};
-
-use super::dictionary::{Dictionary, Prepared};
-use super::{Codec, Compression, Dictionaries, Method, NotAPage, Tag};
+use super::deflate::Deflate;
+use super::dictionary::Dictionary;
+use super::zstd::Zstd;
+use super::{Codec, Compression, Dictionaries, Method, NotAPage, Tag, lz4hc};
 use crate::algorithm::{Algorithm, Priority};
 use crate::units::{PAGE_SIZE, Page};
 
 /// Bytes that any algorithm here may write for a page, compressible or not.
 pub(crate) const MAX_COMPRESSED_LEN: usize = PAGE_SIZE + PAGE_SIZE / 8;
 
-struct Zstd {
-    level: i8,
-    compressor: zstd::bulk::Compressor<'static>,
-    decompressor: zstd::bulk::Decompressor<'static>,
-}
-
-impl Zstd {
-    fn new(level: i8) -> io::Result<Self> {
-        let mut compressor = zstd::bulk::Compressor::new(level.into())?;
-        // A page's size is known, and records have checksums of their own.
-        compressor.include_contentsize(false)?;
-        compressor.include_checksum(false)?;
-        let decompressor = zstd::bulk::Decompressor::new()?;
-        Ok(Self {
-            level,
-            compressor,
-            decompressor,
-        })
-    }
-}
-
-/// zstd with a dictionary.
-struct ZstdWith {
-    compressor: CCtx<'static>,
-    decompressor: DCtx<'static>,
-    /// What the compressor refers to.
-    dictionary: Option<Arc<Prepared>>,
-}
-
-impl ZstdWith {
-    fn new() -> Option<Self> {
-        let mut compressor = CCtx::try_create()?;
-        for parameter in [
-            CParameter::ContentSizeFlag(false),
-            CParameter::ChecksumFlag(false),
-            CParameter::DictIdFlag(false),
-        ] {
-            compressor.set_parameter(parameter).ok()?;
-        }
-        Some(Self {
-            compressor,
-            decompressor: DCtx::try_create()?,
-            dictionary: None,
-        })
-    }
-
-    fn compress(
-        &mut self,
-        page: &Page,
-        dictionary: &Dictionary,
-        level: i8,
-        out: &mut [u8],
-    ) -> Option<usize> {
-        let prepared = dictionary.compressing(level)?;
-        self.compressor.ref_cdict(&prepared.dictionary).ok()?;
-        // The one before is let go of once nothing refers to it.
-        self.dictionary = Some(prepared);
-        self.compressor.compress2(out, page).ok()
-    }
-
-    fn decompress(&mut self, data: &[u8], dictionary: &Dictionary, page: &mut Page) -> bool {
-        let read = self.decompressor.decompress_using_ddict(
-            &mut page[..],
-            data,
-            dictionary.decompressing(),
-        );
-        read == Ok(PAGE_SIZE)
-    }
-}
-
-struct Deflate {
-    level: i8,
-    compressor: Compressor,
-}
-
-impl Deflate {
-    fn new(level: i8) -> Option<Self> {
-        let made = CompressionLvl::new(level.into()).ok()?;
-        Some(Self {
-            level,
-            compressor: Compressor::new(made),
-        })
-    }
-}
-
-/// A thread's compressors. But for LZ4's they are large, and made when first needed.
+/// A thread's scratch.
 struct Codecs {
     lz4: lz4_flex::block::CompressTable,
-    zstd: Option<Zstd>,
-    zstd_with: Option<ZstdWith>,
-    deflate: Option<Deflate>,
-    inflate: Option<Decompressor>,
+    zstd: Zstd,
+    deflate: Deflate,
 }
 
 // What is let go of in it gives its memory back to a budget, at which a scheduler may switch threads.
 crate::sync::thread_local! {
     static CODECS: RefCell<Codecs> = RefCell::new(Codecs {
         lz4: lz4_flex::block::CompressTable::small(),
-        zstd: None,
-        zstd_with: None,
-        deflate: None,
-        inflate: None,
+        zstd: Zstd::default(),
+        deflate: Deflate::default(),
     });
 }
 
 impl Codecs {
-    fn zstd(&mut self, level: Option<i8>) -> Option<&mut Zstd> {
-        if let (Some(zstd), Some(level)) = (&mut self.zstd, level)
-            && zstd.level != level
-        {
-            zstd.compressor.set_compression_level(level.into()).ok()?;
-            zstd.level = level;
-        }
-        if self.zstd.is_none() {
-            self.zstd = Some(Zstd::new(level.unwrap_or(1)).ok()?);
-        }
-        self.zstd.as_mut()
-    }
-
-    fn zstd_with(&mut self) -> Option<&mut ZstdWith> {
-        if self.zstd_with.is_none() {
-            self.zstd_with = ZstdWith::new();
-        }
-        self.zstd_with.as_mut()
-    }
-
-    fn deflate(&mut self, level: i8) -> Option<&mut Deflate> {
-        if self.deflate.as_ref().is_none_or(|made| made.level != level) {
-            self.deflate = Deflate::new(level);
-        }
-        self.deflate.as_mut()
-    }
-
     /// Compresses a page into `out`, whatever the length; `None` if the algorithm failed.
     fn compress(
         &mut self,
@@ -162,18 +43,9 @@ impl Codecs {
             Algorithm::Lz4 => {
                 lz4_flex::block::compress_into_with_table(page, out, &mut self.lz4).ok()
             }
-            Algorithm::Lz4hc { level } => lzzzz::lz4_hc::compress(page, out, level.into()).ok(),
-            Algorithm::Zstd { level } => match dictionary {
-                Some(dictionary) => self.zstd_with()?.compress(page, dictionary, level, out),
-                None => {
-                    let zstd = self.zstd(Some(level))?;
-                    zstd.compressor.compress_to_buffer(page, out).ok()
-                }
-            },
-            Algorithm::Deflate { level } => {
-                let deflate = self.deflate(level)?;
-                deflate.compressor.deflate_compress(page, out).ok()
-            }
+            Algorithm::Lz4hc { level } => lz4hc::compress(page, level, out),
+            Algorithm::Zstd { level } => self.zstd.compress(page, dictionary, level, out),
+            Algorithm::Deflate { level } => self.deflate.compress(page, level, out),
         }
     }
 
@@ -189,20 +61,12 @@ impl Codecs {
                 let read = lz4_flex::block::decompress_into(data, page);
                 read.is_ok_and(|len| len == PAGE_SIZE)
             }
-            Method::Zstd => {
-                let zstd = self.zstd(None).ok_or(NotAPage)?;
-                let read = zstd.decompressor.decompress_to_buffer(data, &mut page[..]);
-                read.is_ok_and(|len| len == PAGE_SIZE)
-            }
+            Method::Zstd => self.zstd.decompress(data, None, page),
             Method::ZstdWith(id) => {
                 let dictionary = dictionaries.get(id).ok_or(NotAPage)?;
-                let zstd = self.zstd_with().ok_or(NotAPage)?;
-                zstd.decompress(data, dictionary, page)
+                self.zstd.decompress(data, Some(dictionary), page)
             }
-            Method::Deflate => {
-                let inflate = self.inflate.get_or_insert_with(Decompressor::new);
-                inflate.deflate_decompress(data, page) == Ok(PAGE_SIZE)
-            }
+            Method::Deflate => self.deflate.decompress(data, page),
         };
         is_whole.then_some(()).ok_or(NotAPage)
     }

@@ -11,8 +11,8 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use rustix::io::Errno;
-use zstd::zstd_safe::{CDict, DDict};
 
+use super::zstd::{CDict, DDict, train};
 use crate::error::{Error, Result};
 use crate::memory::FrameBudget;
 use crate::size::human_size;
@@ -89,15 +89,17 @@ impl Drop for Taken {
 }
 
 /// What compressing with a dictionary at a level takes.
+#[cfg_attr(not(feature = "zstd"), expect(dead_code, reason = "there is none"))]
 pub(super) struct Prepared {
-    pub(super) dictionary: CDict<'static>,
+    pub(super) dictionary: CDict,
     _memory: Taken,
 }
 
 /// A dictionary, and what zstd has made of it.
 pub(crate) struct Dictionary {
     bytes: Vec<u8>,
-    decompressing: DDict<'static>,
+    #[cfg_attr(not(feature = "zstd"), expect(dead_code, reason = "there is none"))]
+    decompressing: DDict,
     /// By level. A leaf, held for no longer than it takes to look.
     compressing: Mutex<BTreeMap<i8, Arc<Prepared>>>,
     memory: Taken,
@@ -118,7 +120,8 @@ impl Dictionary {
         &self.bytes
     }
 
-    pub(super) fn decompressing(&self) -> &DDict<'static> {
+    #[cfg(feature = "zstd")]
+    pub(super) fn decompressing(&self) -> &DDict {
         &self.decompressing
     }
 
@@ -249,7 +252,7 @@ impl Dictionaries {
 ///
 /// # Errors
 /// [`Error::Refused`] (EINVAL) if it is none, or too short or too long.
-fn decompressing(bytes: &[u8]) -> Result<DDict<'static>> {
+fn decompressing(bytes: &[u8]) -> Result<DDict> {
     if !(MIN_DICTIONARY_LEN..=MAX_DICTIONARY_LEN).contains(&bytes.len()) {
         return Err(refused(format!(
             "a dictionary has from {} to {}, and this has {}",
@@ -283,7 +286,6 @@ fn too_many() -> Error {
 /// # Errors
 /// [`Error::Refused`] (EINVAL) if these are too few, or too much the same.
 pub fn train_dictionary(pages: &[Page], len: usize) -> Result<Vec<u8>> {
-    let sizes = vec![PAGE_SIZE; pages.len()];
     let too_alike = |error: String| Error::Refused {
         what: "train-dict",
         reason: format!(
@@ -292,8 +294,7 @@ pub fn train_dictionary(pages: &[Page], len: usize) -> Result<Vec<u8>> {
         ),
         errno: Errno::INVAL,
     };
-    let trained = zstd::dict::from_continuous(pages.as_flattened(), &sizes, len)
-        .map_err(|error| too_alike(error.to_string()))?;
+    let trained = train(pages, len).map_err(too_alike)?;
     // Of pages that are all the same zstd makes one that holds next to nothing.
     match decompressing(&trained) {
         Ok(_) => Ok(trained),

@@ -5,11 +5,25 @@
 //! others, and an object of the most usual kinds has no byte more than its algorithm made.
 
 mod compressors;
+#[cfg(feature = "deflate")]
+mod deflate;
 mod dictionary;
+mod left_out;
+#[cfg(feature = "lz4hc")]
+mod lz4hc;
 mod pattern;
 mod tag;
 #[cfg(test)]
 mod tests;
+#[cfg(feature = "zstd")]
+mod zstd;
+
+#[cfg(not(feature = "deflate"))]
+use self::left_out::deflate;
+#[cfg(not(feature = "lz4hc"))]
+use self::left_out::lz4hc;
+#[cfg(not(feature = "zstd"))]
+use self::left_out::zstd;
 
 pub(crate) use self::compressors::{MAX_COMPRESSED_LEN, compress, decompress};
 pub(crate) use self::dictionary::{Dictionaries, DictionaryId};
@@ -46,6 +60,16 @@ impl Codec {
         match Tag::from_byte(first)?.method {
             Method::ZstdWith(id) => Some(id),
             Method::Lz4 | Method::Zstd | Method::Deflate => None,
+        }
+    }
+
+    /// Whether this build reads all objects of it, whatever algorithm a tag names.
+    pub(crate) fn is_readable(self) -> bool {
+        let (zstd, deflate) = (cfg!(feature = "zstd"), cfg!(feature = "deflate"));
+        match self {
+            Self::Raw | Self::Lz4 => true,
+            Self::Zstd => zstd,
+            Self::Tagged => zstd && deflate,
         }
     }
 

@@ -18,8 +18,11 @@ impl Device {
     }
 
     /// Compresses new pages like this from here on; those that are stored stay as they are.
-    pub fn set_algorithm(&self, algorithm: Algorithm) {
-        self.engine.codecs.set(Priority::PRIMARY, algorithm);
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] if this build leaves the algorithm out, or it has no such level.
+    pub fn set_algorithm(&self, algorithm: Algorithm) -> Result<()> {
+        self.set_algorithm_of(Priority::PRIMARY, algorithm)
     }
 
     /// The algorithm of a priority, if there is one.
@@ -29,11 +32,16 @@ impl Device {
 
     /// Sets the algorithm of a priority, from here on. What no other made smaller is tried again
     /// with one for recompression.
-    pub fn set_algorithm_of(&self, priority: Priority, algorithm: Algorithm) {
+    ///
+    /// # Errors
+    /// Those of [`Device::set_algorithm`].
+    pub fn set_algorithm_of(&self, priority: Priority, algorithm: Algorithm) -> Result<()> {
+        algorithm.check()?;
         self.engine.codecs.set(priority, algorithm);
         if priority != Priority::PRIMARY {
             self.forget_tried();
         }
+        Ok(())
     }
 
     /// Sets the level and the dictionary of the algorithm of a priority; those that are not given
@@ -61,15 +69,9 @@ impl Device {
         let algorithm = self.algorithm_of(priority).ok_or_else(none)?;
         let algorithm = match level {
             None => algorithm.at_default_level(),
-            Some(level) => algorithm.with_level(level).ok_or_else(|| {
-                wrong(match algorithm.levels() {
-                    Some(levels) => {
-                        let (from, to) = (levels.start(), levels.end());
-                        format!("{} has levels from {from} to {to}", algorithm.name())
-                    }
-                    None => format!("{} has no levels", algorithm.name()),
-                })
-            })?,
+            Some(level) => algorithm
+                .with_level(level)
+                .ok_or_else(|| wrong(algorithm.no_such_level()))?,
         };
         let dictionary = match dictionary {
             None => None,

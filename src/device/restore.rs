@@ -130,6 +130,14 @@ fn refused(reason: String) -> Error {
     }
 }
 
+fn left_out() -> Error {
+    Error::Refused {
+        what: "restore",
+        reason: "the image may have pages of an algorithm that this build leaves out".to_owned(),
+        errno: Errno::OPNOTSUPP,
+    }
+}
+
 impl Device {
     /// Points the slots of the image's pages there; returns where its records are.
     fn point_at(&self, mut image: ImageReader) -> Result<Adopted> {
@@ -146,7 +154,16 @@ impl Device {
                 Part::Pages(index) => index,
             };
             for (entry, _) in index.entries().flatten() {
-                if let Entry::Record { address, len, .. } = entry {
+                if let Entry::Record {
+                    address,
+                    len,
+                    codec,
+                    ..
+                } = entry
+                {
+                    if !codec.is_readable() {
+                        return Err(left_out());
+                    }
                     let bytes = RecordFormat::Saved.record_len(len);
                     if records.add(address, bytes) {
                         let segment = SegmentIndex::of(address.in_image());

@@ -7,6 +7,7 @@ use std::io;
 use std::ops::Range;
 use std::ptr::NonNull;
 
+#[cfg(feature = "encrypt")]
 use rustix::fd::{FromRawFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::mm::{self, Advice, MapFlags, MprotectFlags, ProtFlags};
@@ -55,41 +56,11 @@ impl Mapping {
         Ok(mapping)
     }
 
-    /// Maps `len` bytes of memfd_secret(2): zeroes, that not even the kernel has mapped, are not swapped
-    /// out, and are no child's.
-    ///
-    /// # Errors
-    /// The kernel's, where there is no such memory or RLIMIT_MEMLOCK allows no more of it.
-    pub(crate) fn secret(len: usize) -> io::Result<Self> {
-        // SAFETY: the call takes flags and returns a descriptor; it touches no memory of ours.
-        let fd = unsafe { libc::syscall(libc::SYS_memfd_secret, libc::O_CLOEXEC) };
-        let fd = match i32::try_from(fd) {
-            // SAFETY: the kernel has just made the descriptor for us; nothing else has it.
-            Ok(fd) if fd >= 0 => unsafe { OwnedFd::from_raw_fd(fd) },
-            _ => return Err(io::Error::last_os_error()),
-        };
-        rustix::fs::ftruncate(&fd, len as u64)?;
-        let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED);
-        // SAFETY: a new mapping at an address of the kernel's choice overlaps no memory that Rust knows
-        // of; the descriptor is gone in a moment, so nobody else maps or cuts the file.
-        let base = unsafe { mm::mmap(std::ptr::null_mut(), len, protection, flags, &fd, 0) }?;
-        let base = NonNull::new(base.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory)?;
-        let mapping = Self { base, len };
-        mapping.advise(Advice::LinuxDontFork)?;
-        Ok(mapping)
-    }
-
     /// Advice about all of it that changes nothing that Rust knows of.
     pub(super) fn advise(&self, advice: Advice) -> io::Result<()> {
         // SAFETY: the range is our own mapping, and the advices given here keep its contents in this
         // process.
         Ok(unsafe { mm::madvise(self.base.as_ptr().cast(), self.len, advice) }?)
-    }
-
-    /// Keeps all of it from being swapped out.
-    pub(super) fn lock(&self) -> io::Result<()> {
-        // SAFETY: the range is our own mapping; locking it changes nothing that Rust knows of.
-        Ok(unsafe { mm::mlock(self.base.as_ptr().cast(), self.len) }?)
     }
 
     /// First byte of the mapping.
@@ -133,6 +104,39 @@ impl Mapping {
         );
         // SAFETY: `start` is at most `len`, so the result is in the mapping or one past it.
         unsafe { self.base.add(bytes.start) }.as_ptr().cast()
+    }
+}
+
+#[cfg(feature = "encrypt")]
+impl Mapping {
+    /// Maps `len` bytes of memfd_secret(2): zeroes, that not even the kernel has mapped, are not swapped
+    /// out, and are no child's.
+    ///
+    /// # Errors
+    /// The kernel's, where there is no such memory or RLIMIT_MEMLOCK allows no more of it.
+    pub(crate) fn secret(len: usize) -> io::Result<Self> {
+        // SAFETY: the call takes flags and returns a descriptor; it touches no memory of ours.
+        let fd = unsafe { libc::syscall(libc::SYS_memfd_secret, libc::O_CLOEXEC) };
+        let fd = match i32::try_from(fd) {
+            // SAFETY: the kernel has just made the descriptor for us; nothing else has it.
+            Ok(fd) if fd >= 0 => unsafe { OwnedFd::from_raw_fd(fd) },
+            _ => return Err(io::Error::last_os_error()),
+        };
+        rustix::fs::ftruncate(&fd, len as u64)?;
+        let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED);
+        // SAFETY: a new mapping at an address of the kernel's choice overlaps no memory that Rust knows
+        // of; the descriptor is gone in a moment, so nobody else maps or cuts the file.
+        let base = unsafe { mm::mmap(std::ptr::null_mut(), len, protection, flags, &fd, 0) }?;
+        let base = NonNull::new(base.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory)?;
+        let mapping = Self { base, len };
+        mapping.advise(Advice::LinuxDontFork)?;
+        Ok(mapping)
+    }
+
+    /// Keeps all of it from being swapped out.
+    pub(super) fn lock(&self) -> io::Result<()> {
+        // SAFETY: the range is our own mapping; locking it changes nothing that Rust knows of.
+        Ok(unsafe { mm::mlock(self.base.as_ptr().cast(), self.len) }?)
     }
 }
 

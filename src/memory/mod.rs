@@ -8,12 +8,15 @@
 
 mod arena;
 mod budget;
+#[cfg(feature = "encrypt")]
 mod locked;
 mod mapping;
 mod table;
 
 pub(crate) use arena::{Arena, ChainLen, FrameIndex, IdleRuns};
 pub(crate) use budget::FrameBudget;
+#[cfg(feature = "encrypt")]
 pub(crate) use locked::Locked;
+#[cfg(feature = "fuse")]
 pub(crate) use mapping::Mapping;
 pub(crate) use table::{IdlePages, LazyTable, buffer};

@@ -31,13 +31,17 @@ mod input;
 mod lane;
 mod listen;
 mod negotiation;
+#[cfg(not(feature = "tls"))]
+mod no_tls;
 mod patience;
 mod peer;
 mod read;
 mod reply;
 mod server;
 mod socket;
+#[cfg(feature = "tls")]
 mod tls;
+mod tls_config;
 mod transmission;
 mod validate;
 mod wire;
@@ -46,6 +50,8 @@ use std::io::{Read, Write};
 use std::sync::atomic::AtomicBool;
 
 use negotiation::{Haggling, Outcome, Security};
+#[cfg(not(feature = "tls"))]
+use no_tls as tls;
 use socket::Bare;
 use transmission::Service;
 
@@ -54,7 +60,7 @@ pub use export::Export;
 pub use fault::Fault;
 pub use listen::InheritedSocket;
 pub use server::{Server, ServerConfig};
-pub use tls::TlsConfig;
+pub use tls_config::TlsConfig;
 
 /// Serves one client over any stream, from the greeting to the disconnect, on this thread, without
 /// TLS.

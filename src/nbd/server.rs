@@ -31,7 +31,8 @@ use super::negotiation::{Agreement, Haggling, Outcome, Security, greet};
 use super::peer::Peer;
 use super::reply::Growth;
 use super::socket::{Socket, Stream};
-use super::tls::{Tls, TlsConfig, TlsStream};
+use super::tls::{Tls, TlsStream};
+use super::tls_config::TlsConfig;
 use super::transmission::Service;
 use super::wire::MAX_STRING;
 

@@ -1,11 +1,11 @@
 //! A backing in memory that can be told to misbehave, for tests, and an image that can be.
 
 use std::collections::HashMap;
-#[cfg(feature = "shuttle")]
+#[cfg(shuttle)]
 use std::collections::HashSet;
 use std::io;
 use std::path::Path;
-#[cfg(feature = "shuttle")]
+#[cfg(shuttle)]
 use std::sync::Arc;
 
 use super::backing::{Backing, SegmentStore};
@@ -62,7 +62,7 @@ impl FaultyBacking {
     }
 
     /// Has things go wrong by chance from here on, or no longer.
-    #[cfg(feature = "shuttle")]
+    #[cfg(shuttle)]
     pub(crate) fn suffer(&self, faults: Option<Faults>) {
         *self.faults.lock() = faults;
     }
@@ -210,14 +210,14 @@ fn misread(buf: &mut [u8]) {
 
 /// The store of an image, as it is but for the faults that it suffers. What the engine says it needs no
 /// more is gone.
-#[cfg(feature = "shuttle")]
+#[cfg(shuttle)]
 pub(crate) struct FaultyImage {
     store: Arc<dyn SegmentStore>,
     faults: Mutex<Option<Faults>>,
     gone: Mutex<HashSet<StoreSegment>>,
 }
 
-#[cfg(feature = "shuttle")]
+#[cfg(shuttle)]
 impl FaultyImage {
     pub(crate) fn new(store: Arc<dyn SegmentStore>, faults: Option<Faults>) -> Self {
         Self {
@@ -233,7 +233,7 @@ impl FaultyImage {
     }
 }
 
-#[cfg(feature = "shuttle")]
+#[cfg(shuttle)]
 impl SegmentStore for FaultyImage {
     fn read(&self, segment: StoreSegment, offset: u32, buf: &mut [u8]) -> io::Result<()> {
         let mut faults = self.faults.lock();
@@ -299,7 +299,7 @@ impl Fault {
 }
 
 impl Faults {
-    #[cfg(feature = "shuttle")]
+    #[cfg(shuttle)]
     pub(crate) fn new(seed: u64, chances: Chances, told: bool) -> Self {
         Self {
             state: seed,

@@ -27,14 +27,20 @@ mod file;
 mod log;
 #[cfg(test)]
 mod loop_disk;
+#[cfg(not(feature = "encrypt"))]
+mod no_seal;
 mod noted;
 mod record;
+#[cfg(feature = "encrypt")]
 mod seal;
 mod segment;
 mod signature;
 mod sparse;
 mod stores;
 mod wipe;
+
+#[cfg(not(feature = "encrypt"))]
+use no_seal as seal;
 
 pub(crate) use backing::{Backing, SegmentStore};
 pub(crate) use blocks::{BLOCK, BlockBuf};
@@ -44,7 +50,7 @@ pub use config::{BackingConfig, BackingKeep};
 pub(crate) use direct::DirectFile;
 #[cfg(test)]
 pub(crate) use faulty::FaultyBacking;
-#[cfg(all(test, feature = "shuttle"))]
+#[cfg(all(test, shuttle))]
 pub(crate) use faulty::{Chances, Faults, FaultyImage};
 pub(crate) use log::{Adopted, Head, LogCounts, MIN_APPEND, SegmentLog, Target};
 #[cfg(test)]

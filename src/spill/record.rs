@@ -31,7 +31,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use ring::rand::{SecureRandom, SystemRandom};
+use rustix::rand::{GetRandomFlags, getrandom};
 
 use super::blocks::BlockBuf;
 use super::seal::{NotSealed, SealKey, TAG_LEN};
@@ -192,7 +192,7 @@ impl RecordFormat {
                 let len = len as u16 - 1;
                 let (header, encrypted) = bytes.split_at_mut(ENCRYPTED);
                 let tag = key.seal(encrypted, len, at, sequence);
-                header[..TAG_LEN].copy_from_slice(tag.as_ref());
+                header[..TAG_LEN].copy_from_slice(&tag);
                 let masked = len ^ key.mask(at, sequence);
                 header[TAG_LEN..].copy_from_slice(&masked.to_le_bytes());
             }
@@ -303,8 +303,9 @@ fn checksum(covered: &[u8], at: RecordAddress, sequence: u64) -> u32 {
 /// [`Error::Io`] if the kernel has no randomness.
 pub(crate) fn random_sequence() -> Result<u64> {
     let mut bytes = [0; 8];
-    let filled = SystemRandom::new().fill(&mut bytes[2..]);
-    filled.map_err(|_| Error::io("number the segments", std::io::ErrorKind::Unsupported))?;
+    // So few bytes come at once.
+    getrandom(&mut bytes[2..], GetRandomFlags::empty())
+        .map_err(|error| Error::io("number the segments", error))?;
     // Room to count upwards for ever.
     Ok(u64::from_le_bytes(bytes) >> 1 & !0xffff)
 }

@@ -46,13 +46,22 @@ impl SealKey {
 
     /// Encrypts `bytes` in place; returns the tag, which also covers `len`, the length of the
     /// object in them.
-    pub(super) fn seal(&self, bytes: &mut [u8], len: u16, at: RecordAddress, sequence: u64) -> Tag {
+    pub(super) fn seal(
+        &self,
+        bytes: &mut [u8],
+        len: u16,
+        at: RecordAddress,
+        sequence: u64,
+    ) -> [u8; TAG_LEN] {
         let sealed = self.0.records.seal_in_place_separate_tag(
             Nonce::assume_unique_for_key(nonce(at, sequence)),
             Aad::from(associated(len, at)),
             bytes,
         );
-        sealed.expect("a record is not too long for AES-GCM")
+        let tag = sealed.expect("a record is not too long for AES-GCM");
+        tag.as_ref()
+            .try_into()
+            .expect("AES-GCM's tags have 16 bytes")
     }
 
     /// Decrypts `bytes` in place.

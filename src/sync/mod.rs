@@ -1,17 +1,17 @@
 //! What the engine's threads meet by: mutexes, channels, atomics, the clock, and threads themselves.
 //!
-//! They are parking_lot's, crossbeam's and the standard library's. In unit tests with the feature
-//! `shuttle` they are those of a scheduler that decides by a seed, at each of them, which thread
+//! They are parking_lot's, crossbeam's and the standard library's. In unit tests with `--cfg shuttle`
+//! (`scripts/models.sh`) they are those of a scheduler that decides by a seed, at each of them, which thread
 //! goes on (`scheduled`), so that a model of a race runs the engine's own code.
 
-#[cfg(all(test, feature = "shuttle"))]
+#[cfg(all(test, shuttle))]
 mod scheduled;
 mod without;
 
-#[cfg(all(test, feature = "shuttle"))]
+#[cfg(all(test, shuttle))]
 pub(crate) use self::scheduled::*;
 
-#[cfg(not(all(test, feature = "shuttle")))]
+#[cfg(not(all(test, shuttle)))]
 mod of_the_system {
     pub(crate) use std::sync::atomic;
     pub(crate) use std::thread_local;
@@ -50,8 +50,8 @@ mod of_the_system {
     }
 }
 
-#[cfg(not(all(test, feature = "shuttle")))]
+#[cfg(not(all(test, shuttle)))]
 pub(crate) use self::of_the_system::*;
-#[cfg(all(test, feature = "shuttle"))]
+#[cfg(all(test, shuttle))]
 pub(crate) use self::without::take_out;
 pub(crate) use self::without::{Protection, without};

@@ -49,24 +49,24 @@ pub(crate) enum Protection {
 }
 
 /// Whether a protection is taken out: never, but in a model.
-#[cfg(not(all(test, feature = "shuttle")))]
+#[cfg(not(all(test, shuttle)))]
 pub(crate) const fn without(_: Protection) -> bool {
     false
 }
 
-#[cfg(all(test, feature = "shuttle"))]
+#[cfg(all(test, shuttle))]
 std::thread_local! {
     static TAKEN_OUT: std::cell::Cell<Option<Protection>> = const { std::cell::Cell::new(None) };
 }
 
 /// Whether a protection is taken out of what runs on this thread.
-#[cfg(all(test, feature = "shuttle"))]
+#[cfg(all(test, shuttle))]
 pub(crate) fn without(protection: Protection) -> bool {
     TAKEN_OUT.get() == Some(protection)
 }
 
 /// Takes a protection, or none, out of what runs on this thread.
-#[cfg(all(test, feature = "shuttle"))]
+#[cfg(all(test, shuttle))]
 pub(crate) fn take_out(protection: Option<Protection>) {
     TAKEN_OUT.set(protection);
 }

@@ -203,10 +203,15 @@ fn disturb(device: &Device, stop: &AtomicBool) {
                 let request = Recompression::parse("algo=zstd").expect("parameters");
                 device.recompress(&request).expect("an algorithm");
             }
-            _ => device.set_algorithm(match random.below(2) {
-                0 => Algorithm::Lz4,
-                _ => Algorithm::Zstd { level: 1 },
-            }),
+            _ => {
+                let algorithm = match random.below(2) {
+                    0 => Algorithm::Lz4,
+                    _ => Algorithm::Zstd { level: 1 },
+                };
+                device
+                    .set_algorithm(algorithm)
+                    .expect("it is in this build");
+            }
         }
     }
 }

@@ -40,6 +40,33 @@ fn filled(pages: u64) -> Device {
 }
 
 #[test]
+fn no_level_is_taken_that_an_algorithm_does_not_have() {
+    let device = no_limit(4, 1);
+    let before = device.algorithm();
+    for wrong in [
+        Algorithm::Lz4hc { level: 2 },
+        Algorithm::Zstd { level: 100 },
+        Algorithm::Deflate { level: 0 },
+    ] {
+        let mut config = DeviceConfig::new(1 << 20);
+        config.algorithm = wrong;
+        let mut again = DeviceConfig::new(1 << 20);
+        again.recompress = vec![Algorithm::Lz4, wrong];
+        let refused = [
+            device.set_algorithm(wrong),
+            device.set_algorithm_of(Priority::SECONDARY[1], wrong),
+            Device::new(&config).map(drop),
+            Device::new(&again).map(drop),
+        ];
+        let is_usage =
+            |result: &crate::Result<()>| matches!(result, Err(error) if error.is_usage());
+        assert!(refused.iter().all(is_usage), "{wrong:?}: {refused:?}");
+    }
+    assert_eq!(device.algorithm(), before);
+    assert_eq!(device.algorithm_of(Priority::SECONDARY[1]), None);
+}
+
+#[test]
 fn every_algorithm_serves_new_pages() {
     let device = no_limit(400, 2);
     let all = [
@@ -52,7 +79,9 @@ fn every_algorithm_serves_new_pages() {
         "deflate:12",
     ];
     for (page, algorithm) in (0..).zip(all) {
-        device.set_algorithm(algorithm.parse().expect(algorithm));
+        device
+            .set_algorithm(algorithm.parse().expect(algorithm))
+            .expect("it is in this build");
         write(&device, page, page).expect("room");
         write(&device, page + 100, page).expect("room");
         assert_eq!(priority(&device, page), 0);
@@ -108,9 +137,13 @@ fn a_page_takes_the_first_algorithm_that_makes_it_smaller() {
 #[test]
 fn what_no_algorithm_made_smaller_is_tried_with_another() {
     let device = filled(50);
-    device.set_algorithm_of(Priority::SECONDARY[0], Algorithm::Lz4);
+    device
+        .set_algorithm_of(Priority::SECONDARY[0], Algorithm::Lz4)
+        .expect("it is in this build");
     assert_eq!(recompress(&device, "").expect("set"), 0);
-    device.set_algorithm_of(Priority::SECONDARY[2], Algorithm::Zstd { level: 3 });
+    device
+        .set_algorithm_of(Priority::SECONDARY[2], Algorithm::Zstd { level: 3 })
+        .expect("it is in this build");
     assert_eq!(recompress(&device, "").expect("set"), 50);
     assert_eq!(priority(&device, 7), 3);
     let error = recompress(&device, "priority=2").expect_err("not set");

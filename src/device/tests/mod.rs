@@ -14,7 +14,7 @@ mod replace;
 mod resize;
 mod restore;
 mod save;
-#[cfg(feature = "shuttle")]
+#[cfg(shuttle)]
 mod schedules;
 mod selected;
 mod space;

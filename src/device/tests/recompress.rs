@@ -33,7 +33,9 @@ fn recompress(device: &Device, what: &str) -> u64 {
 fn filled() -> Device {
     let device = no_limit(400, 2);
     write_mixed(&device, 300);
-    device.set_algorithm_of(Priority::SECONDARY[0], ZSTD);
+    device
+        .set_algorithm_of(Priority::SECONDARY[0], ZSTD)
+        .expect("it is in this build");
     device
 }
 
@@ -90,7 +92,9 @@ fn without_an_algorithm_it_is_refused() {
     let error = device.recompress(&Recompression::ALL).expect_err("none");
     assert_eq!(error.errno(), Errno::INVAL, "{error}");
     assert!(!error.is_usage(), "{error}");
-    device.set_algorithm_of(Priority::SECONDARY[0], ZSTD);
+    device
+        .set_algorithm_of(Priority::SECONDARY[0], ZSTD)
+        .expect("it is in this build");
     device.stop();
     let error = device.recompress(&Recompression::ALL).expect_err("stops");
     assert_eq!(error.errno(), Errno::INTR);
@@ -118,7 +122,9 @@ fn without_memory_to_recompress_in_it_says_so() {
     config.shards = Some(1);
     config.mem_limit = Some(64 * PAGE);
     let device = Device::new(&config).expect("a device");
-    device.set_algorithm_of(Priority::SECONDARY[0], ZSTD);
+    device
+        .set_algorithm_of(Priority::SECONDARY[0], ZSTD)
+        .expect("it is in this build");
     let stored = (0..400)
         .take_while(|&page| write(&device, page, page).is_ok())
         .count() as u64;
@@ -235,7 +241,9 @@ fn old_pages_are_recompressed_unasked() {
 fn pages_stay_whole_while_all_is_recompressed_and_evicted() {
     let backing = Arc::new(FaultyBacking::new(100));
     let device = device(600, 150, 2, &backing);
-    device.set_algorithm_of(Priority::SECONDARY[0], ZSTD);
+    device
+        .set_algorithm_of(Priority::SECONDARY[0], ZSTD)
+        .expect("it is in this build");
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let recompressor = scope.spawn(|| {

@@ -49,7 +49,9 @@ fn image_path() -> (tempfile::TempDir, std::path::PathBuf) {
 fn what_is_saved_is_of_one_time_whatever_goes_on() {
     let backing = Arc::new(FaultyBacking::new(100));
     let device = device(PAGES, 200, 4, &backing);
-    device.set_algorithm_of(Priority::SECONDARY[0], Algorithm::Zstd { level: 1 });
+    device
+        .set_algorithm_of(Priority::SECONDARY[0], Algorithm::Zstd { level: 1 })
+        .expect("it is in this build");
     let (_dir, path) = image_path();
     // In turn on pages of different shards.
     let page_of = |number: u64| number * 37 % PAGES;

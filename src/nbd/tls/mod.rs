@@ -21,7 +21,7 @@ mod stream;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -29,36 +29,15 @@ use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::SingleCertAndKey;
-use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
 use super::socket::Socket;
+use super::tls_config::{KEY, TlsConfig};
 
 pub(super) use stream::TlsStream;
 
 const CERTIFICATE: &str = "server-cert.pem";
-const KEY: &str = "server-key.pem";
-
-/// What a server offers by way of TLS.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TlsConfig {
-    /// The directory of the certificates.
-    pub certificates: PathBuf,
-    /// Whether clients without TLS are turned away.
-    pub required: bool,
-    /// Whether a client must show a certificate that `ca-cert.pem` vouches for.
-    pub verify_peer: bool,
-}
-
-impl TlsConfig {
-    /// The server's private key, if its mode lets every user of this machine read it.
-    pub fn exposed_key(&self) -> Option<PathBuf> {
-        let key = self.certificates.join(KEY);
-        let mode = fs::metadata(&key).ok()?.mode();
-        (mode & 0o004 != 0).then_some(key)
-    }
-}
 
 /// Certificates and key, read and checked, and again when one of the files has changed.
 pub(super) struct Tls {

@@ -66,7 +66,7 @@ pub(super) fn report(name: &str, seed: u64) -> ! {
     let test = name.split_once("::").map_or(name, |(_, test)| test);
     panic!(
         "failed with seed {seed}. To replay it:\n    \
-         UZRAM_SEED={seed} cargo test --lib --features shuttle -- --exact --nocapture {test}"
+         UZRAM_SEED={seed} RUSTC_WORKSPACE_WRAPPER=scripts/with-shuttle cargo test --lib -- --exact --nocapture {test}"
     );
 }
 

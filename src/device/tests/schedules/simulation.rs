@@ -405,7 +405,9 @@ impl World {
 fn set_algorithm(device: &Device, random: &mut Random) {
     let algorithm = ["lz4", "zstd:1"][random.below(2) as usize];
     let algorithm = algorithm.parse().expect("an algorithm");
-    device.set_algorithm(algorithm);
+    device
+        .set_algorithm(algorithm)
+        .expect("it is in this build");
     if algorithm != Algorithm::Lz4 && random.below(2) == 0 {
         let file = tempfile::NamedTempFile::new().expect("a file");
         std::fs::write(file.path(), content::dictionary(random)).expect("written");
