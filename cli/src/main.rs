@@ -30,7 +30,7 @@ use crate::base::{capabilities, failure, inherited, output, stderr};
 use crate::runtime::rundir::RunRoot;
 use crate::settings::Settings;
 use crate::verbs::{
-    attach, clear_spill, complete, list, man, manage, map, metrics, mount, save, scrub, serve,
+    attach, clear_spill, complete, list, log, man, manage, map, metrics, mount, save, scrub, serve,
     stat, top, train, up, wipe_spill,
 };
 
@@ -114,6 +114,7 @@ fn run(cli: Cli) -> Result<()> {
         Verb::ClearSpill(args) => clear_spill::clear_spill(&args),
         Verb::Completions(args) => complete::print_script(&args.shell.to_string()),
         Verb::Man(args) => man::man(&args),
+        Verb::Log(args) => log::log(&args, &root),
         Verb::Stop(args) => manage::stop(&args, &root),
     }
 }

@@ -103,16 +103,30 @@ EXAMPLES
   uzram list
   uzram list --json
 
+  For scripts, as zramctl has it; and names alone:
+  uzram list --noheadings --bytes --output name,memory
+  uzram list -q
+
 COLUMNS
-  SIZE     bytes in the device
-  STORED   data on it, as its users see it
-  MEMORY   what of that is in memory takes there, compressed
-  LIMIT    the most that MEMORY may be
-  BACKING  what is spilled takes in the backing, compressed
-  PID      its server, or `dead`
-  WHERE    its mountpoint, else its block device, else where it is served
+  SIZE       bytes in the device
+  STORED     data on it, as its users see it
+  COMPR      compressed bytes of the part in memory (with --output)
+  MEMORY     memory that this part takes
+  LIMIT      the most that MEMORY may be
+  BACKING    what the spilled part takes in the backing, compressed
+  ALGORITHM  how pages are compressed that are written now
+  PID        its server, or `dead`
+  WHERE      its mountpoint, else its block device, else where it is served
 
 uzram top has RATIO and SPILLED as well: what SPILLED is as data, BACKING is as room in the backing.";
+
+pub(crate) const LOG: &str = "\
+EXAMPLES
+  uzram log mnt-scratch
+  uzram log --follow /mnt/scratch
+
+A server in the background, as `uzram mount` and `uzram up` start it, logs to RUNDIR/NAME/log; one in the foreground to \
+stderr.";
 
 pub(crate) const STAT: &str = "\
 EXAMPLES

@@ -6,6 +6,7 @@ mod fs_type;
 mod known;
 pub(crate) mod parse;
 mod sink;
+mod target;
 mod values;
 
 use std::ffi::OsString;
@@ -14,19 +15,19 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use clap_complete::engine::{ArgValueCandidates, ArgValueCompleter};
-use uzram::{Attribute, SectorSize};
+use uzram::SectorSize;
 
 pub(crate) use self::device::{DeviceArgs, ExportArgs, SandboxMode, TlsMode};
 pub(crate) use self::fs_type::FsType;
 pub(crate) use self::known::Known;
 pub(crate) use self::sink::Sink;
+pub(crate) use self::target::Target;
 use crate::base::name::Name;
 use crate::base::spelling;
 
 /// zram in userspace: a compressed RAM disk that spills its coldest memory to a file.
 #[derive(Debug, Parser)]
-#[command(name = "uzram", version, after_help = examples::UZRAM, max_term_width = 100)]
-#[command(disable_help_subcommand = true)]
+#[command(name = "uzram", version = env!("UZRAM_VERSION"), after_help = examples::UZRAM, max_term_width = 100)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) verb: Verb,
@@ -89,11 +90,11 @@ pub(crate) enum Verb {
     Detach(NameArgs),
 
     /// List the devices being served.
-    #[command(after_help = examples::LIST)]
+    #[command(visible_alias = "ls", alias = "ps", after_help = examples::LIST)]
     List(ListArgs),
 
     /// Show a device's statistics.
-    #[command(after_help = examples::STAT)]
+    #[command(visible_alias = "status", aliases = ["info", "stats"], after_help = examples::STAT)]
     Stat(StatArgs),
 
     /// Show the devices live: figures, rates, and what their pages hold.
@@ -114,7 +115,7 @@ pub(crate) enum Verb {
 
     /// Pack a device's memory: empty sparse zspages into full ones.
     #[command(after_help = examples::COMPACT)]
-    Compact(JobArgs),
+    Compact(CompactArgs),
 
     /// Read all that is spilled and verify it, while the device is in use.
     #[command(after_help = examples::SCRUB)]
@@ -164,8 +165,12 @@ pub(crate) enum Verb {
     #[command(after_help = examples::MAN)]
     Man(ManArgs),
 
+    /// Print the log of a device's server.
+    #[command(alias = "logs", after_help = examples::LOG)]
+    Log(LogArgs),
+
     /// Stop a device's server; its data is gone, but for what an image has (--origin).
-    #[command(after_help = examples::STOP)]
+    #[command(alias = "rm", after_help = examples::STOP)]
     Stop(StopArgs),
 }
 
@@ -235,9 +240,9 @@ pub(crate) struct DownArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct TopArgs {
-    /// Only this device.
-    #[arg(add = Known::Devices)]
-    pub(crate) name: Option<Name>,
+    /// Only this device: its name, its mount point or its block device.
+    #[arg(value_name = "NAME", add = Known::Devices)]
+    pub(crate) name: Option<Target>,
 
     /// Seconds from one look to the next.
     #[arg(long, value_name = "SECONDS", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=3600))]
@@ -246,9 +251,9 @@ pub(crate) struct TopArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct MapArgs {
-    /// The device's name.
-    #[arg(add = Known::Devices)]
-    pub(crate) name: Name,
+    /// The device: its name, its mount point or its block device.
+    #[arg(value_name = "NAME", add = Known::Devices)]
+    pub(crate) name: Target,
 
     /// Draw a picture, which ends in .svg or .png; without it the map is in the terminal.
     #[arg(conflicts_with = "json")]
@@ -285,9 +290,9 @@ pub(crate) enum Transport {
 
 #[derive(Debug, Args)]
 pub(crate) struct AttachArgs {
-    /// The device's name.
-    #[arg(add = Known::Devices)]
-    pub(crate) name: Name,
+    /// The device: its name, its mount point or its block device.
+    #[arg(value_name = "NAME", add = Known::Devices)]
+    pub(crate) name: Target,
 
     /// Through the kernel's NBD driver.
     #[arg(long, conflicts_with = "fuse")]
@@ -322,16 +327,26 @@ impl AttachArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct NameArgs {
-    /// The device's name.
-    #[arg(add = Known::Devices)]
-    pub(crate) name: Name,
+    /// The device: its name, its mount point or its block device.
+    #[arg(value_name = "NAME", add = Known::Devices)]
+    pub(crate) name: Target,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompactArgs {
+    /// The devices: their names, mount points or block devices.
+    #[arg(value_name = "NAME", required = true, add = Known::Devices)]
+    pub(crate) names: Vec<Target>,
+
+    #[command(flatten)]
+    pub(crate) report: ReportArgs,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct JobArgs {
-    /// The device's name.
-    #[arg(add = Known::Devices)]
-    pub(crate) name: Name,
+    /// The device: its name, its mount point or its block device.
+    #[arg(value_name = "NAME", add = Known::Devices)]
+    pub(crate) name: Target,
 
     #[command(flatten)]
     pub(crate) report: ReportArgs,
@@ -393,9 +408,9 @@ impl ClearStep {
 
 #[derive(Debug, Args)]
 pub(crate) struct IdleArgs {
-    /// The device's name.
-    #[arg(add = Known::Devices)]
-    pub(crate) name: Name,
+    /// The device: its name, its mount point or its block device.
+    #[arg(value_name = "NAME", add = Known::Devices)]
+    pub(crate) name: Target,
 
     /// All pages, or those that were neither written nor read for so many seconds.
     #[arg(value_name = "all|SECONDS", default_value = "all", value_parser = parse::idle)]
@@ -408,9 +423,9 @@ pub(crate) struct IdleArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct WritebackArgs {
-    /// The device's name.
-    #[arg(add = Known::Devices)]
-    pub(crate) name: Name,
+    /// The device: its name, its mount point or its block device.
+    #[arg(value_name = "NAME", add = Known::Devices)]
+    pub(crate) name: Target,
 
     /// Which: type=idle, type=huge, type=huge_idle, page_index=N, page_indexes=LOW-HIGH.
     #[arg(required = true, value_name = "PAGES", value_parser = parse::selection)]
@@ -423,9 +438,9 @@ pub(crate) struct WritebackArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct RecompressArgs {
-    /// The device's name.
-    #[arg(add = Known::Devices)]
-    pub(crate) name: Name,
+    /// The device: its name, its mount point or its block device.
+    #[arg(value_name = "NAME", add = Known::Devices)]
+    pub(crate) name: Target,
 
     /// Which, and how: type=idle, type=huge, type=huge_idle, threshold=BYTES, max_pages=N, algo=NAME,
     /// priority=N.
@@ -439,24 +454,28 @@ pub(crate) struct RecompressArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct StopArgs {
-    /// The device's name.
-    #[arg(add = Known::Devices)]
-    pub(crate) name: Name,
+    /// The devices: their names, mount points or block devices.
+    #[arg(value_name = "NAME", required_unless_present = "all", add = Known::Devices)]
+    pub(crate) names: Vec<Target>,
+
+    /// Stop all devices.
+    #[arg(long, conflicts_with = "names")]
+    pub(crate) all: bool,
 
     /// Stop it even if it is mounted, attached or in use by clients, but not while this machine swaps to it.
     #[arg(long)]
     pub(crate) force: bool,
 
     /// Save it to a file first, all of it: nobody may be using it.
-    #[arg(long, value_name = "FILE", conflicts_with = "force")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["force", "all"])]
     pub(crate) save: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct SaveArgs {
-    /// The device's name.
-    #[arg(add = Known::Devices)]
-    pub(crate) name: Name,
+    /// The device: its name, its mount point or its block device.
+    #[arg(value_name = "NAME", add = Known::Devices)]
+    pub(crate) name: Target,
 
     /// The image; one that is there, or that a symbolic link there leads to, is replaced once the new one is
     /// complete.
@@ -472,25 +491,89 @@ pub(crate) struct ListArgs {
     /// Print a JSON array, sizes in bytes.
     #[arg(long)]
     pub(crate) json: bool,
+
+    /// Print these columns, in this order: name,size,where.
+    #[arg(
+        short,
+        long,
+        value_name = "COLUMNS",
+        value_delimiter = ',',
+        ignore_case = true,
+        conflicts_with = "json"
+    )]
+    pub(crate) output: Vec<Column>,
+
+    /// Print sizes in bytes.
+    #[arg(short, long)]
+    pub(crate) bytes: bool,
+
+    /// Leave out the heading.
+    #[arg(short, long)]
+    pub(crate) noheadings: bool,
+}
+
+/// A column of `uzram list`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Column {
+    /// Its name.
+    Name,
+    /// Bytes in the device.
+    Size,
+    /// Data on it.
+    Stored,
+    /// Compressed bytes of that in memory.
+    Compr,
+    /// Memory that they take.
+    Memory,
+    /// The most of that.
+    Limit,
+    /// What is spilled takes.
+    Backing,
+    /// How pages are compressed.
+    Algorithm,
+    /// Its server.
+    Pid,
+    /// Where it is mounted, attached or served.
+    Where,
+}
+
+impl Column {
+    /// As it is typed.
+    pub(crate) fn name(self) -> String {
+        let value = self.to_possible_value();
+        value.map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LogArgs {
+    /// The device: its name, its mount point or its block device.
+    #[arg(value_name = "NAME", add = Known::Devices)]
+    pub(crate) name: Target,
+
+    /// Go on with what is logged from then on, until interrupted or the server ends.
+    #[arg(short, long)]
+    pub(crate) follow: bool,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct StatArgs {
-    /// The device's name.
-    #[arg(add = Known::Devices)]
-    pub(crate) name: Name,
+    /// The device: its name, its mount point or its block device.
+    #[arg(value_name = "NAME", add = Known::Devices)]
+    pub(crate) name: Target,
 
-    /// Print only these, as in the FUSE directory: disksize, mem_limit, mm_stat, bd_stat, io_stat...
-    #[arg(value_name = "ATTRIBUTE", value_parser = parse::readable, conflicts_with = "json")]
+    /// Print only these attributes, as in the FUSE directory: disksize, mem_limit, mm_stat, bd_stat, io_stat...; or
+    /// show more devices.
+    #[arg(value_name = "ATTRIBUTE|NAME", value_parser = parse::attribute_or_device)]
     #[arg(add = ArgValueCandidates::new(values::readable))]
-    pub(crate) attributes: Vec<Attribute>,
+    pub(crate) others: Vec<parse::AttributeOrDevice>,
 
     /// Print one JSON object, sizes in bytes.
     #[arg(long)]
     pub(crate) json: bool,
 
     /// How long operations took: the median, the slowest of a hundred...
-    #[arg(long, conflicts_with = "attributes")]
+    #[arg(long, conflicts_with = "json")]
     pub(crate) latency: bool,
 
     /// Print again every second, until interrupted.
@@ -500,9 +583,9 @@ pub(crate) struct StatArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct SetArgs {
-    /// The device's name.
-    #[arg(add = Known::Devices)]
-    pub(crate) name: Name,
+    /// The device: its name, its mount point or its block device.
+    #[arg(value_name = "NAME", add = Known::Devices)]
+    pub(crate) name: Target,
 
     /// What to set, as in mem_limit=1G: disksize, mem_limit, mem_used_max, comp_algorithm,
     /// recomp_algorithm, algorithm_params, backing_dev, backing_size, writeback_limit,
@@ -562,6 +645,7 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, cla
 mod tests {
     use super::*;
     use clap::CommandFactory;
+    use uzram::Attribute;
 
     #[test]
     fn the_definition_is_consistent() {

@@ -5,6 +5,7 @@ use uzram::{
     Algorithm, Attribute, BackingKeep, Error, OriginFormat, PoolKind, SectorSize, SyncPolicy,
 };
 
+use super::Target;
 use crate::base::{ram, spelling, suggest};
 
 /// Bytes, with an optional unit; or a share of this machine's memory.
@@ -160,22 +161,31 @@ pub(crate) fn assignment(text: &str) -> Result<Assignment, String> {
     }
 }
 
-/// The name of an attribute that can be read.
-pub(crate) fn readable(text: &str) -> Result<Attribute, String> {
-    let known = Attribute::from_name(&spelling::attribute(text));
-    known
-        .filter(|attribute| attribute.is_readable())
-        .ok_or_else(|| {
-            let all = names(Attribute::is_readable);
-            let shown = all.join(", ");
-            match (known, suggest::nearest(text, all)) {
-                (Some(_), _) => format!("it can only be set; what can be read: {shown}"),
-                (None, Some(meant)) => {
-                    format!("there is no such attribute{}", suggest::question(meant))
-                }
-                (None, None) => format!("there is no such attribute; what can be read: {shown}"),
-            }
-        })
+/// A word of `uzram stat` behind the first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum AttributeOrDevice {
+    Attribute(Attribute),
+    Device(Target),
+}
+
+/// An attribute that can be read; else a device, unless the word looks like an attribute.
+pub(crate) fn attribute_or_device(text: &str) -> Result<AttributeOrDevice, String> {
+    let meant = suggest::nearest(text, names(Attribute::is_readable));
+    match (Attribute::from_name(&spelling::attribute(text)), meant) {
+        (Some(known), _) if known.is_readable() => Ok(AttributeOrDevice::Attribute(known)),
+        (Some(_), _) => Err(format!("it can only be set; {}", readable())),
+        (None, Some(meant)) => Err(format!(
+            "there is no such attribute{}",
+            suggest::question(meant)
+        )),
+        (None, None) => text.parse().map(AttributeOrDevice::Device),
+    }
+}
+
+/// What attributes can be read, for a message.
+pub(crate) fn readable() -> String {
+    let names = names(Attribute::is_readable);
+    format!("what can be read: {}", names.join(", "))
 }
 
 fn settable() -> String {

@@ -108,12 +108,37 @@ pub(crate) fn clap_line(error: &clap::Error) -> String {
     if error.kind() == ErrorKind::MissingRequiredArgument && line.contains(" --size ") {
         line.push_str(" (or --restore FILE, or --origin IMAGE)");
     }
-    if error.get(ContextKind::InvalidSubcommand) == Some(&ContextValue::String("help".into())) {
-        line.push_str(&suggest::question("uzram --help"));
+    if let Some(way) = way_to(error) {
+        line = way;
     } else if let Some(meant) = suggestion(error) {
         line.push_str(&suggest::question(&meant));
     }
     line.strip_prefix("error: ").unwrap_or(&line).to_owned()
+}
+
+/// How to do here what another tool has a verb for.
+fn way_to(error: &clap::Error) -> Option<String> {
+    const WAYS: [(&[&str], &str); 3] = [
+        (
+            &["create", "add", "new", "start", "run", "init"],
+            "uzram serve NAME --size SIZE serves a device, uzram mount --size SIZE DIR mounts one",
+        ),
+        (
+            &["delete", "remove", "destroy", "kill", "shutdown"],
+            "uzram stop NAME ends a device, uzram umount DIR one that uzram mount made",
+        ),
+        (
+            &["resize", "grow"],
+            "uzram set NAME disksize=SIZE makes a device larger",
+        ),
+    ];
+    let Some(ContextValue::String(typed)) = error.get(ContextKind::InvalidSubcommand) else {
+        return None;
+    };
+    let (_, way) = WAYS
+        .iter()
+        .find(|(verbs, _)| verbs.contains(&typed.as_str()))?;
+    Some(format!("there is no verb {typed}: {way}"))
 }
 
 /// The option, verb or value that was meant, of what clap supposes, which is easily satisfied.

@@ -52,14 +52,19 @@ pub(crate) enum Align {
     Right,
 }
 
-/// Rows of equally many cells, each column as wide as its widest cell, two spaces apart.
-pub(crate) fn columns<const N: usize>(aligns: [Align; N], rows: &[[String; N]]) -> String {
+/// Rows of as many cells as there are `aligns`, each column as wide as its widest cell, two spaces apart.
+pub(crate) fn columns(aligns: &[Align], rows: &[impl AsRef<[String]>]) -> String {
     // A cell is others' words, and no more than a cell.
-    let rows: Vec<_> = rows
+    let rows: Vec<Vec<_>> = rows
         .iter()
-        .map(|row| row.each_ref().map(|cell| printable::line(cell)))
+        .map(|row| {
+            row.as_ref()
+                .iter()
+                .map(|cell| printable::line(cell))
+                .collect()
+        })
         .collect();
-    let mut widths = [0; N];
+    let mut widths = vec![0; aligns.len()];
     for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
@@ -68,7 +73,7 @@ pub(crate) fn columns<const N: usize>(aligns: [Align; N], rows: &[[String; N]]) 
     let mut text = String::new();
     for row in rows {
         let mut line = String::new();
-        for ((cell, width), align) in row.iter().zip(widths).zip(aligns) {
+        for ((cell, width), align) in row.iter().zip(&widths).zip(aligns) {
             // Writing to a String cannot fail.
             let _ = match align {
                 Align::Left => write!(line, "{cell:<width$}  "),
@@ -114,7 +119,7 @@ mod tests {
         let rows =
             [["NAME", "SIZE"], ["a", "1 GiB"], ["héé", "4 KiB"]].map(|row| row.map(str::to_owned));
         assert_eq!(
-            columns([Align::Left, Align::Right], &rows),
+            columns(&[Align::Left, Align::Right], &rows),
             "NAME   SIZE\na     1 GiB\nhéé   4 KiB\n"
         );
     }

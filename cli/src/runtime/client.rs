@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use uzram::Attribute;
 use uzram::control::Client;
 
 use crate::runtime::rundir::RunDir;
@@ -25,4 +26,20 @@ pub(crate) fn connect(dir: &RunDir) -> uzram::Result<Client> {
 pub(crate) fn connect_to_server(dir: &RunDir) -> Result<Client> {
     dir.require_owner()?;
     Ok(connect(dir)?)
+}
+
+/// What the server compresses pages with that are written now, as `--algorithm` has it.
+pub(crate) fn algorithm(client: &mut Client) -> uzram::Result<String> {
+    let all = client.get(Attribute::CompAlgorithm.name())?;
+    let chosen = all
+        .split_once('[')
+        .and_then(|(_, rest)| rest.split_once(']'));
+    Ok(chosen.map_or(all.trim(), |(chosen, _)| chosen).to_owned())
+}
+
+/// Where it spills to, if anywhere.
+pub(crate) fn backing(client: &mut Client) -> uzram::Result<Option<String>> {
+    let path = client.get(Attribute::BackingDev.name())?;
+    let path = path.trim_end_matches('\n');
+    Ok((path != "none").then(|| path.to_owned()))
 }

@@ -21,5 +21,6 @@ pub(crate) mod spill;
 pub(crate) mod stop;
 pub(crate) mod swap;
 pub(crate) mod swap_area;
+pub(crate) mod target;
 pub(crate) mod watchdog;
 pub(crate) mod xfs;

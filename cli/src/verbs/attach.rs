@@ -16,6 +16,7 @@ use crate::runtime::release;
 use crate::runtime::rundir::{Record, RunDir, RunRoot, Turn};
 use crate::runtime::sectors;
 use crate::runtime::server;
+use crate::runtime::target;
 use crate::verbs::mount::require_root;
 
 /// Seconds that a request to the kernel's NBD device may take. A write is refused after 60 s without
@@ -31,16 +32,16 @@ const DISCONNECTS: Duration = Duration::from_secs(10);
 /// `uzram attach`.
 pub(crate) fn attach(args: &AttachArgs, root: &RunRoot) -> Result<()> {
     require_root("attach")?;
-    let dir = root.dir(&args.name);
+    let dir = target::find(&args.name, root)?;
     dir.require_owner()?;
     let turn = Turn::to_change(&dir)?;
     // It may have been stopped meanwhile.
     dir.require_owner()?;
     let Some(record) = dir.record() else {
-        bail!("{} is only just starting: try again", args.name);
+        bail!("{} is only just starting: try again", dir.name());
     };
     if let Some(device) = attachments::of(&dir, &record)?.first() {
-        let (name, device) = (&args.name, device.path().display());
+        let (name, device) = (dir.name(), device.path().display());
         bail!("{name} is attached already, as {device}: uzram detach {name} first");
     }
     let transport = args.transport().unwrap_or(match record.fuse {
@@ -60,7 +61,7 @@ pub(crate) fn attach(args: &AttachArgs, root: &RunRoot) -> Result<()> {
         (Transport::Fuse, Some(fuse)) => attaching.over_fuse(fuse)?,
         (Transport::Fuse, None) => bail!(
             "--fuse: {} is not served over FUSE: start it with uzram serve ... --fuse DIR",
-            args.name
+            dir.name()
         ),
         (Transport::Nbd, _) => {
             let usual = record.home.as_ref().map_or(TIMEOUT, |_| NO_TIMEOUT);
@@ -131,7 +132,7 @@ impl Attaching<'_> {
 
 /// `uzram detach`: what is attached, and all that a dead server left.
 pub(crate) fn detach(args: &NameArgs, root: &RunRoot) -> Result<()> {
-    let dir = root.dir(&args.name);
+    let dir = target::find(&args.name, root)?;
     dir.require_there()?;
     let _turn = Turn::to_change(&dir)?;
     dir.require_there()?;
@@ -148,7 +149,7 @@ pub(crate) fn detach(args: &NameArgs, root: &RunRoot) -> Result<()> {
         return server::stop(&dir);
     }
     if attached.is_empty() {
-        bail!("{} is not attached", args.name);
+        bail!("{} is not attached", dir.name());
     }
     for device in &attached {
         if let Some(record) = &record

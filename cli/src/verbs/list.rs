@@ -8,10 +8,11 @@ use serde::Serialize;
 use uzram::Stats;
 use uzram::control::Client;
 
-use crate::args::ListArgs;
+use crate::args::{Column, ListArgs};
 use crate::base::output;
 use crate::base::table::{Align, bytes, columns};
 use crate::runtime::attachments;
+use crate::runtime::client;
 use crate::runtime::rundir::{Holder, RunDir, RunRoot};
 
 /// How long each server may take to answer: one that is stuck must not hide the others.
@@ -30,6 +31,8 @@ struct Entry {
     fuse: Option<PathBuf>,
     devices: Vec<PathBuf>,
     mountpoints: Vec<PathBuf>,
+    /// How pages are compressed that are written now; `None` as with `stats`.
+    algorithm: Option<String>,
     /// `None` if the server is dead or does not answer.
     stats: Option<Stats>,
 }
@@ -44,10 +47,14 @@ pub(crate) fn list(args: &ListArgs, root: &RunRoot) -> Result<()> {
     if args.json {
         return output::json(&entries);
     }
+    if output::is_quiet() {
+        let names = entries.iter().map(|entry| format!("{}\n", entry.name));
+        return output::text(&names.collect::<String>());
+    }
     if entries.is_empty() {
         return output::report(format_args!("no devices are being served"));
     }
-    output::text(&list_table(&entries))
+    output::text(&list_table(&entries, args))
 }
 
 fn entry(dir: &RunDir) -> Result<Option<Entry>> {
@@ -64,10 +71,11 @@ fn entry(dir: &RunDir) -> Result<Option<Entry>> {
     for device in &attached {
         mountpoints.extend(device.mounts()?.into_iter().map(|m| m.mountpoint));
     }
-    let stats = holder.and_then(|_| {
-        let mut client = Client::connect(&dir.control_socket(), PATIENCE).ok()?;
-        client.stat().ok()
-    });
+    let mut client = holder.and_then(|_| Client::connect(&dir.control_socket(), PATIENCE).ok());
+    let stats = client.as_mut().and_then(|client| client.stat().ok());
+    let algorithm = client
+        .as_mut()
+        .and_then(|client| client::algorithm(client).ok());
     Ok(Some(Entry {
         name: dir.name().to_string(),
         pid,
@@ -77,45 +85,73 @@ fn entry(dir: &RunDir) -> Result<Option<Entry>> {
         fuse: record.fuse,
         devices: attached.iter().map(|d| d.path().to_owned()).collect(),
         mountpoints,
+        algorithm,
         stats,
     }))
 }
 
-fn list_table(entries: &[Entry]) -> String {
-    let head = [
-        "NAME", "SIZE", "STORED", "MEMORY", "LIMIT", "BACKING", "PID", "WHERE",
-    ];
-    let mut rows = vec![head.map(str::to_owned)];
-    rows.extend(entries.iter().map(list_row));
-    let mut aligns = [Align::Right; 8];
-    (aligns[0], aligns[7]) = (Align::Left, Align::Left);
-    columns(aligns, &rows)
+/// The columns that are shown if none are asked for.
+const USUAL: [Column; 9] = [
+    Column::Name,
+    Column::Size,
+    Column::Stored,
+    Column::Memory,
+    Column::Limit,
+    Column::Backing,
+    Column::Algorithm,
+    Column::Pid,
+    Column::Where,
+];
+
+fn list_table(entries: &[Entry], args: &ListArgs) -> String {
+    let wanted = match args.output.is_empty() {
+        true => USUAL.to_vec(),
+        false => args.output.clone(),
+    };
+    let mut rows = Vec::new();
+    if !args.noheadings {
+        let heads = wanted.iter().map(|column| column.name().to_uppercase());
+        rows.push(heads.collect::<Vec<_>>());
+    }
+    rows.extend(entries.iter().map(|entry| {
+        let cells = wanted.iter().map(|column| cell(entry, *column, args.bytes));
+        cells.collect()
+    }));
+    let align = |column: &Column| match column {
+        Column::Name | Column::Algorithm | Column::Where => Align::Left,
+        _ => Align::Right,
+    };
+    columns(&wanted.iter().map(align).collect::<Vec<_>>(), &rows)
 }
 
-fn list_row(entry: &Entry) -> [String; 8] {
+fn cell(entry: &Entry, column: Column, in_bytes: bool) -> String {
+    let size = |count: u64| match in_bytes {
+        true => count.to_string(),
+        false => bytes(count),
+    };
     let figure = |f: fn(&Stats) -> u64| match &entry.stats {
-        Some(stats) => bytes(f(stats)),
+        Some(stats) => size(f(stats)),
         None => "?".to_owned(),
     };
-    let limit = match &entry.stats {
-        Some(Stats { mem_limit: 0, .. }) => "none".to_owned(),
-        Some(stats) => bytes(stats.mem_limit),
-        None => "?".to_owned(),
-    };
-    [
-        entry.name.clone(),
-        bytes(entry.size),
-        figure(|s| s.orig_data_size),
-        figure(|s| s.mem_used_total),
-        limit,
-        figure(|s| s.backing_bytes_used),
-        match entry.pid {
+    match column {
+        Column::Name => entry.name.clone(),
+        Column::Size => size(entry.size),
+        Column::Stored => figure(|s| s.orig_data_size),
+        Column::Compr => figure(|s| s.compr_data_size),
+        Column::Memory => figure(|s| s.mem_used_total),
+        Column::Limit => match &entry.stats {
+            Some(Stats { mem_limit: 0, .. }) if !in_bytes => "none".to_owned(),
+            _ => figure(|s| s.mem_limit),
+        },
+        Column::Backing => figure(|s| s.backing_bytes_used),
+        Column::Algorithm => entry.algorithm.clone().unwrap_or_else(|| "?".to_owned()),
+        Column::Pid => match entry.pid {
             Some(pid) => pid.to_string(),
             None if entry.alive => "?".to_owned(),
             None => "dead".to_owned(),
         },
-        whereabouts(entry) + &still_to_restore(entry),
-    ]
+        Column::Where => whereabouts(entry) + &still_to_restore(entry),
+    }
 }
 
 /// Said of a device that is being restored.

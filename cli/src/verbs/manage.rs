@@ -10,8 +10,10 @@ use uzram::control::Client;
 use uzram::{Attribute, Stats};
 
 use crate::args::parse::Assignment;
-use crate::args::{IdleArgs, JobArgs, NameArgs, RecompressArgs, SetArgs, StopArgs, WritebackArgs};
-use crate::base::failure;
+use crate::args::{
+    CompactArgs, IdleArgs, NameArgs, RecompressArgs, SetArgs, StopArgs, Target, WritebackArgs,
+};
+use crate::base::failure::{self, Usage};
 use crate::base::output;
 use crate::base::table::{bytes, count};
 use crate::base::undo::Interrupt;
@@ -22,6 +24,7 @@ use crate::runtime::release;
 use crate::runtime::rundir::{Record, RunDir, RunRoot, Turn};
 use crate::runtime::sandbox;
 use crate::runtime::server;
+use crate::runtime::target;
 use crate::verbs::save;
 
 /// How long a client that has just gone may be counted as one, on a machine that is busy.
@@ -29,7 +32,7 @@ const LEAVING: Duration = Duration::from_secs(2);
 
 /// `uzram set`: in the order given; the first failure ends it.
 pub(crate) fn set(args: &SetArgs, root: &RunRoot) -> Result<()> {
-    let dir = root.dir(&args.name);
+    let dir = target::find(&args.name, root)?;
     let mut client = connect_to_server(&dir)?;
     if args.assignments.iter().any(Assignment::takes_long) {
         client = client.with_timeout(LONG);
@@ -130,25 +133,31 @@ fn follow_size(dir: &RunDir) -> Result<()> {
 }
 
 /// `uzram compact`.
-pub(crate) fn compact(args: &JobArgs, root: &RunRoot) -> Result<()> {
-    let dir = root.dir(&args.name);
-    let mut client = connect_to_server(&dir)?.with_timeout(LONG);
-    let pages = watched(&dir, memory_since, || client.compact())??;
-    let freed = bytes(pages * uzram::PAGE_SIZE as u64);
-    let text = format_args!("{freed} freed, {} page frames", count(pages));
-    output::done(args.report.json, &json!({ "pages": pages }), text)
+pub(crate) fn compact(args: &CompactArgs, root: &RunRoot) -> Result<()> {
+    target::each(&args.names, root, |dir| {
+        let mut client = connect_to_server(dir)?.with_timeout(LONG);
+        let pages = watched(dir, memory_since, || client.compact())??;
+        let freed = bytes(pages * uzram::PAGE_SIZE as u64);
+        let of = match args.names.len() {
+            1 => String::new(),
+            _ => format!("{}: ", dir.name()),
+        };
+        let text = format_args!("{of}{freed} freed, {} page frames", count(pages));
+        let value = json!({ "name": dir.name().as_str(), "pages": pages });
+        output::done(args.report.json, &value, text)
+    })
 }
 
 /// `uzram idle`.
 pub(crate) fn idle(args: &IdleArgs, root: &RunRoot) -> Result<()> {
-    let pages = connect_to_server(&root.dir(&args.name))?.mark_idle(&args.which)?;
+    let pages = connect_to_server(&target::find(&args.name, root)?)?.mark_idle(&args.which)?;
     let text = format_args!("{} pages marked as idle", count(pages));
     output::done(args.report.json, &json!({ "pages": pages }), text)
 }
 
 /// `uzram writeback`.
 pub(crate) fn writeback(args: &WritebackArgs, root: &RunRoot) -> Result<()> {
-    let dir = root.dir(&args.name);
+    let dir = target::find(&args.name, root)?;
     let mut client = connect_to_server(&dir)?.with_timeout(LONG);
     let which = args.which.join(" ");
     let written = |before: &Stats, now: &Stats| {
@@ -162,7 +171,7 @@ pub(crate) fn writeback(args: &WritebackArgs, root: &RunRoot) -> Result<()> {
 
 /// `uzram recompress`.
 pub(crate) fn recompress(args: &RecompressArgs, root: &RunRoot) -> Result<()> {
-    let dir = root.dir(&args.name);
+    let dir = target::find(&args.name, root)?;
     let mut client = connect_to_server(&dir)?.with_timeout(LONG);
     let before = client.stat()?.mem_used_total;
     let which = args.which.join(" ");
@@ -190,13 +199,13 @@ pub(crate) fn recompress(args: &RecompressArgs, root: &RunRoot) -> Result<()> {
 
 /// `uzram sync`.
 pub(crate) fn sync(args: &NameArgs, root: &RunRoot) -> Result<()> {
-    let mut client = connect_to_server(&root.dir(&args.name))?.with_timeout(LONG);
+    let mut client = connect_to_server(&target::find(&args.name, root)?)?.with_timeout(LONG);
     Ok(client.sync()?)
 }
 
 /// `uzram reset`; the server refuses while its disk is open.
 pub(crate) fn reset(args: &NameArgs, root: &RunRoot) -> Result<()> {
-    let dir = root.dir(&args.name);
+    let dir = target::find(&args.name, root)?;
     let mut client = connect_to_server(&dir)?;
     refuse_if_used(&dir, None)?;
     Ok(client.reset()?)
@@ -204,17 +213,33 @@ pub(crate) fn reset(args: &NameArgs, root: &RunRoot) -> Result<()> {
 
 /// `uzram stop`.
 pub(crate) fn stop(args: &StopArgs, root: &RunRoot) -> Result<()> {
-    let dir = root.dir(&args.name);
+    let names = match args.all {
+        true => root
+            .dirs()?
+            .iter()
+            .map(|dir| Target::Name(dir.name().clone()))
+            .collect(),
+        false => args.names.clone(),
+    };
+    if names.len() > 1 && args.save.is_some() {
+        return Err(Usage::error(
+            "--save: an image is of one device: stop them one by one",
+        ));
+    }
+    target::each(&names, root, |dir| stop_one(args, dir))
+}
+
+fn stop_one(args: &StopArgs, dir: &RunDir) -> Result<()> {
     dir.require_there()?;
     let _turn = match args.force {
-        true => Turn::by_force(&dir)?,
-        false => Turn::to_change(&dir)?,
+        true => Turn::by_force(dir)?,
+        false => Turn::to_change(dir)?,
     };
     match args.force {
-        true => release::refuse_if_swapped_to(&dir)?,
-        false => refuse_to_stop(&dir, args.save.as_deref())?,
+        true => release::refuse_if_swapped_to(dir)?,
+        false => refuse_to_stop(dir, args.save.as_deref())?,
     }
-    save::save_and(&dir, args.save.as_deref(), || server::stop(&dir))
+    save::save_and(dir, args.save.as_deref(), || server::stop(dir))
 }
 
 /// Stops the server of `dir`, its device saved to `save` first, unless anything or anybody uses that. The

@@ -6,6 +6,7 @@ pub(crate) mod attach;
 pub(crate) mod clear_spill;
 pub(crate) mod complete;
 pub(crate) mod list;
+pub(crate) mod log;
 pub(crate) mod man;
 pub(crate) mod manage;
 pub(crate) mod map;

@@ -25,13 +25,14 @@ use crate::runtime::progress::Progress;
 use crate::runtime::rundir::{RunDir, RunRoot};
 use crate::runtime::sandbox;
 use crate::runtime::server::STOP_PATIENCE;
+use crate::runtime::target;
 
 /// How often it is asked how far it is.
 const EVERY: Duration = Duration::from_millis(200);
 
 /// `uzram save`.
 pub(crate) fn save(args: &SaveArgs, root: &RunRoot) -> Result<()> {
-    let saved = save_to(&root.dir(&args.name), &args.file, false)?;
+    let saved = save_to(&target::find(&args.name, root)?, &args.file, false)?;
     if args.json {
         return output::json(&saved);
     }

@@ -13,13 +13,14 @@ use crate::runtime::client;
 use crate::runtime::progress::Progress;
 use crate::runtime::rundir::RunRoot;
 use crate::runtime::stop::Stopper;
+use crate::runtime::target;
 
 /// Pages of a kind that are named.
 const NAMED: usize = 20;
 
 /// `uzram scrub`: fails if any page that is spilled cannot be read back.
 pub(crate) fn scrub(args: &JobArgs, root: &RunRoot) -> Result<()> {
-    let dir = root.dir(&args.name);
+    let dir = target::find(&args.name, root)?;
     let mut client = client::connect_to_server(&dir)?;
     let mut progress = Progress::new(client.stat()?.written_back_pages, "spilled pages checked");
     let mut found = Found::default();

@@ -5,37 +5,90 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::Result;
+use rustix::process::Pid;
 use serde_json::Value;
 use uzram::control::Client;
 use uzram::{Attribute, OperationLatencies, PAGE_SIZE, Stats};
 
 use crate::args::StatArgs;
+use crate::args::parse::{self, AttributeOrDevice};
+use crate::base::failure::Usage;
 use crate::base::output;
 use crate::base::table::{Align, bytes, columns, count, duration, ratio};
 use crate::runtime::client;
 use crate::runtime::rundir::RunRoot;
+use crate::runtime::target;
 
 /// `uzram stat`.
 pub(crate) fn stat(args: &StatArgs, root: &RunRoot) -> Result<()> {
-    let dir = root.dir(&args.name);
-    let mut client = client::connect_to_server(&dir)?;
-    let in_place = args.watch && !args.json && std::io::stdout().is_terminal();
-    let mut before = OperationLatencies::default();
-    loop {
-        if args.json {
-            output::json(&as_json(&mut client)?)?;
-        } else {
-            let text = if args.latency {
-                let now = client.latencies()?;
-                latency_table(&now, &std::mem::replace(&mut before, now.clone()))
-            } else {
-                shown(args, &mut client)?
-            };
-            if in_place {
-                output::drawn("\x1b[H\x1b[2J")?;
+    let mut targets = vec![args.name.clone()];
+    let mut attributes = Vec::new();
+    for other in &args.others {
+        match other {
+            AttributeOrDevice::Device(device) => {
+                if target::find(device, root).and_then(|dir| dir.exists()).ok() != Some(true) {
+                    return Err(Usage::error(format!(
+                        "{device}: no such attribute, and no such device; {}",
+                        parse::readable()
+                    )));
+                }
+                targets.push(device.clone());
             }
-            output::text(&text)?;
+            AttributeOrDevice::Attribute(attribute) => attributes.push(*attribute),
         }
+    }
+    if !attributes.is_empty() && (args.json || args.latency) {
+        return Err(Usage::error(
+            "an attribute is printed by itself: leave out --json and --latency",
+        ));
+    }
+    let mut watched = Vec::new();
+    let connected = target::each(&targets, root, |dir| {
+        watched.push(Watched {
+            name: dir.name().to_string(),
+            pid: dir.owner()?.map(Pid::as_raw_pid),
+            client: client::connect_to_server(dir)?,
+            before: OperationLatencies::default(),
+        });
+        Ok(())
+    });
+    if watched.is_empty() {
+        return connected;
+    }
+    show(args, &attributes, &mut watched).and(connected)
+}
+
+/// A server that is asked once, or again and again.
+struct Watched {
+    name: String,
+    pid: Option<i32>,
+    client: Client,
+    /// What it said last.
+    before: OperationLatencies,
+}
+
+fn show(args: &StatArgs, attributes: &[Attribute], watched: &mut [Watched]) -> Result<()> {
+    let in_place = args.watch && !args.json && std::io::stdout().is_terminal();
+    let are_several = !args.others.is_empty() && args.others.len() > attributes.len();
+    loop {
+        let mut text = String::new();
+        for device in &mut *watched {
+            if args.json {
+                output::json(&device.as_json()?)?;
+                continue;
+            }
+            if are_several && !text.is_empty() {
+                text.push('\n');
+            }
+            if are_several && (args.latency || !attributes.is_empty()) {
+                text.push_str(&format!("{}\n", device.name));
+            }
+            text.push_str(&device.text(args.latency, attributes)?);
+        }
+        if in_place {
+            output::drawn("\x1b[H\x1b[2J")?;
+        }
+        output::text(&text)?;
         if !args.watch {
             return Ok(());
         }
@@ -43,11 +96,36 @@ pub(crate) fn stat(args: &StatArgs, root: &RunRoot) -> Result<()> {
     }
 }
 
-/// The statistics as one object, and in it the latencies as another.
-fn as_json(client: &mut Client) -> Result<Value> {
-    let mut stats = serde_json::to_value(client.stat()?)?;
-    stats["latency"] = serde_json::to_value(client.latencies()?)?;
-    Ok(stats)
+impl Watched {
+    /// The statistics and what the device is as one object, and in it the latencies as another.
+    fn as_json(&mut self) -> Result<Value> {
+        let mut stats = serde_json::to_value(self.client.stat()?)?;
+        stats["latency"] = serde_json::to_value(self.client.latencies()?)?;
+        stats["name"] = self.name.as_str().into();
+        stats["algorithm"] = client::algorithm(&mut self.client)?.into();
+        stats["backing"] = client::backing(&mut self.client)?.into();
+        stats["pid"] = self.pid.into();
+        Ok(stats)
+    }
+
+    fn text(&mut self, latency: bool, attributes: &[Attribute]) -> Result<String> {
+        if latency {
+            let now = self.client.latencies()?;
+            let before = std::mem::replace(&mut self.before, now.clone());
+            return Ok(latency_table(&now, &before));
+        }
+        if attributes.is_empty() {
+            let algorithm = client::algorithm(&mut self.client)?;
+            let backing = client::backing(&mut self.client)?;
+            return Ok(stat_table(
+                &self.name,
+                &algorithm,
+                backing,
+                &self.client.stat()?,
+            ));
+        }
+        shown(attributes, &mut self.client)
+    }
 }
 
 /// What operations took since `before`.
@@ -65,16 +143,13 @@ fn latency_table(now: &OperationLatencies, before: &OperationLatencies) -> Strin
     }
     let mut aligns = [Align::Right; 8];
     aligns[0] = Align::Left;
-    columns(aligns, &rows)
+    columns(&aligns, &rows)
 }
 
-/// The attributes asked for, each as its file in the FUSE directory has it; else the table.
-fn shown(args: &StatArgs, client: &mut Client) -> Result<String> {
-    if args.attributes.is_empty() {
-        return Ok(stat_table(args.name.as_str(), &client.stat()?));
-    }
+/// Attributes, each as its file in the FUSE directory has it.
+fn shown(attributes: &[Attribute], client: &mut Client) -> Result<String> {
     let mut text = String::new();
-    for attribute in &args.attributes {
+    for attribute in attributes {
         if *attribute == Attribute::BlockState {
             let mut next = Some(0);
             while let Some(from) = next {
@@ -92,10 +167,10 @@ fn shown(args: &StatArgs, client: &mut Client) -> Result<String> {
 /// A label, a figure and a remark.
 type Row = [String; 3];
 
-fn stat_table(name: &str, s: &Stats) -> String {
+fn stat_table(name: &str, algorithm: &str, backing: Option<String>, s: &Stats) -> String {
     let mut rows = vec![[name.to_owned(), String::new(), String::new()]];
     rows.extend(data_rows(s));
-    rows.extend(memory_rows(s));
+    rows.extend(memory_rows(algorithm, backing, s));
     if s.restore_bytes_left > 0 {
         let remark = "still only in the image".to_owned();
         rows.push(row("to restore", s.restore_bytes_left, remark));
@@ -113,7 +188,7 @@ fn stat_table(name: &str, s: &Stats) -> String {
         let lost = count(s.damaged_records);
         rows.push(["damaged".to_owned(), lost, "records".to_owned()]);
     }
-    columns([Align::Left, Align::Right, Align::Left], &rows)
+    columns(&[Align::Left, Align::Right, Align::Left], &rows)
 }
 
 fn row(label: &str, figure: u64, remark: String) -> Row {
@@ -162,7 +237,7 @@ fn image_rows(s: &Stats) -> [Row; 2] {
 }
 
 /// What that costs.
-fn memory_rows(s: &Stats) -> [Row; 6] {
+fn memory_rows(algorithm: &str, backing: Option<String>, s: &Stats) -> [Row; 6] {
     let resident = page_bytes(s.resident_pages);
     let limit = match s.mem_limit {
         0 => "no limit".to_owned(),
@@ -176,7 +251,7 @@ fn memory_rows(s: &Stats) -> [Row; 6] {
         in_pages(s.bd_writes),
         in_pages(s.bd_reads)
     );
-    let compressed = format!("ratio {}", ratio(resident, s.compr_data_size));
+    let compressed = format!("ratio {}, {algorithm}", ratio(resident, s.compr_data_size));
     let memory = format!("{limit}, most {most}, ratio {packed}");
     let tables = s.slot_table_bytes + s.dictionary_bytes;
     let of_tables = format!(
@@ -184,7 +259,8 @@ fn memory_rows(s: &Stats) -> [Row; 6] {
         bytes(s.table_limit),
         bytes(s.dictionary_bytes)
     );
-    let backing = format!("{live} live, {written} ever written");
+    let place = backing.map_or_else(String::new, |path| format!(", {path}"));
+    let backing = format!("{live} live, {written} ever written{place}");
     [
         row("compressed", s.compr_data_size, compressed),
         row("memory", s.mem_used_total, memory),

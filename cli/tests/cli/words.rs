@@ -12,8 +12,7 @@ fn typos_get_a_suggestion() {
     let _server = world.serve(&["scratch", "--size=1M"]);
     for (code, args, meant) in [
         (2, &["serv", "a", "--size=1M"][..], "serve"),
-        (2, &["stats", "scratch"], "stat"),
-        (2, &["help", "serve"], "uzram --help"),
+        (2, &["compat", "scratch"], "compact"),
         (2, &["serve", "a", "--sise=1M"], "--size"),
         (
             2,
@@ -127,7 +126,7 @@ fn quiet_verbs_say_nothing_of_what_they_did() {
     let _server = world.serve(&["vm", "--size=64M", "--nbd=unix:s"]);
     assert_eq!(world.ok(&["-q", "stat", "vm", "disksize"]), "67108864\n");
     assert_eq!(world.ok(&["-q", "idle", "vm", "--json"]), "{\"pages\":0}\n");
-    assert!(world.ok(&["-q", "list"]).contains("64 MiB"));
+    assert_eq!(world.ok(&["-q", "list"]), "vm\n");
     world.refused(1, &["-q", "stat", "mv"]);
 }
 
@@ -200,4 +199,102 @@ fn sizes_and_names_are_understood_in_every_place() {
     assert!(world.ok(&["stat", "a", "algorithm"]).contains("[zstd]"));
     world.refused(2, &["set", "a", "mem_limit=1.5.G"]);
     world.refused(2, &["serve", "c", "--size=half"]);
+}
+
+/// What people type who know other tools.
+#[test]
+fn other_tools_words_lead_on() {
+    let world = World::new();
+    let _server = world.serve(&["vm", "--size=1M"]);
+    for (args, said) in [
+        (&["help", "serve"][..], "Usage: uzram serve"),
+        (&["ls"], "vm"),
+        (&["status", "vm"], "stored"),
+        (&["info", "vm"], "stored"),
+        (&["--version"], "uzram 0."),
+    ] {
+        let text = world.ok(args);
+        assert!(text.contains(said), "{args:?}: {text}");
+    }
+    for (verb, way) in [
+        ("create", "uzram serve NAME --size SIZE"),
+        ("delete", "uzram stop NAME"),
+        ("resize", "uzram set NAME disksize=SIZE"),
+    ] {
+        let line = world.refused(2, &[verb, "vm"]);
+        assert!(line.contains(way), "{line}");
+    }
+    world.ok(&["rm", "vm"]);
+}
+
+/// A device by where it is, and several at once.
+#[test]
+fn a_device_has_a_path_and_verbs_take_several() {
+    let world = World::new();
+    let fuse = world.dir("fuse");
+    let _a = world.serve(&["a", "--size=1M"]);
+    let b = world.serve(&["b", "--size=2M", "--algorithm=zstd:3"]);
+    let text = world.ok(&["stat", "a", "b", "disksize", "mem_limit"]);
+    assert_eq!(text, "a\n1048576\n0\n\nb\n2097152\n0\n");
+    assert_eq!(
+        world.ok(&["compact", "a", "b", "--json"]).lines().count(),
+        2
+    );
+    let line = world.refused(2, &["stat", "a", "nobody"]);
+    assert!(line.contains("nobody: no such attribute"), "{line}");
+    let output = world.run(&["compact", "a", "nobody", "b", "--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(
+        output.stdout.iter().filter(|&&byte| byte == b'\n').count(),
+        2
+    );
+    let line = world.refused(1, &["stat", fuse.to_str().unwrap()]);
+    assert!(line.contains("no device of uzram is there"), "{line}");
+
+    assert_eq!(world.ok(&["list", "-q"]), "a\nb\n");
+    let columns = [
+        "list",
+        "--noheadings",
+        "--bytes",
+        "--output=Name,size,algorithm,limit",
+    ];
+    assert_eq!(
+        world.ok(&columns),
+        "a  1048576  lz4     0\nb  2097152  zstd:3  0\n"
+    );
+    let stat: serde_json::Value =
+        serde_json::from_str(&world.ok(&["stat", "b", "--json"])).unwrap();
+    assert_eq!(stat["name"], "b");
+    assert_eq!(stat["algorithm"], "zstd:3");
+    assert_eq!(stat["backing"], serde_json::Value::Null);
+    assert_eq!(stat["pid"], b.pid());
+
+    let line = world.refused(2, &["stop", "a", "b", "--save=image"]);
+    assert!(line.contains("one by one"), "{line}");
+    world.refused(2, &["stop", "--all", "a"]);
+    world.ok(&["stop", "--all"]);
+    assert_eq!(world.ok(&["list", "-q"]), "");
+    world.ok(&["stop", "--all"]);
+}
+
+/// The log of a server in the background is to be had by its name.
+#[test]
+fn a_log_is_printed_and_followed() {
+    let world = World::new();
+    fs::write(world.path("a.toml"), "[a]\nsize = \"1M\"\n").unwrap();
+    let _b = world.serve(&["b", "--size=1M"]);
+    world.ok(&["up", "--config=a.toml"]);
+    let text = world.ok(&["log", "a"]);
+    assert!(text.contains("serving a"), "{text}");
+    let line = world.refused(1, &["log", "b"]);
+    assert!(line.contains("not in the background"), "{line}");
+    let mut command = world.command(&["log", "--follow", "a"]);
+    let follower = command.spawn().unwrap();
+    world.ok(&["stop", "a"]);
+    let output = follower.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && text.contains("stopping a"),
+        "{text}"
+    );
 }

@@ -16,6 +16,7 @@ use crate::base::output;
 use crate::base::table::{bytes, count};
 use crate::runtime::client;
 use crate::runtime::rundir::RunRoot;
+use crate::runtime::target;
 
 /// Lines of a map in the terminal, and columns where the terminal's are not known.
 const LINES: u64 = 16;
@@ -25,7 +26,7 @@ const COLUMNS: u16 = 80;
 pub(crate) fn map(args: &MapArgs, root: &RunRoot) -> Result<()> {
     // Before the server is asked, since that is wrong on any machine.
     let form = args.file.as_deref().map(Form::of).transpose()?;
-    let dir = root.dir(&args.name);
+    let dir = target::find(&args.name, root)?;
     let mut client = client::connect_to_server(&dir)?;
     if args.json {
         return output::json(&Cells::fetch(&mut client, args.cells)?.as_json());
@@ -34,8 +35,8 @@ pub(crate) fn map(args: &MapArgs, root: &RunRoot) -> Result<()> {
         (Some(path), Some(form)) => {
             let cells = Cells::fetch(&mut client, picture::CELLS)?;
             let picture = match form {
-                Form::Svg => picture::svg(args.name.as_str(), &cells),
-                Form::Png => picture::png(args.name.as_str(), &cells)?,
+                Form::Svg => picture::svg(dir.name().as_str(), &cells),
+                Form::Png => picture::png(dir.name().as_str(), &cells)?,
             };
             Ok(uzram::write_whole(path, Links::Follow, &picture, 0o666)?)
         }
@@ -43,7 +44,7 @@ pub(crate) fn map(args: &MapArgs, root: &RunRoot) -> Result<()> {
             let width = u64::from(terminal_width());
             let cells = Cells::fetch(&mut client, width * LINES)?;
             let colours = output::has_colours(&std::io::stdout());
-            output::drawn(&in_text(args.name.as_str(), &cells, width, colours))
+            output::drawn(&in_text(dir.name().as_str(), &cells, width, colours))
         }
     }
 }

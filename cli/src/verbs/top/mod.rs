@@ -19,14 +19,20 @@ use self::keyboard::Keyboard;
 use self::watch::Watch;
 use crate::args::TopArgs;
 use crate::base::undo::Interrupt;
-use crate::runtime::rundir::RunRoot;
+use crate::runtime::rundir::{RunDir, RunRoot};
+use crate::runtime::target;
 
 /// `uzram top`.
 pub(crate) fn top(args: &TopArgs, root: &RunRoot) -> Result<()> {
     if !std::io::stdout().is_terminal() {
         bail!("top draws on a terminal; for figures use: uzram list --json");
     }
-    let mut watch = Watch::new(root, args.name.as_ref())?;
+    let only = args
+        .name
+        .as_ref()
+        .map(|name| target::find(name, root))
+        .transpose()?;
+    let mut watch = Watch::new(root, only.as_ref().map(RunDir::name))?;
     // A signal that ended us would leave the terminal as it is now.
     let interrupt = Interrupt::install()?;
     let mut terminal = ratatui::try_init()?;
