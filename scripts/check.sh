@@ -12,6 +12,8 @@ done
 
 cargo fmt --all --check
 scripts/layers.sh
+need_packages python3
+scripts/circles.py
 cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
 # The scheduler's locks are larger than the ones that are shipped.
 cargo clippy --quiet --locked --lib --tests -- --cfg shuttle -D warnings -A clippy::large_enum_variant

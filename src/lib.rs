@@ -30,7 +30,8 @@
 //! ```
 //!
 //! Imports go down this picture, never up: `scripts/layers.sh` says which module is in which layer, and
-//! fails on an import that goes up. `docs/architecture.md` follows a write, a read, an eviction and others through
+//! fails on an import that goes up; `scripts/circles.py` fails on files that import each other in a circle of more
+//! than two. `docs/architecture.md` follows a write, a read, an eviction and others through
 //! the files.
 //!
 //! # Cargo features

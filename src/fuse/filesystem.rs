@@ -21,7 +21,8 @@ use fuser::{
 use super::disk::Disk;
 use super::node::{Node, Owner};
 use super::snapshots::{Part, Snapshots};
-use super::{MAX_REQUEST_BYTES, errno, uring};
+use super::uring::Offer;
+use super::{MAX_REQUEST_BYTES, errno};
 use crate::attributes::Attribute;
 use crate::device::Device;
 use crate::units::PAGE_SIZE;
@@ -43,11 +44,11 @@ pub(super) struct Frontend {
     device: Option<Arc<Device>>,
     snapshots: Arc<Snapshots>,
     owner: Owner,
-    rings: uring::Offer,
+    rings: Offer,
 }
 
 impl Frontend {
-    pub(super) fn new(disk: Disk, device: Option<Arc<Device>>, rings: uring::Offer) -> Self {
+    pub(super) fn new(disk: Disk, device: Option<Arc<Device>>, rings: Offer) -> Self {
         Self {
             disk: Arc::new(disk),
             device,

@@ -6,7 +6,8 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use super::Writer;
-use super::read_back::{Buffers, SpilledPage};
+use super::found::SpilledPage;
+use super::read_back::Buffers;
 use crate::engine::{Contents, CopiedRun, Failed, RUN_PAGES, Run, Save, ShardIndex};
 use crate::error::{Error, Result};
 use crate::pool::NoRoom;

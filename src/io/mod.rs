@@ -13,6 +13,7 @@
 mod change;
 mod discard;
 mod extents;
+mod found;
 mod origin_read;
 mod read;
 mod read_ahead;

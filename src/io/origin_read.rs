@@ -8,7 +8,7 @@ use std::cell::RefCell;
 use std::io;
 
 use super::Reader;
-use super::read_back::PageCopy;
+use super::found::{AbsentPage, PageCopy};
 use crate::codec::{self, Codec, MAX_COMPRESSED_LEN};
 use crate::engine::RUN_PAGES;
 use crate::error::{Error, Result};
@@ -23,9 +23,6 @@ const SMALL: usize = 8;
 
 /// Pages read ahead of those.
 const AHEAD: u64 = 32;
-
-/// A page that only the image has, and its eviction generation when that was found.
-pub(super) type AbsentPage = (PageIndex, EvictionGeneration);
 
 crate::sync::thread_local! {
     /// Where the image is read to: its memory is aligned as direct I/O wants it.

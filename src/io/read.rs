@@ -3,12 +3,11 @@
 use std::cell::RefCell;
 
 use super::Reader;
-use super::origin_read::AbsentPage;
-use super::read_back::{Promote, Spilled};
-use crate::codec::{self, Codec};
+use super::found::{AbsentPage, Found, Promote, Spilled};
+use crate::codec;
 use crate::engine::{RUN_PAGES, Run};
 use crate::error::Result;
-use crate::shard::{EvictionGeneration, Shard, SlotIndex, SlotState};
+use crate::shard::{Shard, SlotIndex, SlotState};
 use crate::spill::SegmentIndex;
 use crate::units::{PAGE_SHIFT, PAGE_SIZE, Page, PageIndex};
 
@@ -17,21 +16,6 @@ const AHEAD: u32 = 1;
 
 /// Pages of a request that are looked at before those that are spilled are read back.
 const MAX_GROUP: usize = 256;
-
-/// A page as it was found under the lock.
-#[derive(Clone, Copy)]
-pub(super) enum Found {
-    SameFilled(u32),
-    /// Compressed at `start` in the scratch.
-    Copied {
-        codec: Codec,
-        start: usize,
-        len: usize,
-    },
-    WrittenBack(Spilled),
-    /// Only in the image, since that eviction generation.
-    Absent(EvictionGeneration),
-}
 
 /// A thread's memory for a run of compressed pages.
 struct Scratch {

@@ -5,8 +5,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::Reader;
+use super::found::SpilledPage;
 use super::read_ahead::Place;
-use super::read_back::SpilledPage;
 use crate::error::Error;
 use crate::shard::{SLOTS_PER_BLOCK, SlotIndex};
 use crate::spill::{BLOCK, BlockBuf, MAX_RECORD_LEN};

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 
 use super::Writer;
 use super::change::Refusals;
-use super::read_back::PageCopy;
+use super::found::PageCopy;
 use crate::codec::{self, Codec, MAX_COMPRESSED_LEN};
 use crate::engine::{RUN_PAGES, Run};
 use crate::error::Result;

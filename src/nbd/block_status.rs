@@ -6,45 +6,10 @@ use std::ops::{ControlFlow, Range};
 use crate::block_device::BlockDevice;
 
 use super::export::MetaContext;
-use super::fault::Fault;
-use super::reply::HEADERS;
-use super::socket::Stream;
-use super::transmission::Session;
-use super::wire::{Request, chunk, cmd_flag};
+use super::reply::Replies;
 
 /// Most descriptors in a chunk. The protocol allows 2^20; a client asks again for the rest.
-const MAX_DESCRIPTORS: usize = 1 << 13;
-
-impl<S: Stream> Session<'_, S> {
-    /// Answers a BLOCK_STATUS.
-    pub(super) fn block_status(&mut self, request: &Request) -> Result<(), Fault> {
-        let range = request.offset..request.offset + u64::from(request.length);
-        let most = if request.has(cmd_flag::REQ_ONE) {
-            1
-        } else {
-            MAX_DESCRIPTORS
-        };
-        let mut contexts = self.contexts.iter().peekable();
-        while let Some(context) = contexts.next() {
-            let done = match contexts.peek() {
-                Some(_) => 0,
-                None => chunk::FLAG_DONE,
-            };
-            self.descriptors
-                .find(&*self.export.device, range.clone(), context, most);
-            let length = 4 + 8 * self.descriptors.0.len();
-            self.replies.make_room(length + HEADERS, self.stream)?;
-            self.replies
-                .chunk(request.cookie, done, chunk::BLOCK_STATUS, length);
-            self.replies.append(&(context as u32).to_be_bytes());
-            for descriptor in &self.descriptors.0 {
-                self.replies.append(&descriptor.length.to_be_bytes());
-                self.replies.append(&descriptor.status.to_be_bytes());
-            }
-        }
-        Ok(())
-    }
-}
+pub(super) const MAX_DESCRIPTORS: usize = 1 << 13;
 
 /// The descriptors of one chunk.
 #[derive(Default)]
@@ -57,7 +22,7 @@ struct Descriptor {
 
 impl Descriptors {
     /// At most `most` descriptors from the start of `range` on, which is shorter than 4 GiB.
-    fn find(
+    pub(super) fn find(
         &mut self,
         device: &dyn BlockDevice,
         range: Range<u64>,
@@ -76,5 +41,19 @@ impl Descriptors {
             }
             ControlFlow::Continue(())
         });
+    }
+
+    /// Bytes of the chunk's payload.
+    pub(super) fn len(&self) -> usize {
+        4 + 8 * self.0.len()
+    }
+
+    /// Appends the chunk's payload to `replies`, which has room for it.
+    pub(super) fn append(&self, context: MetaContext, replies: &mut Replies) {
+        replies.append(&(context as u32).to_be_bytes());
+        for descriptor in &self.0 {
+            replies.append(&descriptor.length.to_be_bytes());
+            replies.append(&descriptor.status.to_be_bytes());
+        }
     }
 }

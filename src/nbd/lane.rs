@@ -31,9 +31,9 @@ use rustix::event::{EventfdFlags, eventfd};
 use crate::block_device::BlockDevice;
 use crate::error::{Error, Result};
 
-use super::read::{Piece, Runs};
+use super::execute::execute_plain;
+use super::piece::{Piece, Runs};
 use super::reply::Replies;
-use super::transmission::execute_plain;
 use super::wire::Request;
 
 /// Buffers for the jobs of all connections.

@@ -24,6 +24,7 @@
 mod address;
 mod block_status;
 mod connections;
+mod execute;
 mod export;
 mod fault;
 mod flushes;
@@ -35,9 +36,11 @@ mod negotiation;
 mod no_tls;
 mod patience;
 mod peer;
+mod piece;
 mod read;
 mod reply;
 mod server;
+mod session;
 mod socket;
 #[cfg(feature = "tls")]
 mod tls;

@@ -17,29 +17,24 @@
 use std::io;
 use std::sync::Arc;
 
-use crate::block_device::BlockDevice;
-use crate::error::{Error, Result as DeviceResult};
+use crate::error::Result as DeviceResult;
 use crate::units::PAGE_SIZE;
 use crate::users::Who;
 
-use super::block_status::Descriptors;
-use super::export::{Export, MetaContexts};
+use super::block_status::{Descriptors, MAX_DESCRIPTORS};
+use super::execute::execute_plain;
+use super::export::Export;
 use super::fault::Fault;
 use super::flushes::Flushes;
 use super::input::Input;
-use super::lane::{Lane, Task, Ticket, Work, Workers};
+use super::lane::{Lane, Task, Work, Workers};
 use super::negotiation::Agreement;
-use super::read::Runs;
-use super::reply::{Growth, HEADERS, NbdError, PIECE, Replies};
+use super::piece::Runs;
+use super::reply::{Growth, HEADERS, PIECE, Replies};
+use super::session::{LARGE, Session};
 use super::socket::Stream;
 use super::validate::{Limits, Refusal, validate};
 use super::wire::{Command, MAX_SERVED, Request, chunk, cmd_flag};
-
-/// Length from which a request goes to the workers, in bytes: what compressing it takes is well
-/// above what waking them costs.
-pub(super) const LARGE: usize = 128 << 10;
-/// Replies of workers up to this length are gathered with others rather than sent alone.
-const SMALL: usize = 16 << 10;
 
 /// What a connection is served with.
 pub(super) struct Service<'a> {
@@ -93,22 +88,6 @@ impl<'a> Service<'a> {
     }
 }
 
-pub(super) struct Session<'a, S> {
-    pub(super) export: &'a Export,
-    limits: Limits,
-    pub(super) contexts: MetaContexts,
-    pub(super) stream: &'a mut S,
-    input: Input,
-    pub(super) replies: Replies,
-    /// Of the read at hand; kept for its memory.
-    pub(super) runs: Runs,
-    /// Of the block status at hand; kept for its memory.
-    pub(super) descriptors: Descriptors,
-    flushes: Flushes,
-    /// The way to the workers.
-    pub(super) lane: Option<Lane>,
-}
-
 impl<S: Stream> Session<'_, S> {
     fn run(&mut self) -> Result<(), Fault> {
         loop {
@@ -129,98 +108,6 @@ impl<S: Stream> Session<'_, S> {
                 };
             }
         }
-    }
-
-    /// Waits for more input, with nothing left unsaid.
-    fn receive(&mut self) -> Result<usize, Fault> {
-        self.await_input()?;
-        Ok(self.input.fill(self.stream)?)
-    }
-
-    /// Returns when a read will not block, or nothing but a read is left to wait for.
-    fn await_input(&mut self) -> Result<(), Fault> {
-        loop {
-            self.collect(false)?;
-            self.replies.send(self.stream)?;
-            self.replies.shrink();
-            match &self.lane {
-                Some(lane) if !lane.is_idle() => {
-                    if self.stream.wait_readable(lane.wake())? {
-                        return Ok(());
-                    }
-                    lane.woken();
-                }
-                _ => return Ok(()),
-            }
-        }
-    }
-
-    /// Sends the last replies, those of requests that are still in the workers' hands as well.
-    fn end(&mut self) -> Result<(), Fault> {
-        let mut ended = self.collect(true);
-        // Whatever happens, no job outlives its connection.
-        while ended.is_err() && self.lane.as_ref().is_some_and(|lane| !lane.is_idle()) {
-            drop(self.collect(true));
-        }
-        if ended.is_ok() {
-            ended = self.replies.send(self.stream).map_err(Fault::from);
-        }
-        ended
-    }
-
-    /// Takes in what workers have finished; with `all`, waits until they have finished all.
-    pub(super) fn collect(&mut self, all: bool) -> Result<(), Fault> {
-        loop {
-            let Some(lane) = &mut self.lane else {
-                return Ok(());
-            };
-            let Some((buffer, done)) = lane.next_finished(all) else {
-                return Ok(());
-            };
-            let sent = self.pass_on(&buffer);
-            if let Some(lane) = &self.lane {
-                lane.give_back(buffer);
-            }
-            sent?;
-            if let Some(done) = done {
-                self.finish(&done)?;
-            }
-        }
-    }
-
-    /// Sends what a worker prepared.
-    fn pass_on(&mut self, prepared: &Replies) -> Result<(), Fault> {
-        let bytes = prepared.gathered();
-        self.replies
-            .make_room(bytes.len().min(SMALL) + HEADERS, self.stream)?;
-        if bytes.len() <= SMALL {
-            self.replies.append(bytes);
-            return Ok(());
-        }
-        self.replies.send(self.stream)?;
-        Ok(self.stream.write_all(bytes)?)
-    }
-
-    /// Appends what is left of the reply, or replies, to what workers had a part in.
-    pub(super) fn finish(&mut self, ticket: &Ticket) -> Result<(), Fault> {
-        let failure = ticket.failure.as_ref();
-        let done = failure.map_or(Ok(()), |(_, error)| Err(error));
-        let request = match ticket.task {
-            Task::Flush => return self.flushed(done),
-            Task::Execute(request) if request.command != Some(Command::Read) => {
-                return self.executed(&request, done);
-            }
-            Task::Execute(request) | Task::MakeChunks(request) => request,
-        };
-        self.replies.make_room(HEADERS, self.stream)?;
-        if let Some((at, error)) = failure {
-            let code = NbdError::from(error);
-            self.fail(&request, code, Some(*at), &error.to_string());
-        } else if let Task::MakeChunks(_) = ticket.task {
-            self.replies
-                .chunk(request.cookie, chunk::FLAG_DONE, chunk::NONE, 0);
-        }
-        Ok(())
     }
 
     fn serve(&mut self, request: &Request) -> Result<(), Fault> {
@@ -272,53 +159,27 @@ impl<S: Stream> Session<'_, S> {
         lane.is_some_and(|lane| lane.hand_out_whole(Task::Execute(*request), Work::Plain(*request)))
     }
 
-    /// Answers a request whose reply has no payload; one with FUA once it is durable.
-    fn executed(&mut self, request: &Request, done: Result<(), &Error>) -> Result<(), Fault> {
-        let changes = matches!(
-            request.command,
-            Some(Command::Write | Command::Trim | Command::WriteZeroes)
-        );
-        if done.is_ok() && changes && request.has(cmd_flag::FUA) {
-            return self.flush(request);
-        }
-        self.done(request, done)
-    }
-
-    /// Answers a request once what took effect before is durable.
-    fn flush(&mut self, request: &Request) -> Result<(), Fault> {
-        let device = &*self.export.device;
-        if device.has_flush() && self.lane.is_some() && self.flushes.wait(*request) {
-            return self.begin_flush();
-        }
-        let flushed = device.flush();
-        self.done(request, flushed.as_ref().map(drop))
-    }
-
-    /// Flushes for those that wait for it, unless a flush is under way.
-    fn begin_flush(&mut self) -> Result<(), Fault> {
-        let Some(lane) = &mut self.lane else {
-            return Ok(());
+    /// Answers a BLOCK_STATUS.
+    fn block_status(&mut self, request: &Request) -> Result<(), Fault> {
+        let range = request.offset..request.offset + u64::from(request.length);
+        let most = if request.has(cmd_flag::REQ_ONE) {
+            1
+        } else {
+            MAX_DESCRIPTORS
         };
-        if !self.flushes.begin() || lane.hand_out_whole(Task::Flush, Work::Flush) {
-            return Ok(());
-        }
-        let flushed = self.export.device.flush();
-        self.flushed(flushed.as_ref().map(drop))
-    }
-
-    /// Answers those for whom a flush was.
-    fn flushed(&mut self, done: Result<(), &Error>) -> Result<(), Fault> {
-        for request in self.flushes.end() {
-            self.done(&request, done)?;
-        }
-        self.begin_flush()
-    }
-
-    fn done(&mut self, request: &Request, done: Result<(), &Error>) -> Result<(), Fault> {
-        self.replies.make_room(HEADERS, self.stream)?;
-        match done {
-            Ok(()) => self.replies.simple(request.cookie, 0, 0),
-            Err(error) => self.fail(request, NbdError::from(error), None, &error.to_string()),
+        let mut contexts = self.contexts.iter().peekable();
+        while let Some(context) = contexts.next() {
+            let done = match contexts.peek() {
+                Some(_) => 0,
+                None => chunk::FLAG_DONE,
+            };
+            self.descriptors
+                .find(&*self.export.device, range.clone(), context, most);
+            let length = self.descriptors.len();
+            self.replies.make_room(length + HEADERS, self.stream)?;
+            self.replies
+                .chunk(request.cookie, done, chunk::BLOCK_STATUS, length);
+            self.descriptors.append(context, &mut self.replies);
         }
         Ok(())
     }
@@ -421,28 +282,6 @@ impl<S: Stream> Session<'_, S> {
         self.replies.make_room(HEADERS, self.stream)?;
         Ok(())
     }
-
-    /// Appends the reply of a request that failed, at `offset` where a read knows it. The room is
-    /// there: every caller left [`HEADERS`].
-    pub(super) fn fail(
-        &mut self,
-        request: &Request,
-        error: NbdError,
-        offset: Option<u64>,
-        message: &str,
-    ) {
-        if self.limits.structured {
-            self.replies
-                .error_chunk(request.cookie, error, offset, message);
-        } else {
-            self.replies.simple(request.cookie, error as u32, 0);
-        }
-    }
-
-    /// Whether replies with a payload are structured.
-    pub(super) fn structured(&self) -> bool {
-        self.limits.structured
-    }
 }
 
 /// Length of the next piece of a payload: all but the last end on a page, so that no page is
@@ -453,22 +292,6 @@ fn piece_of_payload(offset: u64, left: usize) -> usize {
     }
     let within = (offset % PAGE_SIZE as u64) as usize;
     PIECE - (within + PIECE) % PAGE_SIZE
-}
-
-/// Executes a request that has neither a payload nor a reply with one, and is no FLUSH.
-pub(super) fn execute_plain(request: &Request, device: &dyn BlockDevice) -> DeviceResult<()> {
-    let (offset, length) = (request.offset, u64::from(request.length));
-    match request.command {
-        Some(Command::Cache) => device.prefetch(request.range()),
-        // Both only touch slots and the part pages at the ends, so FAST_ZERO holds for all.
-        Some(Command::WriteZeroes) if request.has(cmd_flag::NO_HOLE) => {
-            device.write_zeroes(offset, length)
-        }
-        Some(Command::Trim | Command::WriteZeroes) => device.discard(offset, length),
-        Some(Command::Read | Command::Write | Command::Flush | Command::BlockStatus) | None => {
-            Ok(())
-        }
-    }
 }
 
 fn cut_short() -> Fault {

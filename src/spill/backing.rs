@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use super::stores::StoreSegment;
+use super::address::StoreSegment;
 use crate::error::Result;
 
 /// A store of segments of [`super::SEGMENT_BYTES`] each, that can be read.

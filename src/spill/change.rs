@@ -3,10 +3,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::address::{BACKINGS, SEGMENT_BYTES, SegmentIndex, StoreIndex};
 use super::backing::Backing;
 use super::log::{Adopted, Segment, SegmentLog, Space, State};
-use super::segment::{SEGMENT_BYTES, SegmentIndex};
-use super::stores::{BACKINGS, StoreIndex};
 
 impl SegmentLog {
     /// Appends to `backing` from here on; gives it back if an earlier one has not left yet.

@@ -20,11 +20,11 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
+use super::address::SEGMENT_BYTES;
 use super::blocks::BlockBuf;
 use super::config::BackingConfig;
 use super::direct::DirectFile;
 use super::log::is_segment;
-use super::segment::SEGMENT_BYTES;
 use super::{signature, wipe};
 use crate::error::{Error, Result};
 use crate::file_lock;

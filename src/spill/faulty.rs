@@ -8,10 +8,9 @@ use std::path::Path;
 #[cfg(shuttle)]
 use std::sync::Arc;
 
+use super::address::{SEGMENT_BYTES, StoreSegment};
 use super::backing::{Backing, SegmentStore};
 use super::blocks::{BLOCK, is_aligned};
-use super::segment::SEGMENT_BYTES;
-use super::stores::StoreSegment;
 use crate::error::Result;
 use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use crate::sync::{Mutex, RwLock};

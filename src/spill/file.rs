@@ -11,12 +11,11 @@ use std::time::{Duration, Instant};
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
+use super::address::{SEGMENT_BYTES, SEGMENTS_PER_STORE, StoreSegment};
 use super::backing::{Backing, SegmentStore};
 use super::claim::{Claim, Kind, MIN_BYTES, block_device_size};
 use super::config::{BackingConfig, BackingKeep};
 use super::direct::DirectFile;
-use super::segment::{SEGMENT_BYTES, SEGMENTS_PER_STORE};
-use super::stores::StoreSegment;
 use super::wipe;
 use crate::error::{Error, Result};
 

@@ -14,11 +14,12 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::address::{RecordAddress, SEGMENT_BYTES, STORES, SegmentIndex, StoreIndex};
 use super::backing::Backing;
 use super::blocks::{BLOCK, BlockBuf};
-use super::record::{RecordAddress, RecordFormat};
-use super::segment::{MAX_RETRIES, SEGMENT_BYTES, SegmentIndex, SegmentTable};
-use super::stores::{STORES, StoreIndex, Stores};
+use super::record::RecordFormat;
+use super::segment::{MAX_RETRIES, SegmentTable};
+use super::stores::Stores;
 use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use crate::sync::time::Instant;
 use crate::sync::{Protection, without};

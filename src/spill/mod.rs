@@ -15,6 +15,7 @@
 //! many segments were written and how full each is, and from several copies of it when. Not which
 //! pages are in it, where one ends, nor how well any compressed.
 
+mod address;
 mod backing;
 mod blocks;
 mod change;
@@ -42,6 +43,9 @@ mod wipe;
 #[cfg(not(feature = "encrypt"))]
 use no_seal as seal;
 
+pub(crate) use address::{
+    MAX_STORE_BYTES, RECORD_ALIGN, RecordAddress, SEGMENT_BYTES, SegmentIndex, StoreSegment,
+};
 pub(crate) use backing::{Backing, SegmentStore};
 pub(crate) use blocks::{BLOCK, BlockBuf};
 pub(crate) use change::{Leave, NextOfImage};
@@ -58,10 +62,9 @@ pub(crate) use loop_disk::LoopDisk;
 pub use noted::BackingNotes;
 pub(crate) use noted::Opener;
 pub(crate) use record::{
-    MAX_RECORD_LEN, RECORD_ALIGN, Record, RecordAddress, RecordBuf, RecordFormat, RecordFormats,
-    random_sequence,
+    MAX_RECORD_LEN, Record, RecordBuf, RecordFormat, RecordFormats, random_sequence,
 };
-pub(crate) use segment::{MAX_STORE_BYTES, SEGMENT_BYTES, SegmentIndex, SegmentTable};
+pub(crate) use segment::SegmentTable;
 pub(crate) use sparse::Reading;
-pub(crate) use stores::{StoreSegment, Stores};
+pub(crate) use stores::Stores;
 pub use wipe::wipe_spill;

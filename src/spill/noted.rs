@@ -4,10 +4,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::address::StoreSegment;
 use super::backing::{Backing, SegmentStore};
 use super::config::BackingConfig;
 use super::file::FileBacking;
-use super::stores::StoreSegment;
 use crate::error::{Error, Result};
 use crate::handed_file::HandedFile;
 use crate::sync::Mutex;

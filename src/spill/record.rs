@@ -33,15 +33,12 @@ use std::sync::Arc;
 
 use rustix::rand::{GetRandomFlags, getrandom};
 
+use super::address::{RECORD_ALIGN, RecordAddress, SegmentIndex};
 use super::blocks::BlockBuf;
 use super::seal::{NotSealed, SealKey, TAG_LEN};
-use super::segment::SegmentIndex;
 use crate::codec::Codec;
 use crate::error::{Error, Result};
 use crate::units::{PAGE_SIZE, PageIndex};
-
-/// Bytes that record addresses and lengths are multiples of.
-pub(crate) const RECORD_ALIGN: usize = 16;
 
 const CHECKED_HEADER_LEN: usize = 11;
 const SEALED_HEADER_LEN: usize = 23;
@@ -54,21 +51,6 @@ pub(crate) const MAX_RECORD_LEN: usize =
 
 /// Room for any record.
 pub(crate) type RecordBuf = [u8; MAX_RECORD_LEN];
-
-/// Where a record starts in a backing or a saved image, in units of 16 bytes; below 2^41.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct RecordAddress(pub(crate) u64);
-
-impl RecordAddress {
-    pub(crate) fn from_byte(byte: u64) -> Self {
-        debug_assert!(byte.is_multiple_of(RECORD_ALIGN as u64));
-        Self(byte / RECORD_ALIGN as u64)
-    }
-
-    pub(crate) fn byte(self) -> u64 {
-        self.0 * RECORD_ALIGN as u64
-    }
-}
 
 /// The bytes are not the record that should be there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

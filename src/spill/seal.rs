@@ -13,8 +13,7 @@ use ring::error::Unspecified;
 use ring::rand::{SecureRandom, SystemRandom};
 use zeroize::Zeroizing;
 
-use super::record::{RECORD_ALIGN, RecordAddress};
-use super::segment::SEGMENT_BYTES;
+use super::address::{RECORD_ALIGN, RecordAddress, SEGMENT_BYTES};
 use crate::error::{Error, Result};
 use crate::memory::Locked;
 

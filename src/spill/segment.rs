@@ -7,15 +7,12 @@ use std::sync::{Arc, OnceLock};
 use crossbeam::queue::SegQueue;
 use zerocopy::FromZeros;
 
-use super::record::{RecordAddress, RecordFormats};
-use super::stores::{STORES, StoreSegment};
+use super::address::{RecordAddress, SEGMENT_BYTES, SEGMENTS_PER_STORE, STORES, SegmentIndex};
+use super::record::RecordFormats;
 use crate::memory::LazyTable;
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::waker::Waker;
-
-/// Bytes of a segment.
-pub(crate) const SEGMENT_BYTES: u64 = 2 << 20;
 
 /// Live bytes at which a segment becomes worth a look by the cleaner.
 const SPARSE: u32 = SEGMENT_BYTES as u32 / 2;
@@ -23,48 +20,6 @@ const SPARSE: u32 = SEGMENT_BYTES as u32 / 2;
 /// How often places may be given out again in one use of a segment. The numbers of uses are further
 /// apart than that.
 pub(super) const MAX_RETRIES: u64 = u8::MAX as u64;
-
-/// Segments that a backing can have, ten TiB: a third of what a record's address can reach.
-pub(crate) const SEGMENTS_PER_STORE: u32 = (1 << 24) / STORES as u32;
-
-/// Bytes that a backing can have.
-pub(crate) const MAX_STORE_BYTES: u64 = SEGMENTS_PER_STORE as u64 * SEGMENT_BYTES;
-
-/// A segment of any backing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct SegmentIndex(pub(crate) u32);
-
-impl SegmentIndex {
-    /// The segment that a record is in.
-    pub(crate) fn of(record: RecordAddress) -> Self {
-        Self((record.byte() / SEGMENT_BYTES) as u32)
-    }
-
-    /// The address of the segment's first byte, counted over all backings.
-    pub(crate) fn byte(self) -> u64 {
-        u64::from(self.0) * SEGMENT_BYTES
-    }
-}
-
-impl RecordAddress {
-    /// The address of a record that starts there in the image.
-    pub(crate) fn in_image(self) -> Self {
-        Self::from_byte(SegmentIndex::in_image(0).byte() + self.byte())
-    }
-
-    /// The address, counted from the start of its backing.
-    pub(crate) fn within_store(self) -> Self {
-        let segment = SegmentIndex::of(self);
-        Self::from_byte(segment.within_store().byte() + self.byte() - segment.byte())
-    }
-}
-
-impl StoreSegment {
-    /// First byte of the segment in its backing.
-    pub(crate) fn byte(self) -> u64 {
-        u64::from(self.0) * SEGMENT_BYTES
-    }
-}
 
 #[derive(FromZeros)]
 struct Entry {

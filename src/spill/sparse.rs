@@ -6,10 +6,10 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::address::{SEGMENT_BYTES, SegmentIndex};
 use super::backing::SegmentStore;
 use super::blocks::{BLOCK, BlockBuf};
 use super::log::{SegmentLog, State};
-use super::segment::{SEGMENT_BYTES, SegmentIndex};
 use crate::sync::time::Instant;
 
 /// How long a segment that could not be read is left alone, so that others are cleaned; if it is an image's

@@ -6,25 +6,10 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::address::{BACKINGS, SegmentIndex, StoreIndex};
 use super::backing::{Backing, SegmentStore};
-use super::segment::{SEGMENTS_PER_STORE, SegmentIndex};
 use crate::sync::RwLock;
 use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
-
-/// One of the places.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct StoreIndex(pub(super) u8);
-
-impl StoreIndex {
-    /// The image's place.
-    pub(super) const IMAGE: Self = Self(BACKINGS as u8);
-}
-
-/// Places there are for backings.
-pub(super) const BACKINGS: usize = 2;
-
-/// Places there are.
-pub(super) const STORES: usize = BACKINGS + 1;
 
 #[derive(Default)]
 struct Places {
@@ -125,34 +110,3 @@ impl Stores {
         }
     }
 }
-
-impl SegmentIndex {
-    /// The place of the backing it is in.
-    pub(super) fn store(self) -> StoreIndex {
-        StoreIndex((self.0 / SEGMENTS_PER_STORE) as u8)
-    }
-
-    /// Whether it is in the image that the device is restored from.
-    pub(crate) fn is_in_image(self) -> bool {
-        self.store() == StoreIndex::IMAGE
-    }
-
-    /// A segment of the image, counted from the image's start.
-    pub(super) fn in_image(segment: u32) -> Self {
-        Self::in_store(StoreIndex::IMAGE, segment)
-    }
-
-    /// A segment of a backing, counted from the backing's start.
-    pub(super) fn in_store(store: StoreIndex, segment: u32) -> Self {
-        Self(u32::from(store.0) * SEGMENTS_PER_STORE + segment)
-    }
-
-    /// The segment, counted from its backing's start.
-    pub(crate) fn within_store(self) -> StoreSegment {
-        StoreSegment(self.0 % SEGMENTS_PER_STORE)
-    }
-}
-
-/// A segment, counted from the start of its backing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct StoreSegment(pub(crate) u32);

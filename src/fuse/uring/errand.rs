@@ -8,16 +8,11 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
 
-use crossbeam::channel::{Receiver, Sender, unbounded};
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, eventfd};
 
-use super::answer::answer;
-use super::bridge::Bridge;
 use super::ring::Slot;
-use crate::fuse::disk::Disk;
 
 /// A request to answer, and where its slot is to go then.
 pub(super) struct Errand {
@@ -66,37 +61,5 @@ impl WayBack {
         // Nothing to read is fine.
         let _ = rustix::io::read(&self.wake, &mut [0; 8]);
         std::mem::take(&mut slots)
-    }
-}
-
-/// Starts `count` threads that do errands until nobody can send any.
-pub(super) fn start_workers(
-    count: usize,
-    disk: &Arc<Disk>,
-    bridge: &Arc<Bridge>,
-) -> io::Result<(Sender<Errand>, Vec<JoinHandle<()>>)> {
-    let (sender, errands) = unbounded();
-    let spawn = |index| {
-        let (errands, disk, bridge) = (
-            Receiver::clone(&errands),
-            Arc::clone(disk),
-            Arc::clone(bridge),
-        );
-        let name = format!("uzram-errand-{index}");
-        thread::Builder::new()
-            .name(name)
-            .spawn(move || work(&errands, &disk, &bridge))
-    };
-    let threads = (0..count).map(spawn).collect::<io::Result<_>>()?;
-    Ok((sender, threads))
-}
-
-fn work(errands: &Receiver<Errand>, disk: &Disk, bridge: &Bridge) {
-    for mut errand in errands {
-        if answer(disk, &mut errand.slot) {
-            errand.finish();
-        } else {
-            bridge.carry(errand);
-        }
     }
 }
