@@ -79,34 +79,20 @@
 //!   thread; it fails (ENOSPC) only if nothing can be spilled.
 //! - A page that cannot be read back as it was written fails (EIO), and no other does.
 //! - The data lives as long as the process. A flush promises nothing beyond that, unless there is an
-//!   image that the data goes home to: then all that was acknowledged before it is there, durably.
+//!   image beneath, to which it is destaged: then all that was acknowledged before it is there, durably.
 //!
-//! # Glossary
+//! # Words
 //!
-//! The words are the kernel's (`Documentation/admin-guide/blockdev/zram.rst`, `mm/zsmalloc.c`),
-//! with three of ours: shard, segment, record.
+//! A page is 4 KiB of the device, a page frame 4 KiB of the pool's memory. All other words are the kernel's
+//! (`Documentation/admin-guide/blockdev/zram.rst`, `mm/zsmalloc.c`, `mm/workingset.c`) or those of block layers and
+//! caches (destage, copy-before-write, dirty map), but for these:
 //!
 //! | word | meaning |
 //! |---|---|
-//! | page | 4 KiB of the device |
-//! | object | a page's compressed bytes in the pool |
-//! | page frame | 4 KiB of the pool's memory |
-//! | zspage | 1 to 8 page frames, cut into objects of one size class |
-//! | size class | the lengths of objects that are stored alike, 16 bytes apart |
-//! | fullness group | zspages of a class with about the same share of objects in use |
-//! | huge object | a raw page: it did not compress to less than 8/9 of a page frame |
-//! | same-filled | a page that repeats one 32-bit pattern |
-//! | slot | a page's entry in the slot table: where its data is |
 //! | shard | a slice of the slot table with its own pool and its own lock |
-//! | writeback | moving objects to the backing |
 //! | segment | 2 MiB of the backing, appended to and freed as a whole |
 //! | record | an object in a segment, with a header and a checksum |
-//! | saved image | a device's data in a file, as it was at one time |
-//! | origin | the image that a device begins as |
-//! | destage | write a dirty page to the origin |
-//! | refault | a read of a page that was evicted or read back not long ago: it returns to memory |
-//! | dirty | not in the image as it is; clean: in it, and in memory |
-//! | absent | in the image only |
+//! | absent | of a page: in the image beneath only |
 
 mod algorithm;
 mod attributes;

@@ -19,7 +19,7 @@ pub struct Stats {
     /// Most that `mem_used_total` has been since it was last reset.
     pub mem_used_max: u64,
     /// Bytes of the tables that say where pages are: 4 KiB for each 2 MiB in which there is data, half as
-    /// much again for marks where pages go home to an image: at worst the size of the device / 512.
+    /// much again for marks over an image: at worst the size of the device / 512.
     pub slot_table_bytes: u64,
     /// Bytes of dictionaries, and of what compressing with those in use takes.
     pub dictionary_bytes: u64,

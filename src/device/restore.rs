@@ -17,7 +17,7 @@ use crate::handed_file::HandedFile;
 use crate::image::{Entry, ImageReader, Part};
 use crate::maintain::Command;
 use crate::size::human_size;
-use crate::spill::{Adopted, RecordFormat, SegmentIndex, SegmentStore};
+use crate::spill::{Imported, RecordFormat, SegmentIndex, SegmentStore};
 use crate::sync::channel;
 
 /// Bytes in the device that was saved to the image at `path`.
@@ -140,8 +140,8 @@ fn left_out() -> Error {
 
 impl Device {
     /// Points the slots of the image's pages there; returns where its records are.
-    fn point_at(&self, mut image: ImageReader) -> Result<Adopted> {
-        let (mut records, mut buffer) = (Adopted::default(), Vec::new());
+    fn point_at(&self, mut image: ImageReader) -> Result<Imported> {
+        let (mut records, mut buffer) = (Imported::default(), Vec::new());
         let mut dictionaries = BTreeMap::new();
         while let Some(part) = image.next(&mut buffer)? {
             let index = match part {
@@ -201,7 +201,7 @@ impl Device {
                     len,
                     codec,
                     ..
-                } => shard.adopt(run.slot, address.in_image(), len, codec)?,
+                } => shard.import(run.slot, address.in_image(), len, codec)?,
             }
             Ok(true)
         })

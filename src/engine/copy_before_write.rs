@@ -16,7 +16,7 @@ use super::shards::Shards;
 use crate::codec::{Codec, Dictionaries};
 use crate::error::{Error, Result};
 use crate::image::{ImageWriter, PageData};
-use crate::shard::{SaveId, Unsaved};
+use crate::shard::{SaveId, ToCopy};
 use crate::sync::atomic::AtomicBool;
 use crate::sync::atomic::AtomicU64;
 use crate::sync::atomic::Ordering::Relaxed;
@@ -46,7 +46,7 @@ impl CopyBeforeWrite {
     /// [`Error::Io`] if there is not enough address space.
     pub(crate) fn begin(&self, save: &Arc<Save>, shards: &Shards) -> Result<()> {
         let layout = &shards.layout;
-        let table = |index| Unsaved::all(save.id, layout.slots(index));
+        let table = |index| ToCopy::all(save.id, layout.slots(index));
         let tables: std::io::Result<Vec<_>> = layout.shards().map(table).collect();
         let tables = tables.map_err(|error| Error::io("reserve address space", error))?;
         let mut current = self.current.lock();

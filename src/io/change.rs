@@ -30,7 +30,7 @@ impl Writer {
     pub(super) fn lock_to_change(&self, run: Run) -> MutexGuard<'_, Shard> {
         loop {
             let shard = self.engine.shards.lock(run.shard);
-            if !shard.is_unsaved(run.slot) || without(Protection::SavedBeforeChanged) {
+            if !shard.needs_copy(run.slot) || without(Protection::SavedBeforeChanged) {
                 return shard;
             }
             drop(shard);
@@ -130,7 +130,7 @@ impl Writer {
         loop {
             let (mut run, mut spilled) = (CopiedRun::default(), Vec::new());
             let mut shard = self.engine.shards.lock(index);
-            if !shard.is_unsaved_by(save.id, slot) {
+            if !shard.needs_copy_for(save.id, slot) {
                 return Ok(None);
             }
             for slot in (first..end).map(SlotIndex) {
@@ -156,7 +156,7 @@ impl Writer {
                 }
                 // What was read is still true if nobody has saved the run: who changes it does.
                 shard = self.engine.shards.lock(index);
-                let is_news = shard.is_unsaved_by(save.id, slot);
+                let is_news = shard.needs_copy_for(save.id, slot);
                 if !is_news && !without(Protection::SavedOnce) {
                     return Ok(None);
                 }

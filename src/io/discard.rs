@@ -27,7 +27,7 @@ impl Writer {
                 let mut shard = shards.lock(index);
                 let some = clear_some(&mut shard, at..slots.end);
                 self.engine.unlock(shard);
-                if let Some(slot) = some.unsaved {
+                if let Some(slot) = some.to_copy {
                     self.copy_first(index, slot);
                 }
                 at = some.next;
@@ -147,7 +147,7 @@ struct Cleared {
     /// Where to go on.
     next: u32,
     /// The slot there, if its run is to be saved first.
-    unsaved: Option<SlotIndex>,
+    to_copy: Option<SlotIndex>,
 }
 
 /// Empties slots from the start of a range. What it does at once is bounded, since a lock is held.
@@ -158,7 +158,7 @@ fn clear_some(shard: &mut Shard, slots: Range<u32>) -> Cleared {
     let mut done = Cleared {
         cleared: 0,
         next: slots.start,
-        unsaved: None,
+        to_copy: None,
     };
     while done.cleared < CLEARED_AT_ONCE {
         let Some(used) = shard.next_used(done.next..end) else {
@@ -166,8 +166,8 @@ fn clear_some(shard: &mut Shard, slots: Range<u32>) -> Cleared {
             break;
         };
         done.next = used.0;
-        if shard.is_unsaved(used) {
-            done.unsaved = Some(used);
+        if shard.needs_copy(used) {
+            done.to_copy = Some(used);
             break;
         }
         let cleared = shard.clear(used);

@@ -48,7 +48,7 @@ use self::selected::Selected;
 use crate::engine::{Engine, RoundEnd};
 use crate::error::Result;
 use crate::selection::Selection;
-use crate::spill::{Adopted, Backing, BlockBuf};
+use crate::spill::{Backing, BlockBuf, Imported};
 use crate::sync::channel::{Receiver, Sender, TryRecvError};
 use crate::sync::time::Instant;
 
@@ -86,7 +86,7 @@ pub(crate) enum Command {
     },
     /// Empty the image that slots refer to.
     Restore {
-        image: Adopted,
+        image: Imported,
         done: Sender<std::result::Result<(), String>>,
     },
     /// Complete what is in flight.

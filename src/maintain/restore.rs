@@ -14,7 +14,7 @@ use std::time::Duration;
 use super::clean::{Cleaned, To};
 use super::{Progress, Writeback};
 use crate::io::has_room_to_restore;
-use crate::spill::{Adopted, BlockBuf, NextOfImage, Reading, SegmentIndex};
+use crate::spill::{BlockBuf, Imported, NextOfImage, Reading, SegmentIndex};
 use crate::sync::atomic::Ordering::Relaxed;
 use crate::sync::channel::{self, Receiver, Sender};
 use crate::sync::thread;
@@ -99,7 +99,7 @@ impl Writeback {
     ///
     /// # Errors
     /// Why that cannot be done.
-    pub(super) fn restore(&mut self, image: Adopted) -> Result<(), String> {
+    pub(super) fn restore(&mut self, image: Imported) -> Result<(), String> {
         self.prepare()?;
         let reader = Reader::start(Arc::clone(&self.engine.waker));
         let reader = reader.map_err(|error| format!("cannot start a thread to read: {error}"))?;
@@ -109,7 +109,7 @@ impl Writeback {
             .stores
             .image()
             .ok_or("there is no image")?;
-        self.appender.log.adopt(image);
+        self.appender.log.import(image);
         self.restoring = Some(Restoring {
             path: store.path().to_owned(),
             began: Instant::now(),

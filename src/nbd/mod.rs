@@ -3,8 +3,8 @@
 //! ```text
 //!  listen ── server ──┬─ socket ── negotiation ── transmission ──┬─ input      requests
 //!           accepts   │  a thread for each connection            ├─ validate   once
-//!        connections ─┘     └─ patience                          ├─ read, block_status
-//!       places, limits           how to wait                      ├─ lane       workers
+//!        connections ─┘     └─ busy_poll                         ├─ read, block_status
+//!       places, limits           how to wait                      ├─ worker_pool
 //!                                                                ├─ flushes    who waits for one
 //!                                                                └─ reply      replies
 //! ```
@@ -23,18 +23,17 @@
 
 mod address;
 mod block_status;
+mod busy_poll;
 mod connections;
+mod error;
 mod execute;
 mod export;
-mod fault;
 mod flushes;
 mod input;
-mod lane;
 mod listen;
 mod negotiation;
 #[cfg(not(feature = "tls"))]
 mod no_tls;
-mod patience;
 mod peer;
 mod piece;
 mod read;
@@ -48,19 +47,20 @@ mod tls_config;
 mod transmission;
 mod validate;
 mod wire;
+mod worker_pool;
 
 use std::io::{Read, Write};
 use std::sync::atomic::AtomicBool;
 
-use negotiation::{Haggling, Outcome, Security};
+use negotiation::{Handshake, Outcome, Security};
 #[cfg(not(feature = "tls"))]
 use no_tls as tls;
 use socket::Bare;
 use transmission::Service;
 
 pub use address::Address;
+pub use error::ConnectionError;
 pub use export::Export;
-pub use fault::Fault;
 pub use listen::InheritedSocket;
 pub use server::{Server, ServerConfig};
 pub use tls_config::TlsConfig;
@@ -73,15 +73,18 @@ pub use tls_config::TlsConfig;
 ///
 /// # Errors
 /// Whatever ended the connection, but for the client's leave.
-pub fn serve_stream<S: Read + Write>(stream: &mut S, export: &Export) -> Result<(), Fault> {
+pub fn serve_stream<S: Read + Write>(
+    stream: &mut S,
+    export: &Export,
+) -> Result<(), ConnectionError> {
     let client = negotiation::greet(stream)?;
-    let haggling = Haggling {
+    let handshake = Handshake {
         export,
         client,
         security: Security::Unavailable,
         stopping: &AtomicBool::new(false),
     };
-    match haggling.run(stream)? {
+    match handshake.run(stream)? {
         Outcome::Transmit(agreement) => {
             Service::without_workers(export).transmit(&mut Bare(stream), agreement)
         }

@@ -1,5 +1,5 @@
-//! The handshake: fixed newstyle option haggling, until the client goes on, asks for TLS or gives
-//! up. After STARTTLS haggling begins anew over TLS: what was agreed before went with it.
+//! The handshake: options of fixed newstyle, until the client goes on, asks for TLS or gives
+//! up. After STARTTLS it begins anew over TLS: what was agreed before went with it.
 //!
 //! Bytes are read exactly as far as each message reaches, so whatever takes over the stream
 //! afterwards finds all that belongs to it. Memory is bounded by [`MAX_OPTION_DATA`]; time is
@@ -8,8 +8,8 @@
 use std::io::{Read, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::error::ConnectionError;
 use super::export::{Export, MetaContext, MetaContexts};
-use super::fault::Fault;
 use super::wire::{
     Fields, IHAVEOPT, MAX_PAYLOAD, MAX_STRING, MIN_BLOCK, NBDMAGIC, OPTION_REPLY_MAGIC,
     PREFERRED_BLOCK, handshake, info, opt, rep,
@@ -38,7 +38,7 @@ pub(super) enum Security {
     Established,
 }
 
-/// How haggling ends.
+/// How the handshake ends.
 pub(super) enum Outcome {
     Transmit(Agreement),
     /// The next byte is the first of the TLS handshake, either way.
@@ -46,9 +46,9 @@ pub(super) enum Outcome {
     GiveUp,
 }
 
-/// What option haggling depends on.
+/// What the handshake depends on.
 #[derive(Clone, Copy)]
-pub(super) struct Haggling<'a> {
+pub(super) struct Handshake<'a> {
     pub(super) export: &'a Export,
     pub(super) client: ClientFlags,
     pub(super) security: Security,
@@ -56,22 +56,22 @@ pub(super) struct Haggling<'a> {
     pub(super) stopping: &'a AtomicBool,
 }
 
-impl Haggling<'_> {
+impl Handshake<'_> {
     /// Answers options as the server, with nothing agreed on so far.
-    pub(super) fn run<S: Read + Write>(self, stream: &mut S) -> Result<Outcome, Fault> {
-        let mut haggle = Haggle {
+    pub(super) fn run<S: Read + Write>(self, stream: &mut S) -> Result<Outcome, ConnectionError> {
+        let mut state = HandshakeState {
             terms: self,
             agreement: Agreement::default(),
             data: Vec::new(),
             out: Vec::new(),
         };
         loop {
-            let step = haggle.option(stream);
+            let step = state.option(stream);
             // Also what an option that is refused for good has to say.
-            stream.write_all(&haggle.out)?;
+            stream.write_all(&state.out)?;
             match step? {
                 Step::Next => {}
-                Step::Transmit => return Ok(Outcome::Transmit(haggle.agreement)),
+                Step::Transmit => return Ok(Outcome::Transmit(state.agreement)),
                 Step::StartTls => return Ok(Outcome::StartTls),
                 Step::GiveUp => return Ok(Outcome::GiveUp),
             }
@@ -87,7 +87,7 @@ pub(super) struct ClientFlags {
 }
 
 /// Exchanges the flags of both sides, which are never sent again.
-pub(super) fn greet<S: Read + Write>(stream: &mut S) -> Result<ClientFlags, Fault> {
+pub(super) fn greet<S: Read + Write>(stream: &mut S) -> Result<ClientFlags, ConnectionError> {
     let offered = handshake::FIXED_NEWSTYLE | handshake::NO_ZEROES;
     let mut greeting = [0; 18];
     greeting[..8].copy_from_slice(&NBDMAGIC.to_be_bytes());
@@ -99,7 +99,9 @@ pub(super) fn greet<S: Read + Write>(stream: &mut S) -> Result<ClientFlags, Faul
     stream.read_exact(&mut flags)?;
     let flags = u32::from_be_bytes(flags);
     if flags & !u32::from(offered) != 0 {
-        return Err(Fault::Protocol("a client flag that was not offered"));
+        return Err(ConnectionError::Protocol(
+            "a client flag that was not offered",
+        ));
     }
     Ok(ClientFlags {
         fixed_newstyle: flags & u32::from(handshake::FIXED_NEWSTYLE) != 0,
@@ -122,8 +124,8 @@ const MALFORMED: Refusal = Refusal(rep::ERR_INVALID, "the option's data is malfo
 const UNKNOWN_EXPORT: Refusal = Refusal(rep::ERR_UNKNOWN, "there is no export of that name");
 const LONG_STRING: Refusal = Refusal(rep::ERR_TOO_BIG, "strings are at most 4096 bytes");
 
-struct Haggle<'a> {
-    terms: Haggling<'a>,
+struct HandshakeState<'a> {
+    terms: Handshake<'a>,
     agreement: Agreement,
     /// The data of the option at hand.
     data: Vec<u8>,
@@ -131,9 +133,9 @@ struct Haggle<'a> {
     out: Vec<u8>,
 }
 
-impl Haggle<'_> {
+impl HandshakeState<'_> {
     /// Reads one option and leaves what answers it in `out`.
-    fn option<S: Read>(&mut self, stream: &mut S) -> Result<Step, Fault> {
+    fn option<S: Read>(&mut self, stream: &mut S) -> Result<Step, ConnectionError> {
         self.out.clear();
         let mut header = [0; 16];
         stream.read_exact(&mut header)?;
@@ -143,10 +145,10 @@ impl Haggle<'_> {
             unreachable!("a header has 16 bytes")
         };
         if magic != IHAVEOPT {
-            return Err(Fault::Protocol("an option without its magic"));
+            return Err(ConnectionError::Protocol("an option without its magic"));
         }
         if !self.terms.client.fixed_newstyle && option != opt::EXPORT_NAME {
-            return Err(Fault::Protocol(
+            return Err(ConnectionError::Protocol(
                 "an option of fixed newstyle without its flag",
             ));
         }
@@ -157,7 +159,9 @@ impl Haggle<'_> {
         match option {
             opt::EXPORT_NAME if stopping => Ok(Step::GiveUp),
             // This option has no reply but success.
-            opt::EXPORT_NAME if required => Err(Fault::Protocol("no TLS, which is required")),
+            opt::EXPORT_NAME if required => {
+                Err(ConnectionError::Protocol("no TLS, which is required"))
+            }
             opt::EXPORT_NAME => self.export_name(),
             opt::ABORT => {
                 self.reply(option, rep::ACK, &[]);
@@ -183,16 +187,16 @@ impl Haggle<'_> {
         stream: &mut S,
         option: u32,
         length: u32,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), ConnectionError> {
         let length = length as usize;
         if option == opt::EXPORT_NAME && length > MAX_STRING {
             // This option has no reply but success.
-            return Err(Fault::Protocol("an export name over 4096 bytes"));
+            return Err(ConnectionError::Protocol("an export name over 4096 bytes"));
         }
         if length > MAX_OPTION_DATA {
             let refusal = Refusal(rep::ERR_TOO_BIG, "options are at most 64 KiB");
             self.refuse(option, &refusal);
-            return Err(Fault::Protocol("an option over 64 KiB"));
+            return Err(ConnectionError::Protocol("an option over 64 KiB"));
         }
         self.data.clear();
         self.data.resize(length, 0);
@@ -238,9 +242,9 @@ impl Haggle<'_> {
         Step::Next
     }
 
-    fn export_name(&mut self) -> Result<Step, Fault> {
+    fn export_name(&mut self) -> Result<Step, ConnectionError> {
         if !self.terms.export.answers_to(&self.data) {
-            return Err(Fault::Protocol("there is no export of that name"));
+            return Err(ConnectionError::Protocol("there is no export of that name"));
         }
         let flags = self.transmission_flags();
         self.out

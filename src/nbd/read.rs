@@ -1,19 +1,19 @@
 //! READ: answered with simple replies, or with structured ones that leave out what is known to be zero; in
 //! pieces, by the session or by workers.
 
-use super::fault::Fault;
-use super::lane::{Task, Work};
+use super::error::ConnectionError;
 use super::piece::{CHUNK_HEADERS, Form, Piece, piece_at};
 use super::reply::{HEADERS, NbdError, PIECE, SIMPLE_HEADER};
 use super::session::{LARGE, Session};
 use super::socket::Stream;
 use super::wire::{Request, chunk, cmd_flag};
+use super::worker_pool::{Task, Work};
 
 /// Shortest read for which looking for holes pays, in bytes.
 const SPARSE_MIN: u32 = 32 << 10;
 impl<S: Stream> Session<'_, S> {
     /// Answers a READ, or sees to it that it will be answered.
-    pub(super) fn read(&mut self, request: &Request) -> Result<(), Fault> {
+    pub(super) fn read(&mut self, request: &Request) -> Result<(), ConnectionError> {
         let length = request.length as usize;
         let whole = length <= PIECE || request.has(cmd_flag::DF) || !self.structured();
         if length == 0 && self.structured() {
@@ -22,7 +22,7 @@ impl<S: Stream> Session<'_, S> {
             return Ok(());
         }
         match (whole, length <= PIECE) {
-            (true, true) if self.hand_out_read(request) => Ok(()),
+            (true, true) if self.submit_read(request) => Ok(()),
             (true, _) => self.read_whole(request),
             (false, _) => self.read_in_pieces(request),
         }
@@ -46,19 +46,19 @@ impl<S: Stream> Session<'_, S> {
     }
 
     /// Gives a read of one piece to the workers, if it is large or has to wait for the backing.
-    fn hand_out_read(&mut self, request: &Request) -> bool {
+    fn submit_read(&mut self, request: &Request) -> bool {
         let piece = self.only_piece(request);
-        let Some(lane) = &mut self.lane else {
+        let Some(pool) = &mut self.pool else {
             return false;
         };
         if piece.length < LARGE && !self.export.device.read_would_wait(request.range()) {
             return false;
         }
-        lane.hand_out_whole(Task::Execute(*request), Work::Read(piece))
+        pool.submit_whole(Task::Execute(*request), Work::Read(piece))
     }
 
     /// Answers with a simple reply, one chunk, or chunks for one piece.
-    fn read_whole(&mut self, request: &Request) -> Result<(), Fault> {
+    fn read_whole(&mut self, request: &Request) -> Result<(), ConnectionError> {
         if !self.structured() {
             return self.read_simple(request);
         }
@@ -79,18 +79,18 @@ impl<S: Stream> Session<'_, S> {
     }
 
     /// Answers with the chunks of several pieces, as they come from whoever is free.
-    fn read_in_pieces(&mut self, request: &Request) -> Result<(), Fault> {
+    fn read_in_pieces(&mut self, request: &Request) -> Result<(), ConnectionError> {
         let end = request.offset + u64::from(request.length);
-        let mut ticket = self
-            .lane
+        let mut task = self
+            .pool
             .as_mut()
-            .map(|lane| lane.open(Task::MakeChunks(*request)));
+            .map(|pool| pool.open(Task::MakeChunks(*request)));
         let mut offset = request.offset;
         while offset < end {
             let length = piece_at(offset, end);
             let next = offset + length as u64;
             // The end is a chunk of its own where pieces may come in any order.
-            let done = ticket.is_none() && next == end;
+            let done = task.is_none() && next == end;
             let piece = Piece {
                 cookie: request.cookie,
                 offset,
@@ -98,18 +98,18 @@ impl<S: Stream> Session<'_, S> {
                 form: Form::Sparse { done },
             };
             offset = next;
-            if let (Some(lane), Some(ticket)) = (&mut self.lane, ticket)
-                && let Some(buffer) = lane.buffer()
+            if let (Some(pool), Some(task)) = (&mut self.pool, task)
+                && let Some(buffer) = pool.buffer()
             {
-                lane.hand_out(ticket, Work::Read(piece), buffer);
+                pool.submit(task, Work::Read(piece), buffer);
                 continue;
             }
             let room = length + CHUNK_HEADERS + HEADERS;
             self.replies.make_room(room, self.stream)?;
             let result = piece.append(&mut self.replies, &mut self.runs, &*self.export.device);
             self.replies.send_if_large(self.stream)?;
-            match (result, &mut self.lane, ticket) {
-                (result, Some(lane), Some(ticket)) => lane.note(ticket, result),
+            match (result, &mut self.pool, task) {
+                (result, Some(pool), Some(task)) => pool.note(task, result),
                 (Err((at, error)), _, _) => {
                     let code = NbdError::from(&error);
                     self.fail(request, code, Some(at), &error.to_string());
@@ -119,8 +119,8 @@ impl<S: Stream> Session<'_, S> {
             }
             self.collect(false)?;
         }
-        let done = match (&mut self.lane, ticket.take()) {
-            (Some(lane), Some(ticket)) => lane.close(ticket),
+        let done = match (&mut self.pool, task.take()) {
+            (Some(pool), Some(task)) => pool.close(task),
             _ => None,
         };
         done.map_or(Ok(()), |done| self.finish(&done))
@@ -129,7 +129,7 @@ impl<S: Stream> Session<'_, S> {
     /// A simple reply says whether it succeeded before its data, so as much as fits is read first;
     /// of a longer one, a failure further on can only be told by hanging up. Nothing may come in
     /// between, so workers' replies wait, as they do for whatever the session does.
-    fn read_simple(&mut self, request: &Request) -> Result<(), Fault> {
+    fn read_simple(&mut self, request: &Request) -> Result<(), ConnectionError> {
         let mut left = request.length as usize;
         self.replies.try_to_hold(left + HEADERS);
         let first = left.min(self.replies.capacity() - HEADERS);
@@ -150,7 +150,7 @@ impl<S: Stream> Session<'_, S> {
             self.export
                 .device
                 .read(end - left as u64, data)
-                .map_err(Fault::Device)?;
+                .map_err(ConnectionError::Device)?;
             self.replies.advance(piece);
             left -= piece;
         }

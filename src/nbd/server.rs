@@ -23,11 +23,10 @@ use crate::log_limit::LogLimit;
 
 use super::address::Address;
 use super::connections::{Connections, Place};
+use super::error::ConnectionError;
 use super::export::Export;
-use super::fault::Fault;
-use super::lane::Workers;
 use super::listen::{InheritedSocket, Listener, tune_tcp};
-use super::negotiation::{Agreement, Haggling, Outcome, Security, greet};
+use super::negotiation::{Agreement, Handshake, Outcome, Security, greet};
 use super::peer::Peer;
 use super::reply::Growth;
 use super::socket::{Socket, Stream};
@@ -35,6 +34,7 @@ use super::tls::{Tls, TlsStream};
 use super::tls_config::TlsConfig;
 use super::transmission::Service;
 use super::wire::MAX_STRING;
+use super::worker_pool::WorkerPool;
 
 /// How long accepting pauses when the machine has no descriptors or memory for it.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -143,7 +143,7 @@ pub struct Server {
 struct Shared {
     export: Export,
     tls: Option<Tls>,
-    workers: Arc<Workers>,
+    workers: Arc<WorkerPool>,
     growth: Growth,
     handshake_timeout: Duration,
     connections: Arc<Connections>,
@@ -201,7 +201,7 @@ impl Server {
         }
         let stop = eventfd(0, EventfdFlags::CLOEXEC)
             .map_err(|error| Error::io("make an event descriptor", error))?;
-        let workers = Workers::start(&device)?;
+        let workers = WorkerPool::start(&device)?;
         let shared = Arc::new(Shared {
             export: Export {
                 name: config.export,
@@ -370,12 +370,14 @@ impl Shared {
         socket.set_deadline(Some(Instant::now() + self.handshake_timeout));
         match self.converse(socket, place) {
             Ok(()) => tracing::debug!("connection {id} closed"),
-            Err(fault @ Fault::Connection(_)) => tracing::debug!("connection {id} closed: {fault}"),
-            Err(fault) => {
-                match &fault {
-                    Fault::Device(_) => tracing::warn!("connection {id} closed: {fault}"),
+            Err(error @ ConnectionError::Connection(_)) => {
+                tracing::debug!("connection {id} closed: {error}");
+            }
+            Err(error) => {
+                match &error {
+                    ConnectionError::Device(_) => tracing::warn!("connection {id} closed: {error}"),
                     // No client can fill the log by its own faults.
-                    _ => tracing::debug!("connection {id} closed: {fault}"),
+                    _ => tracing::debug!("connection {id} closed: {error}"),
                 }
                 let mut socket = Socket::new(fd, Arc::clone(&self.stopping));
                 socket.hang_up(HANG_UP_BYTES, HANG_UP_TIME);
@@ -383,9 +385,9 @@ impl Shared {
         }
     }
 
-    fn converse(&self, mut socket: Socket, place: &Place) -> Result<(), Fault> {
+    fn converse(&self, mut socket: Socket, place: &Place) -> Result<(), ConnectionError> {
         let client = greet(&mut socket)?;
-        let haggling = Haggling {
+        let handshake = Handshake {
             export: &self.export,
             client,
             security: match &self.tls {
@@ -395,7 +397,7 @@ impl Shared {
             },
             stopping: &self.stopping,
         };
-        match (haggling.run(&mut socket)?, &self.tls) {
+        match (handshake.run(&mut socket)?, &self.tls) {
             (Outcome::Transmit(agreement), _) => {
                 if !place.enter_transmission() {
                     return Ok(());
@@ -405,7 +407,7 @@ impl Shared {
             }
             (Outcome::StartTls, Some(tls)) => {
                 let mut stream = self.shake_hands(tls, socket)?;
-                let ended = self.converse_in_private(&mut stream, haggling, place);
+                let ended = self.converse_in_private(&mut stream, handshake, place);
                 // One that is gone already needs no goodbye.
                 drop(stream.close());
                 ended
@@ -416,7 +418,7 @@ impl Shared {
 
     /// What fails here is for the administrator to know of: a client that is to come in and cannot, or one that
     /// is not to.
-    fn shake_hands(&self, tls: &Tls, socket: Socket) -> Result<TlsStream, Fault> {
+    fn shake_hands(&self, tls: &Tls, socket: Socket) -> Result<TlsStream, ConnectionError> {
         let peer = Peer::of(&socket);
         tls.accept(socket).map_err(|error| {
             if !self.stopping.load(Ordering::Acquire) {
@@ -427,8 +429,8 @@ impl Shared {
                 }
             }
             match error.kind() {
-                io::ErrorKind::InvalidData => Fault::Tls(error),
-                _ => Fault::Connection(error),
+                io::ErrorKind::InvalidData => ConnectionError::Tls(error),
+                _ => ConnectionError::Connection(error),
             }
         })
     }
@@ -437,14 +439,14 @@ impl Shared {
     fn converse_in_private(
         &self,
         stream: &mut TlsStream,
-        before: Haggling<'_>,
+        before: Handshake<'_>,
         place: &Place,
-    ) -> Result<(), Fault> {
-        let haggling = Haggling {
+    ) -> Result<(), ConnectionError> {
+        let handshake = Handshake {
             security: Security::Established,
             ..before
         };
-        let Outcome::Transmit(agreement) = haggling.run(stream)? else {
+        let Outcome::Transmit(agreement) = handshake.run(stream)? else {
             return Ok(());
         };
         if !place.enter_transmission() {
@@ -459,7 +461,7 @@ impl Shared {
         stream: &mut S,
         agreement: Agreement,
         place: &Place,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), ConnectionError> {
         let service = Service {
             export: &self.export,
             workers: Some(&self.workers),

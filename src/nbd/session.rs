@@ -1,19 +1,19 @@
 //! One connection in its transmission phase: what it has, and how what is done is answered.
 //!
 //! Replies are gathered while there are requests to execute, and sent before the session waits for more. What
-//! workers do is answered when it is done (see [`super::lane`]). No lock is held here.
+//! workers do is answered when it is done (see [`super::worker_pool`]). No lock is held here.
 
 use super::block_status::Descriptors;
+use super::error::ConnectionError;
 use super::export::{Export, MetaContexts};
-use super::fault::Fault;
 use super::flushes::Flushes;
 use super::input::Input;
-use super::lane::{Lane, Task, Ticket, Work};
 use super::piece::Runs;
 use super::reply::{HEADERS, NbdError, Replies};
 use super::socket::Stream;
 use super::validate::Limits;
 use super::wire::{Command, Request, chunk, cmd_flag};
+use super::worker_pool::{InFlight, PoolHandle, Task, Work};
 use crate::error::Error;
 
 /// Length from which a request goes to the workers, in bytes: what compressing it takes is well
@@ -36,28 +36,28 @@ pub(super) struct Session<'a, S> {
     pub(super) descriptors: Descriptors,
     pub(super) flushes: Flushes,
     /// The way to the workers.
-    pub(super) lane: Option<Lane>,
+    pub(super) pool: Option<PoolHandle>,
 }
 
 impl<S: Stream> Session<'_, S> {
     /// Waits for more input, with nothing left unsaid.
-    pub(super) fn receive(&mut self) -> Result<usize, Fault> {
+    pub(super) fn receive(&mut self) -> Result<usize, ConnectionError> {
         self.await_input()?;
         Ok(self.input.fill(self.stream)?)
     }
 
     /// Returns when a read will not block, or nothing but a read is left to wait for.
-    pub(super) fn await_input(&mut self) -> Result<(), Fault> {
+    pub(super) fn await_input(&mut self) -> Result<(), ConnectionError> {
         loop {
             self.collect(false)?;
             self.replies.send(self.stream)?;
             self.replies.shrink();
-            match &self.lane {
-                Some(lane) if !lane.is_idle() => {
-                    if self.stream.wait_readable(lane.wake())? {
+            match &self.pool {
+                Some(pool) if !pool.is_idle() => {
+                    if self.stream.wait_readable(pool.wake())? {
                         return Ok(());
                     }
-                    lane.woken();
+                    pool.woken();
                 }
                 _ => return Ok(()),
             }
@@ -65,30 +65,33 @@ impl<S: Stream> Session<'_, S> {
     }
 
     /// Sends the last replies, those of requests that are still in the workers' hands as well.
-    pub(super) fn end(&mut self) -> Result<(), Fault> {
+    pub(super) fn end(&mut self) -> Result<(), ConnectionError> {
         let mut ended = self.collect(true);
         // Whatever happens, no job outlives its connection.
-        while ended.is_err() && self.lane.as_ref().is_some_and(|lane| !lane.is_idle()) {
+        while ended.is_err() && self.pool.as_ref().is_some_and(|pool| !pool.is_idle()) {
             drop(self.collect(true));
         }
         if ended.is_ok() {
-            ended = self.replies.send(self.stream).map_err(Fault::from);
+            ended = self
+                .replies
+                .send(self.stream)
+                .map_err(ConnectionError::from);
         }
         ended
     }
 
     /// Takes in what workers have finished; with `all`, waits until they have finished all.
-    pub(super) fn collect(&mut self, all: bool) -> Result<(), Fault> {
+    pub(super) fn collect(&mut self, all: bool) -> Result<(), ConnectionError> {
         loop {
-            let Some(lane) = &mut self.lane else {
+            let Some(pool) = &mut self.pool else {
                 return Ok(());
             };
-            let Some((buffer, done)) = lane.next_finished(all) else {
+            let Some((buffer, done)) = pool.next_completed(all) else {
                 return Ok(());
             };
             let sent = self.pass_on(&buffer);
-            if let Some(lane) = &self.lane {
-                lane.give_back(buffer);
+            if let Some(pool) = &self.pool {
+                pool.give_back(buffer);
             }
             sent?;
             if let Some(done) = done {
@@ -98,7 +101,7 @@ impl<S: Stream> Session<'_, S> {
     }
 
     /// Sends what a worker prepared.
-    fn pass_on(&mut self, prepared: &Replies) -> Result<(), Fault> {
+    fn pass_on(&mut self, prepared: &Replies) -> Result<(), ConnectionError> {
         let bytes = prepared.gathered();
         self.replies
             .make_room(bytes.len().min(SMALL) + HEADERS, self.stream)?;
@@ -111,10 +114,10 @@ impl<S: Stream> Session<'_, S> {
     }
 
     /// Appends what is left of the reply, or replies, to what workers had a part in.
-    pub(super) fn finish(&mut self, ticket: &Ticket) -> Result<(), Fault> {
-        let failure = ticket.failure.as_ref();
+    pub(super) fn finish(&mut self, finished: &InFlight) -> Result<(), ConnectionError> {
+        let failure = finished.failure.as_ref();
         let done = failure.map_or(Ok(()), |(_, error)| Err(error));
-        let request = match ticket.task {
+        let request = match finished.task {
             Task::Flush => return self.flushed(done),
             Task::Execute(request) if request.command != Some(Command::Read) => {
                 return self.executed(&request, done);
@@ -125,7 +128,7 @@ impl<S: Stream> Session<'_, S> {
         if let Some((at, error)) = failure {
             let code = NbdError::from(error);
             self.fail(&request, code, Some(*at), &error.to_string());
-        } else if let Task::MakeChunks(_) = ticket.task {
+        } else if let Task::MakeChunks(_) = finished.task {
             self.replies
                 .chunk(request.cookie, chunk::FLAG_DONE, chunk::NONE, 0);
         }
@@ -137,7 +140,7 @@ impl<S: Stream> Session<'_, S> {
         &mut self,
         request: &Request,
         done: Result<(), &Error>,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), ConnectionError> {
         let changes = matches!(
             request.command,
             Some(Command::Write | Command::Trim | Command::WriteZeroes)
@@ -149,9 +152,9 @@ impl<S: Stream> Session<'_, S> {
     }
 
     /// Answers a request once what took effect before is durable.
-    pub(super) fn flush(&mut self, request: &Request) -> Result<(), Fault> {
+    pub(super) fn flush(&mut self, request: &Request) -> Result<(), ConnectionError> {
         let device = &*self.export.device;
-        if device.has_flush() && self.lane.is_some() && self.flushes.wait(*request) {
+        if device.has_flush() && self.pool.is_some() && self.flushes.wait(*request) {
             return self.begin_flush();
         }
         let flushed = device.flush();
@@ -159,11 +162,11 @@ impl<S: Stream> Session<'_, S> {
     }
 
     /// Flushes for those that wait for it, unless a flush is under way.
-    fn begin_flush(&mut self) -> Result<(), Fault> {
-        let Some(lane) = &mut self.lane else {
+    fn begin_flush(&mut self) -> Result<(), ConnectionError> {
+        let Some(pool) = &mut self.pool else {
             return Ok(());
         };
-        if !self.flushes.begin() || lane.hand_out_whole(Task::Flush, Work::Flush) {
+        if !self.flushes.begin() || pool.submit_whole(Task::Flush, Work::Flush) {
             return Ok(());
         }
         let flushed = self.export.device.flush();
@@ -171,14 +174,14 @@ impl<S: Stream> Session<'_, S> {
     }
 
     /// Answers those for whom a flush was.
-    fn flushed(&mut self, done: Result<(), &Error>) -> Result<(), Fault> {
+    fn flushed(&mut self, done: Result<(), &Error>) -> Result<(), ConnectionError> {
         for request in self.flushes.end() {
             self.done(&request, done)?;
         }
         self.begin_flush()
     }
 
-    fn done(&mut self, request: &Request, done: Result<(), &Error>) -> Result<(), Fault> {
+    fn done(&mut self, request: &Request, done: Result<(), &Error>) -> Result<(), ConnectionError> {
         self.replies.make_room(HEADERS, self.stream)?;
         match done {
             Ok(()) => self.replies.simple(request.cookie, 0, 0),

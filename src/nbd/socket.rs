@@ -15,7 +15,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, ioctl_fionread};
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, recv, sendmsg, shutdown};
 
-use super::patience::Patience;
+use super::busy_poll::BusyPoll;
 
 /// What a connection talks over.
 pub(super) trait Stream: Read + Write {
@@ -58,7 +58,7 @@ pub(super) struct Socket {
     deadline: Option<Instant>,
     /// Bytes that may still be read, once the server is stopping.
     leftover: Option<u64>,
-    patience: Patience,
+    busy_poll: BusyPoll,
 }
 
 impl Socket {
@@ -68,7 +68,7 @@ impl Socket {
             stopping,
             deadline: None,
             leftover: None,
-            patience: Patience::new(),
+            busy_poll: BusyPoll::new(),
         }
     }
 
@@ -113,7 +113,7 @@ impl Socket {
         }
         let buf = RefCell::new(buf);
         let receive = |flags| recv(fd, &mut **buf.borrow_mut(), flags);
-        self.patience.wait(
+        self.busy_poll.wait(
             || match receive(RecvFlags::DONTWAIT) {
                 Err(Errno::AGAIN) => None,
                 received => Some(received),

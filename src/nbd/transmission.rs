@@ -11,7 +11,7 @@
 //! at all.
 //!
 //! Small requests are executed here and now, in order. What is large, or looks as if it will have
-//! to wait, goes to the workers and is answered when it is done (see [`super::lane`]). No lock is
+//! to wait, goes to the workers and is answered when it is done (see [`super::worker_pool`]). No lock is
 //! held here.
 
 use std::io;
@@ -22,12 +22,11 @@ use crate::units::PAGE_SIZE;
 use crate::users::Who;
 
 use super::block_status::{Descriptors, MAX_DESCRIPTORS};
+use super::error::ConnectionError;
 use super::execute::execute_plain;
 use super::export::Export;
-use super::fault::Fault;
 use super::flushes::Flushes;
 use super::input::Input;
-use super::lane::{Lane, Task, Work, Workers};
 use super::negotiation::Agreement;
 use super::piece::Runs;
 use super::reply::{Growth, HEADERS, PIECE, Replies};
@@ -35,12 +34,13 @@ use super::session::{LARGE, Session};
 use super::socket::Stream;
 use super::validate::{Limits, Refusal, validate};
 use super::wire::{Command, MAX_SERVED, Request, chunk, cmd_flag};
+use super::worker_pool::{PoolHandle, Task, TaskId, Work, WorkerPool};
 
 /// What a connection is served with.
 pub(super) struct Service<'a> {
     pub(super) export: &'a Export,
     /// Without them a connection does everything itself.
-    pub(super) workers: Option<&'a Arc<Workers>>,
+    pub(super) workers: Option<&'a Arc<WorkerPool>>,
     pub(super) growth: Growth,
     /// The client.
     pub(super) who: Who,
@@ -62,7 +62,7 @@ impl<'a> Service<'a> {
         &self,
         stream: &mut S,
         agreement: Agreement,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), ConnectionError> {
         let _user = self.export.device.enter(self.who.clone());
         let mut session = Session {
             export: self.export,
@@ -79,7 +79,7 @@ impl<'a> Service<'a> {
             runs: Runs::default(),
             descriptors: Descriptors::default(),
             flushes: Flushes::default(),
-            lane: self.workers.map(Lane::new).transpose()?,
+            pool: self.workers.map(PoolHandle::new).transpose()?,
         };
         let ended = session.run();
         // What was executed is answered, even if what came after it made no sense.
@@ -89,11 +89,11 @@ impl<'a> Service<'a> {
 }
 
 impl<S: Stream> Session<'_, S> {
-    fn run(&mut self) -> Result<(), Fault> {
+    fn run(&mut self) -> Result<(), ConnectionError> {
         loop {
             while let Some(header) = self.input.take_header() {
                 let request = Request::decode(&header)
-                    .ok_or(Fault::Protocol("a request without its magic"))?;
+                    .ok_or(ConnectionError::Protocol("a request without its magic"))?;
                 if request.disconnects {
                     return Ok(());
                 }
@@ -110,7 +110,7 @@ impl<S: Stream> Session<'_, S> {
         }
     }
 
-    fn serve(&mut self, request: &Request) -> Result<(), Fault> {
+    fn serve(&mut self, request: &Request) -> Result<(), ConnectionError> {
         self.replies.make_room(HEADERS, self.stream)?;
         match validate(request, &self.limits) {
             Ok(command) => self.execute(command, request),
@@ -118,12 +118,12 @@ impl<S: Stream> Session<'_, S> {
         }
     }
 
-    fn refuse(&mut self, request: &Request, refusal: Refusal) -> Result<(), Fault> {
+    fn refuse(&mut self, request: &Request, refusal: Refusal) -> Result<(), ConnectionError> {
         let is_write = request.command == Some(Command::Write);
         // To read and drop it would find the next request, but hanging up is cheaper for both.
         if is_write && request.length > MAX_SERVED {
             self.fail(request, refusal.error, None, refusal.message);
-            return Err(Fault::Protocol("a payload over 64 MiB"));
+            return Err(ConnectionError::Protocol("a payload over 64 MiB"));
         }
         if is_write {
             self.receive_payload(request, |_, _| {})?;
@@ -132,7 +132,7 @@ impl<S: Stream> Session<'_, S> {
         Ok(())
     }
 
-    fn execute(&mut self, command: Command, request: &Request) -> Result<(), Fault> {
+    fn execute(&mut self, command: Command, request: &Request) -> Result<(), ConnectionError> {
         let done = match command {
             Command::Read => return self.read(request),
             Command::BlockStatus => return self.block_status(request),
@@ -141,26 +141,26 @@ impl<S: Stream> Session<'_, S> {
                 None => return Ok(()),
             },
             Command::Flush => return self.flush(request),
-            _ if self.hand_out_plain(command, request) => return Ok(()),
+            _ if self.submit_plain(command, request) => return Ok(()),
             _ => execute_plain(request, &*self.export.device),
         };
         self.executed(request, done.as_ref().map(drop))
     }
 
     /// Gives a request without a payload to the workers, if it would wait.
-    fn hand_out_plain(&mut self, command: Command, request: &Request) -> bool {
+    fn submit_plain(&mut self, command: Command, request: &Request) -> bool {
         let device = &*self.export.device;
         let would_wait = match command {
             Command::Cache => device.read_would_wait(request.range()),
             Command::Trim | Command::WriteZeroes => device.write_would_wait(request.range()),
             _ => false,
         };
-        let lane = self.lane.as_mut().filter(|_| would_wait);
-        lane.is_some_and(|lane| lane.hand_out_whole(Task::Execute(*request), Work::Plain(*request)))
+        let pool = self.pool.as_mut().filter(|_| would_wait);
+        pool.is_some_and(|pool| pool.submit_whole(Task::Execute(*request), Work::Plain(*request)))
     }
 
     /// Answers a BLOCK_STATUS.
-    fn block_status(&mut self, request: &Request) -> Result<(), Fault> {
+    fn block_status(&mut self, request: &Request) -> Result<(), ConnectionError> {
         let range = request.offset..request.offset + u64::from(request.length);
         let most = if request.has(cmd_flag::REQ_ONE) {
             1
@@ -185,14 +185,14 @@ impl<S: Stream> Session<'_, S> {
     }
 
     /// Stores a write's payload; `None` if workers have a part in it and it is answered later.
-    fn write(&mut self, request: &Request) -> Result<Option<DeviceResult<()>>, Fault> {
+    fn write(&mut self, request: &Request) -> Result<Option<DeviceResult<()>>, ConnectionError> {
         let large = request.length as usize >= LARGE;
-        if let Some(lane) = &mut self.lane
+        if let Some(pool) = &mut self.pool
             && (large || self.export.device.write_would_wait(request.range()))
         {
-            let ticket = lane.open(Task::Execute(*request));
-            self.hand_out_write(request, ticket)?;
-            let done = self.lane.as_mut().and_then(|lane| lane.close(ticket));
+            let task = pool.open(Task::Execute(*request));
+            self.submit_write(request, task)?;
+            let done = self.pool.as_mut().and_then(|pool| pool.close(task));
             return Ok(done.map(|done| done.failure.map_or(Ok(()), |(_, error)| Err(error))));
         }
         let device = &*self.export.device;
@@ -207,28 +207,28 @@ impl<S: Stream> Session<'_, S> {
 
     /// Receives a write's payload in pieces, and gives each to a worker if there is a buffer for
     /// it.
-    fn hand_out_write(&mut self, request: &Request, ticket: u64) -> Result<(), Fault> {
+    fn submit_write(&mut self, request: &Request, task: TaskId) -> Result<(), ConnectionError> {
         let mut offset = request.offset;
         let mut left = request.length as usize;
         while left > 0 {
             let length = piece_of_payload(offset, left);
-            let buffer = self.lane.as_ref().and_then(Lane::buffer);
+            let buffer = self.pool.as_ref().and_then(PoolHandle::buffer);
             if let Some(mut buffer) = buffer {
                 let received = self.receive_into(&mut buffer.room()[..length]);
-                if let Some(lane) = &mut self.lane {
+                if let Some(pool) = &mut self.pool {
                     if received.is_err() {
-                        lane.give_back(buffer);
+                        pool.give_back(buffer);
                         return received;
                     }
-                    lane.hand_out(ticket, Work::Write { offset, length }, buffer);
+                    pool.submit(task, Work::Write { offset, length }, buffer);
                 }
             } else {
                 self.await_payload(length)?;
                 let data = &self.input.received()[..length];
                 let written = self.export.device.write(offset, data);
                 self.input.consume(length);
-                if let Some(lane) = &mut self.lane {
-                    lane.note(ticket, written.map_err(|error| (offset, error)));
+                if let Some(pool) = &mut self.pool {
+                    pool.note(task, written.map_err(|error| (offset, error)));
                 }
             }
             offset += length as u64;
@@ -238,7 +238,7 @@ impl<S: Stream> Session<'_, S> {
     }
 
     /// Receives exactly as much as `out` holds.
-    fn receive_into(&mut self, out: &mut [u8]) -> Result<(), Fault> {
+    fn receive_into(&mut self, out: &mut [u8]) -> Result<(), ConnectionError> {
         let there = self.input.received();
         let (head, mut rest) = out.split_at_mut(there.len().min(out.len()));
         head.copy_from_slice(&there[..head.len()]);
@@ -254,7 +254,7 @@ impl<S: Stream> Session<'_, S> {
     }
 
     /// Waits until `length` bytes, at most what the buffer holds, are there.
-    fn await_payload(&mut self, length: usize) -> Result<(), Fault> {
+    fn await_payload(&mut self, length: usize) -> Result<(), ConnectionError> {
         while self.input.received().len() < length {
             if self.receive()? == 0 {
                 return Err(cut_short());
@@ -268,7 +268,7 @@ impl<S: Stream> Session<'_, S> {
         &mut self,
         request: &Request,
         mut visit: impl FnMut(u64, &[u8]),
-    ) -> Result<(), Fault> {
+    ) -> Result<(), ConnectionError> {
         let mut offset = request.offset;
         let mut left = request.length as usize;
         while left > 0 {
@@ -294,6 +294,6 @@ fn piece_of_payload(offset: u64, left: usize) -> usize {
     PIECE - (within + PIECE) % PAGE_SIZE
 }
 
-fn cut_short() -> Fault {
-    Fault::Connection(io::ErrorKind::UnexpectedEof.into())
+fn cut_short() -> ConnectionError {
+    ConnectionError::Connection(io::ErrorKind::UnexpectedEof.into())
 }

@@ -1,13 +1,13 @@
-//! A shard's part in a device whose pages have a home in an image.
+//! A shard's part in a device over an image.
 //!
 //! An empty slot is a page that the image has, as it is. A page that was written is dirty until it
-//! has been written home, and stays in memory as long: so a reader finds it there, and it can be
+//! has been destaged, and stays in memory as long: so a reader finds it there, and it can be
 //! taken again if writing fails. It is taken and its data copied under one hold of the lock; what
 //! changes it later takes the mark away, and then it is still dirty when the write has ended. Until
 //! then it is not taken again, not even by the same batch, so what is on its way is never overtaken
 //! by what was taken later.
 //!
-//! Invariants, where there are marks: an empty slot is not dirty; a same-filled one is, and so is
+//! Invariants, where there is a dirty map: an empty slot is not dirty; a same-filled one is, and so is
 //! whatever the image does not have.
 
 use std::ops::Range;
@@ -54,7 +54,7 @@ impl Shard {
         (self.counts.resident_pages + self.counts.same_pages).saturating_sub(self.dirty_pages())
     }
 
-    /// Makes the slot's page zeroes, for which its home needs no space.
+    /// Makes the slot's page zeroes, for which the image needs no space.
     ///
     /// # Errors
     /// Those of [`Shard::reserve`].
@@ -66,16 +66,16 @@ impl Shard {
     }
 
     pub(super) fn note_change(&mut self, index: SlotIndex, hole: bool) {
-        if let Some(marks) = &mut self.dirty_map {
-            marks.change(index, hole);
+        if let Some(dirty_map) = &mut self.dirty_map {
+            dirty_map.change(index, hole);
         }
     }
 
     /// How often the slot's page has left memory for the image.
     pub(crate) fn eviction_generation(&self, index: SlotIndex) -> EvictionGeneration {
-        let marks = self.dirty_map.as_ref();
-        marks.map_or_else(EvictionGeneration::default, |marks| {
-            marks.eviction_generation(index)
+        let dirty_map = self.dirty_map.as_ref();
+        dirty_map.map_or_else(EvictionGeneration::default, |dirty_map| {
+            dirty_map.eviction_generation(index)
         })
     }
 
@@ -112,17 +112,17 @@ impl Shard {
         self.dirty_map.as_ref()?.next_dirty(range)
     }
 
-    /// Takes a dirty page to be written home, and hands what it holds to `take`; not if it has been
+    /// Takes a dirty page to be destaged, and hands what it holds to `take`; not if it has been
     /// taken already.
     pub(crate) fn take_dirty(&mut self, index: SlotIndex, take: &mut dyn FnMut(Contents<'_>)) {
-        let Some(marks) = &mut self.dirty_map else {
+        let Some(dirty_map) = &mut self.dirty_map else {
             return;
         };
-        if !marks.is_dirty(index) || !marks.take(index) {
+        if !dirty_map.is_dirty(index) || !dirty_map.take(index) {
             return;
         }
         take(match self.slots.get(index).state() {
-            SlotState::SameFilled { pattern: 0 } if marks.is_hole(index) => Contents::Hole,
+            SlotState::SameFilled { pattern: 0 } if dirty_map.is_hole(index) => Contents::Hole,
             SlotState::SameFilled { pattern } => Contents::SameFilled(pattern),
             SlotState::Resident { object, len, codec } => Contents::Object {
                 codec,
@@ -140,8 +140,8 @@ impl Shard {
         take: &mut dyn FnMut(SlotIndex, Contents<'_>),
     ) {
         let is_dirty = |shard: &Self, at: u32| {
-            let marks = shard.dirty_map.as_ref();
-            marks.is_some_and(|marks| marks.is_dirty(SlotIndex(at)))
+            let dirty_map = shard.dirty_map.as_ref();
+            dirty_map.is_some_and(|dirty_map| dirty_map.is_dirty(SlotIndex(at)))
         };
         let mut start = index.0;
         while start > range.start && is_dirty(self, start - 1) {
@@ -156,13 +156,13 @@ impl Shard {
         }
     }
 
-    /// Writing a page home has ended, well or not; returns whether it is clean by that. What is
+    /// Destaging a page has ended, well or not; returns whether it is clean by that. What is
     /// clean and to `leave`, or needs no object, leaves memory.
     pub(crate) fn settle_destaged(&mut self, index: SlotIndex, written: bool, leave: bool) -> bool {
-        let Some(marks) = &mut self.dirty_map else {
+        let Some(dirty_map) = &mut self.dirty_map else {
             return false;
         };
-        let is_clean = marks.settle(index, written);
+        let is_clean = dirty_map.settle(index, written);
         let same = matches!(self.slots.get(index).state(), SlotState::SameFilled { .. });
         if is_clean && (leave || same) {
             self.drop_if_clean(index);
@@ -172,13 +172,13 @@ impl Shard {
 
     /// Has a page leave memory that is, as it is, in the image; returns whether it is.
     fn drop_if_clean(&mut self, index: SlotIndex) -> bool {
-        let Some(marks) = &mut self.dirty_map else {
+        let Some(dirty_map) = &mut self.dirty_map else {
             return false;
         };
-        if marks.is_dirty(index) || self.slots.get(index).is_empty() {
+        if dirty_map.is_dirty(index) || self.slots.get(index).is_empty() {
             return false;
         }
-        marks.note_eviction(index);
+        dirty_map.note_eviction(index);
         self.set(index, Slot::EMPTY);
         true
     }

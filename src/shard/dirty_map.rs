@@ -1,4 +1,4 @@
-//! Which pages of a shard differ from the image that is their home.
+//! Which pages of a shard differ from the image beneath.
 
 use std::io;
 use std::ops::Range;
@@ -12,9 +12,9 @@ use crate::sync::{Protection, without};
 
 /// The page is not in the image as it is.
 const DIRTY: u32 = 1;
-/// It is being written home, and has not changed since.
+/// It is being destaged, and has not changed since.
 const TAKEN: u32 = 2;
-/// It is being written home, whether it has changed since or not: it may not be taken again.
+/// It is being destaged, whether it has changed since or not: it may not be taken again.
 const IN_BATCH: u32 = 4;
 /// It was discarded: a hole is as good as zeroes.
 const HOLE: u32 = 8;
@@ -22,10 +22,10 @@ const HOLE: u32 = 8;
 const EVICTION: u32 = 16;
 
 /// Marks whose use is counted together: a page frame of them.
-const MARKS_PER_BLOCK: u32 = 1024;
+const ENTRIES_PER_BLOCK: u32 = 1024;
 
 fn block_of(index: SlotIndex) -> u32 {
-    index.0 / MARKS_PER_BLOCK
+    index.0 / ENTRIES_PER_BLOCK
 }
 
 /// How often a page has left memory for its image, or at least a number that is another one each time.
@@ -37,7 +37,7 @@ pub(crate) struct EvictionGeneration(pub(crate) u64);
 /// Invariants: `dirty` counts the dirty slots of each block, and `total` those in all; what is taken,
 /// in a batch or a hole is dirty.
 pub(super) struct DirtyMap {
-    marks: LazyTable<u32>,
+    entries: LazyTable<u32>,
     dirty: TablePages,
     total: u64,
     /// By block, how often evictions were counted for all of its pages together: when its marks went back
@@ -52,9 +52,9 @@ impl DirtyMap {
     /// # Errors
     /// The kernel's, if there is not enough address space.
     pub(super) fn new(slots: u32, budget: Arc<FrameBudget>) -> io::Result<Self> {
-        let blocks = slots.div_ceil(MARKS_PER_BLOCK);
+        let blocks = slots.div_ceil(ENTRIES_PER_BLOCK);
         Ok(Self {
-            marks: LazyTable::new(slots as usize)?,
+            entries: LazyTable::new(slots as usize)?,
             dirty: TablePages::new(blocks, budget)?,
             total: 0,
             eviction_generation: LazyTable::new(blocks as usize)?,
@@ -82,12 +82,12 @@ impl DirtyMap {
     pub(super) fn take_out(&mut self, keep: usize, most: usize) -> IdlePages {
         let out = self.dirty.take_out(keep, most);
         for &block in &out {
-            let first = (block * MARKS_PER_BLOCK) as usize;
-            let end = (first + MARKS_PER_BLOCK as usize).min(self.marks.len());
-            self.marks[first..end].fill(0);
+            let first = (block * ENTRIES_PER_BLOCK) as usize;
+            let end = (first + ENTRIES_PER_BLOCK as usize).min(self.entries.len());
+            self.entries[first..end].fill(0);
             self.count_eviction_of(block);
         }
-        self.marks.lend_out(out)
+        self.entries.lend_out(out)
     }
 
     /// Takes them back; returns how many the kernel has.
@@ -101,7 +101,7 @@ impl DirtyMap {
     }
 
     fn mark(&mut self, index: SlotIndex) -> &mut u32 {
-        &mut self.marks[index.0 as usize]
+        &mut self.entries[index.0 as usize]
     }
 
     /// Dirty slots.
@@ -110,11 +110,11 @@ impl DirtyMap {
     }
 
     pub(super) fn is_dirty(&self, index: SlotIndex) -> bool {
-        self.marks[index.0 as usize] & DIRTY != 0
+        self.entries[index.0 as usize] & DIRTY != 0
     }
 
     pub(super) fn is_hole(&self, index: SlotIndex) -> bool {
-        self.marks[index.0 as usize] & HOLE != 0
+        self.entries[index.0 as usize] & HOLE != 0
     }
 
     /// Notes that a page, which is reserved, has changed.
@@ -128,7 +128,7 @@ impl DirtyMap {
         }
     }
 
-    /// Notes that a dirty page is being written home; returns whether it was not already, as it is
+    /// Notes that a dirty page is being destaged; returns whether it was not already, as it is
     /// or as it was: two writes of a page beside one another might end in either order.
     pub(super) fn take(&mut self, index: SlotIndex) -> bool {
         let mark = self.mark(index);
@@ -140,7 +140,7 @@ impl DirtyMap {
         true
     }
 
-    /// Notes that writing a page home has ended, well or not; returns whether the page is clean by
+    /// Notes that destaging a page has ended, well or not; returns whether the page is clean by
     /// that: it is not if it has changed meanwhile.
     pub(super) fn settle(&mut self, index: SlotIndex, written: bool) -> bool {
         let mark = self.mark(index);
@@ -159,7 +159,7 @@ impl DirtyMap {
     /// and after, with the slot empty at both times, has read while nothing was written there.
     pub(super) fn eviction_generation(&self, index: SlotIndex) -> EvictionGeneration {
         let of_block = u64::from(self.eviction_generation[block_of(index) as usize]);
-        let of_page = u64::from(self.marks[index.0 as usize] / EVICTION);
+        let of_page = u64::from(self.entries[index.0 as usize] / EVICTION);
         EvictionGeneration(of_block << u32::BITS | of_page)
     }
 
@@ -177,8 +177,8 @@ impl DirtyMap {
     pub(super) fn next_dirty(&self, range: Range<u32>) -> Option<SlotIndex> {
         let mut at = range.start;
         while at < range.end {
-            if self.dirty.count(at / MARKS_PER_BLOCK) == 0 {
-                at = (at / MARKS_PER_BLOCK + 1) * MARKS_PER_BLOCK;
+            if self.dirty.count(at / ENTRIES_PER_BLOCK) == 0 {
+                at = (at / ENTRIES_PER_BLOCK + 1) * ENTRIES_PER_BLOCK;
                 continue;
             }
             if self.is_dirty(SlotIndex(at)) {
@@ -192,17 +192,16 @@ impl DirtyMap {
     /// Asserts the invariants.
     pub(super) fn check(&self) {
         let total = self.dirty.check(|block| {
-            let first = (block * MARKS_PER_BLOCK) as usize;
-            let end = (first + MARKS_PER_BLOCK as usize).min(self.marks.len());
-            let marks = &self.marks[first..end];
+            let first = (block * ENTRIES_PER_BLOCK) as usize;
+            let end = (first + ENTRIES_PER_BLOCK as usize).min(self.entries.len());
+            let map = &self.entries[first..end];
             let flags = DIRTY | TAKEN | IN_BATCH | HOLE;
             assert!(
-                marks
-                    .iter()
+                map.iter()
                     .all(|mark| mark & flags == 0 || mark & DIRTY != 0)
             );
-            assert!(marks.iter().all(|mark| mark & (IN_BATCH | TAKEN) != TAKEN));
-            marks.iter().filter(|&&mark| mark & DIRTY != 0).count() as u32
+            assert!(map.iter().all(|mark| mark & (IN_BATCH | TAKEN) != TAKEN));
+            map.iter().filter(|&&mark| mark & DIRTY != 0).count() as u32
         });
         assert_eq!(total, self.total);
     }
@@ -214,73 +213,73 @@ mod tests {
 
     const AT: SlotIndex = SlotIndex(700);
 
-    fn marks(slots: u32) -> DirtyMap {
+    fn map(slots: u32) -> DirtyMap {
         let budget = Arc::new(FrameBudget::new(FrameBudget::UNLIMITED));
         DirtyMap::new(slots, budget).expect("addresses")
     }
 
-    fn change(marks: &mut DirtyMap, at: SlotIndex, hole: bool) {
-        marks.reserve(at).expect("room");
-        marks.change(at, hole);
+    fn change(map: &mut DirtyMap, at: SlotIndex, hole: bool) {
+        map.reserve(at).expect("room");
+        map.change(at, hole);
     }
 
     #[test]
-    fn what_changes_on_its_way_home_stays_dirty() {
-        let mut marks = marks(2000);
-        change(&mut marks, AT, true);
-        change(&mut marks, AT, false);
-        assert!(marks.take(AT) && !marks.take(AT));
-        change(&mut marks, AT, true);
-        assert!(!marks.take(AT), "the other one is still under way");
-        assert!(!marks.settle(AT, true) && marks.is_dirty(AT) && marks.is_hole(AT));
-        assert!(marks.take(AT) && !marks.settle(AT, false) && marks.is_dirty(AT));
-        assert_eq!(marks.total(), 1);
-        assert!(marks.take(AT) && marks.settle(AT, true));
-        assert!(!marks.is_dirty(AT) && !marks.is_hole(AT));
-        assert_eq!((marks.total(), marks.eviction_generation(AT).0), (0, 0));
-        marks.note_eviction(AT);
-        change(&mut marks, AT, false);
-        assert_eq!(marks.eviction_generation(AT).0, 1);
-        marks.check();
+    fn what_changes_while_it_is_destaged_stays_dirty() {
+        let mut map = map(2000);
+        change(&mut map, AT, true);
+        change(&mut map, AT, false);
+        assert!(map.take(AT) && !map.take(AT));
+        change(&mut map, AT, true);
+        assert!(!map.take(AT), "the other one is still under way");
+        assert!(!map.settle(AT, true) && map.is_dirty(AT) && map.is_hole(AT));
+        assert!(map.take(AT) && !map.settle(AT, false) && map.is_dirty(AT));
+        assert_eq!(map.total(), 1);
+        assert!(map.take(AT) && map.settle(AT, true));
+        assert!(!map.is_dirty(AT) && !map.is_hole(AT));
+        assert_eq!((map.total(), map.eviction_generation(AT).0), (0, 0));
+        map.note_eviction(AT);
+        change(&mut map, AT, false);
+        assert_eq!(map.eviction_generation(AT).0, 1);
+        map.check();
     }
 
     #[test]
     fn what_is_dirty_is_found() {
-        let mut marks = marks(10_000);
-        assert_eq!(marks.next_dirty(0..10_000), None);
+        let mut map = map(10_000);
+        assert_eq!(map.next_dirty(0..10_000), None);
         for at in [511, 7000, 9999] {
-            change(&mut marks, SlotIndex(at), false);
+            change(&mut map, SlotIndex(at), false);
         }
-        assert_eq!(marks.next_dirty(0..10_000), Some(SlotIndex(511)));
-        assert_eq!(marks.next_dirty(512..7000), None);
-        assert_eq!(marks.next_dirty(512..10_000), Some(SlotIndex(7000)));
-        assert_eq!(marks.next_dirty(7001..10_000), Some(SlotIndex(9999)));
-        marks.check();
+        assert_eq!(map.next_dirty(0..10_000), Some(SlotIndex(511)));
+        assert_eq!(map.next_dirty(512..7000), None);
+        assert_eq!(map.next_dirty(512..10_000), Some(SlotIndex(7000)));
+        assert_eq!(map.next_dirty(7001..10_000), Some(SlotIndex(9999)));
+        map.check();
     }
 
     /// However its marks come and go, a page that has left memory is known to have.
     #[test]
     fn evictions_are_told_apart_though_marks_went_back() {
-        let mut marks = marks(2000);
-        let mut seen = vec![marks.eviction_generation(AT)];
+        let mut map = map(2000);
+        let mut seen = vec![map.eviction_generation(AT)];
         for round in 0..3 {
-            marks.note_eviction(AT);
-            seen.push(marks.eviction_generation(AT));
-            change(&mut marks, AT, round == 1);
-            assert!(marks.take(AT) && marks.settle(AT, true));
-            marks.note_eviction(AT);
-            seen.push(marks.eviction_generation(AT));
-            let mut idle = marks.take_out(0, 10);
-            marks.note_eviction(AT);
-            seen.push(marks.eviction_generation(AT));
+            map.note_eviction(AT);
+            seen.push(map.eviction_generation(AT));
+            change(&mut map, AT, round == 1);
+            assert!(map.take(AT) && map.settle(AT, true));
+            map.note_eviction(AT);
+            seen.push(map.eviction_generation(AT));
+            let mut idle = map.take_out(0, 10);
+            map.note_eviction(AT);
+            seen.push(map.eviction_generation(AT));
             idle.release().expect("madvise");
-            assert_eq!(marks.take_back(idle), 1);
-            assert_eq!(marks.eviction_generation(AT), seen[seen.len() - 1]);
-            marks.check();
+            assert_eq!(map.take_back(idle), 1);
+            assert_eq!(map.eviction_generation(AT), seen[seen.len() - 1]);
+            map.check();
         }
         for (i, eviction_generation) in seen.iter().enumerate() {
             assert!(!seen[..i].contains(eviction_generation), "{seen:?}");
         }
-        assert_eq!(marks.pages().held(), 0);
+        assert_eq!(map.pages().held(), 0);
     }
 }

@@ -10,6 +10,7 @@
 //! 4. A resident page has a generation.
 
 mod age;
+mod copy_before_write;
 mod destage;
 mod dirty_map;
 mod lru;
@@ -19,13 +20,13 @@ mod selected;
 mod slot;
 mod table_pages;
 mod tables;
-mod unsaved;
 
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
 pub(crate) use self::age::{AgeTag, AgeTags, Present};
+pub(crate) use self::copy_before_write::{SaveId, ToCopy};
 pub(crate) use self::destage::{Contents, Dropped};
 use self::dirty_map::DirtyMap;
 pub(crate) use self::dirty_map::EvictionGeneration;
@@ -36,7 +37,6 @@ use self::refault::RefaultClock;
 pub(crate) use self::selected::Purpose;
 use self::slot::SlotTable;
 pub(crate) use self::slot::{SLOTS_PER_BLOCK, Slot, SlotIndex, SlotState};
-pub(crate) use self::unsaved::{SaveId, Unsaved};
 use crate::codec::Codec;
 use crate::memory::FrameBudget;
 use crate::pool::{NoRoom, ObjectAddress, Owner, Pool};
@@ -66,13 +66,13 @@ pub(crate) struct Shard {
     read_backs: RefaultClock,
     segments: Arc<SegmentTable>,
     present: Arc<Present>,
-    /// Of a device whose pages go home to an image.
+    /// Of a device over an image.
     dirty_map: Option<DirtyMap>,
     counts: Counts,
     /// Objects freed since [`Shard::forget_churn`].
     churned: u64,
     /// What is still to be saved, while the device is.
-    unsaved: Option<Unsaved>,
+    to_copy: Option<ToCopy>,
 }
 
 impl Shard {
@@ -98,11 +98,11 @@ impl Shard {
             dirty_map: None,
             counts: Counts::default(),
             churned: 0,
-            unsaved: None,
+            to_copy: None,
         })
     }
 
-    /// The same, for pages that have a home in an image.
+    /// The same, for the pages of a device over an image.
     ///
     /// # Errors
     /// Those of [`Shard::new`].
@@ -211,7 +211,7 @@ impl Shard {
     ///
     /// # Errors
     /// Those of [`Shard::reserve`].
-    pub(crate) fn adopt(
+    pub(crate) fn import(
         &mut self,
         index: SlotIndex,
         record: RecordAddress,
@@ -252,7 +252,7 @@ impl Shard {
         self.store_same_filled(index, 0)
     }
 
-    /// Empties the slot, whose page has no home; and with it all of its block, if that is one of zeroes, which
+    /// Empties the slot, of a device without an image; and with it all of its block, if that is one of zeroes, which
     /// is not emptied in part. Returns how many slots that were.
     pub(crate) fn clear(&mut self, index: SlotIndex) -> u32 {
         debug_assert!(self.dirty_map.is_none());
@@ -269,7 +269,7 @@ impl Shard {
     /// Makes all pages of the block that starts with a slot zeroes, for which it needs no slots; not where
     /// pages have a home, or can be saved. Returns how many held data.
     pub(crate) fn zero_block(&mut self, first: SlotIndex) -> u64 {
-        debug_assert!(self.dirty_map.is_none() && self.unsaved.is_none());
+        debug_assert!(self.dirty_map.is_none() && self.to_copy.is_none());
         let end = first
             .0
             .saturating_add(SLOTS_PER_BLOCK)
@@ -408,7 +408,7 @@ impl Shard {
             used
         );
         self.check_objects();
-        self.check_marks();
+        self.check_dirty_map();
     }
 
     /// Each object's owner points at it, and there are no more objects than such slots.
@@ -425,16 +425,18 @@ impl Shard {
     }
 
     /// A slot that is empty is clean, and one that is same-filled is dirty.
-    fn check_marks(&self) {
-        let Some(marks) = &self.dirty_map else { return };
-        marks.check();
+    fn check_dirty_map(&self) {
+        let Some(dirty_map) = &self.dirty_map else {
+            return;
+        };
+        dirty_map.check();
         let (mut at, mut dirty) = (0, 0);
         while let Some(index) = self.slots.next_used(at..self.slots.len()) {
             let same = matches!(self.slots.get(index).state(), SlotState::SameFilled { .. });
-            assert!(marks.is_dirty(index) || !same, "{index:?}");
-            dirty += u64::from(marks.is_dirty(index));
+            assert!(dirty_map.is_dirty(index) || !same, "{index:?}");
+            dirty += u64::from(dirty_map.is_dirty(index));
             at = index.0 + 1;
         }
-        assert_eq!(dirty, marks.total());
+        assert_eq!(dirty, dirty_map.total());
     }
 }

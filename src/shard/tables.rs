@@ -1,4 +1,4 @@
-//! The memory of a shard's tables, its slots and its marks.
+//! The memory of a shard's tables, its slots and its dirty_map.
 
 use std::io;
 
@@ -11,13 +11,13 @@ use crate::pool::NoRoom;
 /// Page frames of a shard's tables that are out to be released.
 pub(crate) struct IdleTables {
     slots: IdlePages,
-    marks: Option<IdlePages>,
+    dirty_map: Option<IdlePages>,
 }
 
 impl IdleTables {
     /// Whether there are none.
     pub(crate) fn is_empty(&self) -> bool {
-        self.slots.is_empty() && self.marks.as_ref().is_none_or(IdlePages::is_empty)
+        self.slots.is_empty() && self.dirty_map.as_ref().is_none_or(IdlePages::is_empty)
     }
 
     /// Gives them to the kernel; without the shard's lock.
@@ -26,7 +26,7 @@ impl IdleTables {
     /// The kernel's.
     pub(crate) fn release(&mut self) -> io::Result<()> {
         self.slots.release()?;
-        self.marks.as_mut().map_or(Ok(()), IdlePages::release)
+        self.dirty_map.as_mut().map_or(Ok(()), IdlePages::release)
     }
 }
 
@@ -38,10 +38,10 @@ impl Shard {
     /// [`NoRoom::TableLimit`], [`NoRoom::TableBusy`].
     pub(super) fn reserve(&mut self, index: SlotIndex) -> Result<(), NoRoom> {
         self.slots.reserve(index)?;
-        let Some(marks) = &mut self.dirty_map else {
+        let Some(dirty_map) = &mut self.dirty_map else {
             return Ok(());
         };
-        marks
+        dirty_map
             .reserve(index)
             .inspect_err(|_| self.slots.abandon(index))
     }
@@ -49,39 +49,39 @@ impl Shard {
     /// Notes that nothing came of what was reserved.
     pub(super) fn abandon(&mut self, index: SlotIndex) {
         self.slots.abandon(index);
-        if let Some(marks) = &mut self.dirty_map {
-            marks.abandon(index);
+        if let Some(dirty_map) = &mut self.dirty_map {
+            dirty_map.abandon(index);
         }
     }
 
     /// Page frames that the tables hold.
     pub(crate) fn table_pages(&self) -> u64 {
-        let marks = self.dirty_map.as_ref().map(DirtyMap::pages);
-        self.slots.pages().held() + marks.map_or(0, TablePages::held)
+        let dirty_map = self.dirty_map.as_ref().map(DirtyMap::pages);
+        self.slots.pages().held() + dirty_map.map_or(0, TablePages::held)
     }
 
     /// Freed page frames, of the pool and of the tables, whose memory may be held still.
     pub(crate) fn idle_frames(&self) -> usize {
-        let marks = self.dirty_map.as_ref().map(DirtyMap::pages);
-        let emptied = self.slots.pages().emptied() + marks.map_or(0, TablePages::emptied);
+        let dirty_map = self.dirty_map.as_ref().map(DirtyMap::pages);
+        let emptied = self.slots.pages().emptied() + dirty_map.map_or(0, TablePages::emptied);
         self.pool.warm_frames() + emptied
     }
 
     /// Takes empty page frames of the tables out, at most `most` of each and all but `keep`, to be
     /// released without the lock and returned with [`Shard::accept_tables`].
     pub(crate) fn take_tables(&mut self, keep: usize, most: usize) -> IdleTables {
-        let marks = self.dirty_map.as_mut();
+        let dirty_map = self.dirty_map.as_mut();
         IdleTables {
             slots: self.slots.take_out(keep, most),
-            marks: marks.map(|marks| marks.take_out(keep, most)),
+            dirty_map: dirty_map.map(|dirty_map| dirty_map.take_out(keep, most)),
         }
     }
 
     /// Takes them back; returns how many the kernel has.
     pub(crate) fn accept_tables(&mut self, idle: IdleTables) -> u64 {
         let slots = self.slots.take_back(idle.slots);
-        match (&mut self.dirty_map, idle.marks) {
-            (Some(marks), Some(idle)) => slots + marks.take_back(idle),
+        match (&mut self.dirty_map, idle.dirty_map) {
+            (Some(dirty_map), Some(idle)) => slots + dirty_map.take_back(idle),
             _ => slots,
         }
     }

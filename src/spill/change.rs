@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::address::{BACKINGS, SEGMENT_BYTES, SegmentIndex, StoreIndex};
 use super::backing::Backing;
-use super::log::{Adopted, Segment, SegmentLog, Space, State};
+use super::log::{Imported, Segment, SegmentLog, Space, State};
 
 impl SegmentLog {
     /// Appends to `backing` from here on; gives it back if an earlier one has not left yet.
@@ -62,7 +62,7 @@ impl SegmentLog {
     }
 
     /// Knows of an image's segments from here on, to which slots refer.
-    pub(crate) fn adopt(&mut self, Adopted(segments): Adopted) {
+    pub(crate) fn import(&mut self, Imported(segments): Imported) {
         let segments: Vec<Segment> = segments.into_iter().map(Segment::of_image).collect();
         let free = (0..).zip(&segments).filter(|(_, s)| s.state == State::Free);
         *self.space_mut(StoreIndex::IMAGE) = Space {

@@ -138,22 +138,46 @@ impl Claim {
     }
 }
 
+impl BackingConfig {
+    /// Opens what is at the path, or makes a file there, for a process that has no right to. What is in it is
+    /// looked at by whoever it is handed to.
+    ///
+    /// # Errors
+    /// [`Error::Unusable`] if it is neither a plain file of this user's nor a block device; [`Error::Io`].
+    pub fn hand(&self) -> Result<HandedFile> {
+        open_to_hand(&self.path)
+    }
+}
+
 /// Opens what is at the path, or makes a file there, for another process to use.
 ///
 /// # Errors
 /// [`Error::Unusable`] if it is neither a plain file of this user's nor a block device; [`Error::Io`].
-pub(super) fn open_to_hand(path: &Path) -> Result<HandedFile> {
+fn open_to_hand(path: &Path) -> Result<HandedFile> {
     Ok(match make(path)? {
         Some(file) => HandedFile::new(file, true),
         None => HandedFile::new(open_own(path)?, false),
     })
 }
 
+/// Overwrites with zeroes the file of a spill that nothing uses any more.
+///
+/// # Errors
+/// [`Error::Unusable`] if it is no plain file or holds anything but a spill; [`Error::Io`] for what
+/// the kernel says.
+pub fn wipe_spill(path: &Path) -> Result<()> {
+    let failed = |error: io::Error| Error::io(format!("wipe {}", path.display()), error);
+    let (file, len) = open_spill(path)?;
+    wipe::wipe_file(&file, 0..len, None)
+        .map(drop)
+        .map_err(failed)
+}
+
 /// Opens a file of a spill to wipe it; returns it with its length.
 ///
 /// # Errors
 /// [`Error::Unusable`] if it is no plain file or holds anything else; [`Error::Io`].
-pub(super) fn open_spill(path: &Path) -> Result<(DirectFile, u64)> {
+fn open_spill(path: &Path) -> Result<(DirectFile, u64)> {
     let failed = |error: io::Error| Error::io(format!("open {}", path.display()), error);
     let file = open_found(path)?;
     let metadata = file.metadata().map_err(failed)?;

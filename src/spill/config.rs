@@ -6,7 +6,6 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::claim;
 use crate::error::{Error, Result};
 use crate::handed_file::HandedFile;
 
@@ -79,14 +78,5 @@ impl BackingConfig {
             force: false,
             handed: None,
         }
-    }
-
-    /// Opens what is at the path, or makes a file there, for a process that has no right to. What is in it is
-    /// looked at by whoever it is handed to.
-    ///
-    /// # Errors
-    /// [`Error::Unusable`] if it is neither a plain file of this user's nor a block device; [`Error::Io`].
-    pub fn hand(&self) -> Result<HandedFile> {
-        claim::open_to_hand(&self.path)
     }
 }

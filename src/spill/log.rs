@@ -124,9 +124,9 @@ impl Target {
 
 /// Where records are, back to back, in each of an image's segments.
 #[derive(Debug, Default)]
-pub(crate) struct Adopted(pub(super) Vec<Vec<Range<u32>>>);
+pub(crate) struct Imported(pub(super) Vec<Vec<Range<u32>>>);
 
-impl Adopted {
+impl Imported {
     /// Adds a record of `len` bytes, counted from the image's start; returns whether it is the first of its
     /// segment.
     pub(crate) fn add(&mut self, record: RecordAddress, len: usize) -> bool {

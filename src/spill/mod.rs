@@ -50,13 +50,14 @@ pub(crate) use backing::{Backing, SegmentStore};
 pub(crate) use blocks::{BLOCK, BlockBuf};
 pub(crate) use change::{Leave, NextOfImage};
 pub(crate) use claim::block_device_size;
+pub use claim::wipe_spill;
 pub use config::{BackingConfig, BackingKeep};
 pub(crate) use direct::DirectFile;
 #[cfg(test)]
 pub(crate) use faulty::FaultyBacking;
 #[cfg(all(test, shuttle))]
 pub(crate) use faulty::{Chances, Faults, FaultyImage};
-pub(crate) use log::{Adopted, Head, LogCounts, MIN_APPEND, SegmentLog, Target};
+pub(crate) use log::{Head, Imported, LogCounts, MIN_APPEND, SegmentLog, Target};
 #[cfg(test)]
 pub(crate) use loop_disk::LoopDisk;
 pub use noted::BackingNotes;
@@ -67,4 +68,3 @@ pub(crate) use record::{
 pub(crate) use segment::SegmentTable;
 pub(crate) use sparse::Reading;
 pub(crate) use stores::Stores;
-pub use wipe::wipe_spill;

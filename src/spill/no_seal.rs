@@ -1,6 +1,6 @@
 //! What stands for the secrecy of records in a build without the feature `encrypt`: there is no key.
 
-use super::record::RecordAddress;
+use super::address::RecordAddress;
 use crate::error::{Error, Result};
 
 /// Bytes of an authentication tag.

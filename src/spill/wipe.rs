@@ -3,16 +3,13 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::path::Path;
 use std::time::Instant;
 
 use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::blocks::BlockBuf;
-use super::claim;
 use super::direct::DirectFile;
-use crate::error::{Error, Result};
 
 /// Bytes of zeroes that are written at once.
 const CHUNK: u64 = 1 << 20;
@@ -82,15 +79,4 @@ pub(super) fn wipe_device(
     }
     rustix::fs::fdatasync(device)?;
     Ok(true)
-}
-
-/// Overwrites with zeroes the file of a spill that nothing uses any more.
-///
-/// # Errors
-/// [`Error::Unusable`] if it is no plain file or holds anything but a spill; [`Error::Io`] for what
-/// the kernel says.
-pub fn wipe_spill(path: &Path) -> Result<()> {
-    let failed = |error: io::Error| Error::io(format!("wipe {}", path.display()), error);
-    let (file, len) = claim::open_spill(path)?;
-    wipe_file(&file, 0..len, None).map(drop).map_err(failed)
 }

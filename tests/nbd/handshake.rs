@@ -38,7 +38,7 @@ fn export_name_works_without_fixed_newstyle_and_nothing_else_does() {
 }
 
 #[test]
-fn an_unknown_name_is_refused_and_haggling_goes_on() {
+fn an_unknown_name_is_refused_and_the_handshake_goes_on() {
     let fixture = serve();
     let mut client = fixture.connect();
     client.greet(3);
@@ -146,7 +146,7 @@ fn unknown_options_are_skipped_whatever_they_carry() {
 }
 
 #[test]
-fn malformed_options_are_refused_and_haggling_goes_on() {
+fn malformed_options_are_refused_and_the_handshake_goes_on() {
     let fixture = serve();
     let mut client = fixture.connect();
     client.greet(3);

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
-use uzram::nbd::{Export, Fault, serve_stream};
+use uzram::nbd::{ConnectionError, Export, serve_stream};
 
 use crate::attack::rounds;
 use crate::client::*;
@@ -327,7 +327,7 @@ fn conversation() -> Vec<u8> {
     said
 }
 
-fn play(export: &Export, said: &[u8]) -> (Result<(), Fault>, Vec<u8>) {
+fn play(export: &Export, said: &[u8]) -> (Result<(), ConnectionError>, Vec<u8>) {
     let mut stream = Recorded {
         said: Cursor::new(said),
         heard: Vec::new(),
@@ -353,7 +353,10 @@ fn hanging_up_at_every_byte_of_a_conversation() {
     for cut in 0..said.len() {
         let (ended, heard) = play(&export(), &said[..cut]);
         if let Err(fault) = ended {
-            assert!(matches!(fault, Fault::Connection(_)), "{cut}: {fault}");
+            assert!(
+                matches!(fault, ConnectionError::Connection(_)),
+                "{cut}: {fault}"
+            );
         }
         // What was said in full was answered, and nothing else.
         assert!(whole.starts_with(&heard), "{cut}");

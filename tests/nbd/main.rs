@@ -9,7 +9,6 @@ mod client;
 mod device;
 mod handshake;
 mod hostile;
-mod lane;
 mod log;
 #[path = "../certificates/revocation.rs"]
 mod revocation;
@@ -17,3 +16,4 @@ mod server;
 mod tls;
 mod tls_files;
 mod transmission;
+mod worker_pool;

@@ -2,12 +2,12 @@
 //! pair of sockets for `/dev/fuse`.
 //!
 //! ```text
-//! errand ──carry──▶ socket ══▶ fuser's threads ── Frontend
-//!    ▲                                  │
-//!    └── slot ◀──carry_back── socket ◀══┘
+//! request ──carry──▶ socket ══▶ fuser's threads ── Frontend
+//!    ▲                                   │
+//!    └── slot ◀──carry_back── socket ◀═══┘
 //! ```
 //!
-//! One lock, on the errands that are with fuser; never held while anything is sent.
+//! One lock, on the requests that are with fuser; never held while anything is sent.
 
 use std::collections::HashMap;
 use std::io::{self, IoSlice};
@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::errand::Errand;
+use super::offload::Offloaded;
 use super::ring::PAYLOAD_BYTES;
 use super::wire::{InHeader, InitIn, OutHeader, opcode};
 use crate::fuse::filesystem::Frontend;
@@ -39,7 +39,7 @@ const VERSION: (u32, u32) = (7, 40);
 pub(super) struct Bridge {
     socket: OwnedFd,
     /// By the kernel's number for the request.
-    under_way: Mutex<HashMap<u64, Errand>>,
+    under_way: Mutex<HashMap<u64, Offloaded>>,
 }
 
 impl Bridge {
@@ -83,7 +83,7 @@ impl Bridge {
         }
         let answers = Arc::clone(&bridge);
         let answering = thread::Builder::new()
-            .name("uzram-answers".to_owned())
+            .name("uzram-replies".to_owned())
             .spawn(move || answers.carry_back())?;
         Ok((bridge, vec![serving, answering]))
     }
@@ -109,17 +109,17 @@ impl Bridge {
     }
 
     /// Has fuser answer the request; the slot goes back by itself.
-    pub(super) fn carry(&self, errand: Errand) {
-        let request = errand.slot.request();
-        let message = message(&errand);
-        self.under_way.lock().insert(request.unique, errand);
+    pub(super) fn carry(&self, offloaded: Offloaded) {
+        let request = offloaded.slot.request();
+        let message = message(&offloaded);
+        self.under_way.lock().insert(request.unique, offloaded);
         let sent = match message {
             Some(message) => rustix::io::write(&self.socket, &message).is_ok(),
             None => false,
         };
-        if !sent && let Some(mut errand) = self.under_way.lock().remove(&request.unique) {
-            errand.slot.answer(Err(Errno::EINVAL));
-            errand.finish();
+        if !sent && let Some(mut offloaded) = self.under_way.lock().remove(&request.unique) {
+            offloaded.slot.complete(Err(Errno::EINVAL));
+            offloaded.finish();
         }
     }
 
@@ -135,22 +135,22 @@ impl Bridge {
             let Ok((reply, payload)) = OutHeader::read_from_prefix(&message[..len]) else {
                 return;
             };
-            let Some(mut errand) = self.under_way.lock().remove(&reply.unique) else {
+            let Some(mut offloaded) = self.under_way.lock().remove(&reply.unique) else {
                 continue;
             };
-            errand.slot.payload_mut()[..payload.len()].copy_from_slice(payload);
-            errand.slot.answer(match reply.error {
+            offloaded.slot.payload_mut()[..payload.len()].copy_from_slice(payload);
+            offloaded.slot.complete(match reply.error {
                 0 => Ok(payload.len()),
                 error => Err(Errno::from_i32(-error)),
             });
-            errand.finish();
+            offloaded.finish();
         }
     }
 }
 
 /// The request as it would have come through `/dev/fuse`, unless it is too long.
-fn message(errand: &Errand) -> Option<Vec<u8>> {
-    let slot = &errand.slot;
+fn message(offloaded: &Offloaded) -> Option<Vec<u8>> {
+    let slot = &offloaded.slot;
     let (mut request, payload) = (slot.request(), slot.received());
     // The kernel counts a body that it does not send.
     let parts_len = size_of::<InHeader>() + payload.len();

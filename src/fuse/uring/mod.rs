@@ -3,11 +3,11 @@
 //! parameter `enable_uring` of fuse set by its administrator).
 //!
 //! ```text
-//!                                          ┌─ answered at once, in the slot ─ BlockDevice
+//!                                          ┌─ dispatched at once, in the slot ─ BlockDevice
 //! kernel ═ queue of each CPU ═ ring thread ┤
-//!    ║                                     └─ errand ─ worker ─┬─ BlockDevice
-//!    ║                                                         └─ bridge ─ fuser ─ Frontend
-//!    ╚═══ /dev/fuse: forgets, and all until the rings are there ══════════ fuser ─ Frontend
+//!    ║                                     └─ offloaded ─ worker ─┬─ BlockDevice
+//!    ║                                                            └─ bridge ─ fuser ─ Frontend
+//!    ╚═══ /dev/fuse: forgets, and all until the rings are there ═════════════ fuser ─ Frontend
 //! ```
 //!
 //! The kernel has a queue for each CPU that it could have, and puts a request in that of the CPU
@@ -22,10 +22,10 @@
 //! 2. The thread of a ring never waits for anything but its ring.
 //! 3. When the kernel ends the connection it gives up all slots; that ends the threads.
 
-mod answer;
 mod bridge;
-mod errand;
+mod dispatch;
 mod offer;
+mod offload;
 mod ring;
 mod serving;
 mod wire;
@@ -98,11 +98,11 @@ impl Transport {
         disk: &Arc<Disk>,
         workers: usize,
     ) -> io::Result<()> {
-        let (errands, workers) = start_workers(workers, disk, &self.bridge)?;
+        let (offloaded, workers) = start_workers(workers, disk, &self.bridge)?;
         self.workers = workers;
         let (open, opened) = mpsc::channel();
         for (index, ring) in rings.into_iter().enumerate() {
-            let thread = RingThread::new(ring, disk, &errands)?;
+            let thread = RingThread::new(ring, disk, &offloaded)?;
             let (device, dir, open) = (device.try_clone_to_owned()?, dir.to_owned(), open.clone());
             let spawned = thread::Builder::new()
                 .name(format!("uzram-ring-{index}"))

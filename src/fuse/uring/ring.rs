@@ -109,7 +109,7 @@ impl Slot {
     }
 
     /// Answers the request: with the first so many bytes of the payload, or an errno.
-    pub(super) fn answer(&mut self, result: Result<usize, Errno>) {
+    pub(super) fn complete(&mut self, result: Result<usize, Errno>) {
         let (error, len) = match result {
             Ok(len) => (0, len),
             Err(errno) => (-errno.code(), 0),

@@ -11,8 +11,8 @@ use crossbeam::channel::Sender;
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 
-use super::answer::{answer, is_quick};
-use super::errand::{Errand, WayBack};
+use super::dispatch::{dispatch, is_quick};
+use super::offload::{Completions, Offloaded};
 use super::ring::{Event, Ring, Slot};
 use crate::fuse::SOURCE;
 use crate::fuse::disk::Disk;
@@ -28,19 +28,23 @@ const BATCH: usize = 8;
 pub(super) struct RingThread {
     ring: Ring,
     disk: Arc<Disk>,
-    errands: Sender<Errand>,
-    back: Arc<WayBack>,
+    workers: Sender<Offloaded>,
+    back: Arc<Completions>,
     /// Whether large requests came since memory was given back.
     grown: bool,
 }
 
 impl RingThread {
-    pub(super) fn new(ring: Ring, disk: &Arc<Disk>, errands: &Sender<Errand>) -> io::Result<Self> {
+    pub(super) fn new(
+        ring: Ring,
+        disk: &Arc<Disk>,
+        workers: &Sender<Offloaded>,
+    ) -> io::Result<Self> {
         Ok(Self {
             ring,
             disk: Arc::clone(disk),
-            errands: errands.clone(),
-            back: Arc::new(WayBack::new()?),
+            workers: workers.clone(),
+            back: Arc::new(Completions::new()?),
             grown: false,
         })
     }
@@ -112,17 +116,17 @@ impl RingThread {
 
     fn take(&mut self, mut slot: Slot) {
         if is_quick(&self.disk, &slot) {
-            answer(&self.disk, &mut slot);
+            dispatch(&self.disk, &mut slot);
             self.ring.commit(slot);
             return;
         }
         slot.grow();
         self.grown = true;
-        let errand = Errand {
+        let offloaded = Offloaded {
             slot,
             back: Arc::clone(&self.back),
         };
         // The workers go on as long as somebody can send to them.
-        let _ = self.errands.send(errand);
+        let _ = self.workers.send(offloaded);
     }
 }

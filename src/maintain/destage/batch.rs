@@ -17,7 +17,7 @@ pub(super) const BATCH_PAGES: usize = 512;
 
 /// What becomes of a page in memory once it is in the image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Landing {
+pub(super) enum Completion {
     /// It stays, clean.
     Stay,
     /// It leaves.
@@ -42,7 +42,7 @@ struct Entry {
     index: SlotIndex,
     page: PageIndex,
     copied: Copied,
-    landing: Landing,
+    completion: Completion,
     written: bool,
 }
 
@@ -90,7 +90,7 @@ impl DestageBatch {
         index: SlotIndex,
         page: PageIndex,
         contents: Contents<'_>,
-        landing: Landing,
+        completion: Completion,
     ) {
         debug_assert!(self.room() > 0);
         let copied = match contents {
@@ -111,7 +111,7 @@ impl DestageBatch {
             index,
             page,
             copied,
-            landing,
+            completion,
             written: false,
         });
     }
@@ -193,7 +193,7 @@ impl DestageBatch {
     }
 
     /// Looks at the pages again, after they were written or not, and forgets them.
-    pub(super) fn land(&mut self, engine: &Engine) {
+    pub(super) fn complete(&mut self, engine: &Engine) {
         self.entries
             .sort_unstable_by_key(|entry| (entry.shard.0, entry.index));
         for run in self.entries.chunk_by(|a, b| a.shard == b.shard) {
@@ -201,7 +201,7 @@ impl DestageBatch {
             for some in run.chunks(128) {
                 let mut shard = engine.shards.lock(some[0].shard);
                 for entry in some {
-                    let leave = entry.landing == Landing::Leave;
+                    let leave = entry.completion == Completion::Leave;
                     shard.settle_destaged(entry.index, entry.written, leave);
                 }
                 engine.unlock(shard);

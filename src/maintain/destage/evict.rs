@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use super::{BATCH_PAGES, DestageBatch, Destager, Landing};
+use super::{BATCH_PAGES, Completion, DestageBatch, Destager};
 use crate::engine::{Engine, RUN_PAGES, RoundEnd, ShardIndex};
 use crate::maintain::append::Isolated;
 use crate::maintain::evict::{NOTHING, oldest_shard};
@@ -234,7 +234,7 @@ fn take(
         return;
     }
     shard.take_dirty(slot, &mut |contents| {
-        batch.push(index, slot, page(slot), contents, Landing::Leave);
+        batch.push(index, slot, page(slot), contents, Completion::Leave);
     });
     let first = slot.0 / RUN_PAGES * RUN_PAGES;
     let end = (first + RUN_PAGES).min(engine.shards.layout.slots(index));
@@ -242,6 +242,6 @@ fn take(
         return;
     }
     shard.take_dirty_neighbours(slot, first..end, &mut |slot, contents| {
-        batch.push(index, slot, page(slot), contents, Landing::Stay);
+        batch.push(index, slot, page(slot), contents, Completion::Stay);
     });
 }

@@ -27,7 +27,7 @@ mod writers;
 use std::io;
 use std::sync::Arc;
 
-use self::batch::{BATCH_PAGES, DestageBatch, Landing};
+use self::batch::{BATCH_PAGES, Completion, DestageBatch};
 pub(super) use self::evict::Hand;
 pub(crate) use self::periodic::Periodic;
 use self::syncs::Syncs;
@@ -99,7 +99,7 @@ impl Destager {
             return Ok(());
         }
         let written = batch.write(&self.engine, &self.image);
-        batch.land(&self.engine);
+        batch.complete(&self.engine);
         self.counts.writes.fetch_add(written.pages, Relaxed);
         self.counts.holes.fetch_add(written.holes, Relaxed);
         self.note_health(written.failure.as_ref());
@@ -223,7 +223,7 @@ fn collect_from(engine: &Engine, batch: &mut DestageBatch, mut at: u64) -> u64 {
             while let Some(dirty) = shard.next_dirty(from..slots.end) {
                 let page: PageIndex = engine.shards.layout.page(index, dirty);
                 shard.take_dirty(dirty, &mut |contents| {
-                    batch.push(index, dirty, page, contents, Landing::Stay);
+                    batch.push(index, dirty, page, contents, Completion::Stay);
                 });
                 from = dirty.0 + 1;
             }

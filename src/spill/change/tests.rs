@@ -126,7 +126,7 @@ fn with_image(segments: usize) -> (SegmentLog, Vec<SegmentIndex>) {
     // The last has an index only.
     let mut records = vec![vec![half]; segments];
     records.push(Vec::new());
-    log.adopt(Adopted(records));
+    log.import(Imported(records));
     let indices: Vec<_> = (0..segments as u32).map(SegmentIndex::in_image).collect();
     for segment in &indices {
         let record = RecordAddress::from_byte(segment.byte());

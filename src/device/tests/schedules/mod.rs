@@ -5,7 +5,7 @@
 //! it is about is taken out. A seed that fails is printed with the command that replays it;
 //! `scripts/models.sh` runs them with as many seeds as one likes.
 
-mod home;
+mod destage;
 mod in_place;
 mod restored;
 mod run;

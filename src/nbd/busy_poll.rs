@@ -1,4 +1,4 @@
-//! Whether a connection that waits for its client sleeps at once or asks again for a while first.
+//! Whether a connection that waits for its client sleeps at once or polls for a while first.
 //!
 //! To be put to sleep and woken can take longer than storing a page, most of all on a virtual
 //! machine with an idle core; on a busy machine a thread that stays awake is in its own client's
@@ -13,13 +13,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long is asked: about what it takes a client to be woken and to answer.
+/// How long it polls: about what it takes a client to be woken and to answer.
 const WINDOW: Duration = Duration::from_micros(50);
 /// Waits of a trial.
 const TRIAL: u32 = 32;
 /// Waits until the next trials.
 const SETTLED: u32 = 32 * TRIAL;
-/// What a wait counts for at most in a trial: a client that has nothing to ask says nothing about
+/// What a wait counts for at most in a trial: a client that has nothing to say tells nothing about
 /// the ways to wait.
 const MOST: Duration = Duration::from_micros(200);
 
@@ -30,7 +30,7 @@ static PLACES: LazyLock<Places> = LazyLock::new(|| {
 });
 
 /// How one connection waits.
-pub(super) struct Patience {
+pub(super) struct BusyPoll {
     phase: Phase,
     /// Waits left in this phase.
     left: u32,
@@ -43,12 +43,12 @@ pub(super) struct Patience {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {
     TrySleeping,
-    TryAsking,
+    TryPolling,
     Sleeping,
-    Asking,
+    Polling,
 }
 
-impl Patience {
+impl BusyPoll {
     pub(super) fn new() -> Self {
         Self {
             phase: Phase::TrySleeping,
@@ -58,15 +58,15 @@ impl Patience {
         }
     }
 
-    /// Waits until `ask` returns something, or else in `sleep`.
+    /// Waits until `poll` returns something, or else in `sleep`.
     pub(super) fn wait<T>(
         &mut self,
-        ask: impl FnMut() -> Option<T>,
+        poll: impl FnMut() -> Option<T>,
         sleep: impl FnOnce() -> T,
     ) -> T {
         let begun = Instant::now();
-        let at_once = if self.asks() {
-            PLACES.ask_until(begun + WINDOW, ask)
+        let at_once = if self.polls() {
+            PLACES.poll_until(begun + WINDOW, poll)
         } else {
             None
         };
@@ -75,8 +75,8 @@ impl Patience {
         answer
     }
 
-    fn asks(&self) -> bool {
-        matches!(self.phase, Phase::TryAsking | Phase::Asking)
+    fn polls(&self) -> bool {
+        matches!(self.phase, Phase::TryPolling | Phase::Polling)
     }
 
     /// Learns from a wait.
@@ -93,12 +93,12 @@ impl Patience {
         (self.phase, self.left) = match self.phase {
             Phase::TrySleeping => {
                 self.asleep = waited;
-                (Phase::TryAsking, TRIAL)
+                (Phase::TryPolling, TRIAL)
             }
             // Staying awake costs a core: it has to be worth a tenth of the time.
-            Phase::TryAsking if waited < self.asleep * 9 / 10 => (Phase::Asking, SETTLED),
-            Phase::TryAsking => (Phase::Sleeping, SETTLED),
-            Phase::Sleeping | Phase::Asking => (Phase::TrySleeping, TRIAL),
+            Phase::TryPolling if waited < self.asleep * 9 / 10 => (Phase::Polling, SETTLED),
+            Phase::TryPolling => (Phase::Sleeping, SETTLED),
+            Phase::Sleeping | Phase::Polling => (Phase::TrySleeping, TRIAL),
         };
     }
 }
@@ -107,11 +107,11 @@ impl Patience {
 struct Places(AtomicUsize);
 
 impl Places {
-    /// Calls `ask` until it returns something, until `deadline` and if there is a place.
-    fn ask_until<T>(&self, deadline: Instant, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
+    /// Calls `poll` until it returns something, until `deadline` and if there is a place.
+    fn poll_until<T>(&self, deadline: Instant, mut poll: impl FnMut() -> Option<T>) -> Option<T> {
         let _place = self.take()?;
         loop {
-            let answer = ask();
+            let answer = poll();
             if answer.is_some() || Instant::now() >= deadline {
                 return answer;
             }
@@ -143,43 +143,43 @@ mod tests {
     const LONG: Duration = Duration::from_micros(40);
     const IDLE: Duration = Duration::from_secs(1);
 
-    /// Waits `count` times, `awake` or `asleep`; how many of them asked.
-    fn asked(patience: &mut Patience, count: u32, awake: Duration, asleep: Duration) -> u32 {
+    /// Waits `count` times, `awake` or `asleep`; how many of them polled.
+    fn polled(busy_poll: &mut BusyPoll, count: u32, awake: Duration, asleep: Duration) -> u32 {
         let waits = (0..count).map(|_| {
-            let asks = patience.asks();
-            patience.note(if asks { awake } else { asleep });
-            u32::from(asks)
+            let polls = busy_poll.polls();
+            busy_poll.note(if polls { awake } else { asleep });
+            u32::from(polls)
         });
         waits.sum()
     }
 
     #[test]
     fn keeps_to_what_is_faster_and_tries_again() {
-        let mut patience = Patience::new();
-        assert_eq!(asked(&mut patience, 2 * TRIAL, SHORT, LONG), TRIAL);
-        assert_eq!(asked(&mut patience, SETTLED, SHORT, LONG), SETTLED);
-        assert_eq!(asked(&mut patience, 2 * TRIAL, LONG, SHORT), TRIAL);
-        assert_eq!(asked(&mut patience, SETTLED, LONG, SHORT), 0);
-        assert_eq!(asked(&mut patience, 2 * TRIAL, SHORT, LONG), TRIAL);
-        assert_eq!(asked(&mut patience, SETTLED, SHORT, LONG), SETTLED);
+        let mut busy_poll = BusyPoll::new();
+        assert_eq!(polled(&mut busy_poll, 2 * TRIAL, SHORT, LONG), TRIAL);
+        assert_eq!(polled(&mut busy_poll, SETTLED, SHORT, LONG), SETTLED);
+        assert_eq!(polled(&mut busy_poll, 2 * TRIAL, LONG, SHORT), TRIAL);
+        assert_eq!(polled(&mut busy_poll, SETTLED, LONG, SHORT), 0);
+        assert_eq!(polled(&mut busy_poll, 2 * TRIAL, SHORT, LONG), TRIAL);
+        assert_eq!(polled(&mut busy_poll, SETTLED, SHORT, LONG), SETTLED);
     }
 
     #[test]
     fn sleeps_unless_asking_gains_something() {
         for waited in [SHORT, IDLE] {
-            let mut patience = Patience::new();
-            asked(&mut patience, 2 * TRIAL, waited, waited);
-            assert_eq!(asked(&mut patience, SETTLED, waited, waited), 0);
+            let mut busy_poll = BusyPoll::new();
+            polled(&mut busy_poll, 2 * TRIAL, waited, waited);
+            assert_eq!(polled(&mut busy_poll, SETTLED, waited, waited), 0);
         }
     }
 
     #[test]
     fn one_long_wait_decides_nothing() {
-        let mut patience = Patience::new();
-        asked(&mut patience, TRIAL, SHORT, LONG);
-        patience.note(IDLE);
-        asked(&mut patience, TRIAL - 1, SHORT, LONG);
-        assert!(patience.asks());
+        let mut busy_poll = BusyPoll::new();
+        polled(&mut busy_poll, TRIAL, SHORT, LONG);
+        busy_poll.note(IDLE);
+        polled(&mut busy_poll, TRIAL - 1, SHORT, LONG);
+        assert!(busy_poll.polls());
     }
 
     #[test]
@@ -187,10 +187,10 @@ mod tests {
         let places = Places(AtomicUsize::new(1));
         let later = Instant::now() + IDLE;
         let taken = places.take();
-        assert_eq!(places.ask_until(later, || Some(())), None);
+        assert_eq!(places.poll_until(later, || Some(())), None);
         drop(taken);
-        assert_eq!(places.ask_until(later, || Some(())), Some(()));
-        assert_eq!(places.ask_until(Instant::now(), || None::<()>), None);
+        assert_eq!(places.poll_until(later, || Some(())), Some(()));
+        assert_eq!(places.poll_until(Instant::now(), || None::<()>), None);
         assert!(places.take().is_some(), "a place is given back");
     }
 }

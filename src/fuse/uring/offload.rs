@@ -15,12 +15,12 @@ use rustix::event::{EventfdFlags, eventfd};
 use super::ring::Slot;
 
 /// A request to answer, and where its slot is to go then.
-pub(super) struct Errand {
+pub(super) struct Offloaded {
     pub(super) slot: Slot,
-    pub(super) back: Arc<WayBack>,
+    pub(super) back: Arc<Completions>,
 }
 
-impl Errand {
+impl Offloaded {
     /// Sends the slot back, answered.
     pub(super) fn finish(self) {
         self.back.put(self.slot);
@@ -28,12 +28,12 @@ impl Errand {
 }
 
 /// The way back to a ring.
-pub(super) struct WayBack {
+pub(super) struct Completions {
     slots: Mutex<Vec<Slot>>,
     wake: OwnedFd,
 }
 
-impl WayBack {
+impl Completions {
     pub(super) fn new() -> io::Result<Self> {
         Ok(Self {
             slots: Mutex::default(),
@@ -41,7 +41,7 @@ impl WayBack {
         })
     }
 
-    /// Readable while there are slots to [take](WayBack::take).
+    /// Readable while there are slots to [take](Completions::take).
     pub(super) fn wake(&self) -> BorrowedFd<'_> {
         self.wake.as_fd()
     }

@@ -2,14 +2,14 @@
 //! waits, for the backing or for memory, holds up none behind it.
 //!
 //! ```text
-//!  session ──hand_out──▶ jobs ──▶ workers, a few for each core, shared by all connections
-//!     ▲                              │
-//!     └── collect ◀── finished ◀─────┘   and an eventfd that wakes the session
+//!  session ──submit──▶ jobs ──▶ workers, a few for each core, shared by all connections
+//!     ▲                            │
+//!     └── collect ◀── completed ◀──┘   and an eventfd that wakes the session
 //! ```
 //!
 //! Only the session touches its stream: a worker never sends, so a client that does not read
 //! stops its own connection and no worker. A job owns its buffer; there are [`BUFFERS`] of them
-//! for all connections and [`MOST_UNDER_WAY`] for one. A job is made only when a worker is free to
+//! for all connections and [`MAX_JOBS`] for one. A job is made only when a worker is free to
 //! begin it, so that none waits behind those of another connection, which may wait for long.
 //! Where there is no buffer or no worker, the session does the work itself.
 //!
@@ -39,7 +39,7 @@ use super::wire::Request;
 /// Buffers for the jobs of all connections.
 const BUFFERS: usize = 32;
 /// Jobs of one connection at once.
-const MOST_UNDER_WAY: usize = 8;
+const MAX_JOBS: usize = 8;
 /// Workers for each core: most of those that wait do so for the backing.
 const WORKERS_PER_CORE: usize = 4;
 
@@ -47,8 +47,8 @@ const WORKERS_PER_CORE: usize = 4;
 pub(super) struct Job {
     pub(super) work: Work,
     pub(super) buffer: Replies,
-    ticket: u64,
-    finished: Sender<Finished>,
+    task: TaskId,
+    completed: Sender<Completed>,
     wake: Arc<OwnedFd>,
 }
 
@@ -65,8 +65,8 @@ pub(super) enum Work {
 }
 
 /// What has become of a job.
-pub(super) struct Finished {
-    ticket: u64,
+pub(super) struct Completed {
+    task: TaskId,
     /// For a read, with what is to be sent.
     pub(super) buffer: Replies,
     /// Where it failed, and why.
@@ -74,7 +74,7 @@ pub(super) struct Finished {
 }
 
 /// The threads, and the buffers.
-pub(super) struct Workers {
+pub(super) struct WorkerPool {
     device: Arc<dyn BlockDevice>,
     jobs: Sender<Option<Job>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -96,7 +96,7 @@ impl Free {
     }
 }
 
-impl Workers {
+impl WorkerPool {
     /// Starts them.
     ///
     /// # Errors
@@ -105,7 +105,7 @@ impl Workers {
         let cores = thread::available_parallelism().map_or(1, usize::from);
         let count = cores * WORKERS_PER_CORE;
         let (jobs, receiver) = unbounded::<Option<Job>>();
-        let workers = Arc::new(Self {
+        let pool = Arc::new(Self {
             device: Arc::clone(device),
             jobs,
             threads: Mutex::default(),
@@ -115,19 +115,19 @@ impl Workers {
             }),
         });
         for number in 0..count {
-            let (own, receiver) = (Arc::clone(&workers), receiver.clone());
+            let (own, receiver) = (Arc::clone(&pool), receiver.clone());
             let thread = thread::Builder::new()
                 .name(format!("nbd-work-{number}"))
                 .spawn(move || own.work(&receiver));
             match thread {
-                Ok(thread) => workers.threads.lock().push(thread),
+                Ok(thread) => pool.threads.lock().push(thread),
                 Err(error) => {
-                    workers.stop();
+                    pool.stop();
                     return Err(Error::io("start a thread", error));
                 }
             }
         }
-        Ok(workers)
+        Ok(pool)
     }
 
     fn work(&self, jobs: &Receiver<Option<Job>>) {
@@ -173,8 +173,8 @@ impl Job {
         let Self {
             work,
             mut buffer,
-            ticket,
-            finished,
+            task,
+            completed,
             wake,
         } = self;
         let mut work_on = || match work {
@@ -194,8 +194,8 @@ impl Job {
         });
         done();
         // A session collects all its jobs before it ends, so somebody is there to be told.
-        drop(finished.send(Finished {
-            ticket,
+        drop(completed.send(Completed {
+            task,
             buffer,
             result,
         }));
@@ -216,38 +216,42 @@ pub(super) enum Task {
     Flush,
 }
 
+/// Which task of a connection.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct TaskId(u64);
+
 /// A task some of which is, or was, in the hands of workers.
-pub(super) struct Ticket {
+pub(super) struct InFlight {
     pub(super) task: Task,
     /// The first failure of any part: where and why.
     pub(super) failure: Option<(u64, Error)>,
     parts: usize,
-    /// Whether no more parts will be handed out.
+    /// Whether no more parts will be submitted.
     closed: bool,
 }
 
 /// One connection's way to the workers and back.
-pub(super) struct Lane {
-    workers: Arc<Workers>,
-    finish: Sender<Finished>,
-    finished: Receiver<Finished>,
+pub(super) struct PoolHandle {
+    pool: Arc<WorkerPool>,
+    complete: Sender<Completed>,
+    completed: Receiver<Completed>,
     wake: Arc<OwnedFd>,
-    under_way: usize,
-    next_ticket: u64,
-    tickets: BTreeMap<u64, Ticket>,
+    running: usize,
+    next_task: u64,
+    in_flight: BTreeMap<TaskId, InFlight>,
 }
 
-impl Lane {
-    pub(super) fn new(workers: &Arc<Workers>) -> io::Result<Self> {
-        let (finish, finished) = unbounded();
+impl PoolHandle {
+    pub(super) fn new(pool: &Arc<WorkerPool>) -> io::Result<Self> {
+        let (complete, completed) = unbounded();
         Ok(Self {
-            workers: Arc::clone(workers),
-            finish,
-            finished,
+            pool: Arc::clone(pool),
+            complete,
+            completed,
             wake: Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?),
-            under_way: 0,
-            next_ticket: 0,
-            tickets: BTreeMap::new(),
+            running: 0,
+            next_task: 0,
+            in_flight: BTreeMap::new(),
         })
     }
 
@@ -257,15 +261,15 @@ impl Lane {
     }
 
     pub(super) fn is_idle(&self) -> bool {
-        self.under_way == 0
+        self.running == 0
     }
 
     /// A buffer for another job, if this connection may have one and somebody is free to do it.
     pub(super) fn buffer(&self) -> Option<Replies> {
-        if self.under_way == MOST_UNDER_WAY {
+        if self.running == MAX_JOBS {
             return None;
         }
-        let mut free = self.workers.free.lock();
+        let mut free = self.pool.free.lock();
         if free.workers == 0 {
             return None;
         }
@@ -274,86 +278,87 @@ impl Lane {
 
     pub(super) fn give_back(&self, mut buffer: Replies) {
         buffer.clear();
-        self.workers.free.lock().buffers.push(buffer);
+        self.pool.free.lock().buffers.push(buffer);
     }
 
     /// Gives a task that is a single piece of work to a worker; returns whether it did. It does
-    /// not where [`Lane::buffer`] has none.
-    pub(super) fn hand_out_whole(&mut self, task: Task, work: Work) -> bool {
+    /// not where [`PoolHandle::buffer`] has none.
+    pub(super) fn submit_whole(&mut self, task: Task, work: Work) -> bool {
         let Some(buffer) = self.buffer() else {
             return false;
         };
-        let ticket = self.open(task);
-        self.hand_out(ticket, work, buffer);
-        self.close(ticket);
+        let task = self.open(task);
+        self.submit(task, work, buffer);
+        self.close(task);
         true
     }
 
     /// Begins a task of several parts.
-    pub(super) fn open(&mut self, task: Task) -> u64 {
-        self.next_ticket += 1;
-        let ticket = Ticket {
+    pub(super) fn open(&mut self, task: Task) -> TaskId {
+        self.next_task += 1;
+        let id = TaskId(self.next_task);
+        let opened = InFlight {
             task,
             failure: None,
             parts: 0,
             closed: false,
         };
-        self.tickets.insert(self.next_ticket, ticket);
-        self.next_ticket
+        self.in_flight.insert(id, opened);
+        id
     }
 
     /// Gives a job to a worker. If by now none is free, it is done here and now: a client that is
     /// slow to send a payload keeps a buffer, but no worker.
-    pub(super) fn hand_out(&mut self, ticket: u64, work: Work, buffer: Replies) {
+    pub(super) fn submit(&mut self, task: TaskId, work: Work, buffer: Replies) {
         let job = Job {
             work,
             buffer,
-            ticket,
-            finished: self.finish.clone(),
+            task,
+            completed: self.complete.clone(),
             wake: Arc::clone(&self.wake),
         };
-        if let Some(ticket) = self.tickets.get_mut(&ticket) {
-            ticket.parts += 1;
+        if let Some(task) = self.in_flight.get_mut(&task) {
+            task.parts += 1;
         }
-        self.under_way += 1;
-        self.workers.take_on(job);
+        self.running += 1;
+        self.pool.take_on(job);
     }
 
     /// Notes what became of a part; the first failure is the task's.
-    pub(super) fn note(&mut self, ticket: u64, result: Result<(), (u64, Error)>) {
-        if let (Some(ticket), Err(failure)) = (self.tickets.get_mut(&ticket), result) {
-            ticket.failure.get_or_insert(failure);
+    pub(super) fn note(&mut self, task: TaskId, result: Result<(), (u64, Error)>) {
+        if let (Some(task), Err(failure)) = (self.in_flight.get_mut(&task), result) {
+            task.failure.get_or_insert(failure);
         }
     }
 
-    /// Declares that all parts are handed out; returns the ticket if all have finished.
-    pub(super) fn close(&mut self, ticket: u64) -> Option<Ticket> {
-        self.tickets.get_mut(&ticket)?.closed = true;
-        self.take_if_done(ticket)
+    /// Declares that all parts are submitted; returns the task if all have finished.
+    pub(super) fn close(&mut self, task: TaskId) -> Option<InFlight> {
+        self.in_flight.get_mut(&task)?.closed = true;
+        self.take_if_done(task)
     }
 
-    fn take_if_done(&mut self, ticket: u64) -> Option<Ticket> {
-        let state = self.tickets.get(&ticket)?;
+    fn take_if_done(&mut self, task: TaskId) -> Option<InFlight> {
+        let state = self.in_flight.get(&task)?;
         let done = state.closed && state.parts == 0;
-        done.then(|| self.tickets.remove(&ticket)).flatten()
+        done.then(|| self.in_flight.remove(&task)).flatten()
     }
 
     /// The next job that has finished, and its task if that has too; waits for it if told to.
-    pub(super) fn next_finished(&mut self, wait: bool) -> Option<(Replies, Option<Ticket>)> {
-        if self.under_way == 0 {
+    pub(super) fn next_completed(&mut self, wait: bool) -> Option<(Replies, Option<InFlight>)> {
+        if self.running == 0 {
             return None;
         }
-        let finished = if wait {
-            self.finished.recv().ok()?
+        let completed = if wait {
+            self.completed.recv().ok()?
         } else {
-            self.finished.try_recv().ok()?
+            self.completed.try_recv().ok()?
         };
-        self.under_way -= 1;
-        if let Some(ticket) = self.tickets.get_mut(&finished.ticket) {
-            ticket.parts -= 1;
+        self.running -= 1;
+        if let Some(task) = self.in_flight.get_mut(&completed.task) {
+            task.parts -= 1;
         }
-        self.note(finished.ticket, finished.result);
-        Some((finished.buffer, self.take_if_done(finished.ticket)))
+        self.note(completed.task, completed.result);
+        Some((completed.buffer, self.take_if_done(completed.task)))
     }
 
     /// Takes notice of having been woken.

@@ -36,7 +36,7 @@ fn looks_quick(disk: &Disk, slot: &Slot) -> bool {
 }
 
 /// Answers the request if it is one on the data of `disk`; says whether it was.
-pub(super) fn answer(disk: &Disk, slot: &mut Slot) -> bool {
+pub(super) fn dispatch(disk: &Disk, slot: &mut Slot) -> bool {
     let request = slot.request();
     let answer = match request.opcode {
         _ if request.nodeid != Node::Disk.ino().0 => return false,
@@ -48,7 +48,7 @@ pub(super) fn answer(disk: &Disk, slot: &mut Slot) -> bool {
     };
     // A thread that is gone would leave its requests without an answer.
     let answered = catch_unwind(AssertUnwindSafe(|| answer(disk, slot)));
-    slot.answer(answered.unwrap_or(Err(Errno::EIO)));
+    slot.complete(answered.unwrap_or(Err(Errno::EIO)));
     true
 }
 

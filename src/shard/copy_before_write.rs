@@ -17,7 +17,7 @@ const RUN_SLOTS: u32 = 32;
 pub(crate) struct SaveId(pub(crate) u64);
 
 /// Which runs of a shard are still to be saved.
-pub(crate) struct Unsaved {
+pub(crate) struct ToCopy {
     id: SaveId,
     /// Runs that there were.
     runs: u32,
@@ -25,7 +25,7 @@ pub(crate) struct Unsaved {
     saved: LazyTable<u64>,
 }
 
-impl Unsaved {
+impl ToCopy {
     /// That all of so many slots are to be saved.
     ///
     /// # Errors
@@ -49,33 +49,33 @@ impl Unsaved {
 
 impl Shard {
     /// Has all that the shard holds now be saved before it changes.
-    pub(crate) fn begin_saving(&mut self, unsaved: Unsaved) {
-        self.unsaved = Some(unsaved);
+    pub(crate) fn begin_saving(&mut self, to_copy: ToCopy) {
+        self.to_copy = Some(to_copy);
     }
 
     /// Nothing is to be saved any more, if that is the save that goes on.
     pub(crate) fn end_saving(&mut self, id: SaveId) {
-        self.unsaved.take_if(|unsaved| unsaved.id == id);
+        self.to_copy.take_if(|to_copy| to_copy.id == id);
     }
 
     /// Whether the run of a slot is to be saved before it changes.
-    pub(crate) fn is_unsaved(&self, index: SlotIndex) -> bool {
-        let unsaved = self.unsaved.as_ref();
-        unsaved.is_some_and(|unsaved| unsaved.bit(index).is_some())
+    pub(crate) fn needs_copy(&self, index: SlotIndex) -> bool {
+        let to_copy = self.to_copy.as_ref();
+        to_copy.is_some_and(|to_copy| to_copy.bit(index).is_some())
     }
 
     /// Whether the run of a slot is to be saved, by this save.
-    pub(crate) fn is_unsaved_by(&self, id: SaveId, index: SlotIndex) -> bool {
-        let unsaved = self.unsaved.as_ref().filter(|unsaved| unsaved.id == id);
-        unsaved.is_some_and(|unsaved| unsaved.bit(index).is_some())
+    pub(crate) fn needs_copy_for(&self, id: SaveId, index: SlotIndex) -> bool {
+        let to_copy = self.to_copy.as_ref().filter(|to_copy| to_copy.id == id);
+        to_copy.is_some_and(|to_copy| to_copy.bit(index).is_some())
     }
 
     /// The run of a slot may change.
     pub(crate) fn note_saved(&mut self, index: SlotIndex) {
-        if let Some(unsaved) = &mut self.unsaved
-            && let Some((word, bit)) = unsaved.bit(index)
+        if let Some(to_copy) = &mut self.to_copy
+            && let Some((word, bit)) = to_copy.bit(index)
         {
-            unsaved.saved[word] |= bit;
+            to_copy.saved[word] |= bit;
         }
     }
 }
