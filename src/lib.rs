@@ -157,7 +157,7 @@ pub use recompression::Recompression;
 pub use sector_size::SectorSize;
 pub use selection::Selection;
 pub use size::{ParseSizeError, human_size, parse_size};
-pub use spill::{BackingConfig, BackingKeep, BackingNotes, wipe_spill};
+pub use spill::{BackingConfig, BackingKeep, BackingNotes, not_spilled, wipe_spill};
 pub use stats::Stats;
 pub use units::{Extent, MAX_DEVICE_BYTES, PAGE_SHIFT, PAGE_SIZE, Page, PageIndex, PageState};
 pub use unix_socket::{MAX_SOCKET_PATH, SocketFile, listen as listen_unix, remove_dead_socket};

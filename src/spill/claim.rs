@@ -168,9 +168,20 @@ fn open_to_hand(path: &Path) -> Result<HandedFile> {
 pub fn wipe_spill(path: &Path) -> Result<()> {
     let failed = |error: io::Error| Error::io(format!("wipe {}", path.display()), error);
     let (file, len) = open_spill(path)?;
-    wipe::wipe_file(&file, 0..len, None)
+    wipe::wipe_file(&file, 0..len, || true)
         .map(drop)
         .map_err(failed)
+}
+
+/// What is in a file that was spilled to, open for reading, that nothing was spilled as: somebody has written to the
+/// file since. `None` if it holds nothing else.
+///
+/// # Errors
+/// [`Error::Io`] for what the kernel says.
+pub fn not_spilled(file: File) -> Result<Option<String>> {
+    let failed = |error| Error::io("look at what was spilled", error);
+    let len = file.metadata().map_err(failed)?.len();
+    precious(&DirectFile::new(file), len).map_err(failed)
 }
 
 /// Opens a file of a spill to wipe it; returns it with its length.

@@ -50,7 +50,7 @@ pub(crate) use backing::{Backing, SegmentStore};
 pub(crate) use blocks::{BLOCK, BlockBuf};
 pub(crate) use change::{Leave, NextOfImage};
 pub(crate) use claim::block_device_size;
-pub use claim::wipe_spill;
+pub use claim::{not_spilled, wipe_spill};
 pub use config::{BackingConfig, BackingKeep};
 pub(crate) use direct::DirectFile;
 #[cfg(test)]

@@ -186,3 +186,34 @@ fn what_came_where_a_backing_was_to_be_made_stays() {
     clear(&made);
     assert!(!made.exists());
 }
+
+/// Whoever finds a file that is of no use any more may use it, by its name or as it is.
+#[test]
+fn what_was_written_over_a_spill_after_a_kill_stays() {
+    let world = World::new();
+    let spill = world.path("first");
+    for (was_there, wipes) in [(false, false), (false, true), (true, false), (true, true)] {
+        if was_there {
+            let mut options = File::options();
+            let mode = options.write(true).create(true).mode(0o600);
+            mode.open(&spill).unwrap();
+        }
+        let mut server = serve(&world, wipes);
+        if !wipes {
+            world.ok(&["set", "vm", "backing_dev=first"]);
+        }
+        fill(&world);
+        assert!(bytes_left(&File::open(&spill).unwrap()) > 0);
+        server.kill_9();
+        let inode = fs::metadata(&spill).unwrap().ino();
+        fs::write(&spill, "precious").unwrap();
+        let output = world.run(&["detach", "vm"]);
+        assert!(output.status.success(), "{output:?}");
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(said.contains("stays: it holds data"), "{said}");
+        assert_eq!(fs::read_to_string(&spill).unwrap(), "precious");
+        assert_eq!(fs::metadata(&spill).unwrap().ino(), inode);
+        assert_eq!(world.leftovers(), [""; 0]);
+        fs::remove_file(&spill).unwrap();
+    }
+}

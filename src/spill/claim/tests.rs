@@ -4,6 +4,7 @@ use std::process::Command;
 
 use super::*;
 use crate::spill::LoopDisk;
+use crate::spill::blocks::BLOCK;
 use crate::spill::log::{SEGMENT_HEADER_LEN, segment_header};
 
 fn claim(path: &Path) -> Result<Claim> {
@@ -312,4 +313,50 @@ fn what_takes_too_long_to_read_counts_as_data() {
     let first = |deadline| first_data(&file, 4096, deadline).expect("reads");
     assert_eq!(first(past), FirstData::Unknown);
     assert_eq!(first(Instant::now() + LOOK), FirstData::None);
+}
+
+/// A spill of segments 1 and 3, the last of them not full.
+fn old_spill() -> File {
+    let file = tempfile::tempfile().expect("a file");
+    for (segment, len) in [(1, SEGMENT_BYTES), (3, CHUNK + BLOCK as u64)] {
+        let mut bytes = vec![7; len as usize];
+        let header = segment_header(segment);
+        bytes[..header.len()].copy_from_slice(&header);
+        let written = file.write_all_at(&bytes, segment * SEGMENT_BYTES);
+        written.expect("room");
+    }
+    file
+}
+
+fn again(file: &File) -> File {
+    file.try_clone().expect("a descriptor")
+}
+
+/// A kill in the middle must not make a spill unknown.
+#[test]
+fn what_is_half_wiped_is_known_for_a_spill() {
+    let (mut steps, mut done) = (0, false);
+    while !done {
+        let file = old_spill();
+        let len = file.metadata().expect("a length").len();
+        let mut left = steps;
+        let wiped = wipe::wipe_file(&DirectFile::new(again(&file)), 0..len, || {
+            left -= 1;
+            left >= 0
+        });
+        done = wiped.expect("a file");
+        assert_eq!(not_spilled(file).expect("it is read"), None, "{steps}");
+        steps += 1;
+    }
+    assert!(steps > 5, "{steps}");
+}
+
+#[test]
+fn what_others_have_written_to_a_spill_is_seen() {
+    let file = old_spill();
+    file.write_all_at(b"precious", 100).expect("room");
+    let what = not_spilled(again(&file)).expect("it is read");
+    assert!(what.is_some_and(|what| what.contains("from byte 100 on")));
+    file.set_len(0).expect("cut");
+    assert_eq!(not_spilled(file).expect("it is read"), None);
 }

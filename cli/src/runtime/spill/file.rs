@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::args::ClearStep;
+use crate::base::bounded;
 use crate::base::file_id::FileId;
 use crate::base::program;
 
@@ -105,10 +106,21 @@ impl SpillFile {
         // Another version may have taken the place of ours.
         let ourselves = ourselves.unwrap_or_else(|| "/proc/self/exe".into());
         let args = ["clear-spill", step.word(), "--", &self.to_string()].map(OsString::from);
-        program::run_within(&ourselves, args, patience).map(drop)
+        let begun = Instant::now();
+        let error = match program::run_within(&ourselves, args, patience) {
+            Ok(_) => return Ok(()),
+            Err(error) => error,
+        };
+        // It may be that there are no more processes or threads to be had. One that hangs had all the time.
+        let left = patience.saturating_sub(begun.elapsed());
+        let file = self.clone();
+        match left.is_zero() {
+            true => Err(error),
+            false => bounded::within(left, move || file.run_here(step)).unwrap_or(Err(error)),
+        }
     }
 
-    /// [`SpillFile::clear`], unless another server has come to use it.
+    /// [`SpillFile::clear`], unless another server has come to use it, or somebody has written to it.
     pub(crate) fn clear_if_unused(&self) -> Result<()> {
         let Ok((dir, name)) = self.place() else {
             // It went with its directory.
@@ -122,10 +134,18 @@ impl SpillFile {
             Err(Errno::NOENT) => return Ok(()),
             file => file.with_context(|| format!("cannot open {}", self.path().display()))?,
         };
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => self.clear(UNHURRIED),
-            Err(_) => Ok(()),
+        if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+            return Ok(());
         }
+        let stays = match uzram::not_spilled(file.try_clone()?.into()) {
+            Ok(None) => return self.clear(UNHURRIED),
+            Ok(Some(what)) => {
+                format!("it holds {what}, which was not spilled: move it, or remove it")
+            }
+            Err(error) => format!("{error}: remove it if it holds nothing else"),
+        };
+        tracing::warn!("{} stays: {stays}", self.path().display());
+        Ok(())
     }
 
     /// The step itself, in this process.

@@ -10,7 +10,9 @@
 //!    at, and if it is another file it gets its name back. So nobody loses a file but by putting it
 //!    under that name of its own, for which he must be able to write to the directory, and so could
 //!    remove it himself. A kill in between leaves that name, which is looked for too.
-//! 3. It is done by a process of its own, because nothing ends one that a frozen file system holds up.
+//! 3. Of a killed server's file the contents are looked at, too: what was written over them since stays.
+//! 4. It is done by a process of its own, because nothing ends one that a frozen file system holds up; by
+//!    ourselves only where that one cannot be had.
 //!
 //! Locks nothing; a record has its own lock.
 
