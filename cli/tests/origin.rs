@@ -17,3 +17,5 @@ mod image;
 mod leaving;
 #[path = "origin/power_cut.rs"]
 mod power_cut;
+#[path = "origin/start.rs"]
+mod start;

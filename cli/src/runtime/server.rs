@@ -46,7 +46,7 @@ impl Launch<'_> {
         match ready {
             Ok(()) => exposure::warn(self.settings),
             Err(_) => {
-                end_child(&mut child)?;
+                self.end(&mut child)?;
                 clear_dead(self.dir)?;
             }
         }
@@ -69,16 +69,20 @@ impl Launch<'_> {
         inherited::hand_on(&sockets, &mut command)?;
         command.spawn().context("cannot start the server")
     }
-}
 
-/// Ends a child that may be anywhere in its start, or already at its end.
-fn end_child(child: &mut Child) -> Result<()> {
-    // Not collected yet, so the PID is still the child's.
-    let process = rustix::process::pidfd_open(Pid::from_child(child), PidfdFlags::empty())
-        .context("cannot open the server's process")?;
-    end_process(process.as_fd(), &FORCIBLY)?;
-    child.wait().context("cannot collect the server")?;
-    Ok(())
+    /// Ends a child that may be anywhere in its start, or already at its end. By then it may have clients, and
+    /// an image for what they have written.
+    fn end(&self, child: &mut Child) -> Result<()> {
+        // Not collected yet, so the PID is still the child's.
+        let process = rustix::process::pidfd_open(Pid::from_child(child), PidfdFlags::empty())
+            .context("cannot open the server's process")?;
+        match self.settings.home() {
+            None => end_process(process.as_fd(), &FORCIBLY)?,
+            Some(image) => end_writer(process.as_fd(), self.dir, image)?,
+        }
+        child.wait().context("cannot collect the server")?;
+        Ok(())
+    }
 }
 
 fn wait_ready(child: &mut Child, interrupt: &Interrupt) -> Result<()> {

@@ -273,9 +273,9 @@ impl Settings {
     }
 
     /// The image that what is written goes home to.
-    pub(crate) fn home(&self) -> Option<PathBuf> {
+    pub(crate) fn home(&self) -> Option<&Path> {
         let origin = self.device.origin.as_ref()?;
-        matches!(origin.usage, OriginUse::WriteBack(_)).then(|| origin.path.clone())
+        matches!(origin.usage, OriginUse::WriteBack(_)).then_some(&*origin.path)
     }
 
     /// The Unix sockets that its metrics are served on, and the files that they are written to.

@@ -2,7 +2,8 @@
 //!
 //! Things are made in this order and taken down in the reverse: the name's lock, the record, the
 //! device, NBD, FUSE, the control socket. The record comes before what it records, so that
-//! whatever a killed server leaves can be found. A failure on the way takes down what is there.
+//! whatever a killed server leaves can be found. A failure on the way stops what is there in order: from NBD
+//! on there may be clients, and what they were told is written goes home.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -79,21 +80,30 @@ pub(crate) fn run(settings: &Settings, root: &RunRoot, background: bool) -> Resu
     // From here on the name is ours by itself.
     drop(turn);
     stopper.note(|traces| traces.dir = Some(lock.dir().clone()));
-    let served = Server::start(settings, sockets, root, &lock, &stopper).and_then(|server| {
-        entered.ready();
-        let log = background.then(|| lock.dir().log());
-        let announced = stopper
-            .ready()
-            .and_then(|()| announce(settings, &server.record.now(), log.as_deref()));
-        if announced.is_ok() {
-            // Err would mean that every sender is gone, which is no reason to go on either.
-            let _ = stop_requested.recv();
-        }
-        notify(sd_notify::NotifyState::Stopping);
-        tracing::info!("stopping {}", settings.name);
-        let stopped = server.stop(&lock, &stopper);
-        announced.and(stopped)
-    });
+    let served =
+        Server::prepare(settings, &sockets, root, &lock, &stopper).and_then(|mut server| {
+            let ready = server
+                .open(settings, sockets, &lock, &stopper)
+                .and_then(|()| {
+                    entered.ready();
+                    stopper.ready()
+                })
+                .and_then(|()| {
+                    let log = background.then(|| lock.dir().log());
+                    announce(settings, &server.record.now(), log.as_deref())
+                });
+            if ready.is_ok() {
+                // Err would mean that every sender is gone, which is no reason to go on either.
+                let _ = stop_requested.recv();
+                notify(sd_notify::NotifyState::Stopping);
+                tracing::info!("stopping {}", settings.name);
+            }
+            let stopped = server.stop(&lock, &stopper);
+            if let (Err(_), Err(lost)) = (&ready, &stopped) {
+                tracing::error!("{lost:#}");
+            }
+            ready.and(stopped)
+        });
     let spill_stays = match &served {
         Ok(stopped) => *stopped == Stopped::SpillStays,
         // Threads that are at their end may have the device for a moment.
@@ -132,15 +142,16 @@ struct Server {
     device: Arc<Device>,
     nbd: Option<nbd::Server>,
     fuse: Option<fuse::Mount>,
-    control: control::Server,
-    exporter: Exporter,
+    control: Option<control::Server>,
+    exporter: Option<Exporter>,
     record: LiveRecord,
 }
 
 impl Server {
-    fn start(
+    /// The device, which nobody reaches yet.
+    fn prepare(
         settings: &Settings,
-        sockets: Vec<InheritedSocket>,
+        sockets: &[InheritedSocket],
         root: &RunRoot,
         lock: &Lock,
         stopper: &Stopper,
@@ -160,28 +171,41 @@ impl Server {
         if let Some(image) = &settings.restore {
             restore(&device, image, settings.verify_image, stopper)?;
         }
-        let nbd = start_nbd(settings, sockets, &device, stopper)?;
-        if let Some(nbd) = &nbd {
+        Ok(Self {
+            device,
+            nbd: None,
+            fuse: None,
+            control: None,
+            exporter: None,
+            record,
+        })
+    }
+
+    /// Serves it. After a failure what is served by then is to be stopped.
+    fn open(
+        &mut self,
+        settings: &Settings,
+        sockets: Vec<InheritedSocket>,
+        lock: &Lock,
+        stopper: &Stopper,
+    ) -> Result<()> {
+        let Self { device, record, .. } = self;
+        self.nbd = start_nbd(settings, sockets, device, stopper)?;
+        if let Some(nbd) = &self.nbd {
             // Port 0 has become a real one.
             let addresses = nbd.addresses().iter().map(ToString::to_string).collect();
             record.change(|record| record.nbd = addresses)?;
         }
-        let fuse = start_fuse(settings, lock, &device, stopper)?;
-        if let Some(mount) = &fuse {
+        self.fuse = start_fuse(settings, lock, device, stopper)?;
+        if let Some(mount) = &self.fuse {
             let device = mounts::at(mount.dir())?.map(|mount| mount.device);
             record.change(|record| record.fuse_device = device)?;
         }
-        watchdog::start(&device);
-        let exporter = start_exporter(settings, &device, stopper)?;
-        let control = control::Server::start(&lock.dir().control_socket(), Arc::clone(&device))?;
-        Ok(Self {
-            device,
-            nbd,
-            fuse,
-            control,
-            exporter,
-            record,
-        })
+        watchdog::start(device);
+        self.exporter = Some(start_exporter(settings, device, stopper)?);
+        let socket = lock.dir().control_socket();
+        self.control = Some(control::Server::start(&socket, Arc::clone(device))?);
+        Ok(())
     }
 
     /// The orderly stop. Whatever does not end by itself is left to the watchdog.
@@ -214,7 +238,11 @@ impl Server {
             .partition(|device| matches!(device, Attachment::Loop(_)));
         let written = thread::scope(|scope| {
             // Nothing that can hang stands before the data: not the clients, not the files of others.
-            let control = at_once::begin(scope, || control.shutdown());
+            let control = at_once::begin(scope, || {
+                if let Some(server) = control {
+                    server.shutdown();
+                }
+            });
             let exporter = at_once::begin(scope, || drop(exporter));
             // Each while its server still answers, so that a file system on top can be written out.
             let nbd = at_once::begin(scope, || {

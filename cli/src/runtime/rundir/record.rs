@@ -73,7 +73,7 @@ impl Record {
             spills: Vec::new(),
             making: Vec::new(),
             metrics: settings.metrics_paths(),
-            home: settings.home(),
+            home: settings.home().map(Path::to_owned),
             origin: settings
                 .device
                 .origin
