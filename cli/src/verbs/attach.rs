@@ -51,6 +51,13 @@ pub(crate) fn attach(args: &AttachArgs, root: &RunRoot) -> Result<()> {
     if transport == Transport::Fuse && args.timeout.is_some() {
         bail!("--timeout: a loop device has none: leave it out, or use --nbd");
     }
+    if transport == Transport::Nbd && record.strict {
+        let name = &args.name;
+        bail!(
+            "{name} has --sandbox strict, and could not unmount what is attached over NBD when it stops: serve it \
+             with --sandbox on"
+        );
+    }
     let attaching = Attaching {
         turn: &turn,
         dir: &dir,

@@ -6,6 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::common::{HANG, Serve, World, can_mount, signal};
+use crate::config::configure;
 use crate::export::nbdsh_at;
 
 /// The capabilities that a server of root's may keep: those to override access to and ownership of files, to bind ports below
@@ -99,6 +100,47 @@ fn a_server_without_a_sandbox_keeps_its_rights() {
     assert!(threads.iter().filter(keep_all).count() + 2 >= threads.len());
 }
 
+/// A server with `--sandbox strict`, if the kernel has what that needs.
+fn strict_server(world: &World, args: &[&str]) -> Option<Serve> {
+    let mut child = world.command(args).spawn().unwrap();
+    let mut said = String::new();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    stdout.read_line(&mut said).unwrap();
+    if said == "ready\n" {
+        return Some(Serve { child });
+    }
+    let mut complaint = String::new();
+    let mut stderr = child.stderr.take().unwrap();
+    stderr.read_to_string(&mut complaint).unwrap();
+    child.wait().unwrap();
+    assert!(complaint.contains("Linux 6.2 or newer"), "{complaint}");
+    eprintln!("SKIPPED: a test of --sandbox strict: {complaint}");
+    None
+}
+
+/// It could not unmount it, nor free the kernel's device.
+#[test]
+fn a_strict_server_is_not_attached() {
+    if !can_mount("a_strict_server_is_not_attached") {
+        return;
+    }
+    let world = World::new();
+    let args = ["serve", "kept", "--size=64M", "--sandbox=strict"];
+    let Some(_server) = strict_server(&world, &args) else {
+        return;
+    };
+    for more in [&[][..], &["--nbd"]] {
+        let line = world.refused(1, &[&["attach", "kept"], more].concat());
+        assert!(line.contains("serve it with --sandbox on"), "{line}");
+    }
+    let config = configure(
+        &world,
+        "[m]\nsize = \"64M\"\nmountpoint = \"m\"\nsandbox = \"strict\"\n",
+    );
+    let line = world.refused(2, &["up", config]);
+    assert!(line.contains("use --sandbox on"), "{line}");
+}
+
 #[test]
 fn a_strict_server_reaches_no_files_but_those_of_its_options() {
     let world = World::new();
@@ -113,22 +155,9 @@ fn a_strict_server_reaches_no_files_but_those_of_its_options() {
         "--backing=spills/spill",
         "--sandbox=strict",
     ];
-    let mut child = world.command(&args).spawn().unwrap();
-    let mut said = String::new();
-    let mut stdout = BufReader::new(child.stdout.take().unwrap());
-    stdout.read_line(&mut said).unwrap();
-    if said != "ready\n" {
-        let mut complaint = String::new();
-        let mut stderr = child.stderr.take().unwrap();
-        stderr.read_to_string(&mut complaint).unwrap();
-        child.wait().unwrap();
-        assert!(complaint.contains("Linux 6.2 or newer"), "{complaint}");
-        eprintln!(
-            "SKIPPED: a_strict_server_reaches_no_files_but_those_of_its_options: {complaint}"
-        );
+    let Some(mut server) = strict_server(&world, &args) else {
         return;
-    }
-    let mut server = Serve { child };
+    };
     let socket = world.rundir().join("kept/nbd.sock");
     nbdsh_at(
         &format!("nbd+unix:///kept?socket={}", socket.display()),
