@@ -30,8 +30,9 @@ use crate::base::{capabilities, failure, inherited, output, stderr};
 use crate::runtime::rundir::RunRoot;
 use crate::settings::Settings;
 use crate::verbs::{
-    attach, clear_spill, complete, list, log, man, manage, map, metrics, mount, save, scrub, serve,
-    stat, top, train, up, wipe_spill,
+    attach, clear_spill, compact, complete, detach, down, idle, list, log, man, map, metrics,
+    mount, recompress, reset, save, scrub, serve, set, stat, stop, sync, top, train, umount, up,
+    wipe_spill, writeback,
 };
 
 /// What the command's own thread has, bytes: the first thread's stack is as the user's limit has it.
@@ -90,32 +91,32 @@ fn run(cli: Cli) -> Result<()> {
             serve::run(&settings, &root, args.background)
         }
         Verb::Mount(args) => mount::mount(args, inherited::take()?, None, &root),
-        Verb::Umount(args) => mount::umount(&args, &root),
+        Verb::Umount(args) => umount::umount(&args, &root),
         Verb::Up(args) => up::up(&args, &root),
-        Verb::Down(args) => up::down(&args, &root),
+        Verb::Down(args) => down::down(&args, &root),
         Verb::Attach(args) => attach::attach(&args, &root),
-        Verb::Detach(args) => attach::detach(&args, &root),
+        Verb::Detach(args) => detach::detach(&args, &root),
         Verb::List(args) => list::list(&args, &root),
         Verb::Stat(args) => stat::stat(&args, &root),
         Verb::Top(args) => top::top(&args, &root),
         Verb::Map(args) => map::map(&args, &root),
         Verb::Metrics => metrics::metrics(&root),
-        Verb::Set(args) => manage::set(&args, &root),
-        Verb::Compact(args) => manage::compact(&args, &root),
+        Verb::Set(args) => set::set(&args, &root),
+        Verb::Compact(args) => compact::compact(&args, &root),
         Verb::Scrub(args) => scrub::scrub(&args, &root),
         Verb::Save(args) => save::save(&args, &root),
-        Verb::Idle(args) => manage::idle(&args, &root),
-        Verb::Writeback(args) => manage::writeback(&args, &root),
-        Verb::Recompress(args) => manage::recompress(&args, &root),
-        Verb::Sync(args) => manage::sync(&args, &root),
+        Verb::Idle(args) => idle::idle(&args, &root),
+        Verb::Writeback(args) => writeback::writeback(&args, &root),
+        Verb::Recompress(args) => recompress::recompress(&args, &root),
+        Verb::Sync(args) => sync::sync(&args, &root),
         Verb::TrainDict(args) => train::train_dict(&args, &root),
-        Verb::Reset(args) => manage::reset(&args, &root),
+        Verb::Reset(args) => reset::reset(&args, &root),
         Verb::WipeSpill(args) => wipe_spill::wipe_spill(&args),
         Verb::ClearSpill(args) => clear_spill::clear_spill(&args),
         Verb::Completions(args) => complete::print_script(&args.shell.to_string()),
         Verb::Man(args) => man::man(&args),
         Verb::Log(args) => log::log(&args, &root),
-        Verb::Stop(args) => manage::stop(&args, &root),
+        Verb::Stop(args) => stop::stop(&args, &root),
     }
 }
 

@@ -10,7 +10,7 @@ use uzram::Stats;
 
 use crate::base::output;
 use crate::base::stderr;
-use crate::base::table::count;
+use crate::base::table::{bytes, count};
 use crate::runtime::client;
 use crate::runtime::rundir::RunDir;
 
@@ -100,6 +100,12 @@ pub(crate) fn watched<T>(
         }
         Ok(done)
     })
+}
+
+/// `memory 12 MiB, from 40 MiB`.
+pub(crate) fn memory_since(before: &Stats, now: &Stats) -> String {
+    let (before, now) = (bytes(before.mem_used_total), bytes(now.mem_used_total));
+    format!("memory {now}, from {before}")
 }
 
 /// Shows which of several steps is being done, where that can be drawn.

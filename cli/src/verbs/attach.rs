@@ -1,4 +1,4 @@
-//! `uzram attach` and `uzram detach`: a served device as a block device of this machine.
+//! `uzram attach`: a served device as a block device of this machine.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -6,16 +6,14 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use uzram::SectorSize;
 
-use crate::args::{AttachArgs, NameArgs, Transport};
+use crate::args::{AttachArgs, Transport};
 use crate::base::output;
-use crate::runtime::attachments::{self, Attachment};
+use crate::runtime::attachments;
 use crate::runtime::client;
 use crate::runtime::loopdev;
 use crate::runtime::nbddev::NbdDevice;
-use crate::runtime::release;
 use crate::runtime::rundir::{Record, RunDir, RunRoot, Turn};
 use crate::runtime::sectors;
-use crate::runtime::server;
 use crate::runtime::target;
 use crate::verbs::mount::require_root;
 
@@ -135,35 +133,4 @@ impl Attaching<'_> {
         }
         Ok(None)
     }
-}
-
-/// `uzram detach`: what is attached, and all that a dead server left.
-pub(crate) fn detach(args: &NameArgs, root: &RunRoot) -> Result<()> {
-    let dir = target::find(&args.name, root)?;
-    dir.require_there()?;
-    let _turn = Turn::to_change(&dir)?;
-    dir.require_there()?;
-    let record = dir.record();
-    let attached = match &record {
-        Some(record) => attachments::of(&dir, record)?,
-        None => Vec::new(),
-    };
-    if !attached.is_empty() {
-        require_root("detach")?;
-    }
-    if dir.owner()?.is_none() {
-        release::refuse_if_swapped_to(&dir)?;
-        return server::stop(&dir);
-    }
-    if attached.is_empty() {
-        bail!("{} is not attached", dir.name());
-    }
-    for device in &attached {
-        if let Some(record) = &record
-            && let Some(user) = device.user(record, None)?
-        {
-            bail!("{} is {user}", device.path().display());
-        }
-    }
-    attached.iter().try_for_each(Attachment::detach)
 }

@@ -21,8 +21,8 @@ use crate::runtime::swap_area;
 use crate::settings::Settings;
 use crate::settings::shortage;
 use crate::settings::swap_priority::SwapPriority;
-use crate::verbs::manage;
 use crate::verbs::mount::{require_root, serve_and_attach};
+use crate::verbs::stop;
 
 /// How long it may take to bring back what was swapped.
 const LONG: Duration = Duration::from_secs(600);
@@ -118,7 +118,7 @@ pub(crate) fn down(dir: &RunDir) -> Result<()> {
     if dir.owner()?.is_some() {
         attached.iter().try_for_each(Attachment::detach)?;
     }
-    manage::stop_unused(dir, None)
+    stop::stop_unused(dir, None)
 }
 
 /// Whether this machine swaps to a device that is attached.

@@ -1,25 +1,23 @@
-//! `uzram up` and `uzram down`: the devices of a configuration file.
+//! `uzram up`: the devices of a configuration file are started.
 
 use std::path::{Path, absolute};
 
 use anyhow::{Result, anyhow, bail};
 use uzram::nbd::InheritedSocket;
 
-use crate::args::{DEFAULT_CONFIG, DownArgs, ServeArgs, UpArgs};
-use crate::base::aside::Aside;
+use crate::args::{DEFAULT_CONFIG, ServeArgs, UpArgs};
 use crate::base::failure::{self, Said, Usage};
 use crate::base::inherited;
 use crate::base::output::{self, StdoutGone};
 use crate::base::table::bytes;
 use crate::base::undo::{Interrupt, Interrupted};
-use crate::runtime::rundir::{Record, RunDir, RunRoot, Turn};
+use crate::runtime::rundir::{Record, RunRoot, Turn};
 use crate::runtime::server::{self, Launch};
 use crate::settings::Settings;
 use crate::settings::config::{Config, Entry, Wanted};
 use crate::settings::shortage;
-use crate::verbs::manage;
 use crate::verbs::mount;
-use crate::verbs::mount::{Down, Up};
+use crate::verbs::mount::Up;
 use crate::verbs::serve;
 use crate::verbs::swapon;
 
@@ -49,7 +47,7 @@ pub(crate) fn up(args: &UpArgs, root: &RunRoot) -> Result<()> {
 }
 
 /// Relative paths in the file are relative to it.
-fn go_to(config: &Path) -> Result<()> {
+pub(crate) fn go_to(config: &Path) -> Result<()> {
     match config.parent() {
         Some(dir) if !dir.as_os_str().is_empty() => Ok(std::env::set_current_dir(dir)?),
         _ => Ok(()),
@@ -57,7 +55,7 @@ fn go_to(config: &Path) -> Result<()> {
 }
 
 /// What takes a device down, as one would type it.
-fn down_command(entry: &Entry, config: &Path) -> String {
+pub(crate) fn down_command(entry: &Entry, config: &Path) -> String {
     match config == Path::new(DEFAULT_CONFIG) {
         true => format!("uzram down {}", entry.name),
         false => format!("uzram down --config {} {}", config.display(), entry.name),
@@ -66,7 +64,7 @@ fn down_command(entry: &Entry, config: &Path) -> String {
 
 /// Does `work` for each device, whatever becomes of the others. A failure is said when it happens; that
 /// of an only device is the whole's.
-fn each(entries: &[&Entry], mut work: impl FnMut(&Entry) -> Result<()>) -> Result<()> {
+pub(crate) fn each(entries: &[&Entry], mut work: impl FnMut(&Entry) -> Result<()>) -> Result<()> {
     let (mut failed, mut usage) = (false, true);
     for (i, entry) in entries.iter().enumerate() {
         let error = match work(entry) {
@@ -196,67 +194,4 @@ fn background(
         bytes(settings.device.size),
         record.places().join(" and ")
     ))
-}
-
-/// `uzram down`: in the reverse order.
-pub(crate) fn down(args: &DownArgs, root: &RunRoot) -> Result<()> {
-    let config = Config::read(&args.config)?;
-    let mut entries = config.select(&args.names)?;
-    entries.reverse();
-    go_to(&args.config)?;
-    each(&entries, |entry| {
-        let dir = root.dir(&entry.name);
-        let _turn = Turn::to_change(&dir)?;
-        if !dir.exists()? {
-            return output::report(format_args!("{} is not up", entry.name));
-        }
-        let save = match dir.owner()? {
-            Some(_) => entry.save(),
-            None => {
-                warn_of_loss(entry);
-                None
-            }
-        };
-        let command = down_command(entry, &args.config);
-        take_down(entry, &dir, save, &command, root)
-    })
-}
-
-/// Takes down one that is up, saved to `save` first, where an image that is not its own is kept.
-fn take_down(
-    entry: &Entry,
-    dir: &RunDir,
-    save: Option<&Path>,
-    command: &str,
-    root: &RunRoot,
-) -> Result<()> {
-    let record = dir.record();
-    let began_with = record
-        .as_ref()
-        .and_then(|record| record.began_with.as_ref());
-    let aside = save.map(|file| Aside::keep(file, began_with)).transpose()?;
-    let name = &entry.name;
-    let down = match record
-        .as_ref()
-        .and_then(|record| record.mountpoint.as_ref())
-    {
-        Some(mountpoint) => mount::unmount(mountpoint, save, Down { name, command }, root),
-        None if entry.swap_priority().is_some() => swapon::down(dir),
-        None => manage::stop_unused(dir, save),
-    };
-    if let Some(aside) = aside.flatten() {
-        aside.settle();
-    }
-    down
-}
-
-/// Says of a device whose server is dead what its image does not have.
-fn warn_of_loss(entry: &Entry) {
-    if let Some(image) = entry.save() {
-        failure::warn(&format!(
-            "the server of {} is dead: what was written since it was saved to {} is lost",
-            entry.name,
-            image.display()
-        ));
-    }
 }
