@@ -1,19 +1,11 @@
 //! zram in userspace: a compressed RAM block device that spills its coldest memory to a file.
 //!
 //! ```
-//! use uzram::{Device, DeviceConfig};
-//!
-//! let mut config = DeviceConfig::new(1 << 30);
-//! config.mem_limit = Some(64 << 20);
-//! let device = Device::new(&config)?;
-//! device.write_at(4096, b"hello")?;
-//! let mut read = [0; 5];
-//! device.read_at(4096, &mut read)?;
-//! assert_eq!(&read, b"hello");
-//! # Ok::<(), uzram::Error>(())
+#![doc = include_str!("../examples/embed.rs")]
 //! ```
 //!
-//! `examples/` has more. What is in the library, and what stands on what:
+//! [`nbd`] serves it to others, [`fuse`] as a file; [`backing`] has what it spills to. What is in the library, and what
+//! stands on what:
 //!
 //! ```text
 //!  nbd  fuse  (your code)          control, attributes: the same device, in words
@@ -136,14 +128,28 @@ mod unix_socket;
 mod users;
 mod waker;
 
+/// Where pages are spilled to: a file, memory, or what a program brings ([`DeviceBuilder::spill_to`]).
+///
+/// A [`Backing`](backing::Backing) is bytes in segments of 2 MiB, each appended to, read, and discarded as a whole.
+///
+/// ```
+#[doc = include_str!("../examples/own_backing.rs")]
+/// ```
+pub mod backing {
+    pub use crate::spill::{
+        BLOCK, Backing, FileBacking, MAX_STORE_BYTES as MAX_BACKING_BYTES, MemoryBacking,
+        SEGMENT_BYTES, Store, conformance,
+    };
+}
+
 pub use algorithm::{Algorithm, Priority};
 pub use attributes::Attribute;
 pub use block_device::{BlockDevice, check_range};
 pub use codec::{MAX_DICTIONARY_LEN, train_dictionary};
 pub use config::{DeviceConfig, check_mem_limit};
 pub use device::{
-    BlockStates, Device, MAX_MAP_CELLS, MapCell, PageMap, PlaceCheck, SaveProgress, Saved,
-    Scrubbed, saved_size,
+    BlockStates, Device, DeviceBuilder, MAX_MAP_CELLS, MapCell, PageMap, PlaceCheck, SaveProgress,
+    Saved, Scrubbed, saved_size,
 };
 pub use error::{Error, Result};
 pub use handed_file::HandedFile;

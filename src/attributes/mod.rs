@@ -18,7 +18,6 @@ use self::formats::{
     algorithms, bd_stat, classes, debug_stat, io_stat, mm_stat, recomp_algorithms,
 };
 use crate::algorithm::{Algorithm, Priority};
-use crate::block_device::BlockDevice;
 use crate::config::DeviceConfig;
 use crate::device::Device;
 use crate::error::{Error, Result};

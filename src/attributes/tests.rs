@@ -3,6 +3,7 @@
 use std::fs;
 
 use super::*;
+use crate::block_device::BlockDevice;
 use crate::stats::Stats;
 use crate::units::PAGE_SIZE;
 

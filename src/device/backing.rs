@@ -9,7 +9,7 @@ use super::Device;
 use crate::config::NO_BACKING;
 use crate::error::{Error, Result};
 use crate::maintain::{Command, NewBacking};
-use crate::spill::{Backing, BackingConfig, BackingKeep, RecordFormat};
+use crate::spill::{Backing, BackingConfig, BackingKeep, RecordFormat, segments_of};
 use crate::sync::atomic::Ordering::Relaxed;
 use crate::sync::channel;
 
@@ -77,8 +77,10 @@ impl Device {
         backing: Option<Arc<dyn Backing>>,
         size: Option<u64>,
     ) -> Result<()> {
-        let capacity = backing.as_ref().map(|backing| backing.capacity(size));
-        let capacity = capacity.transpose()?.unwrap_or(0);
+        let capacity = match &backing {
+            Some(backing) => segments_of(&**backing, size)?,
+            None => 0,
+        };
         let (done, answer) = channel::bounded(1);
         self.command(Command::Replace {
             backing: backing.map(|backing| NewBacking {

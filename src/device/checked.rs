@@ -1,10 +1,25 @@
-//! Requests of a program that embeds a device: checked here, where a frontend checks its own.
+//! Requests of a program that embeds a device: checked here, where a frontend checks its own. Any alignment is
+//! served.
 
 use super::Device;
 use crate::block_device::{BlockDevice, check_range};
 use crate::error::Result;
 
 impl Device {
+    /// Bytes in the device.
+    pub fn size(&self) -> u64 {
+        BlockDevice::size(self)
+    }
+
+    /// Makes what was written before this as durable as the device promises: if it has an image to destage to, it
+    /// is there; memory promises nothing.
+    ///
+    /// # Errors
+    /// Those of [`Device::sync`].
+    pub fn flush(&self) -> Result<()> {
+        BlockDevice::flush(self)
+    }
+
     /// Fills `buf` with the bytes from `offset` on.
     ///
     /// # Errors

@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use super::Device;
-use crate::block_device::BlockDevice;
 use crate::engine::Spilled;
 use crate::latency::OperationLatencies;
 use crate::maintain::Command;

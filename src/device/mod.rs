@@ -3,6 +3,7 @@
 mod algorithms;
 mod backing;
 mod block_state;
+mod builder;
 mod checked;
 mod inspect;
 mod map;
@@ -24,6 +25,7 @@ use rustix::io::Errno;
 
 pub use self::backing::PlaceCheck;
 pub use self::block_state::BlockStates;
+pub use self::builder::DeviceBuilder;
 pub use self::map::{MAX_MAP_CELLS, MapCell, PageMap};
 pub use self::restore::saved_size;
 pub use self::save::{SaveProgress, Saved};
@@ -74,6 +76,11 @@ pub struct Device {
 }
 
 impl Device {
+    /// Begins a device of `size` bytes, with every other setting at its default.
+    pub fn builder(size: u64) -> DeviceBuilder {
+        DeviceConfig::new(size).into()
+    }
+
     /// Makes an empty device.
     ///
     /// # Errors

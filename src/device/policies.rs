@@ -6,7 +6,6 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use super::Device;
-use crate::block_device::BlockDevice;
 use crate::config::check_daily_limit;
 use crate::error::{Error, Result};
 use crate::maintain::Command;

@@ -5,7 +5,6 @@ use rustix::io::Errno;
 use crate::sync::atomic::Ordering::Relaxed;
 
 use super::Device;
-use crate::block_device::BlockDevice;
 use crate::config::check_size;
 use crate::error::{Error, Result};
 use crate::size::human_size;

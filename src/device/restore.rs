@@ -11,13 +11,12 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::Device;
-use crate::block_device::BlockDevice;
 use crate::error::{Error, Result};
 use crate::handed_file::HandedFile;
 use crate::image::{Entry, ImageReader, Part};
 use crate::maintain::Command;
 use crate::size::human_size;
-use crate::spill::{Imported, RecordFormat, SegmentIndex, SegmentStore};
+use crate::spill::{Imported, RecordFormat, SegmentIndex, Store};
 use crate::sync::channel;
 
 /// Bytes in the device that was saved to the image at `path`.
@@ -60,11 +59,7 @@ impl Device {
     }
 
     /// As [`Device::restore`], of an image whose records are read from `store`.
-    pub(super) fn restore_from(
-        &self,
-        image: ImageReader,
-        store: Arc<dyn SegmentStore>,
-    ) -> Result<u64> {
+    pub(super) fn restore_from(&self, image: ImageReader, store: Arc<dyn Store>) -> Result<u64> {
         let restore = || {
             let _no_other_size = self.resizing.lock();
             self.check_restorable(&image)?;
@@ -98,7 +93,7 @@ impl Device {
         }
     }
 
-    fn begin_restoring(&self, image: ImageReader, store: Arc<dyn SegmentStore>) -> Result<u64> {
+    fn begin_restoring(&self, image: ImageReader, store: Arc<dyn Store>) -> Result<u64> {
         let no_addresses = |error| Error::io("reserve address space for the image", error);
         self.engine.spilled.segments.make().map_err(no_addresses)?;
         if !self.engine.spilled.stores.add_image(store) {

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::{Entry, ImageReader, Part};
 use crate::codec::Codec;
 use crate::error::Result;
-use crate::spill::{MAX_RECORD_LEN, RecordAddress, RecordFormat, SegmentIndex, SegmentStore};
+use crate::spill::{MAX_RECORD_LEN, RecordAddress, RecordFormat, SegmentIndex, Store};
 use crate::units::PageIndex;
 
 /// What an image is read as, in its order but for the indices', of which the last comes first.
@@ -50,18 +50,18 @@ impl Contents {
 
 /// The object of a page, if its record verifies.
 fn object(
-    store: &dyn SegmentStore,
+    store: &dyn Store,
     (at, sequence): (RecordAddress, u64),
     page: PageIndex,
     codec: Codec,
     len: usize,
 ) -> Option<Vec<u8>> {
     let segment = SegmentIndex::of(at);
-    let from = (at.byte() - segment.byte()) as u32;
+    let from = at.byte() - segment.byte();
     let (mut bytes, mut scratch) = ([0; MAX_RECORD_LEN], [0; MAX_RECORD_LEN]);
     let bytes = &mut bytes[..RecordFormat::Saved.record_len(len)];
     store
-        .read(segment.within_store(), from, bytes)
+        .read_at(segment.within_store().byte() + from, bytes)
         .expect("there");
     let record = RecordFormat::Saved.open(bytes, &mut scratch, at, sequence);
     let record = record.ok()?;

@@ -2,10 +2,11 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use crate::spill::{SegmentStore, StoreSegment};
+use crate::spill::Store;
 
 /// A store that is only read. Behind the file's end, as it was when it was opened, are zeroes:
 /// readers ask for whole blocks.
@@ -21,9 +22,8 @@ impl ImageStore {
     }
 }
 
-impl SegmentStore for ImageStore {
-    fn read(&self, segment: StoreSegment, offset: u32, buf: &mut [u8]) -> io::Result<()> {
-        let at = segment.byte() + u64::from(offset);
+impl Store for ImageStore {
+    fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
         let there = self.len.saturating_sub(at).min(buf.len() as u64) as usize;
         let (data, behind) = buf.split_at_mut(there);
         behind.fill(0);
@@ -31,7 +31,7 @@ impl SegmentStore for ImageStore {
     }
 
     /// It is somebody's file: its space stays.
-    fn discard(&self, _segment: StoreSegment) {}
+    fn discard(&self, _segment: Range<u64>) {}
 
     fn path(&self) -> &Path {
         &self.path

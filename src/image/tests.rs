@@ -9,7 +9,7 @@ use zerocopy::FromZeros;
 use super::read::MAX_INDEX_LEN;
 use super::*;
 use crate::error::{Error, Result};
-use crate::spill::{MAX_STORE_BYTES, RECORD_ALIGN, SEGMENT_BYTES, SegmentIndex, SegmentStore};
+use crate::spill::{MAX_STORE_BYTES, RECORD_ALIGN, SEGMENT_BYTES, Store};
 use crate::units::{MAX_DEVICE_BYTES, PAGE_SIZE, PageIndex};
 
 /// Numbers that are the same in each run.
@@ -488,8 +488,6 @@ fn a_store_ends_in_zeroes_where_its_image_ends() {
         .and_then(|image| image.store())
         .expect("an image");
     let mut read = vec![1; good.len() + 100];
-    store
-        .read(SegmentIndex(0).within_store(), 0, &mut read)
-        .expect("there");
+    store.read_at(0, &mut read).expect("there");
     assert!(read[..good.len()] == good && read[good.len()..].iter().all(|&byte| byte == 0));
 }

@@ -11,7 +11,7 @@ use std::io;
 use std::ops::Range;
 
 use super::sequential::Streams;
-use crate::spill::{BLOCK, BlockBuf, RecordAddress, SEGMENT_BYTES, SegmentIndex, SegmentStore};
+use crate::spill::{BLOCK, BlockBuf, RecordAddress, SEGMENT_BYTES, SegmentIndex, Store};
 use crate::sync::Mutex;
 use crate::units::PageIndex;
 
@@ -30,6 +30,11 @@ pub(super) struct Place {
 }
 
 impl Place {
+    /// Where in its store the first of the bytes is.
+    fn start(&self) -> u64 {
+        self.segment.within_store().byte() + u64::from(self.bytes.start)
+    }
+
     /// Where a record of `len` bytes is.
     pub(super) fn of(record: RecordAddress, len: usize, sequence: u64) -> Self {
         let segment = SegmentIndex::of(record);
@@ -100,7 +105,7 @@ impl ReadAhead {
     /// The backing's.
     pub(super) fn read(
         &self,
-        backing: &dyn SegmentStore,
+        backing: &dyn Store,
         page: PageIndex,
         small: bool,
         place: &Place,
@@ -118,7 +123,7 @@ impl ReadAhead {
             self.keep(window);
             return Ok(Source::Backing);
         }
-        backing.read(place.segment.within_store(), place.bytes.start, buf)?;
+        backing.read_at(place.start(), buf)?;
         Ok(Source::Backing)
     }
 
@@ -139,7 +144,7 @@ impl ReadAhead {
     }
 
     /// Reads a place in one go for the reads that follow. That it fails is theirs to find.
-    pub(super) fn prepare(&self, backing: &dyn SegmentStore, place: Place) {
+    pub(super) fn prepare(&self, backing: &dyn Store, place: Place) {
         if self.state.lock().find(&place).is_none()
             && let Ok(window) = self.load(backing, place, 0)
         {
@@ -163,14 +168,13 @@ impl ReadAhead {
 
     /// Reads the blocks of a place and `ahead` bytes more, to the memory of the window that was
     /// used longest ago.
-    fn load(&self, backing: &dyn SegmentStore, mut place: Place, ahead: u32) -> io::Result<Window> {
+    fn load(&self, backing: &dyn Store, mut place: Place, ahead: u32) -> io::Result<Window> {
         let mut window = self.state.lock().take_oldest();
         let block = BLOCK as u32;
         let end = (place.bytes.end + ahead).next_multiple_of(block);
         place.bytes = place.bytes.start / block * block..end.min(SEGMENT_BYTES as u32);
         window.bytes.resize(place.bytes.len());
-        let segment = place.segment.within_store();
-        backing.read(segment, place.bytes.start, &mut window.bytes)?;
+        backing.read_at(place.start(), &mut window.bytes)?;
         window.place = Some(place);
         Ok(window)
     }
@@ -224,8 +228,7 @@ mod tests {
         let backing = FaultyBacking::new(4);
         let mut data = BlockBuf::default();
         data.pad_to(8 * MAX_RECORD_LEN.next_multiple_of(BLOCK));
-        let segment = SegmentIndex(0).within_store();
-        backing.write(segment, 0, &data).expect("written");
+        backing.write_at(0, &data).expect("written");
         let (ahead, mut buf) = (ReadAhead::default(), [1; 100]);
         for page in 0..4 {
             let read = ahead.read(
@@ -239,7 +242,7 @@ mod tests {
             assert_eq!((read.expect("read"), buf), (from, [0; 100]));
         }
         data.fill(7);
-        backing.write(segment, 0, &data).expect("written");
+        backing.write_at(0, &data).expect("written");
         ahead.forget();
         let read = ahead.read(&backing, PageIndex(4), true, &place(448), &mut buf);
         assert_eq!((read.expect("read"), buf), (Source::Backing, [7; 100]));

@@ -98,8 +98,8 @@ impl Reader {
             .stores
             .of(place.segment)
             .is_some_and(|backing| {
-                let segment = place.segment.within_store();
-                backing.read(segment, start as u32, bytes).is_ok()
+                let at = place.segment.within_store().byte() + start as u64;
+                backing.read_at(at, bytes).is_ok()
             });
         let mut scratch = [0; MAX_RECORD_LEN];
         for &(page, spilled) in group {

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 use super::{FREED_AT_ONCE, NewBacking, Progress, Writeback};
 use crate::error::Error;
-use crate::spill::{BlockBuf, Leave};
+use crate::spill::{BlockBuf, Leave, segments_of};
 use crate::sync::atomic::Ordering::Relaxed;
 use crate::sync::channel::Sender;
 use crate::sync::time::Instant;
@@ -180,7 +180,8 @@ impl Writeback {
         let Some(backing) = self.engine.spilled.stores.current() else {
             return refuse("there is no backing");
         };
-        if !self.appender.log.set_capacity(backing.capacity(size)?) {
+        let capacity = segments_of(&*backing, size)?;
+        if !self.appender.log.set_capacity(capacity) {
             return refuse("what lies beyond that size is in use");
         }
         self.engine

@@ -9,6 +9,10 @@
 //!                                                                └─ reply      replies
 //! ```
 //!
+//! ```
+#![doc = include_str!("../../examples/serve_nbd.rs")]
+//! ```
+//!
 //! The protocol is fixed newstyle as the specification has it (NetworkBlockDevice/nbd,
 //! `doc/proto.md`): EXPORT_NAME, ABORT, LIST, STARTTLS, INFO, GO, STRUCTURED_REPLY,
 //! LIST_META_CONTEXT and SET_META_CONTEXT; READ, WRITE, DISC, FLUSH, TRIM, CACHE, WRITE_ZEROES and BLOCK_STATUS, with

@@ -3,8 +3,10 @@
 //! Stores are numbered by their places, segments through all stores, and records by 16 bytes through all
 //! segments; so an address alone says which store it is in.
 
+use std::ops::Range;
+
 /// Bytes of a segment.
-pub(crate) const SEGMENT_BYTES: u64 = 2 << 20;
+pub const SEGMENT_BYTES: u64 = 2 << 20;
 
 /// One of the places for stores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -21,11 +23,14 @@ pub(super) const BACKINGS: usize = 2;
 /// Places there are.
 pub(super) const STORES: usize = BACKINGS + 1;
 
+/// The least that eviction and cleaning together can work in.
+pub(super) const MIN_BYTES: u64 = 2 * SEGMENT_BYTES;
+
 /// Segments that a backing can have, ten TiB: a third of what a record's address can reach.
 pub(crate) const SEGMENTS_PER_STORE: u32 = (1 << 24) / STORES as u32;
 
 /// Bytes that a backing can have.
-pub(crate) const MAX_STORE_BYTES: u64 = SEGMENTS_PER_STORE as u64 * SEGMENT_BYTES;
+pub const MAX_STORE_BYTES: u64 = SEGMENTS_PER_STORE as u64 * SEGMENT_BYTES;
 
 /// A segment of any backing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -78,6 +83,17 @@ impl StoreSegment {
     /// First byte of the segment in its backing.
     pub(crate) fn byte(self) -> u64 {
         u64::from(self.0) * SEGMENT_BYTES
+    }
+
+    /// The bytes of the segment in its backing.
+    pub(crate) fn range(self) -> Range<u64> {
+        self.byte()..self.byte() + SEGMENT_BYTES
+    }
+
+    /// The segment that a byte of a backing is in, and where in that.
+    pub(super) fn at(byte: u64) -> (Self, usize) {
+        let segment = (byte / SEGMENT_BYTES) as u32;
+        (Self(segment), (byte % SEGMENT_BYTES) as usize)
     }
 }
 

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
-use super::address::SEGMENT_BYTES;
+use super::address::{MIN_BYTES, SEGMENT_BYTES};
 use super::blocks::BlockBuf;
 use super::config::BackingConfig;
 use super::direct::DirectFile;
@@ -29,9 +29,6 @@ use super::{signature, wipe};
 use crate::error::{Error, Result};
 use crate::file_lock;
 use crate::handed_file::HandedFile;
-
-/// The least that eviction and cleaning together can work in.
-pub(super) const MIN_BYTES: u64 = 2 * SEGMENT_BYTES;
 
 /// How long it may take to read what might be empty.
 const LOOK: Duration = Duration::from_secs(5);

@@ -1,17 +1,17 @@
 //! A backing in memory that can be told to misbehave, for tests, and an image that can be.
 
-use std::collections::HashMap;
 #[cfg(shuttle)]
 use std::collections::HashSet;
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 #[cfg(shuttle)]
 use std::sync::Arc;
 
 use super::address::{SEGMENT_BYTES, StoreSegment};
-use super::backing::{Backing, SegmentStore};
+use super::backing::{Backing, Store};
 use super::blocks::{BLOCK, is_aligned};
-use crate::error::Result;
+use super::memory::MemoryBacking;
 use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use crate::sync::{Mutex, RwLock};
 
@@ -19,8 +19,7 @@ type Hook = Box<dyn Fn() + Send + Sync>;
 
 /// The backing.
 pub(crate) struct FaultyBacking {
-    segments: u32,
-    contents: Mutex<HashMap<StoreSegment, Vec<u8>>>,
+    memory: MemoryBacking,
     pub(crate) fail_writes: AtomicBool,
     /// Whether writes do nothing, and seem to have worked.
     pub(crate) lose_writes: AtomicBool,
@@ -40,8 +39,7 @@ impl FaultyBacking {
     /// An empty backing of so many segments that works.
     pub(crate) fn new(segments: u32) -> Self {
         Self {
-            segments,
-            contents: Mutex::default(),
+            memory: MemoryBacking::new(segments),
             fail_writes: AtomicBool::new(false),
             lose_writes: AtomicBool::new(false),
             fail_reads: AtomicBool::new(false),
@@ -98,42 +96,45 @@ impl FaultyBacking {
 
     /// Lets `damage` change the contents of each segment.
     pub(crate) fn damage(&self, mut damage: impl FnMut(&mut [u8])) {
-        for segment in self.contents.lock().values_mut() {
+        for segment in self.memory.contents.lock().values_mut() {
             damage(segment);
         }
     }
 
     /// Lets `damage` change the contents of one segment, which has some.
-    pub(crate) fn damage_segment(&self, segment: StoreSegment, damage: impl FnOnce(&mut [u8])) {
-        let mut contents = self.contents.lock();
-        damage(contents.get_mut(&segment).expect("it was written to"));
+    pub(crate) fn damage_segment(&self, segment: u32, damage: impl FnOnce(&mut [u8])) {
+        let mut contents = self.memory.contents.lock();
+        damage(
+            contents
+                .get_mut(&StoreSegment(segment))
+                .expect("it was written to"),
+        );
     }
 
     /// Puts what another backing holds in the place of what this one does.
     pub(crate) fn take_contents_of(&self, other: &Self) {
-        let contents = other.contents.lock().clone();
-        *self.contents.lock() = contents;
+        let contents = other.memory.contents.lock().clone();
+        *self.memory.contents.lock() = contents;
     }
 
     /// Segments that hold data.
     pub(crate) fn in_use(&self) -> usize {
-        self.contents.lock().len()
+        self.memory.segments_in_use()
     }
 }
 
 impl Backing for FaultyBacking {
-    fn capacity(&self, _size: Option<u64>) -> Result<u32> {
+    fn capacity(&self) -> io::Result<u64> {
         if let Some(hook) = &*self.before_capacity.read() {
             hook();
         }
-        Ok(self.segments)
+        self.memory.capacity()
     }
 
-    fn write(&self, segment: StoreSegment, offset: u32, data: &[u8]) -> io::Result<()> {
-        assert!(
-            segment.0 < self.segments && offset as usize + data.len() <= SEGMENT_BYTES as usize
-        );
-        assert!(is_aligned(data, u64::from(offset)));
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let (segment, at) = StoreSegment::at(offset);
+        assert!(at + data.len() <= SEGMENT_BYTES as usize);
+        assert!(is_aligned(data, offset));
         if let Some(hook) = &*self.before_write.read() {
             hook();
         }
@@ -141,19 +142,19 @@ impl Backing for FaultyBacking {
         let fails = self.fail_writes.load(Relaxed) || fault.is_some_and(Fault::is_told);
         // A write that fails may have happened in part, and so may one that does not say so.
         let part = (data.len() / 2).next_multiple_of(BLOCK).min(data.len());
+        let segments = self.memory.segments();
         let (segment, written) = match fault {
             None if fails => (segment, data.len() / 2),
             None if self.lose_writes.load(Relaxed) => (segment, 0),
             None => (segment, data.len()),
             Some(Fault::Refused | Fault::Lost) => (segment, 0),
             Some(Fault::Short | Fault::Torn) => (segment, part),
-            Some(Fault::Misdirected) => (StoreSegment((segment.0 + 1) % self.segments), data.len()),
+            Some(Fault::Misdirected) => (StoreSegment((segment.0 + 1) % segments), data.len()),
         };
-        let mut contents = self.contents.lock();
-        let bytes = contents
-            .entry(segment)
-            .or_insert_with(|| vec![0; SEGMENT_BYTES as usize]);
-        bytes[offset as usize..offset as usize + written].copy_from_slice(&data[..written]);
+        let stored = self
+            .memory
+            .write_at(segment.byte() + at as u64, &data[..written]);
+        stored.expect("the device writes inside what there is");
         if fails {
             Err(io::ErrorKind::StorageFull.into())
         } else {
@@ -162,11 +163,12 @@ impl Backing for FaultyBacking {
     }
 }
 
-impl SegmentStore for FaultyBacking {
-    fn read(&self, segment: StoreSegment, offset: u32, buf: &mut [u8]) -> io::Result<()> {
+impl Store for FaultyBacking {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         if let Some(hook) = &*self.before_read.read() {
             hook();
         }
+        let (segment, _) = StoreSegment::at(offset);
         if self.fail_reads.load(Relaxed) || *self.unreadable.lock() == Some(segment.0) {
             return Err(io::Error::from_raw_os_error(
                 rustix::io::Errno::IO.raw_os_error(),
@@ -176,10 +178,7 @@ impl SegmentStore for FaultyBacking {
         if fault.is_some_and(Fault::is_told) {
             return Err(io::ErrorKind::TimedOut.into());
         }
-        let contents = self.contents.lock();
-        let bytes = contents.get(&segment).ok_or(io::ErrorKind::UnexpectedEof)?;
-        buf.copy_from_slice(&bytes[offset as usize..offset as usize + buf.len()]);
-        drop(contents);
+        self.memory.read_at(offset, buf)?;
         if fault.is_some() {
             misread(buf);
         }
@@ -189,11 +188,11 @@ impl SegmentStore for FaultyBacking {
         Ok(())
     }
 
-    fn discard(&self, segment: StoreSegment) {
+    fn discard(&self, segment: Range<u64>) {
         if let Some(hook) = &*self.before_discard.read() {
             hook();
         }
-        self.contents.lock().remove(&segment);
+        self.memory.discard(segment);
     }
 
     fn path(&self) -> &Path {
@@ -211,14 +210,14 @@ fn misread(buf: &mut [u8]) {
 /// more is gone.
 #[cfg(shuttle)]
 pub(crate) struct FaultyImage {
-    store: Arc<dyn SegmentStore>,
+    store: Arc<dyn Store>,
     faults: Mutex<Option<Faults>>,
     gone: Mutex<HashSet<StoreSegment>>,
 }
 
 #[cfg(shuttle)]
 impl FaultyImage {
-    pub(crate) fn new(store: Arc<dyn SegmentStore>, faults: Option<Faults>) -> Self {
+    pub(crate) fn new(store: Arc<dyn Store>, faults: Option<Faults>) -> Self {
         Self {
             store,
             faults: Mutex::new(faults),
@@ -233,25 +232,27 @@ impl FaultyImage {
 }
 
 #[cfg(shuttle)]
-impl SegmentStore for FaultyImage {
-    fn read(&self, segment: StoreSegment, offset: u32, buf: &mut [u8]) -> io::Result<()> {
+impl Store for FaultyImage {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         let mut faults = self.faults.lock();
         let fault = faults.as_mut().and_then(|f| f.next(|c| c.reads));
         drop(faults);
         if fault.is_some_and(Fault::is_told) {
             return Err(io::ErrorKind::TimedOut.into());
         }
+        let (segment, _) = StoreSegment::at(offset);
         if self.gone.lock().contains(&segment) {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        self.store.read(segment, offset, buf)?;
+        self.store.read_at(offset, buf)?;
         if fault.is_some() {
             misread(buf);
         }
         Ok(())
     }
 
-    fn discard(&self, segment: StoreSegment) {
+    fn discard(&self, segment: Range<u64>) {
+        let (segment, _) = StoreSegment::at(segment.start);
         self.gone.lock().insert(segment);
     }
 

@@ -5,29 +5,29 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
-use super::address::{SEGMENT_BYTES, SEGMENTS_PER_STORE, StoreSegment};
-use super::backing::{Backing, SegmentStore};
-use super::claim::{Claim, Kind, MIN_BYTES, block_device_size};
+use super::address::MAX_STORE_BYTES;
+use super::backing::{Backing, Store, check_size};
+use super::claim::{Claim, Kind, block_device_size};
 use super::config::{BackingConfig, BackingKeep};
 use super::direct::DirectFile;
 use super::wipe;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// An open file, locked for us alone. When this is dropped, what [`BackingKeep`] says is done.
 #[derive(Debug)]
-pub(crate) struct FileBacking {
+pub struct FileBacking {
     file: DirectFile,
     path: PathBuf,
     kind: Kind,
     keep: BackingKeep,
-    /// Segments from the start of which some may have been written to.
-    touched: AtomicU32,
+    /// Bytes from the start of which some may have been written to.
+    touched: AtomicU64,
     /// Whether the file system takes discards; until one was refused it may.
     discards: AtomicBool,
 }
@@ -37,7 +37,7 @@ impl FileBacking {
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] if the size is below two segments; those of [`Claim::new`].
-    pub(crate) fn open(config: &BackingConfig) -> Result<Self> {
+    pub fn open(config: &BackingConfig) -> Result<Self> {
         check_size(config.size)?;
         Ok(Self::of(Claim::new(config)?, config))
     }
@@ -48,7 +48,7 @@ impl FileBacking {
             path: config.path.clone(),
             kind,
             keep: config.keep,
-            touched: AtomicU32::new(0),
+            touched: AtomicU64::new(0),
             discards: AtomicBool::new(true),
         }
     }
@@ -78,7 +78,7 @@ impl FileBacking {
 
     /// Overwrites all that was written, in a bounded time.
     fn wipe_all(&self) {
-        let range = 0..u64::from(self.touched.load(Relaxed)) * SEGMENT_BYTES;
+        let range = 0..self.touched.load(Relaxed);
         let path = self.path.display();
         match self.wipe(range, Some(Instant::now() + WIPE_TIME)) {
             Ok(true) => {}
@@ -96,53 +96,37 @@ impl FileBacking {
 /// How long overwriting what is left at the end may hold up that end.
 const WIPE_TIME: Duration = Duration::from_millis(1500);
 
-fn check_size(size: Option<u64>) -> Result<()> {
-    if size.is_none_or(|size| size >= MIN_BYTES) {
-        return Ok(());
-    }
-    Err(Error::InvalidConfig {
-        option: "--backing-size",
-        reason: format!("must be at least {}M", MIN_BYTES >> 20),
-    })
-}
-
 impl Backing for FileBacking {
-    fn capacity(&self, size: Option<u64>) -> Result<u32> {
-        check_size(size)?;
-        let mut bytes = size.unwrap_or(u64::MAX);
-        if self.kind == Kind::BlockDevice {
-            let has = block_device_size(self.file.file())
-                .map_err(|error| Error::io(format!("use {}", self.path.display()), error))?;
-            bytes = bytes.min(has);
+    fn capacity(&self) -> io::Result<u64> {
+        match self.kind {
+            Kind::BlockDevice => block_device_size(self.file.file()),
+            Kind::Made | Kind::Found => Ok(MAX_STORE_BYTES),
         }
-        Ok((bytes / SEGMENT_BYTES).min(u64::from(SEGMENTS_PER_STORE)) as u32)
     }
 
-    fn write(&self, segment: StoreSegment, offset: u32, data: &[u8]) -> io::Result<()> {
-        self.touched.fetch_max(segment.0 + 1, Relaxed);
-        self.file
-            .write_all(data, segment.byte() + u64::from(offset))
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.touched.fetch_max(offset + data.len() as u64, Relaxed);
+        self.file.write_all(data, offset)
     }
 }
 
-impl SegmentStore for FileBacking {
-    fn read(&self, segment: StoreSegment, offset: u32, buf: &mut [u8]) -> io::Result<()> {
-        self.file
-            .read_exact(buf, segment.byte() + u64::from(offset))
+impl Store for FileBacking {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact(buf, offset)
     }
 
-    fn discard(&self, segment: StoreSegment) {
-        if self.keep == BackingKeep::Wipe {
-            let bytes = segment.byte()..segment.byte() + SEGMENT_BYTES;
-            if let Err(error) = self.wipe(bytes, None) {
-                tracing::warn!("cannot wipe space of {}: {error}", self.path.display());
-            }
+    fn discard(&self, segment: Range<u64>) {
+        if self.keep == BackingKeep::Wipe
+            && let Err(error) = self.wipe(segment.clone(), None)
+        {
+            tracing::warn!("cannot wipe space of {}: {error}", self.path.display());
         }
         if !self.discards.load(Relaxed) {
             return;
         }
         let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        match rustix::fs::fallocate(self.file.file(), punch, segment.byte(), SEGMENT_BYTES) {
+        let len = segment.end - segment.start;
+        match rustix::fs::fallocate(self.file.file(), punch, segment.start, len) {
             Ok(()) => {}
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
                 tracing::info!(

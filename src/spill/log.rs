@@ -118,7 +118,8 @@ impl Target {
     /// # Errors
     /// The backing's.
     pub(crate) fn write(&self, backing: &dyn Backing, append: &[u8]) -> io::Result<()> {
-        backing.write(self.segment.within_store(), self.offset, append)
+        let at = self.segment.within_store().byte() + u64::from(self.offset);
+        backing.write_at(at, append)
     }
 }
 
@@ -405,7 +406,7 @@ impl SegmentLog {
             return;
         }
         if let Some(backing) = self.stores.of(segment) {
-            backing.discard(segment.within_store());
+            backing.discard(segment.within_store().range());
         }
         if !segment.is_in_image() {
             self.counts.used_bytes.fetch_sub(u64::from(used), Relaxed);

@@ -21,6 +21,7 @@ mod blocks;
 mod change;
 mod claim;
 mod config;
+pub mod conformance;
 mod direct;
 #[cfg(test)]
 mod faulty;
@@ -28,6 +29,7 @@ mod file;
 mod log;
 #[cfg(test)]
 mod loop_disk;
+mod memory;
 #[cfg(not(feature = "encrypt"))]
 mod no_seal;
 mod noted;
@@ -43,11 +45,12 @@ mod wipe;
 #[cfg(not(feature = "encrypt"))]
 use no_seal as seal;
 
-pub(crate) use address::{
-    MAX_STORE_BYTES, RECORD_ALIGN, RecordAddress, SEGMENT_BYTES, SegmentIndex, StoreSegment,
-};
-pub(crate) use backing::{Backing, SegmentStore};
-pub(crate) use blocks::{BLOCK, BlockBuf};
+pub use address::{MAX_STORE_BYTES, SEGMENT_BYTES};
+pub(crate) use address::{RECORD_ALIGN, RecordAddress, SegmentIndex};
+pub(crate) use backing::segments_of;
+pub use backing::{Backing, Store};
+pub use blocks::BLOCK;
+pub(crate) use blocks::BlockBuf;
 pub(crate) use change::{Leave, NextOfImage};
 pub(crate) use claim::block_device_size;
 pub use claim::{not_spilled, wipe_spill};
@@ -57,9 +60,11 @@ pub(crate) use direct::DirectFile;
 pub(crate) use faulty::FaultyBacking;
 #[cfg(all(test, shuttle))]
 pub(crate) use faulty::{Chances, Faults, FaultyImage};
+pub use file::FileBacking;
 pub(crate) use log::{Head, Imported, LogCounts, MIN_APPEND, SegmentLog, Target};
 #[cfg(test)]
 pub(crate) use loop_disk::LoopDisk;
+pub use memory::MemoryBacking;
 pub use noted::BackingNotes;
 pub(crate) use noted::Opener;
 pub(crate) use record::{

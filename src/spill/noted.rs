@@ -1,11 +1,11 @@
 //! A backing whose coming and going is noted, so that what a killed process leaves of it can be found.
 
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::address::StoreSegment;
-use super::backing::{Backing, SegmentStore};
+use super::backing::{Backing, Store};
 use super::config::BackingConfig;
 use super::file::FileBacking;
 use crate::error::{Error, Result};
@@ -97,21 +97,21 @@ impl Drop for Note {
 }
 
 impl Backing for NotedBacking {
-    fn capacity(&self, size: Option<u64>) -> Result<u32> {
-        self.backing.capacity(size)
+    fn capacity(&self) -> io::Result<u64> {
+        self.backing.capacity()
     }
 
-    fn write(&self, segment: StoreSegment, offset: u32, data: &[u8]) -> io::Result<()> {
-        self.backing.write(segment, offset, data)
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.backing.write_at(offset, data)
     }
 }
 
-impl SegmentStore for NotedBacking {
-    fn read(&self, segment: StoreSegment, offset: u32, buf: &mut [u8]) -> io::Result<()> {
-        self.backing.read(segment, offset, buf)
+impl Store for NotedBacking {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.backing.read_at(offset, buf)
     }
 
-    fn discard(&self, segment: StoreSegment) {
+    fn discard(&self, segment: Range<u64>) {
         self.backing.discard(segment);
     }
 

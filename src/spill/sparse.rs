@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::address::{SEGMENT_BYTES, SegmentIndex};
-use super::backing::SegmentStore;
+use super::backing::Store;
 use super::blocks::{BLOCK, BlockBuf};
 use super::log::{SegmentLog, State};
 use crate::sync::time::Instant;
@@ -20,7 +20,7 @@ const MAX_DOUBLINGS: u32 = 8;
 /// A segment that is read, as any thread may do.
 pub(crate) struct Reading {
     pub(crate) segment: SegmentIndex,
-    store: Arc<dyn SegmentStore>,
+    store: Arc<dyn Store>,
     /// Where in it records are, back to back.
     pub(crate) records: Vec<Range<u32>>,
     /// The segment's contents there.
@@ -36,8 +36,9 @@ impl Reading {
         let end = self.records.last().map_or(0, |range| range.end);
         self.bytes.resize((end as usize).next_multiple_of(BLOCK));
         for blocks in whole_blocks(&self.records) {
-            let (start, bytes) = (blocks.start as u32, &mut self.bytes[blocks]);
-            self.store.read(self.segment.within_store(), start, bytes)?;
+            let (start, bytes) = (blocks.start as u64, &mut self.bytes[blocks]);
+            let at = self.segment.within_store().byte() + start;
+            self.store.read_at(at, bytes)?;
         }
         Ok(())
     }

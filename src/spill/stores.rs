@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::address::{BACKINGS, SegmentIndex, StoreIndex};
-use super::backing::{Backing, SegmentStore};
+use super::backing::{Backing, Store};
 use crate::sync::RwLock;
 use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
@@ -16,11 +16,11 @@ struct Places {
     backings: [Option<Arc<dyn Backing>>; BACKINGS],
     /// The one that is written to.
     current: Option<StoreIndex>,
-    image: Option<Arc<dyn SegmentStore>>,
+    image: Option<Arc<dyn Store>>,
 }
 
 impl Places {
-    fn at(&self, store: StoreIndex) -> Option<Arc<dyn SegmentStore>> {
+    fn at(&self, store: StoreIndex) -> Option<Arc<dyn Store>> {
         if store == StoreIndex::IMAGE {
             return self.image.clone();
         }
@@ -53,7 +53,7 @@ impl Stores {
     }
 
     /// What a segment is in.
-    pub(crate) fn of(&self, segment: SegmentIndex) -> Option<Arc<dyn SegmentStore>> {
+    pub(crate) fn of(&self, segment: SegmentIndex) -> Option<Arc<dyn Store>> {
         self.places.read().at(segment.store())
     }
 
@@ -78,7 +78,7 @@ impl Stores {
     }
 
     /// Puts an image in its place; returns false if one is there.
-    pub(crate) fn add_image(&self, image: Arc<dyn SegmentStore>) -> bool {
+    pub(crate) fn add_image(&self, image: Arc<dyn Store>) -> bool {
         let place = &mut self.places.write().image;
         let is_free = place.is_none();
         place.get_or_insert(image);
@@ -91,7 +91,7 @@ impl Stores {
     }
 
     /// The image, if there is one.
-    pub(crate) fn image(&self) -> Option<Arc<dyn SegmentStore>> {
+    pub(crate) fn image(&self) -> Option<Arc<dyn Store>> {
         self.places.read().image.clone()
     }
 

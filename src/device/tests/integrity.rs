@@ -16,8 +16,7 @@ use crate::origin::Origin;
 use crate::shard::SlotState;
 use crate::spill::BackingConfig;
 use crate::spill::{
-    MAX_RECORD_LEN, RecordAddress, RecordFormat, SEGMENT_BYTES, SegmentIndex, SegmentStore,
-    StoreSegment,
+    MAX_RECORD_LEN, RecordAddress, RecordFormat, SEGMENT_BYTES, SegmentIndex, Store,
 };
 
 /// A device whose records are of either format.
@@ -110,7 +109,7 @@ fn damage_record(
 ) {
     let segment = SegmentIndex::of(record);
     let offset = (record.byte() - segment.byte()) as usize;
-    backing.damage_segment(segment.within_store(), |bytes| damage(bytes, offset));
+    backing.damage_segment(segment.within_store().0, |bytes| damage(bytes, offset));
 }
 
 #[test]
@@ -151,7 +150,7 @@ fn of_swapped_blocks_every_record_is_refused() {
         let device = device_of(format, 3000, Arc::clone(&backing) as _);
         fill(&device, 3000);
         let swapped = [3 * PAGE_SIZE..4 * PAGE_SIZE, 9 * PAGE_SIZE..10 * PAGE_SIZE];
-        backing.damage_segment(StoreSegment(0), |bytes| {
+        backing.damage_segment(0, |bytes| {
             let (low, high) = bytes.split_at_mut(swapped[1].start);
             low[swapped[0].clone()].swap_with_slice(&mut high[..PAGE_SIZE]);
         });
@@ -290,7 +289,7 @@ fn an_encrypted_backing_shows_nothing_of_the_pages() {
 /// are written successfully or not.
 struct OncePerNumber {
     inner: FaultyBacking,
-    uses: Mutex<BTreeMap<StoreSegment, Use>>,
+    uses: Mutex<BTreeMap<u64, Use>>,
 }
 
 /// A use of a segment.
@@ -299,15 +298,16 @@ struct Use {
     /// Its own number.
     first: u64,
     /// What was written to, and how many numbers behind the first.
-    writes: Vec<(Range<u32>, u64)>,
+    writes: Vec<(Range<u64>, u64)>,
 }
 
 impl OncePerNumber {
-    fn note(&self, segment: StoreSegment, offset: u32, data: &[u8]) {
+    fn note(&self, at: u64, data: &[u8]) {
         const NUMBERS: u64 = 256;
         let mut uses = self.uses.lock();
+        let (segment, offset) = (at / SEGMENT_BYTES, at % SEGMENT_BYTES);
         let present = uses.entry(segment).or_default();
-        let (mut record, mut at) = (data, segment.byte() + u64::from(offset));
+        let (mut record, mut at) = (data, at);
         if offset == 0 {
             let (header, records) = data.split_at(32);
             let sequence = u64::from_le_bytes(header[12..20].try_into().expect("8 bytes"));
@@ -328,32 +328,32 @@ impl OncePerNumber {
         };
         let number = (0..NUMBERS).find(|&number| opens(number));
         let number = number.expect("it is of this use of the segment");
-        let range = offset..offset + data.len() as u32;
+        let range = offset..offset + data.len() as u64;
         for (earlier, before) in &present.writes {
             let apart = range.end <= earlier.start || earlier.end <= range.start;
-            assert!(apart || number > *before, "{segment:?} {range:?}");
+            assert!(apart || number > *before, "{segment} {range:?}");
         }
         present.writes.push((range, number));
     }
 }
 
 impl Backing for OncePerNumber {
-    fn capacity(&self, size: Option<u64>) -> crate::Result<u32> {
-        self.inner.capacity(size)
+    fn capacity(&self) -> io::Result<u64> {
+        self.inner.capacity()
     }
 
-    fn write(&self, segment: StoreSegment, offset: u32, data: &[u8]) -> io::Result<()> {
-        self.note(segment, offset, data);
-        self.inner.write(segment, offset, data)
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.note(offset, data);
+        self.inner.write_at(offset, data)
     }
 }
 
-impl SegmentStore for OncePerNumber {
-    fn read(&self, segment: StoreSegment, offset: u32, buf: &mut [u8]) -> io::Result<()> {
-        self.inner.read(segment, offset, buf)
+impl Store for OncePerNumber {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.inner.read_at(offset, buf)
     }
 
-    fn discard(&self, segment: StoreSegment) {
+    fn discard(&self, segment: Range<u64>) {
         self.inner.discard(segment);
     }
 

@@ -1,6 +1,6 @@
 use super::super::log::tests::{fill, log};
 use super::*;
-use crate::spill::{FaultyBacking, Head, RecordAddress, SegmentStore};
+use crate::spill::{FaultyBacking, Head, RecordAddress, Store};
 
 const SEGMENTS: u32 = 8;
 
@@ -120,7 +120,7 @@ fn a_backing_that_shrinks_holds_no_more_than_that() {
 /// A log that knows of an image with so many segments, of which half is live.
 fn with_image(segments: usize) -> (SegmentLog, Vec<SegmentIndex>) {
     let mut log = log(SEGMENTS);
-    let image: Arc<dyn SegmentStore> = Arc::new(FaultyBacking::new(SEGMENTS));
+    let image: Arc<dyn Store> = Arc::new(FaultyBacking::new(SEGMENTS));
     assert!(log.stores.add_image(image));
     let half = 0..SEGMENT_BYTES as u32 / 2;
     // The last has an index only.

@@ -2,6 +2,7 @@ use std::fs::File;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 
 use super::*;
+use crate::spill::SEGMENT_BYTES;
 
 fn opens(path: &Path) -> Result<FileBacking> {
     FileBacking::open(&BackingConfig::new(path))
@@ -40,10 +41,10 @@ fn what_is_wiped_is_overwritten_where_nothing_can_be_given_back() {
     };
     for segment in [0, 2] {
         backing
-            .write(StoreSegment(segment), 4096, &[7; 8192])
+            .write_at(segment * SEGMENT_BYTES + 4096, &[7; 8192])
             .expect("written");
     }
-    backing.discard(StoreSegment(0));
+    backing.discard(0..SEGMENT_BYTES);
     let second = 2 * SEGMENT_BYTES + 4096;
     assert!(!holds_data(4096) && holds_data(second));
     drop(backing);
@@ -62,7 +63,7 @@ fn what_is_kept_stays_unless_there_is_nothing() {
     assert!(!path.exists());
     let backing = FileBacking::open(&config).expect("made");
     let header = crate::spill::log::segment_header(7);
-    backing.write(StoreSegment(0), 0, &header).expect("written");
+    backing.write_at(0, &header).expect("written");
     drop(backing);
     assert_eq!(fs::read(&path).expect("there"), header);
     drop(opens(&path).expect("an old spill"));
@@ -75,7 +76,7 @@ fn a_file_that_was_there_is_emptied_and_kept() {
     fs::write(&path, vec![0; 5 << 20]).expect("written");
     let backing = opens(&path).expect("only zeroes");
     backing
-        .write(StoreSegment(2), 4096, b"data")
+        .write_at(2 * SEGMENT_BYTES + 4096, b"data")
         .expect("written");
     drop(backing);
     assert_eq!(fs::metadata(&path).expect("there").len(), 0);
@@ -104,9 +105,7 @@ fn a_file_that_was_handed_over_is_emptied_and_keeps_its_name() {
     // Wherever that leads, nobody looks.
     config.path = "/nonexistent/spill".into();
     let backing = FileBacking::open(&config).expect("opened");
-    backing
-        .write(StoreSegment(0), 0, &[7; 4096])
-        .expect("written");
+    backing.write_at(0, &[7; 4096]).expect("written");
     assert_ne!(fs::metadata(&path).expect("there").len(), 0);
     drop(backing);
     assert_eq!(fs::metadata(&path).expect("there").len(), 0);

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use super::*;
 use crate::codec::Codec;
 use crate::image::{Entry, ImageReader, ImageWriter, PageData, Part};
-use crate::spill::{SEGMENT_BYTES, SegmentStore, StoreSegment};
+use crate::spill::{SEGMENT_BYTES, Store};
 use crate::units::PageIndex;
 
 /// The bytes of an image where the records of pages start.
@@ -47,7 +47,7 @@ fn damage(image: &Path, byte: u64) {
 
 /// An image's store that can be told to misbehave.
 pub(super) struct Failing {
-    store: Arc<dyn SegmentStore>,
+    store: Arc<dyn Store>,
     /// Segments that cannot be read.
     unreadable: Mutex<Range<u32>>,
     /// Reads of whole segments.
@@ -77,19 +77,23 @@ impl Failing {
     }
 }
 
-impl SegmentStore for Failing {
-    fn read(&self, segment: StoreSegment, offset: u32, buf: &mut [u8]) -> io::Result<()> {
+impl Store for Failing {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         if buf.len() > 1 << 19 {
             self.segments_read.fetch_add(1, Relaxed);
             drop(self.hangs.lock());
         }
-        if self.unreadable.lock().contains(&segment.0) {
+        if self
+            .unreadable
+            .lock()
+            .contains(&((offset / SEGMENT_BYTES) as u32))
+        {
             return Err(Errno::IO.into());
         }
-        self.store.read(segment, offset, buf)
+        self.store.read_at(offset, buf)
     }
 
-    fn discard(&self, segment: StoreSegment) {
+    fn discard(&self, segment: Range<u64>) {
         self.store.discard(segment);
     }
 
