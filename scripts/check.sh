@@ -20,6 +20,22 @@ cargo clippy --quiet --locked --lib --tests -- --cfg shuttle -D warnings -A clip
 scripts/features.sh
 RUSTDOCFLAGS="-D warnings" cargo doc --quiet --locked --workspace --no-deps
 
+# Both packages can be released as they are, without what is for those who develop them.
+if ! said=$(cargo package --quiet --locked --offline --workspace --no-verify --allow-dirty 2>&1) || [[ -n $said ]]; then
+    die "a package is not clean: $said"
+fi
+for package in uzram uzram-cli; do
+    extra=$(cargo package --quiet --locked --offline --package "$package" --allow-dirty --list | grep -E '^(fixtures|fuzz|scripts|\.ci)/' || true)
+    [[ -z $extra ]] || die "$package has files in it that are of no use to anyone: $extra"
+done
+
+# What dependencies may be, where the tool for that is installed (cargo install cargo-deny).
+if cargo deny --version >/dev/null 2>&1; then
+    cargo deny --offline --log-level error check bans licenses sources
+else
+    echo "cargo deny is not installed: licences and sources of dependencies were not checked" >&2
+fi
+
 # What SECURITY.md says of attackers is shown by tests that are there.
 grep '^|' SECURITY.md | grep -owE '[a-z0-9]+(_[a-z0-9]+)+' | while read -r name; do
     grep -rq --include='*.rs' "fn $name(" src cli tests || die "SECURITY.md names a test that is not there: $name"
