@@ -1,4 +1,4 @@
-//! Where a server listens, as the user writes it: `unix:PATH` or `tcp:HOST:PORT`.
+//! Where a server listens, as the user writes it: `unix:PATH` or `tcp:[HOST[:PORT]]`.
 
 use std::fmt;
 use std::net::ToSocketAddrs;
@@ -9,12 +9,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
+/// The port of NBD (IANA), if none is named.
+const PORT: u16 = 10809;
+
 /// An address to listen on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Address {
     /// `unix:PATH`, a Unix stream socket that only its owner may use.
     Unix(PathBuf),
-    /// `tcp:HOST:PORT`; an IPv6 address stands in brackets; port 0 is any free one.
+    /// `tcp:HOST:PORT`; an IPv6 address stands in brackets; port 0 is any free one. Without a port it is 10809, and
+    /// without a host 127.0.0.1.
     Tcp {
         /// A name or an address, without brackets.
         host: String,
@@ -71,10 +75,26 @@ fn parse_unix(path: &str) -> Result<Address> {
 
 fn parse_tcp(text: &str) -> Result<Address> {
     let shape = || invalid(format!("tcp:{text} is not tcp:HOST:PORT"));
-    let (host, port) = text.rsplit_once(':').ok_or_else(shape)?;
-    let port = port
-        .parse()
-        .map_err(|_| invalid(format!("{port:?} is not a port, 0 to 65535")))?;
+    if text.is_empty() {
+        return Ok(Address::Tcp {
+            host: "127.0.0.1".to_owned(),
+            port: PORT,
+        });
+    }
+    let (host, port) = match text.rsplit_once(':') {
+        Some((host, port)) if !text.ends_with(']') => {
+            let port = port
+                .parse()
+                .map_err(|_| invalid(format!("{port:?} is not a port, 0 to 65535")))?;
+            (host, port)
+        }
+        _ if text.bytes().all(|byte| byte.is_ascii_digit()) => {
+            return Err(invalid(format!(
+                "tcp:{text} names no host; tcp:127.0.0.1:{text} is this machine only"
+            )));
+        }
+        _ => (text, PORT),
+    };
     let host = match host.strip_prefix('[') {
         Some(inner) => inner.strip_suffix(']').ok_or_else(shape)?,
         None if host.contains(':') => {
@@ -118,6 +138,13 @@ mod tests {
             let address: Address = text.parse().expect(text);
             assert_eq!(address.to_string(), text);
         }
+        for (text, full) in [
+            ("tcp:", "tcp:127.0.0.1:10809"),
+            ("tcp:storage", "tcp:storage:10809"),
+            ("tcp:[::1]", "tcp:[::1]:10809"),
+        ] {
+            assert_eq!(text.parse::<Address>().expect("valid").to_string(), full);
+        }
         assert_eq!(
             "tcp:[::1]:7".parse::<Address>().expect("valid"),
             Address::Tcp {
@@ -150,9 +177,11 @@ mod tests {
         for text in [
             "",
             "unix:",
-            "tcp:",
-            "tcp:host",
             "tcp::10809",
+            "tcp:10809",
+            "tcp:[]",
+            "tcp:[::1",
+            "tcp:::1",
             "tcp:[]:1",
             "tcp:[::1:1",
             "tcp:::1:10809",

@@ -288,7 +288,7 @@ down; one with `restore` begins with the same image each time.";
 pub(crate) const DOWN: &str = "\
 EXAMPLES
   uzram down
-  uzram down scratch --config ./uzram.toml
+  uzram down ./uzram.toml scratch
 
 What is on a device is then gone, but for what an `origin` has, and for what is saved because its table has a \
 `save`.";

@@ -10,7 +10,7 @@ mod target;
 mod values;
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
@@ -22,6 +22,7 @@ pub(crate) use self::fs_type::FsType;
 pub(crate) use self::known::Known;
 pub(crate) use self::sink::Sink;
 pub(crate) use self::target::Target;
+use crate::base::failure::Usage;
 use crate::base::name::Name;
 use crate::base::spelling;
 
@@ -35,9 +36,6 @@ pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) logging: LoggingArgs,
 }
-
-/// Where the devices of a machine are described.
-pub(crate) const DEFAULT_CONFIG: &str = "/etc/uzram.toml";
 
 /// How much is said: what is logged, to stderr, for which `UZRAM_LOG` (as in `debug` or `uzram=trace`) is
 /// finer, and what verbs report of what they did.
@@ -214,28 +212,63 @@ pub(crate) struct MountArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct UpArgs {
-    /// Which devices [default: all]. With sockets inherited from systemd (LISTEN_FDS) one, which serves them.
-    #[arg(value_name = "NAME", add = Known::Configured)]
-    pub(crate) names: Vec<Name>,
-
-    /// A uzram.toml, or a zram-generator.conf.
-    #[arg(long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
-    pub(crate) config: PathBuf,
+    #[command(flatten)]
+    pub(crate) which: ConfiguredArgs,
 
     /// Serve the one that is named here, and end when it does: for systemd.
     #[arg(long)]
     pub(crate) foreground: bool,
+
+    /// Only look for faults in the files.
+    #[arg(long, conflicts_with = "foreground")]
+    pub(crate) check: bool,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct DownArgs {
-    /// Which devices [default: all].
-    #[arg(value_name = "NAME", add = Known::Configured)]
-    pub(crate) names: Vec<Name>,
+    #[command(flatten)]
+    pub(crate) which: ConfiguredArgs,
+}
 
-    /// A uzram.toml, or a zram-generator.conf.
-    #[arg(long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
-    pub(crate) config: PathBuf,
+/// Devices of a configuration file.
+#[derive(Debug, Args)]
+pub(crate) struct ConfiguredArgs {
+    /// Which devices [default: all]; or the file, as with --config.
+    #[arg(value_name = "NAME|FILE", value_parser = parse::device_or_file, add = Known::Configured)]
+    words: Vec<parse::DeviceOrFile>,
+
+    /// A uzram.toml, or a zram-generator.conf [default: ~/.config/uzram.toml of a user, else /etc/uzram.toml and
+    /// /etc/uzram.d/*.toml].
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl ConfiguredArgs {
+    /// The devices; none for all.
+    pub(crate) fn names(&self) -> Vec<Name> {
+        let names = self.words.iter().filter_map(|word| match word {
+            parse::DeviceOrFile::Device(name) => Some(name.clone()),
+            parse::DeviceOrFile::File(_) => None,
+        });
+        names.collect()
+    }
+
+    /// The file, if one is named.
+    pub(crate) fn config(&self) -> anyhow::Result<Option<&Path>> {
+        let words = self.words.iter().filter_map(|word| match word {
+            parse::DeviceOrFile::File(path) => Some(path),
+            parse::DeviceOrFile::Device(_) => None,
+        });
+        let mut files = self.config.iter().chain(words);
+        let file = files.next();
+        match files.next() {
+            Some(other) => Err(Usage::error(format!(
+                "{}: one file at a time",
+                other.display()
+            ))),
+            None => Ok(file.map(PathBuf::as_path)),
+        }
+    }
 }
 
 #[derive(Debug, Args)]

@@ -1,11 +1,14 @@
 //! Values on the command line. An error says what would be right; clap adds which option it is.
 
+use std::path::PathBuf;
+
 use uzram::nbd::Address;
 use uzram::{
     Algorithm, Attribute, BackingKeep, Error, OriginFormat, PoolKind, SectorSize, SyncPolicy,
 };
 
 use super::Target;
+use crate::base::name::Name;
 use crate::base::{ram, spelling, suggest};
 
 /// Bytes, with an optional unit; or a share of this machine's memory.
@@ -179,6 +182,21 @@ pub(crate) fn attribute_or_device(text: &str) -> Result<AttributeOrDevice, Strin
             suggest::question(meant)
         )),
         (None, None) => text.parse().map(AttributeOrDevice::Device),
+    }
+}
+
+/// A word of `uzram up` and `uzram down`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum DeviceOrFile {
+    Device(Name),
+    File(PathBuf),
+}
+
+/// A configuration file, if the word has a slash or one of their endings; else a device.
+pub(crate) fn device_or_file(text: &str) -> Result<DeviceOrFile, String> {
+    match text.contains('/') || text.ends_with(".toml") || text.ends_with(".conf") {
+        true => Ok(DeviceOrFile::File(PathBuf::from(text))),
+        false => text.parse().map(DeviceOrFile::Device),
     }
 }
 

@@ -23,6 +23,13 @@ impl FromStr for Sink {
         match text.strip_prefix("file:") {
             Some("") => Err(format!("file: needs a path; {FORMS}")),
             Some(path) => Ok(Self::File(path.into())),
+            // The port that NBD has by default is no place for metrics.
+            None if text
+                .strip_prefix("tcp:")
+                .is_some_and(|rest| !has_port(rest)) =>
+            {
+                Err(format!("{text} has no port; {FORMS}"))
+            }
             None if text.starts_with("unix:") || text.starts_with("tcp:") => match text.parse() {
                 Ok(address) => Ok(Self::Http(address)),
                 Err(uzram::Error::InvalidConfig { reason, .. }) => Err(reason),
@@ -31,6 +38,11 @@ impl FromStr for Sink {
             None => Err(FORMS.to_owned()),
         }
     }
+}
+
+/// Whether `HOST:PORT` has a port.
+fn has_port(text: &str) -> bool {
+    text.contains(':') && !text.ends_with(']')
 }
 
 impl fmt::Display for Sink {
@@ -51,7 +63,16 @@ mod tests {
         for text in ["unix:/run/m.sock", "tcp:[::1]:9100", "file:/var/m.prom"] {
             assert_eq!(text.parse::<Sink>().unwrap().to_string(), text);
         }
-        for bad in ["", "file:", "unix:", "tcp:9100", "/var/m.prom"] {
+        for bad in [
+            "",
+            "file:",
+            "unix:",
+            "tcp:9100",
+            "tcp:",
+            "tcp:host",
+            "tcp:[::1]",
+            "/var/m.prom",
+        ] {
             assert!(bad.parse::<Sink>().is_err(), "{bad}");
         }
     }

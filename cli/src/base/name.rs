@@ -6,7 +6,7 @@ use std::path::Path;
 use std::str::FromStr;
 
 /// A name that is safe as one path component and on one line of output.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Name(String);
 
 impl Name {
@@ -17,10 +17,9 @@ impl Name {
         &self.0
     }
 
-    /// The name of a device made for `mountpoint`, an absolute path: `/mnt/scratch` gives
-    /// `mnt-scratch`. Where another path could give the same, or the path is too long for a name,
-    /// it ends in a hash of the whole.
-    pub(crate) fn for_mountpoint(mountpoint: &Path) -> Self {
+    /// The name of a device made for `mountpoint`, an absolute path, as people read it: `/mnt/scratch` gives
+    /// `mnt-scratch`. Another path may give the same.
+    pub(crate) fn readable(mountpoint: &Path) -> Self {
         let bytes = mountpoint.as_os_str().as_bytes();
         let mut text: String = bytes
             .iter()
@@ -31,16 +30,24 @@ impl Name {
             })
             .collect();
         text = text.trim_matches('-').to_owned();
-        let is_ambiguous = bytes
-            .iter()
-            .any(|&b| !(b == b'/' || b.is_ascii_alphanumeric() || b"._".contains(&b)));
         if text.is_empty() || text.bytes().all(|b| b == b'.') {
             text = "root".to_owned();
         }
-        if is_ambiguous || text.len() > Self::MAX_BYTES {
+        // The text is ASCII, so any index is a character border.
+        text.truncate(Self::MAX_BYTES);
+        Self(text)
+    }
+
+    /// As [`Name::readable`], but no other path gives the same: where one could, it ends in a hash of the path.
+    pub(crate) fn distinct(mountpoint: &Path) -> Self {
+        let bytes = mountpoint.as_os_str().as_bytes();
+        let Self(mut text) = Self::readable(mountpoint);
+        let is_ambiguous = bytes
+            .iter()
+            .any(|&b| !(b == b'/' || b.is_ascii_alphanumeric() || b"._".contains(&b)));
+        if is_ambiguous || bytes.len() > Self::MAX_BYTES {
             let hash = fnv1a(bytes);
             let hash = format!("-{:08x}", (hash >> 32) ^ (hash & 0xffff_ffff));
-            // The text is ASCII, so any index is a character border.
             text.truncate(Self::MAX_BYTES - hash.len());
             text.push_str(&hash);
         }
@@ -102,7 +109,10 @@ mod tests {
 
     #[test]
     fn mountpoints_give_valid_and_distinct_names() {
-        let name = |path: &str| Name::for_mountpoint(Path::new(path)).0;
+        let readable = |path: &str| Name::readable(Path::new(path)).0;
+        assert_eq!(readable("/mnt/my-disk"), "mnt-my-disk");
+        assert_eq!(readable("/mnt/a b"), "mnt-a_b");
+        let name = |path: &str| Name::distinct(Path::new(path)).0;
         assert_eq!(name("/mnt/scratch"), "mnt-scratch");
         assert_eq!(name("/"), "root");
         assert_eq!(name("/mnt/v1.0_b"), "mnt-v1.0_b");

@@ -1,4 +1,4 @@
-//! `uzram down`: the devices of a configuration file are stopped.
+//! `uzram down`: the devices of configuration files are stopped.
 
 use std::path::Path;
 
@@ -9,19 +9,22 @@ use crate::base::aside::Aside;
 use crate::base::failure;
 use crate::base::output;
 use crate::runtime::rundir::{RunDir, RunRoot, Turn};
-use crate::settings::config::{Config, Entry};
+use crate::settings::config::{Entry, Files};
 use crate::verbs::stop;
 use crate::verbs::swapon;
 use crate::verbs::umount::{self, Down};
-use crate::verbs::up::{down_command, each, go_to};
+use crate::verbs::up::{down_command, each};
 
 /// `uzram down`: in the reverse order.
 pub(crate) fn down(args: &DownArgs, root: &RunRoot) -> Result<()> {
-    let config = Config::read(&args.config)?;
-    let mut entries = config.select(&args.names)?;
+    let asked = args.which.config()?;
+    let files = Files::read(asked)?;
+    let mut entries = files.select(&args.which.names())?;
     entries.reverse();
-    go_to(&args.config)?;
-    each(&entries, |entry| {
+    if entries.is_empty() {
+        return output::report(format_args!("{} describes no devices", files.shown()));
+    }
+    each(&entries, |_, entry| {
         let dir = root.dir(&entry.name);
         let _turn = Turn::to_change(&dir)?;
         if !dir.exists()? {
@@ -34,7 +37,7 @@ pub(crate) fn down(args: &DownArgs, root: &RunRoot) -> Result<()> {
                 None
             }
         };
-        let command = down_command(entry, &args.config);
+        let command = down_command(entry, asked);
         take_down(entry, &dir, save, &command, root)
     })
 }

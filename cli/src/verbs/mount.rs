@@ -50,7 +50,7 @@ pub(crate) fn mount(
     root: &RunRoot,
 ) -> Result<()> {
     let absolute = mounts::absolute(&args.mountpoint)?;
-    let name = args.name.unwrap_or_else(|| Name::for_mountpoint(&absolute));
+    let name = args.name.unwrap_or_else(|| free_name(&absolute, root));
     let mut device = args.device;
     if let Some(size) = device.size {
         args.fs.check_size(size)?;
@@ -125,6 +125,20 @@ pub(crate) fn mount(
         up.and_then(|up| up.down)
             .unwrap_or(&format!("uzram umount {}", mountpoint.display())),
     ))
+}
+
+/// The name that people read best of those that no device mounted elsewhere has.
+fn free_name(mountpoint: &Path, root: &RunRoot) -> Name {
+    let readable = Name::readable(mountpoint);
+    let dir = root.dir(&readable);
+    let is_free = match dir.record() {
+        Some(record) => record.mountpoint.as_deref() == Some(mountpoint),
+        None => matches!(dir.exists(), Ok(false)),
+    };
+    match is_free {
+        true => readable,
+        false => Name::distinct(mountpoint),
+    }
 }
 
 /// Makes it all; how to unmake what it has made by then is in `undo`.

@@ -5,7 +5,7 @@ use std::path::{Path, absolute};
 use anyhow::{Result, anyhow, bail};
 use uzram::nbd::InheritedSocket;
 
-use crate::args::{DEFAULT_CONFIG, ServeArgs, UpArgs};
+use crate::args::{ServeArgs, UpArgs};
 use crate::base::failure::{self, Said, Usage};
 use crate::base::inherited;
 use crate::base::output::{self, StdoutGone};
@@ -14,24 +14,36 @@ use crate::base::undo::{Interrupt, Interrupted};
 use crate::runtime::rundir::{Record, RunRoot, Turn};
 use crate::runtime::server::{self, Launch};
 use crate::settings::Settings;
-use crate::settings::config::{Config, Entry, Wanted};
+use crate::settings::config::{Config, Entry, Files, Wanted};
 use crate::settings::shortage;
 use crate::verbs::mount;
 use crate::verbs::mount::Up;
 use crate::verbs::serve;
 use crate::verbs::swapon;
 
-/// `uzram up`: in the order of the file.
+/// `uzram up`: in the order of the files.
 pub(crate) fn up(args: &UpArgs, root: &RunRoot) -> Result<()> {
-    let config = Config::read(&args.config)?;
-    let entries = config.select(&args.names)?;
-    config.warn();
-    go_to(&args.config)?;
+    let asked = args.which.config()?;
+    let files = Files::read(asked)?;
+    let entries = files.select(&args.which.names())?;
+    files.warn();
+    if entries.is_empty() {
+        return output::report(format_args!("{} describes no devices", files.shown()));
+    }
     if args.foreground {
-        let [entry] = entries[..] else {
+        let [(config, entry)] = entries[..] else {
             return Err(Usage::error("--foreground: name one device"));
         };
-        return foreground(&config, entry, root);
+        go_to(config.path())?;
+        return foreground(config, entry, root);
+    }
+    if args.check {
+        each(&entries, |config, entry| check(config, entry, root))?;
+        let count = entries.len();
+        return output::report(format_args!(
+            "{}: {count} devices, no fault found",
+            files.shown()
+        ));
     }
     let mut sockets = inherited::take()?;
     if !sockets.is_empty() && entries.len() != 1 {
@@ -39,15 +51,33 @@ pub(crate) fn up(args: &UpArgs, root: &RunRoot) -> Result<()> {
             "sockets were inherited (LISTEN_FDS): name the one device that is to serve them",
         ));
     }
-    each(&entries, |entry| {
-        let down = down_command(entry, &args.config);
+    each(&entries, |config, entry| {
+        let down = down_command(entry, asked);
         let sockets = std::mem::take(&mut sockets);
-        start(&config, entry, sockets, &down, root)
+        start(config, entry, sockets, &down, root)
     })
 }
 
+/// Looks whether a device's table makes sense, as far as that can be told without making the device.
+fn check(config: &Config, entry: &Entry, root: &RunRoot) -> Result<()> {
+    let (name, device) = match config.wanted(entry)? {
+        Wanted::Served(args) | Wanted::SwappedTo(args, _) => (args.name, args.device),
+        Wanted::Mounted(args) => {
+            if let Some(size) = args.device.size {
+                let checked = args.fs.check_size(size);
+                checked.map_err(|error| config.explain(entry, error))?;
+            }
+            (entry.name.clone(), args.device)
+        }
+    };
+    let own = root.dir(&name).sockets();
+    let settings =
+        Settings::resolve(name, device, &own).and_then(|settings| shortage::refuse(&settings));
+    settings.map_err(|error| config.explain(entry, error))
+}
+
 /// Relative paths in the file are relative to it.
-pub(crate) fn go_to(config: &Path) -> Result<()> {
+fn go_to(config: &Path) -> Result<()> {
     match config.parent() {
         Some(dir) if !dir.as_os_str().is_empty() => Ok(std::env::set_current_dir(dir)?),
         _ => Ok(()),
@@ -55,19 +85,24 @@ pub(crate) fn go_to(config: &Path) -> Result<()> {
 }
 
 /// What takes a device down, as one would type it.
-pub(crate) fn down_command(entry: &Entry, config: &Path) -> String {
-    match config == Path::new(DEFAULT_CONFIG) {
-        true => format!("uzram down {}", entry.name),
-        false => format!("uzram down --config {} {}", config.display(), entry.name),
+pub(crate) fn down_command(entry: &Entry, asked: Option<&Path>) -> String {
+    match asked {
+        None => format!("uzram down {}", entry.name),
+        Some(config) => format!("uzram down --config {} {}", config.display(), entry.name),
     }
 }
 
 /// Does `work` for each device, whatever becomes of the others. A failure is said when it happens; that
 /// of an only device is the whole's.
-pub(crate) fn each(entries: &[&Entry], mut work: impl FnMut(&Entry) -> Result<()>) -> Result<()> {
+pub(crate) fn each(
+    entries: &[(&Config, &Entry)],
+    mut work: impl FnMut(&Config, &Entry) -> Result<()>,
+) -> Result<()> {
+    let begun_in = std::env::current_dir()?;
     let (mut failed, mut usage) = (false, true);
-    for (i, entry) in entries.iter().enumerate() {
-        let error = match work(entry) {
+    for (i, (config, entry)) in entries.iter().enumerate() {
+        std::env::set_current_dir(&begun_in)?;
+        let error = match go_to(config.path()).and_then(|()| work(config, entry)) {
             Ok(()) => continue,
             // It is not for who reads about them that devices come and go.
             Err(error) if error.is::<StdoutGone>() => continue,
@@ -79,7 +114,10 @@ pub(crate) fn each(entries: &[&Entry], mut work: impl FnMut(&Entry) -> Result<()
         usage &= failure::exit_code(&error) == failure::USAGE;
         let others = &entries[i + 1..];
         if error.is::<Interrupted>() && !others.is_empty() {
-            let others: Vec<_> = others.iter().map(|entry| entry.name.to_string()).collect();
+            let others: Vec<_> = others
+                .iter()
+                .map(|(_, entry)| entry.name.to_string())
+                .collect();
             bail!("interrupted: left as they were: {}", others.join(", "));
         }
     }

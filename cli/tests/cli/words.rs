@@ -298,3 +298,28 @@ fn a_log_is_printed_and_followed() {
         "{text}"
     );
 }
+
+/// A configuration file as an argument, one without devices, and one that is only looked at.
+#[test]
+fn a_configuration_is_checked_or_named_by_its_path() {
+    let world = World::new();
+    fs::write(world.path("empty.toml"), "# nothing yet\n").unwrap();
+    for verb in ["up", "down"] {
+        let said = world.ok(&[verb, "./empty.toml"]);
+        assert!(said.contains("empty.toml describes no devices"), "{said}");
+    }
+    let table = "[a]\nsize = \"1M\"\n[b]\nsize = \"1G\"\nmem-limit = \"1M\"\n";
+    fs::write(world.path("two.toml"), table).unwrap();
+    let line = world.refused(2, &["up", "--check", "two.toml"]);
+    assert!(
+        line.contains("two.toml:3: b: ") || line.contains("two.toml:5: b: "),
+        "{line}"
+    );
+    assert_eq!(world.ok(&["list", "-q"]), "", "nothing was started");
+    let said = world.ok(&["up", "--check", "two.toml", "a"]);
+    assert!(said.contains("no fault found"), "{said}");
+    world.ok(&["up", "two.toml", "a"]);
+    assert_eq!(world.ok(&["list", "-q"]), "a\n");
+    world.ok(&["down", "two.toml", "a"]);
+    world.refused(2, &["up", "--config=two.toml", "empty.toml"]);
+}

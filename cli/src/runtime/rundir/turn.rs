@@ -92,7 +92,7 @@ impl Turn {
 
     /// The turn of who mounts on `mountpoint`, an absolute path.
     pub(crate) fn to_mount(root: &RunRoot, mountpoint: &Path) -> Result<Self> {
-        let name = Name::for_mountpoint(mountpoint);
+        let name = Name::distinct(mountpoint);
         let (key, shown) = (
             key_of(&name, OF_MOUNTPOINT),
             mountpoint.display().to_string(),

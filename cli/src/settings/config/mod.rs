@@ -4,9 +4,12 @@
 //! Either becomes the words of a command line, so that a value means the same in all three. An error
 //! names the file, the line and the key.
 
+mod files;
 mod saved;
 mod toml;
 mod zram_generator;
+
+pub(crate) use self::files::Files;
 
 use std::ffi::OsString;
 use std::io::ErrorKind;
@@ -94,9 +97,7 @@ impl Config {
         let shown = path.display();
         let text = match uzram::read_named_file(path, MAX_LEN) {
             Err(uzram::Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
-                bail!(
-                    "there is no {shown}: name a file with --config, or see uzram up --help for one"
-                )
+                bail!("there is no {shown}: see uzram up --help for one")
             }
             text => String::from_utf8(text?).with_context(|| format!("cannot read {shown}"))?,
         };
@@ -116,7 +117,6 @@ impl Config {
         for entry in &config.entries {
             config.check_keys(entry)?;
         }
-        config.check_images()?;
         Ok(config)
     }
 
@@ -127,24 +127,9 @@ impl Config {
         }
     }
 
-    /// The devices called `names`, or all.
-    pub(crate) fn select(&self, names: &[Name]) -> Result<Vec<&Entry>> {
-        if let Some(missing) = names.iter().find(|name| self.entry(name).is_none()) {
-            let (shown, there) = (self.path.display(), self.names().join(", "));
-            bail!("{shown} has no device {missing}; it has: {there}");
-        }
-        let wanted = |entry: &&Entry| names.is_empty() || names.contains(&entry.name);
-        Ok(self.entries.iter().filter(wanted).collect())
-    }
-
-    /// What its devices are called.
-    pub(crate) fn names(&self) -> Vec<String> {
-        let names = self.entries.iter().map(|entry| entry.name.to_string());
-        names.collect()
-    }
-
-    fn entry(&self, name: &Name) -> Option<&Entry> {
-        self.entries.iter().find(|entry| entry.name == *name)
+    /// The file, as it was named.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// What the entry asks for.
@@ -368,7 +353,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("uzram.toml");
         fs::write(&path, text).unwrap();
-        (dir, Config::read(&path))
+        let config = Config::read(&path).and_then(|config| {
+            saved::check_images(std::slice::from_ref(&config))?;
+            Ok(config)
+        });
+        (dir, config)
     }
 
     #[test]
@@ -393,9 +382,6 @@ mod tests {
         };
         assert_eq!(scratch.mountpoint, Path::new("/mnt/x"));
         assert_eq!(scratch.name.unwrap().as_str(), "scratch");
-        let one = config.select(&["vm".parse().unwrap()]).unwrap();
-        assert_eq!(one.len(), 1);
-        assert!(config.select(&["b".parse().unwrap()]).is_err());
     }
 
     #[test]

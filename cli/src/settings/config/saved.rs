@@ -74,48 +74,59 @@ impl Entry {
     }
 }
 
-impl Config {
-    /// Fails if a device would be saved over what another has, or over what it lies on itself.
-    pub(super) fn check_images(&self) -> Result<()> {
-        let held = self.held();
-        for entry in &self.entries {
+/// A key of a device, and where it stands.
+type Held<'a> = (&'a Config, &'a Entry, &'a Key);
+
+/// Fails if a device would be saved over what another has, or over what it lies on itself.
+pub(super) fn check_images(configs: &[Config]) -> Result<()> {
+    let held = held(configs);
+    for config in configs {
+        for entry in &config.entries {
             let Some((save, image)) = entry.key(SAVE).zip(entry.save()) else {
                 continue;
             };
-            let mut holders = held.get(&self.place(image)).into_iter().flatten();
-            let is_taken = |(other, key): &&(&Entry, &Key)| {
+            let mut holders = held.get(&config.place(image)).into_iter().flatten();
+            let is_taken = |(_, other, key): &&Held<'_>| {
                 other.name != entry.name || !matches!(key.name.as_str(), SAVE | RESTORE)
             };
-            if let Some((other, key)) = holders.find(is_taken) {
+            if let Some((there, other, key)) = holders.find(is_taken) {
+                let file = match there.path == config.path {
+                    true => String::new(),
+                    false => format!(" of {}", there.path.display()),
+                };
                 return Err(Usage::error(format!(
-                    "{file}:{}: save: it is the {} of {}, in line {}: use another file",
+                    "{}:{}: save: it is the {} of {}, in line {}{file}: use another file",
+                    config.path.display(),
                     save.line,
                     key.name,
                     other.name,
                     key.line,
-                    file = self.path.display(),
                 )));
             }
         }
-        Ok(())
     }
+    Ok(())
+}
 
-    /// The files that devices have something in, and the keys that say so.
-    fn held(&self) -> HashMap<PathBuf, Vec<(&Entry, &Key)>> {
-        let mut held: HashMap<_, Vec<_>> = HashMap::new();
-        for entry in &self.entries {
+/// The files that devices have something in, and the keys that say so.
+fn held(configs: &[Config]) -> HashMap<PathBuf, Vec<Held<'_>>> {
+    let mut held: HashMap<_, Vec<_>> = HashMap::new();
+    for config in configs {
+        for entry in &config.entries {
             for key in &entry.keys {
                 if matches!(key.name.as_str(), SAVE | RESTORE | "backing" | "origin")
                     && let Some(word) = key.value.word()
                 {
-                    let place = self.place(Path::new(word));
-                    held.entry(place).or_default().push((entry, key));
+                    let place = config.place(Path::new(word));
+                    held.entry(place).or_default().push((config, entry, key));
                 }
             }
         }
-        held
     }
+    held
+}
 
+impl Config {
     /// Where a path of the file leads, from wherever one reads it.
     fn place(&self, path: &Path) -> PathBuf {
         let path = self

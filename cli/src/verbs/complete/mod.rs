@@ -8,7 +8,6 @@ mod dequoted;
 mod line;
 
 use std::env;
-use std::path::Path;
 
 use clap::{Arg, Command, CommandFactory};
 use clap_complete::CompleteEnv;
@@ -17,11 +16,11 @@ use clap_complete::env::{Elvish, Fish, Powershell, Shells, Zsh};
 
 use self::dequoted::Dequoted;
 use self::line::{Line, Quote};
-use crate::args::{Cli, DEFAULT_CONFIG, Known};
+use crate::args::{Cli, Known};
 use crate::base::output;
 use crate::base::table::bytes;
 use crate::runtime::rundir::{RunDir, RunRoot};
-use crate::settings::config::Config;
+use crate::settings::config::Files;
 
 /// Names the shell that asks.
 const VARIABLE: &str = "UZRAM_COMPLETE";
@@ -117,11 +116,11 @@ fn mountpoints() -> Vec<CompletionCandidate> {
     dirs().into_iter().filter_map(shown).collect()
 }
 
-/// The devices of the configuration file, if it is where it usually is.
+/// The devices of the configuration files, if they are where they usually are.
 fn configured() -> Vec<CompletionCandidate> {
-    let config = Config::read(Path::new(DEFAULT_CONFIG));
-    let names = config.into_iter().flat_map(|config| config.names());
-    let shown = |name: String| candidate(&name, DEFAULT_CONFIG.to_owned());
+    let files = Files::read(None);
+    let names = files.into_iter().flat_map(|files| files.names());
+    let shown = |name: String| candidate(&name, "configured".to_owned());
     names.filter_map(shown).collect()
 }
 
