@@ -39,6 +39,7 @@ use crate::verbs::{
 const STACK: usize = 2 << 20;
 
 fn main() -> ExitCode {
+    let _last_lines = stderr::Flushed;
     let thread = thread::Builder::new().name("uzram".to_owned());
     match thread.stack_size(STACK).spawn(command) {
         Ok(command) => {
@@ -55,7 +56,6 @@ fn main() -> ExitCode {
 }
 
 fn command() -> ExitCode {
-    let _last_lines = stderr::Flushed;
     stderr::take_panics();
     inherited::keep_from_children();
     complete::answer_shell();

@@ -7,6 +7,7 @@
 //!
 //! One lock, a leaf, held to look at the queue and never to write.
 
+use std::borrow::Cow;
 use std::io::{self, Write};
 use std::panic::PanicHookInfo;
 use std::thread;
@@ -15,11 +16,15 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 use tracing::{Level, Metadata};
 use tracing_subscriber::fmt::MakeWriter;
+use uzram::human_size;
 
 use crate::base::{capabilities, printable};
 
 /// Bytes that wait to be written, at most.
 const MAX_BYTES: usize = 256 << 10;
+
+/// Bytes of a line, at most: several are to fit.
+const MAX_LINE: usize = MAX_BYTES / 4;
 
 /// How long the lines before an end may take to be written.
 pub(crate) const LAST_LINES: Duration = Duration::from_secs(2);
@@ -31,10 +36,7 @@ static STDERR: Queue = Queue::new();
 
 /// Queues a line, without its newline.
 pub(crate) fn line(text: &str) {
-    STDERR.push(
-        format!("{}\n", printable::lines(text)).as_bytes(),
-        io::stderr,
-    );
+    STDERR.push(&format!("{}\n", printable::lines(text)), io::stderr);
 }
 
 /// Waits until all that was queued is written, for at most `patience`.
@@ -96,7 +98,7 @@ impl Event {
 impl Write for Event {
     fn write(&mut self, text: &[u8]) -> io::Result<usize> {
         let shown = self.shown(&String::from_utf8_lossy(text));
-        STDERR.push(shown.as_bytes(), io::stderr);
+        STDERR.push(&shown, io::stderr);
         Ok(text.len())
     }
 
@@ -123,6 +125,16 @@ fn describe(panic: &PanicHookInfo<'_>) -> String {
         text.push_str(&format!("\n{backtrace}"));
     }
     text
+}
+
+/// A line, or as much of it as may be queued and how much that leaves out.
+fn shortened(line: &str) -> Cow<'_, str> {
+    if line.len() <= MAX_LINE {
+        return Cow::Borrowed(line);
+    }
+    let kept = &line[..line.floor_char_boundary(MAX_LINE)];
+    let left = (line.len() - kept.len()) as u64;
+    Cow::Owned(format!("{kept}... and {} more\n", human_size(left)))
 }
 
 /// Lines on their way to a file that may not take them.
@@ -167,18 +179,15 @@ impl Queue {
         }
     }
 
-    /// Queues `bytes`, to be written to what `open` gives.
-    fn push<W: Write>(
-        &'static self,
-        bytes: &[u8],
-        open: impl FnOnce() -> W + Send + Copy + 'static,
-    ) {
+    /// Queues a line, to be written to what `open` gives.
+    fn push<W: Write>(&'static self, line: &str, open: impl FnOnce() -> W + Send + Copy + 'static) {
+        let line = shortened(line);
         let mut state = self.state.lock();
-        if state.waiting.len() + bytes.len() > MAX_BYTES {
+        if state.waiting.len() + line.len() > MAX_BYTES {
             state.dropped += 1;
             return;
         }
-        state.waiting.extend_from_slice(bytes);
+        state.waiting.extend_from_slice(line.as_bytes());
         if !state.has_writer {
             let writer = thread::Builder::new().name("stderr".to_owned());
             state.has_writer = writer
@@ -248,7 +257,7 @@ mod tests {
         let (queue, open, reader) = queue();
         let line = format!("{}\n", "x".repeat(99));
         for _ in 0..LINES {
-            queue.push(line.as_bytes(), open);
+            queue.push(&line, open);
         }
         // It has no end by itself.
         queue.flush(Duration::from_millis(1));
@@ -263,6 +272,20 @@ mod tests {
         }
         assert_eq!(accounted, LINES);
         assert!(dropped > 0);
+    }
+
+    /// It is not dropped, and what follows it is not either.
+    #[test]
+    fn a_line_that_is_too_long_is_cut() {
+        let (queue, open, reader) = queue();
+        queue.push(&format!("{}\n", "é".repeat(MAX_BYTES)), open);
+        queue.push("next\n", open);
+        let mut lines = BufReader::new(reader).lines();
+        let long = lines.next().unwrap().unwrap();
+        let (kept, left) = long.split_once("... and ").unwrap();
+        assert_eq!(kept, "é".repeat(MAX_LINE / 2));
+        assert_eq!(left, "448 KiB more");
+        assert_eq!(lines.next().unwrap().unwrap(), "next");
     }
 
     #[test]
@@ -281,7 +304,7 @@ mod tests {
     #[test]
     fn what_was_queued_is_written_when_it_was_waited_for() {
         let (queue, open, mut reader) = queue();
-        queue.push(b"last words\n", open);
+        queue.push("last words\n", open);
         queue.flush(Duration::from_secs(60));
         let mut read = [0; 11];
         // Without waiting: it is there.

@@ -2,11 +2,12 @@
 
 use std::io::Write;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::common::{HANG, World, signal};
+use crate::common::{HANG, World, finish, signal};
 use crate::{recompress, save, scrub};
 
 /// A terminal of 100 columns and 36 lines; closed when dropped.
@@ -85,7 +86,7 @@ impl Terminal {
                 return screen;
             }
             assert!(begun.elapsed() < HANG, "{screen}");
-            std::thread::sleep(Duration::from_millis(20));
+            thread::sleep(Duration::from_millis(20));
         }
     }
 
@@ -244,7 +245,7 @@ fn top_ends_with_its_terminal() {
     let begun = Instant::now();
     while is_running(pid, "top") {
         assert!(begun.elapsed() < HANG, "{pid} goes on");
-        std::thread::sleep(Duration::from_millis(20));
+        thread::sleep(Duration::from_millis(20));
     }
 }
 
@@ -329,4 +330,54 @@ fn watched_latencies_stay_in_place() {
     terminal.until(|screen| writes_until(&world, screen.contains(" us")));
     let screen = terminal.until(|screen| screen.contains("P99.9") && !screen.contains(" us"));
     assert_eq!(screen.matches("P99.9").count(), 1, "{screen}");
+}
+
+/// All that a server says on a terminal of its own, in which `NO_COLOR` has this value, if any.
+fn said_on_a_terminal(world: &World, no_color: Option<&str>) -> String {
+    let mut command = Command::new("script");
+    command
+        .args(["--quiet", "--return", "--command"])
+        .arg(concat!(env!("CARGO_BIN_EXE_uzram"), " serve a --size=1M"))
+        .arg("/dev/null")
+        .current_dir(world.path(""))
+        .env("UZRAM_RUNDIR", world.rundir())
+        .env_remove("UZRAM_LOG")
+        .env_remove("NO_COLOR")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    if let Some(value) = no_color {
+        command.env("NO_COLOR", value);
+    }
+    thread::scope(|scope| {
+        let server = scope.spawn(|| finish(&mut command));
+        let begun = Instant::now();
+        while !world.run(&["stat", "a"]).status.success() {
+            assert!(begun.elapsed() < HANG && !server.is_finished());
+            thread::sleep(Duration::from_millis(20));
+        }
+        world.ok(&["stop", "a"]);
+        let output = server.join().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    })
+}
+
+#[test]
+fn the_log_has_colours_on_a_terminal_unless_they_are_not_wanted() {
+    let world = World::new();
+    for (no_color, coloured) in [(None, true), (Some(""), true), (Some("1"), false)] {
+        let said = said_on_a_terminal(&world, no_color);
+        assert!(
+            said.contains("serving a, 1 MiB") && said.contains("stopping a"),
+            "{said:?}"
+        );
+        let levels = said.matches("\u{1b}[32mINFO\u{1b}[0m").count();
+        assert_eq!(
+            levels,
+            if coloured { 2 } else { 0 },
+            "{no_color:?}: {said:?}"
+        );
+        assert_eq!(said.contains('\u{1b}'), coloured, "{no_color:?}: {said:?}");
+    }
 }
