@@ -235,6 +235,57 @@ fn libraries(program: &Path) -> Vec<String> {
     words.map(str::to_owned).collect()
 }
 
+/// Which packages are fetched, on a machine that has `installed`, each as name=version.
+fn planned(scratch: &Scratch, installed: &str) -> String {
+    let status: String = installed
+        .lines()
+        .filter_map(|package| package.split_once('='))
+        .map(|(name, version)| {
+            format!(
+                "Package: {name}\nStatus: install ok installed\nArchitecture: amd64\nVersion: {version}\n\n"
+            )
+        })
+        .collect();
+    fs::write(scratch.arg("status"), status).expect("room");
+    let config = format!(
+        "Dir::State::status \"{}\";\nDir::Cache::pkgcache \"\";\n",
+        scratch.arg("status")
+    );
+    fs::write(scratch.arg("apt.conf"), config).expect("room");
+    let fetch = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest/fetch.sh");
+    let mut fetch = Command::new(fetch);
+    run(fetch
+        .args(["--plan", &scratch.arg("plan")])
+        .env("APT_CONFIG", scratch.arg("apt.conf")))
+}
+
+/// What this machine has may go, and its firmware is where a QEMU that was only unpacked does not look.
+#[test]
+fn the_guests_qemu_is_fetched_whole_whatever_the_machine_has() {
+    const TEST: &str = "the_guests_qemu_is_fetched_whole_whatever_the_machine_has";
+    if skip_without_guests() {
+        return;
+    }
+    let known = Command::new("apt-cache")
+        .args(["show", "qemu-system-x86"])
+        .output();
+    if !known.is_ok_and(|known| known.status.success()) {
+        skipped(TEST, "apt knows no qemu-system-x86");
+        return;
+    }
+    let scratch = Scratch::new();
+    let with_nothing = planned(&scratch, "");
+    for firmware in ["seabios=", "qemu-system-data=", "qemu-system-x86="] {
+        let is_there = with_nothing.lines().any(|line| line.starts_with(firmware));
+        assert!(is_there, "{firmware} in {with_nothing}");
+    }
+    let left_behind = ["seabios=", "qemu-system-data="];
+    let is_left = |line: &&str| left_behind.iter().any(|name| line.starts_with(name));
+    let some: Vec<_> = with_nothing.lines().filter(is_left).collect();
+    assert_eq!(planned(&scratch, &some.join("\n")), with_nothing);
+    assert_eq!(planned(&scratch, &with_nothing), with_nothing);
+}
+
 fn skip_without_guests() -> bool {
     let cannot = !cfg!(target_arch = "x86_64");
     if cannot {

@@ -7,6 +7,7 @@
 # machine, and QEMU's package cannot be installed beside a qemu-utils of another release.
 #
 # usage: fetch.sh DIR
+#        fetch.sh --plan DIR    prints which packages QEMU's are, each with its version, and fetches none
 set -euo pipefail
 
 die() {
@@ -14,7 +15,12 @@ die() {
     exit 1
 }
 
-[[ $# -eq 1 ]] || die "usage: fetch.sh DIR"
+plan=
+if [[ ${1-} == --plan ]]; then
+    plan=yes
+    shift
+fi
+[[ $# -eq 1 ]] || die "usage: fetch.sh [--plan] DIR"
 mkdir -p "$1"
 dir=$(cd "$1" && pwd)
 
@@ -45,22 +51,27 @@ unpack() {
     mv "$where.part" "$where"
 }
 
+# The packages of QEMU, each with its version: all that a simulated installation finds missing where
+# nothing is installed. The C library belongs to the loader, which is this machine's.
+qemu_packages() {
+    local simulated
+    : >"$dir/nothing-installed"
+    simulated=$(apt-get install --simulate --no-install-recommends -o "Dir::State::status=$dir/nothing-installed" \
+        qemu-system-x86 2>&1) || die "apt-get sees no way to get qemu-system-x86: $(tail -n 1 <<<"$simulated")"
+    awk '/^Inst / && $2 != "libc6" { print $2 "=" substr($3, 2) }' <<<"$simulated"
+}
+
+if [[ -n $plan ]]; then
+    qemu_packages
+    exit
+fi
+
 if [[ ! -d $dir/kernel ]]; then
     meta=linux-image-cloud-amd64
     image=$(apt-cache depends "$meta" 2>/dev/null | awk '/Depends: linux-image-/ { print $2; exit }')
     [[ -n $image ]] || die "no package $meta: run 'apt-get update' as root; the guest needs Debian's kernel"
     unpack "$dir/kernel" "$image"
 fi
-
-# The packages of QEMU, each with its version: all that a simulated installation finds missing where
-# nothing is installed. The C library belongs to the loader, which is this machine's.
-qemu_packages() {
-    local plan
-    : >"$dir/nothing-installed"
-    plan=$(apt-get install --simulate --no-install-recommends -o "Dir::State::status=$dir/nothing-installed" \
-        qemu-system-x86 2>&1) || die "apt-get sees no way to get qemu-system-x86: $(tail -n 1 <<<"$plan")"
-    awk '/^Inst / && $2 != "libc6" { print $2 "=" substr($3, 2) }' <<<"$plan"
-}
 
 if ! command -v qemu-system-x86_64 >/dev/null && [[ ! -d $dir/qemu ]]; then
     packages=$(qemu_packages)
