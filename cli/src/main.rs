@@ -63,9 +63,7 @@ fn command() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return refuse(&error),
     };
-    if cli.logging.quiet {
-        output::be_quiet();
-    }
+    output::be(cli.logging.quiet, cli.logging.verbose);
     // In the background the log goes to a file.
     let is_background = matches!(&cli.verb, Verb::Serve(args) if args.background);
     let has_colours = !is_background && output::has_colours(&io::stderr());
@@ -84,6 +82,7 @@ fn command() -> ExitCode {
 fn run(cli: Cli) -> Result<()> {
     let root = RunRoot::locate()?;
     match cli.verb {
+        Verb::ServeKept(_) => serve::serve_kept(),
         Verb::Serve(args) => {
             let own = root.dir(&args.name).sockets();
             let mut settings = Settings::resolve(args.name, args.device, &own)?;

@@ -19,6 +19,8 @@ mod export;
 mod full_pipe;
 #[path = "cli/keep.rs"]
 mod keep;
+#[path = "cli/keeper.rs"]
+mod keeper;
 #[path = "common/leaving.rs"]
 mod leaving;
 #[path = "cli/metrics.rs"]

@@ -3,6 +3,8 @@
 mod common;
 #[path = "mount/images.rs"]
 mod images;
+#[path = "mount/keeper.rs"]
+mod keeper;
 #[path = "mount/kills.rs"]
 mod kills;
 #[path = "mount/layers.rs"]

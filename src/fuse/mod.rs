@@ -138,7 +138,10 @@ impl Mount {
         let attributes = Some(device.clone());
         let mount = Self::serve_session(device, attributes, dir, options, |frontend, config| {
             let acl = SessionACL::RootAndOwner;
-            let session = Session::from_fd(frontend, connection, acl, config.clone())?;
+            let mut config = config.clone();
+            // Its threads share the connection where this user can have no other.
+            config.clone_fd = mountpoint::check_dev_fuse().is_ok();
+            let session = Session::from_fd(frontend, connection, acl, config)?;
             Ok((session, None))
         })?;
         mount.check_served()?;

@@ -4,7 +4,7 @@
 use std::ffi::CString;
 use std::fs::OpenOptions;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -17,21 +17,21 @@ use super::mountpoint::{self, DEV_FUSE};
 use super::{CLOSE_GRACE, SOURCE};
 use crate::error::{Error, Result};
 
-/// A directory that is mounted, and the connection that is to be served.
+/// A directory that is mounted.
 #[derive(Debug)]
 pub struct Mounted {
     dir: PathBuf,
-    connection: OwnedFd,
 }
 
 impl Mounted {
-    /// Mounts on `dir`, an empty directory, for root and for whoever serves it to see. What is asked of it waits
-    /// until it is served.
+    /// Mounts on `dir`, an empty directory, for root and for whoever serves it to see; returns the connection that
+    /// is to be served as well. What is asked of it waits until it is served, or until nobody has the connection
+    /// any more.
     ///
     /// # Errors
     /// [`Error::Unusable`] if `dir` or `/dev/fuse` will not do, with what would; [`Error::Io`] if the kernel
     /// refuses.
-    pub fn new(dir: &Path) -> Result<Self> {
+    pub fn new(dir: &Path) -> Result<(Self, OwnedFd)> {
         let dir = mountpoint::prepare(dir)?;
         mountpoint::check_dev_fuse()?;
         let cannot_mount =
@@ -57,7 +57,7 @@ impl Mounted {
             options.as_c_str(),
         )
         .map_err(|errno| cannot_mount(errno.into()))?;
-        Ok(Self { dir, connection })
+        Ok((Self { dir }, connection))
     }
 
     /// The directory, absolute and without symlinks.
@@ -73,13 +73,6 @@ impl Mounted {
     pub fn unmount(&self) -> Result<()> {
         let released = release(&self.dir, unmount(&self.dir, UnmountFlags::empty()));
         released.map_err(|error| Error::io(format!("unmount {}", self.dir.display()), error))
-    }
-}
-
-impl AsFd for Mounted {
-    /// The connection.
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.connection.as_fd()
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
-use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::process::Command;
 use std::sync::Arc;
@@ -188,8 +187,7 @@ fn a_directory_is_mounted_by_one_and_served_by_another() {
         return;
     }
     let dir = tempfile::tempdir().expect("a directory");
-    let mounted = Mounted::new(dir.path()).expect("mounts");
-    let connection = mounted.as_fd().try_clone_to_owned().expect("a descriptor");
+    let (mounted, connection) = Mounted::new(dir.path()).expect("mounts");
     let device = Arc::new(Device::new(&DeviceConfig::new(MIB)).expect("a device"));
     let options = MountOptions::default();
     let mount = Mount::start_on(connection, Arc::clone(&device), mounted.dir(), options);

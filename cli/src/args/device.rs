@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use clap_complete::engine::{ArgValueCandidates, ArgValueCompleter};
+use serde::{Deserialize, Serialize};
 use uzram::nbd::Address;
 use uzram::{Algorithm, BackingKeep, OriginFormat, PoolKind, SyncPolicy};
 
@@ -129,6 +130,11 @@ pub(crate) struct DeviceArgs {
     #[arg(long, value_name = "MODE", value_enum, default_value_t)]
     pub(crate) sandbox: SandboxMode,
 
+    /// Serve as another user, by name or number, who needs no rights to the files, ports and directories that
+    /// are named here; a small process of root's stays beside the server (root).
+    #[arg(long, value_name = "USER")]
+    pub(crate) user: Option<String>,
+
     /// It is for swap: lock the server's memory and spare it when memory runs out (root).
     #[arg(long, conflicts_with = "read_only")]
     pub(crate) swap: bool,
@@ -196,7 +202,7 @@ pub(crate) enum TlsMode {
 }
 
 /// How much a server gives up.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 pub(crate) enum SandboxMode {
     /// Nothing.
     Off,

@@ -178,6 +178,10 @@ EXAMPLES
   uzram stop --save vm.image vm
   uzram serve --restore vm.image vm";
 
+pub(crate) const SERVE_KEPT: &str = "\
+EXAMPLES
+  uzram serve --user daemon scratch --size 1G";
+
 pub(crate) const WIPE_SPILL: &str = "\
 EXAMPLES
   uzram wipe-spill /var/tmp/scratch.spill";

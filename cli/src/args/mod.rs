@@ -147,6 +147,10 @@ pub(crate) enum Verb {
     #[command(after_help = examples::RESET)]
     Reset(NameArgs),
 
+    /// Serve what a keeper hands over: how `uzram serve --user` has a device served.
+    #[command(hide = true, after_help = examples::SERVE_KEPT)]
+    ServeKept(NameArgs),
+
     /// Overwrite the file of a spill that nothing uses any more: how a server does it at its end.
     #[command(hide = true, after_help = examples::WIPE_SPILL)]
     WipeSpill(WipeArgs),

@@ -1,7 +1,7 @@
 //! The capabilities of root: those that a server keeps, and the threads that keep none.
 
 use rustix::io::{Errno, Result};
-use rustix::thread::{self, CapabilitySet, CapabilitySets};
+use rustix::thread::{self, CapabilitiesSecureBits, CapabilitySet, CapabilitySets};
 
 /// What the server, and the tools that it runs at its end, use of root's capabilities.
 const KEPT: CapabilitySet = CapabilitySet::SYS_ADMIN // unmounts its directory, and what is attached to it
@@ -11,15 +11,27 @@ const KEPT: CapabilitySet = CapabilitySet::SYS_ADMIN // unmounts its directory, 
     .union(CapabilitySet::SYS_RESOURCE) // the blocks that a file system reserves for root
     .union(CapabilitySet::NET_BIND_SERVICE); // ports below 1024
 
+/// To end processes of other users.
+pub(crate) const KILL: CapabilitySet = CapabilitySet::KILL;
+
 /// Takes all others from this thread, those that it starts, and the programs that they run.
 ///
 /// # Errors
 /// The kernel's.
 pub(crate) fn drop_unused() -> Result<()> {
+    drop_unused_but(CapabilitySet::empty())
+}
+
+/// The same, but for `some` more.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn drop_unused_but(some: CapabilitySet) -> Result<()> {
+    let kept = KEPT | some;
     let had = thread::capabilities(None)?;
     let sets = CapabilitySets {
-        effective: had.effective & KEPT,
-        permitted: had.permitted & KEPT,
+        effective: had.effective & kept,
+        permitted: had.permitted & kept,
         inheritable: CapabilitySet::empty(),
     };
     if had.effective.contains(CapabilitySet::SETPCAP) {
@@ -30,6 +42,36 @@ pub(crate) fn drop_unused() -> Result<()> {
         return Ok(());
     }
     thread::set_capabilities(None, sets)
+}
+
+/// Whether this thread may lock memory, whatever its limit is.
+pub(crate) fn may_lock_memory() -> bool {
+    thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::IPC_LOCK))
+}
+
+/// Has a program that `start` starts from this thread, as whoever, lock memory whatever its limit is; that is the
+/// only capability that it then has.
+///
+/// # Errors
+/// The kernel's: then nothing is started.
+pub(crate) fn with_memory_locking<T>(start: impl FnOnce() -> T) -> Result<T> {
+    let (had, bits) = (
+        thread::capabilities(None)?,
+        thread::capabilities_secure_bits()?,
+    );
+    let handing_on = CapabilitySets {
+        inheritable: CapabilitySet::IPC_LOCK,
+        ..had
+    };
+    thread::set_capabilities(None, handing_on)?;
+    // Otherwise it goes with the last of root's IDs.
+    thread::set_capabilities_secure_bits(bits | CapabilitiesSecureBits::NO_SETUID_FIXUP)?;
+    thread::configure_capability_in_ambient_set(CapabilitySet::IPC_LOCK, true)?;
+    let started = start();
+    thread::configure_capability_in_ambient_set(CapabilitySet::IPC_LOCK, false)?;
+    thread::set_capabilities_secure_bits(bits)?;
+    thread::set_capabilities(None, had)?;
+    Ok(started)
 }
 
 /// Gives up all that this thread may do beyond others, for one that needs nothing but what it holds, and that

@@ -39,8 +39,17 @@ impl std::error::Error for Usage {}
 /// Whatever failed has been said.
 #[derive(Debug)]
 pub(crate) struct Said {
-    /// Whether all of that was asked for wrongly.
-    pub(crate) usage: bool,
+    /// What we exit with because of it.
+    pub(crate) code: u8,
+}
+
+impl Said {
+    /// Of several failures, of which all or not all were asked for wrongly.
+    pub(crate) fn all(usage: bool) -> Self {
+        Self {
+            code: if usage { USAGE } else { 1 },
+        }
+    }
 }
 
 impl fmt::Display for Said {
@@ -68,12 +77,13 @@ pub(crate) fn warn(line: &str) {
     }
 }
 
-/// 2 if the user asked for something impossible, otherwise 1.
+/// 2 if the user asked for something impossible, otherwise 1; or as another process has ended that said it.
 pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
+    if let Some(said) = error.downcast_ref::<Said>() {
+        return said.code;
+    }
     let usage = error.chain().any(|cause| {
-        cause.is::<Usage>()
-            || cause.downcast_ref().is_some_and(uzram::Error::is_usage)
-            || cause.downcast_ref().is_some_and(|said: &Said| said.usage)
+        cause.is::<Usage>() || cause.downcast_ref().is_some_and(uzram::Error::is_usage)
     });
     if usage { USAGE } else { 1 }
 }

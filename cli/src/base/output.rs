@@ -4,7 +4,8 @@
 
 use std::fmt;
 use std::io::{self, ErrorKind, IsTerminal, Write};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::iter::repeat_n;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use anyhow::Result;
 use serde::Serialize;
@@ -28,9 +29,23 @@ impl std::error::Error for StdoutGone {}
 /// Whether only errors are to be said: it is so for the whole process, from its start.
 static QUIET: AtomicBool = AtomicBool::new(false);
 
-/// Has nothing be said but errors, and what a verb is there to print.
-pub(crate) fn be_quiet() {
-    QUIET.store(true, Ordering::Relaxed);
+/// How much more is logged: it is so from the start, too.
+static VERBOSE: AtomicU8 = AtomicU8::new(0);
+
+/// Has nothing be said but errors, and what a verb is there to print; or has more logged.
+pub(crate) fn be(quiet: bool, verbose: u8) {
+    QUIET.store(quiet, Ordering::Relaxed);
+    VERBOSE.store(verbose, Ordering::Relaxed);
+}
+
+/// The arguments that have another process say as much.
+pub(crate) fn as_args() -> Vec<&'static str> {
+    let verbose = usize::from(VERBOSE.load(Ordering::Relaxed));
+    let quiet = is_quiet().then_some("--quiet");
+    quiet
+        .into_iter()
+        .chain(repeat_n("--verbose", verbose))
+        .collect()
 }
 
 /// Whether nothing but errors is to be said.

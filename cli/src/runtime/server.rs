@@ -1,6 +1,7 @@
 //! Servers as others see them: starting one in the background, stopping one, waiting for its end.
 
 use std::env;
+use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::fd::{AsFd, BorrowedFd};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal};
 use uzram::nbd::InheritedSocket;
@@ -113,7 +114,7 @@ pub(crate) fn stop(dir: &RunDir) -> Result<()> {
             // Asked again, because the process may have ended and its PID been reused.
             Ok(process) if dir.owner()? == Some(pid) => {
                 match dir.record().map(|record| record.home) {
-                    Some(None) => end_process(process.as_fd(), &FORCIBLY),
+                    Some(None) => end_kept(process.as_fd(), pid, dir),
                     Some(Some(image)) => end_writer(process.as_fd(), dir, &image),
                     // It may have an image to write.
                     None => end_process(process.as_fd(), &FORCIBLY[..1]),
@@ -165,6 +166,31 @@ pub(crate) fn clear_dead_users_of(fuse_dir: &Path, ours: &RunDir, root: &RunRoot
 /// Asking a process to end, and making it if it does not.
 const FORCIBLY: [(Signal, Duration); 2] =
     [(Signal::TERM, STOP_PATIENCE), (Signal::KILL, KILL_PATIENCE)];
+
+/// Ends the process that has the name of `dir`, `pid`; of one that is frozen, or is the keeper of one that is, its
+/// server first: it would go on.
+fn end_kept(process: BorrowedFd<'_>, pid: Pid, dir: &RunDir) -> Result<()> {
+    let [asking, killing] = FORCIBLY;
+    if end_process(process, &[asking]).is_err()
+        && let Some(server) = served_for(pid, dir)
+    {
+        // It may have ended since.
+        let _ = rustix::process::pidfd_send_signal(&server, Signal::KILL);
+        if ended_within(process, KILL_PATIENCE)? {
+            return Ok(());
+        }
+    }
+    end_process(process, &[killing])
+}
+
+/// The process that serves, where `keeper` keeps rights for it.
+fn served_for(keeper: Pid, dir: &RunDir) -> Option<OwnedFd> {
+    let server = dir.record()?.server?;
+    let process = rustix::process::pidfd_open(Pid::from_raw(server)?, PidfdFlags::empty()).ok()?;
+    let status = fs::read_to_string(format!("/proc/{server}/status")).ok()?;
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+    (parent.trim().parse() == Ok(keeper.as_raw_pid())).then_some(process)
+}
 
 /// Ends a process by one signal or the next.
 fn end_process(process: BorrowedFd<'_>, signals: &[(Signal, Duration)]) -> Result<()> {

@@ -36,10 +36,10 @@ const REST: Duration = Duration::from_secs(1);
 const UNHURRIED: Duration = Duration::from_secs(900);
 
 /// From the request to stop to the end of the process, at most; the contract says 5 s.
-const DEADLINE: Duration = Duration::from_millis(4700);
+pub(crate) const DEADLINE: Duration = Duration::from_millis(4700);
 
 /// How long removing the traces may hold up an exit.
-const TRACES: Duration = Duration::from_millis(600);
+pub(crate) const TRACES: Duration = Duration::from_millis(600);
 
 /// How long the last lines of the log may hold up an exit.
 const LAST_LINES: Duration = Duration::from_millis(200);
@@ -128,7 +128,7 @@ impl Stopper {
     }
 
     /// Ends the process, without its traces and with its last lines as far as there is time.
-    fn exit(&self, code: i32) -> ! {
+    pub(crate) fn exit(&self, code: i32) -> ! {
         let traces = lock(&self.traces).clone();
         // A file system may hang.
         let _ = within(TRACES, move || traces.remove_now());

@@ -76,5 +76,5 @@ pub(crate) fn each(
         let usage = failure::exit_code(&error) == failure::USAGE;
         failed = Some(failed.unwrap_or(true) && usage);
     }
-    failed.map_or(Ok(()), |usage| Err(Said { usage }.into()))
+    failed.map_or(Ok(()), |usage| Err(Said::all(usage).into()))
 }

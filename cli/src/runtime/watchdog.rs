@@ -4,15 +4,22 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use anyhow::Result;
 use uzram::{Device, LogLimit};
 
 /// The least time between two signs of life.
 const LEAST: Duration = Duration::from_millis(10);
 
 /// Starts to tell it, where systemd expects that.
-pub(crate) fn start(device: &Arc<Device>) {
+///
+/// It expects that every `period`, and hears of it by way of `tell`.
+pub(crate) fn start(
+    device: &Arc<Device>,
+    period: Option<Duration>,
+    tell: impl Fn() -> Result<()> + Send + 'static,
+) {
     // Of 0 systemd itself makes no watchdog.
-    let Some(period) = sd_notify::watchdog_enabled().filter(|period| !period.is_zero()) else {
+    let Some(period) = period.filter(|period| !period.is_zero()) else {
         return;
     };
     let pause = (period / 3).max(LEAST);
@@ -26,10 +33,10 @@ pub(crate) fn start(device: &Arc<Device>) {
                 // Takes the lock of every shard: with one of them stuck, this never returns.
                 device.orig_data_size();
                 drop(device);
-                if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Watchdog])
+                if let Err(error) = tell()
                     && let Some(end) = failures.admit()
                 {
-                    tracing::warn!("cannot notify systemd: {error}{end}");
+                    tracing::warn!("cannot notify systemd: {error:#}{end}");
                 }
                 thread::sleep(pause);
             }

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf, absolute};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
 use uzram::nbd::{Address, ServerConfig, TlsConfig};
 use uzram::{
     Algorithm, BackingConfig, DeviceConfig, MAX_SOCKET_PATH, OriginConfig, OriginUse, mounts,
@@ -22,9 +23,10 @@ use crate::args::{DeviceArgs, ExportArgs, SandboxMode, TlsMode};
 use crate::base::failure::Usage;
 use crate::base::name::Name;
 use crate::base::table::bytes;
+use crate::base::user::User;
 
 /// A server to run. Every path is absolute.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Settings {
     pub(crate) name: Name,
     pub(crate) device: DeviceConfig,
@@ -41,6 +43,8 @@ pub(crate) struct Settings {
     pub(crate) metrics: Vec<Sink>,
     /// Which rights it gives up.
     pub(crate) sandbox: SandboxMode,
+    /// Who it runs as, if that is another than who starts it.
+    pub(crate) user: Option<User>,
     /// Whether it serves swap.
     pub(crate) swap: bool,
     /// Where `uzram mount` mounts the file system it makes on it.
@@ -124,9 +128,10 @@ impl Settings {
             Some(dir) => Some(mounts::absolute(&absolute_option(&dir, "--fuse")?)?),
             None => None,
         };
-        if fuse.is_some() && args.sandbox == SandboxMode::Strict {
+        let user = args.user.as_deref().map(User::other).transpose()?.flatten();
+        if fuse.is_some() && args.sandbox == SandboxMode::Strict && user.is_none() {
             return Err(Usage::error(
-                "--sandbox strict: a server over FUSE has to unmount: use --sandbox on, or NBD",
+                "--sandbox strict: a server over FUSE has to unmount: use --sandbox on, --user, or NBD",
             ));
         }
         let metrics = args.watch.metrics.into_iter().map(resolve_sink);
@@ -157,6 +162,7 @@ impl Settings {
             fuse,
             metrics,
             sandbox: args.sandbox,
+            user,
             swap: args.swap,
             mountpoint: None,
         })
@@ -237,6 +243,9 @@ impl Settings {
             option("fuse", fuse.clone().into());
         }
         option("sandbox", self.sandbox.as_str().into());
+        if let Some(user) = &self.user {
+            option("user", user.to_string().into());
+        }
         if let Some(mountpoint) = &self.mountpoint {
             option("mountpoint", mountpoint.clone().into());
         }
@@ -279,6 +288,15 @@ impl Settings {
     }
 
     /// The Unix sockets that its metrics are served on, and the files that they are written to.
+    /// The files that its metrics are written to.
+    pub(crate) fn metrics_files(&self) -> Vec<PathBuf> {
+        let files = self.metrics.iter().filter_map(|sink| match sink {
+            Sink::File(path) => Some(path.clone()),
+            Sink::Http(_) => None,
+        });
+        files.collect()
+    }
+
     pub(crate) fn metrics_paths(&self) -> Vec<PathBuf> {
         let paths = self.metrics.iter().filter_map(|sink| match sink {
             Sink::Http(Address::Unix(path)) | Sink::File(path) => Some(path.clone()),

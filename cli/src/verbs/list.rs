@@ -22,8 +22,10 @@ const PATIENCE: Duration = Duration::from_secs(1);
 #[derive(Debug, Serialize)]
 struct Entry {
     name: String,
-    /// The server; `None` if it is dead, or of another PID namespace.
+    /// The process that serves; `None` if it is dead, or of another PID namespace.
     pid: Option<i32>,
+    /// The process that keeps rights for it, if it has none itself.
+    keeper_pid: Option<i32>,
     /// Whether there is a server.
     alive: bool,
     size: u64,
@@ -62,9 +64,15 @@ fn entry(dir: &RunDir) -> Result<Option<Entry>> {
         return Ok(None);
     };
     let holder = dir.holder()?;
-    let pid = match holder {
+    let holder_pid = match holder {
         Some(Holder::Process(pid)) => Some(pid.as_raw_pid()),
         Some(Holder::Elsewhere) | None => None,
+    };
+    // Where the keeper is dead its server has the name.
+    let server = record.server.filter(|server| holder_pid != Some(*server));
+    let (pid, keeper_pid) = match (holder_pid, server) {
+        (Some(keeper), Some(server)) => (Some(server), Some(keeper)),
+        (holder, _) => (holder, None),
     };
     let attached = attachments::of(dir, &record)?;
     let mut mountpoints = Vec::new();
@@ -79,6 +87,7 @@ fn entry(dir: &RunDir) -> Result<Option<Entry>> {
     Ok(Some(Entry {
         name: dir.name().to_string(),
         pid,
+        keeper_pid,
         alive: holder.is_some(),
         size: stats.map_or(record.size, |stats| stats.disksize),
         nbd: record.nbd,

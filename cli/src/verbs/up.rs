@@ -122,7 +122,7 @@ pub(crate) fn each(
         }
     }
     match failed {
-        true => Err(Said { usage }.into()),
+        true => Err(Said::all(usage).into()),
         false => Ok(()),
     }
 }

@@ -14,7 +14,7 @@ use super::{FILES, FUSE, LOCK, RECORD, RunDir, trust};
 /// The name is ours for as long as this lives.
 #[derive(Debug)]
 pub(crate) struct Lock {
-    _file: File,
+    file: File,
     dir: RunDir,
     /// The directory, as it was found to be ours.
     open: OwnedFd,
@@ -34,11 +34,7 @@ impl Lock {
             if let Some(file) = try_lock(dir, open.as_fd())? {
                 trust::mark(open.as_fd()).with_context(|| format!("cannot mark {shown}"))?;
                 let dir = dir.clone();
-                return Ok(Self {
-                    _file: file,
-                    dir,
-                    open,
-                });
+                return Ok(Self { file, dir, open });
             }
         }
         bail!("cannot lock {shown}: it keeps vanishing");
@@ -46,6 +42,11 @@ impl Lock {
 
     pub(crate) fn dir(&self) -> &RunDir {
         &self.dir
+    }
+
+    /// The file that is locked. To close another descriptor of it would let go of the lock.
+    pub(crate) fn file(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 
     /// Makes the directory `uzram mount` has the server mount on.
@@ -164,7 +165,7 @@ mod tests {
         let first = dir.lock().unwrap();
         fs::remove_file(dir.path().join(LOCK)).unwrap();
         let second = dir.lock().unwrap();
-        let inode = |lock: &Lock| lock._file.metadata().unwrap().ino();
+        let inode = |lock: &Lock| lock.file.metadata().unwrap().ino();
         assert_ne!(inode(&first), inode(&second));
     }
 

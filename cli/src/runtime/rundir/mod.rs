@@ -360,6 +360,8 @@ mod tests {
             began_with: None,
             read_only: false,
             strict: false,
+            server: None,
+            user: None,
             stopping: false,
         };
         let live = lock.begin_record(record.clone()).unwrap();

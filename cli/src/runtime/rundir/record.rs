@@ -6,6 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::args::SandboxMode;
 use crate::base::aside::ImageId;
+use crate::base::user::User;
 use crate::runtime::spill::SpillFile;
 use crate::settings::Settings;
 
@@ -46,9 +47,15 @@ pub(crate) struct Record {
     /// Whether nothing that is written to it is taken.
     #[serde(default)]
     pub(crate) read_only: bool,
-    /// Whether it is kept to the files that its options name.
+    /// Whether it is kept to the files that its options name, in all that it does: one with a keeper is not.
     #[serde(default)]
     pub(crate) strict: bool,
+    /// The process that serves, where it is not the one that has the name, which is then its keeper.
+    #[serde(default)]
+    pub(crate) server: Option<i32>,
+    /// The user it runs as, if that is another than whose RUNDIR it is.
+    #[serde(default)]
+    pub(crate) user: Option<User>,
     /// Whether the server has been asked to stop.
     #[serde(default)]
     pub(crate) stopping: bool,
@@ -81,7 +88,9 @@ impl Record {
                 .map(|origin| origin.path.clone()),
             began_with: settings.restore.as_deref().and_then(ImageId::of),
             read_only: settings.device.read_only,
-            strict: settings.sandbox == SandboxMode::Strict,
+            strict: settings.sandbox == SandboxMode::Strict && settings.user.is_none(),
+            server: None,
+            user: settings.user.clone(),
             stopping: false,
         }
     }

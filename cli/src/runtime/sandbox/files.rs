@@ -33,6 +33,9 @@ const SYSTEM: [&str; 9] = [
     "/dev/urandom",
 ];
 
+/// What any server writes to.
+const WRITTEN: [&str; 2] = ["/dev/null", "/proc/self/oom_score_adj"];
+
 /// Keeps this thread, and those that it starts, to the files of `settings`.
 ///
 /// # Errors
@@ -41,37 +44,53 @@ pub(super) fn restrict(settings: &Settings, root: &RunRoot) -> Result<()> {
     let mut read: Vec<PathBuf> = SYSTEM.map(PathBuf::from).to_vec();
     read.extend(std::env::current_exe());
     read.extend(settings.restore.clone());
-    read.extend(
-        settings
-            .nbd
-            .tls
-            .as_ref()
-            .map(|tls| tls.certificates.clone()),
-    );
-    let written = written(settings, root);
+    read.extend(certificates(settings));
+    keep_to(&read, &written(settings, root))
+}
+
+/// Keeps this thread, and those that it starts, to the files that are left to a server to open that has a keeper.
+///
+/// # Errors
+/// If the kernel cannot.
+pub(super) fn restrict_kept(settings: &Settings) -> Result<()> {
+    let mut read: Vec<PathBuf> = SYSTEM.map(PathBuf::from).to_vec();
+    read.extend(certificates(settings));
+    let mut written = WRITTEN.map(PathBuf::from).to_vec();
+    if settings.fuse.is_some() {
+        // Each of its threads opens it.
+        written.push("/dev/fuse".into());
+    }
+    let files = settings.metrics_files();
+    written.extend(files.iter().map(|path| existing(&parent(path))));
+    keep_to(&read, &written)
+}
+
+fn keep_to(read: &[PathBuf], written: &[PathBuf]) -> Result<()> {
     let status = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(RIGHTS))?
         .create()?
-        .add_rules(path_beneath_rules(&read, AccessFs::from_read(RIGHTS)))?
-        .add_rules(path_beneath_rules(&written, AccessFs::from_all(RIGHTS)))?
+        .add_rules(path_beneath_rules(read, AccessFs::from_read(RIGHTS)))?
+        .add_rules(path_beneath_rules(written, AccessFs::from_all(RIGHTS)))?
         .restrict_self()?;
     if status.ruleset != RulesetStatus::FullyEnforced {
         bail!(
             "this kernel has no Landlock, or an old one: use Linux 6.2 or newer, or --sandbox on"
         );
     }
-    tracing::info!("kept to the files of its options: save and backing_dev reach no others");
+    tracing::debug!("kept to the files of its options");
     Ok(())
+}
+
+fn certificates(settings: &Settings) -> Option<PathBuf> {
+    let tls = settings.nbd.tls.as_ref()?;
+    Some(tls.certificates.clone())
 }
 
 /// What the server makes, changes and removes.
 fn written(settings: &Settings, root: &RunRoot) -> Vec<PathBuf> {
-    let mut paths = vec![
-        root.path().to_owned(),
-        PathBuf::from("/dev/null"),
-        PathBuf::from("/proc/self/oom_score_adj"),
-    ];
+    let mut paths = WRITTEN.map(PathBuf::from).to_vec();
+    paths.push(root.path().to_owned());
     if let Some(backing) = &settings.device.backing {
         // A file is made and removed; a device is only used.
         paths.push(match backing.path.metadata() {

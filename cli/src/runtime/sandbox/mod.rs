@@ -56,6 +56,36 @@ pub(crate) fn enter(settings: &Settings, root: &RunRoot) -> Result<Entered> {
     Ok(Entered { mounts: over_fuse })
 }
 
+/// Gives up what a server has no use for that has a keeper, and with it no rights but its user's: files that it
+/// was not handed, mounting and unmounting, other programs.
+///
+/// # Errors
+/// In strict mode, if the kernel cannot keep the server to its files.
+pub(crate) fn enter_kept(settings: &Settings) -> Result<()> {
+    if settings.sandbox == SandboxMode::Off {
+        return Ok(());
+    }
+    warn(rustix::thread::set_no_new_privs(true).context("set no_new_privs"));
+    let restricted = files::restrict_kept(settings);
+    match settings.sandbox {
+        SandboxMode::Strict => restricted.context("--sandbox strict")?,
+        _ => warn(restricted.context("keep it to its files")),
+    }
+    warn(capabilities::drop_unused().context("drop capabilities"));
+    warn(syscalls::deny(&syscalls::kept(settings.fuse.is_some())));
+    Ok(())
+}
+
+/// Gives up what a keeper has no use for once it has started its server.
+pub(crate) fn enter_keeper(settings: &Settings) {
+    if settings.sandbox == SandboxMode::Off {
+        return;
+    }
+    warn(rustix::thread::set_no_new_privs(true).context("set no_new_privs"));
+    warn(capabilities::drop_unused_but(capabilities::KILL).context("drop capabilities"));
+    warn(syscalls::deny(&syscalls::at_start(false)));
+}
+
 impl Entered {
     /// Gives up what only the start needed.
     pub(crate) fn ready(self) {
@@ -75,12 +105,20 @@ fn warn(done: Result<()>) {
 
 /// What a server said of a file, with the reason if that is its sandbox.
 pub(crate) fn explain(error: Error, dir: &RunDir) -> Error {
-    let is_strict = dir.record().is_some_and(|record| record.strict);
     let said = format!("{error:#}");
-    if !is_strict || !said.contains("Permission denied") {
+    let Some(record) = dir.record() else {
+        return error;
+    };
+    if !said.contains("Permission denied") {
         return error;
     }
     let name = dir.name();
+    if let Some(user) = record.user {
+        return anyhow!("{said}: {name} is served by {user}, who may not");
+    }
+    if !record.strict {
+        return error;
+    }
     anyhow!(
         "{said}: {name} has --sandbox strict: name a file in a directory that its options name, or serve it \
          with --sandbox on"

@@ -79,6 +79,9 @@ pub(super) const MOUNTING: &[c_long] = &[
     libc::SYS_fsmount,
 ];
 
+/// What the keeper does for a server that has one.
+const BY_THE_KEEPER: &[c_long] = &[libc::SYS_umount2, libc::SYS_execve, libc::SYS_execveat];
+
 /// What only a server over FUSE uses, all the time.
 const RINGS: &[c_long] = &[
     libc::SYS_io_uring_setup,
@@ -111,6 +114,12 @@ pub(super) fn at_start(over_fuse: bool) -> Vec<c_long> {
         [MOUNTING, RINGS]
     };
     [NEVER, NEVER_HERE, others[0], others[1]].concat()
+}
+
+/// What a server cannot do that has a keeper, which does for it what takes other programs.
+pub(super) fn kept(over_fuse: bool) -> Vec<c_long> {
+    let rings: &[c_long] = if over_fuse { &[] } else { RINGS };
+    [NEVER, NEVER_HERE, MOUNTING, BY_THE_KEEPER, rings].concat()
 }
 
 /// Denies system calls to all threads of this process, those to come, and the programs that they run.

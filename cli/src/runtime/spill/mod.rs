@@ -25,7 +25,7 @@ use anyhow::{Context, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 pub(crate) use self::file::SpillFile;
-pub(crate) use self::notes::SpillNotes;
+pub(crate) use self::notes::{SpillNotes, is_missing};
 
 /// Has nothing stop us that ends the server that asked for it: when a unit's server is gone, systemd
 /// tells all processes of the unit to end as well.

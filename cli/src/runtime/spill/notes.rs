@@ -2,7 +2,9 @@
 
 use std::fs;
 use std::io::{self, ErrorKind};
+use std::os::fd::AsFd;
 use std::path::{Path, absolute};
+use std::time::Duration;
 
 use uzram::{BackingNotes, HandedFile};
 
@@ -15,6 +17,45 @@ pub(crate) struct SpillNotes {
     pub(crate) record: LiveRecord,
     /// Whether they are overwritten before they are cleared.
     pub(crate) wipe: bool,
+}
+
+impl SpillNotes {
+    /// Notes what a server spills to that does not keep its record itself: the `file` that it has claimed at
+    /// `path`.
+    ///
+    /// # Errors
+    /// If that is not there, or it cannot be noted.
+    pub(crate) fn claimed(&self, path: &Path, file: impl AsFd, made: bool) -> io::Result<()> {
+        let Some(id) = FileId::of(path) else {
+            // A block device, or without a time of birth.
+            return Ok(());
+        };
+        if !id.is_open(file) {
+            return Err(ErrorKind::InvalidInput.into());
+        }
+        self.record.change(|record| {
+            if !record.spills.iter().any(|spill| spill.id == id) {
+                record.spills.push(SpillFile {
+                    id,
+                    wipe: self.wipe,
+                    found: !made,
+                });
+            }
+        })
+    }
+
+    /// Removes what was made at `path`, which is not used any more, and forgets it.
+    pub(crate) fn given_up(&self, path: &Path, patience: Duration) {
+        let record = self.record.now();
+        let mut made = record.spills.iter().filter(|spill| !spill.found);
+        if let Some(spill) = made.find(|spill| spill.path() == path)
+            && let Err(error) = spill.clear(patience)
+        {
+            tracing::warn!("the backing file stays until the next start or detach: {error:#}");
+            return;
+        }
+        self.closed(path);
+    }
 }
 
 impl BackingNotes for SpillNotes {
@@ -74,7 +115,7 @@ impl SpillNotes {
 }
 
 /// Whether a file would be made at `path`.
-fn is_missing(path: &Path) -> bool {
+pub(crate) fn is_missing(path: &Path) -> bool {
     let there = fs::symlink_metadata(path);
     there.is_err_and(|error| error.kind() == ErrorKind::NotFound)
 }

@@ -4,15 +4,22 @@
 //! device, NBD, FUSE, the control socket. The record comes before what it records, so that
 //! whatever a killed server leaves can be found. A failure on the way stops what is there in order: from NBD
 //! on there may be clients, and what they were told is written goes home.
+//!
+//! All of it is one process, unless it is to run as another user: then what needs rights is made and taken down by
+//! a `keeper`, and the rest is `kept`.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+mod announce;
+mod keeper;
+mod kept;
+mod opened;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use self::announce::{announce, notify, open_log};
+pub(crate) use self::kept::run as serve_kept;
 use anyhow::{Context, Result};
 use rustix::process::{Resource, Rlimit};
 use uzram::nbd::{Address, InheritedSocket};
@@ -20,17 +27,16 @@ use uzram::{BackingKeep, BlockDevice, Device, control, fuse, mounts, nbd};
 
 use crate::args::Sink;
 use crate::base::at_once;
-use crate::base::bounded;
 use crate::base::dumpable;
 use crate::base::inherited;
-use crate::base::stderr;
-use crate::base::table::{bytes, count};
+use crate::base::table::count;
 use crate::runtime::attachments::{self, Attachment};
+use crate::runtime::keeper::Over;
 use crate::runtime::layers;
 use crate::runtime::leftovers::{self, SocketId};
 use crate::runtime::metrics::{Exporter, Outlets};
 use crate::runtime::release;
-use crate::runtime::rundir::{LiveRecord, Lock, Record, RunRoot, Turn};
+use crate::runtime::rundir::{LiveRecord, Lock, Record, RunDir, RunRoot, Turn};
 use crate::runtime::sandbox;
 use crate::runtime::server;
 use crate::runtime::spill::SpillNotes;
@@ -40,7 +46,6 @@ use crate::runtime::swap;
 use crate::runtime::watchdog;
 use crate::settings::Settings;
 use crate::settings::exposure;
-use crate::settings::shortage;
 use crate::verbs::scrub;
 
 /// How long clients may take to fetch the answers to what they have already sent.
@@ -48,9 +53,6 @@ const GRACE: Duration = Duration::from_secs(2);
 
 /// How long what is being written to a backing may take that is to be wiped.
 const LAST_WRITES: Duration = Duration::from_millis(500);
-
-/// How long those who started us may take to hear that we are ready, or that we stop.
-const LISTEN: Duration = Duration::from_millis(500);
 
 /// How long removing the backing file may take; a large one takes its file system a while.
 const SPILL: Duration = Duration::from_secs(3);
@@ -62,14 +64,21 @@ pub(crate) fn run(settings: &Settings, root: &RunRoot, background: bool) -> Resu
         // Fails only for a leader of a process group, which then has no terminal to lose.
         let _ = rustix::process::setsid();
     }
+    match &settings.user {
+        Some(user) => keeper::run(settings, user, sockets, root, background),
+        None => serve(settings, sockets, root, background),
+    }
+}
+
+/// Serves in this process.
+fn serve(
+    settings: &Settings,
+    sockets: Vec<InheritedSocket>,
+    root: &RunRoot,
+    background: bool,
+) -> Result<()> {
     let entered = sandbox::enter(settings, root)?;
-    raise_open_files_limit();
-    if settings.fuse.is_some() || settings.swap {
-        join_io_flushers();
-    }
-    if settings.swap {
-        swap::prepare()?;
-    }
+    prepare(settings)?;
     dumpable::forbid();
     let (stopper, stop_requested) = stop::install()?;
     let dir = root.dir(&settings.name);
@@ -81,28 +90,26 @@ pub(crate) fn run(settings: &Settings, root: &RunRoot, background: bool) -> Resu
     drop(turn);
     stopper.note(|traces| traces.dir = Some(lock.dir().clone()));
     let served =
-        Server::prepare(settings, &sockets, root, &lock, &stopper).and_then(|mut server| {
-            let ready = server
-                .open(settings, sockets, &lock, &stopper)
-                .and_then(|()| {
-                    entered.ready();
-                    stopper.ready()
-                })
-                .and_then(|()| {
-                    let log = background.then(|| lock.dir().log());
-                    announce(settings, &server.record.now(), log.as_deref())
-                });
+        prepare_device(settings, &sockets, root, &lock, &stopper).and_then(|(device, record)| {
+            let mut server = Server::of(device);
+            let alone = Alone {
+                lock: &lock,
+                record: &record,
+            };
+            let opened = server.open(settings, sockets, &alone, &stopper);
+            let ready = opened.and_then(|()| {
+                entered.ready();
+                let log = background.then(|| open_log(&lock.dir().log()));
+                let log = log.transpose()?;
+                stopper.ready()?;
+                announce(settings, &record.now(), log.as_ref())
+            });
             if ready.is_ok() {
                 // Err would mean that every sender is gone, which is no reason to go on either.
                 let _ = stop_requested.recv();
                 notify(sd_notify::NotifyState::Stopping);
-                tracing::info!("stopping {}", settings.name);
             }
-            let stopped = server.stop(&lock, &stopper);
-            if let (Err(_), Err(lost)) = (&ready, &stopped) {
-                tracing::error!("{lost:#}");
-            }
-            ready.and(stopped)
+            server.stop_after(ready, settings, &alone, &stopper)
         });
     let spill_stays = match &served {
         Ok(stopped) => *stopped == Stopped::SpillStays,
@@ -110,7 +117,7 @@ pub(crate) fn run(settings: &Settings, root: &RunRoot, background: bool) -> Resu
         Err(_) => lock
             .dir()
             .record()
-            .is_some_and(|record| spills_stay(&record)),
+            .is_some_and(|record| spills_stay(&record, SPILL)),
     };
     // Without its record nobody would find the spill again.
     if !spill_stays && let Err(error) = lock.remove() {
@@ -119,9 +126,21 @@ pub(crate) fn run(settings: &Settings, root: &RunRoot, background: bool) -> Resu
     served.map(drop)
 }
 
+/// Has this process, and those that it starts, be fit to serve.
+fn prepare(settings: &Settings) -> Result<()> {
+    raise_open_files_limit();
+    if settings.fuse.is_some() || settings.swap {
+        join_io_flushers();
+    }
+    if settings.swap {
+        swap::prepare()?;
+    }
+    Ok(())
+}
+
 /// Removes what a server has spilled to; says whether anything of that stays.
-fn spills_stay(record: &Record) -> bool {
-    let removed = remove_spills(record);
+fn spills_stay(record: &Record, patience: Duration) -> bool {
+    let removed = remove_spills(record, patience);
     if let Err(error) = &removed {
         tracing::warn!("the backing file stays until the next start or detach: {error:#}");
     }
@@ -144,52 +163,114 @@ struct Server {
     fuse: Option<fuse::Mount>,
     control: Option<control::Server>,
     exporter: Option<Exporter>,
-    record: LiveRecord,
+}
+
+/// The device, which nobody reaches yet, and the record of its server.
+fn prepare_device(
+    settings: &Settings,
+    sockets: &[InheritedSocket],
+    root: &RunRoot,
+    lock: &Lock,
+    stopper: &Stopper,
+) -> Result<(Arc<Device>, LiveRecord)> {
+    let record = begin(settings, sockets, root, lock)?;
+    let device = start_device(settings, &record)?;
+    stopper.keep(&device);
+    let (name, root) = (settings.name.clone(), root.clone());
+    device.check_places(Box::new(move |path| layers::check(path, &name, &root)));
+    if let Some(image) = &settings.restore {
+        let pages = device.restore(image)?;
+        note_restored(&device, settings, image, pages, stopper)?;
+    }
+    Ok((device, record))
+}
+
+/// Begins the record of a server, with nothing there that an earlier one has left.
+fn begin(
+    settings: &Settings,
+    sockets: &[InheritedSocket],
+    root: &RunRoot,
+    lock: &Lock,
+) -> Result<LiveRecord> {
+    leftovers::clear_dead(lock)?;
+    if let Some(fuse) = &settings.fuse {
+        server::clear_dead_users_of(fuse, lock.dir(), root)?;
+    }
+    let mut record = Record::of(settings);
+    record.inherited = sockets.iter().map(|s| s.address().to_string()).collect();
+    let record = lock.begin_record(record)?;
+    check_layers(settings, root)?;
+    Ok(record)
+}
+
+/// What a stopping server has done about what is around it, for which it may not have the rights.
+trait Surroundings: Sync {
+    /// Lets who finds it know that it stops.
+    fn note_stopping(&self);
+
+    /// Frees the device from what is attached to it that way, as far as there is time.
+    fn free(&self, over: Over, unhurried: bool);
+
+    /// Removes what was made to spill to; says whether anything of that stays.
+    fn spills_stay(&self) -> bool;
+}
+
+/// Those of a server that does it itself.
+struct Alone<'a> {
+    lock: &'a Lock,
+    record: &'a LiveRecord,
+}
+
+impl Surroundings for Alone<'_> {
+    fn note_stopping(&self) {
+        if let Err(error) = self.record.change(|record| record.stopping = true) {
+            tracing::warn!("cannot record that the server stops: {error}");
+        }
+    }
+
+    fn free(&self, over: Over, unhurried: bool) {
+        free_stopping(self.lock.dir(), &self.record.now(), over, unhurried);
+    }
+
+    fn spills_stay(&self) -> bool {
+        spills_stay(&self.record.now(), SPILL)
+    }
+}
+
+/// Frees the device of `dir` from what is attached to it in one way.
+fn free_stopping(dir: &RunDir, record: &Record, over: Over, unhurried: bool) {
+    let mut attached = attachments::of(dir, record).unwrap_or_else(|error| {
+        tracing::warn!("{error:#}");
+        Vec::new()
+    });
+    attached.retain(|device| match device {
+        Attachment::Loop(_) => over == Over::Fuse,
+        Attachment::Nbd(_) => over == Over::Nbd,
+    });
+    release::free_stopping(&attached, unhurried);
 }
 
 impl Server {
-    /// The device, which nobody reaches yet.
-    fn prepare(
-        settings: &Settings,
-        sockets: &[InheritedSocket],
-        root: &RunRoot,
-        lock: &Lock,
-        stopper: &Stopper,
-    ) -> Result<Self> {
-        leftovers::clear_dead(lock)?;
-        if let Some(fuse) = &settings.fuse {
-            server::clear_dead_users_of(fuse, lock.dir(), root)?;
-        }
-        let mut record = Record::of(settings);
-        record.inherited = sockets.iter().map(|s| s.address().to_string()).collect();
-        let record = lock.begin_record(record)?;
-        check_layers(settings, root)?;
-        let device = start_device(settings, &record)?;
-        stopper.keep(&device);
-        let (name, root) = (settings.name.clone(), root.clone());
-        device.check_places(Box::new(move |path| layers::check(path, &name, &root)));
-        if let Some(image) = &settings.restore {
-            restore(&device, image, settings.verify_image, stopper)?;
-        }
-        Ok(Self {
+    /// One that serves nobody yet.
+    fn of(device: Arc<Device>) -> Self {
+        Self {
             device,
             nbd: None,
             fuse: None,
             control: None,
             exporter: None,
-            record,
-        })
+        }
     }
 
-    /// Serves it. After a failure what is served by then is to be stopped.
+    /// Serves it, in this process. After a failure what is served by then is to be stopped.
     fn open(
         &mut self,
         settings: &Settings,
         sockets: Vec<InheritedSocket>,
-        lock: &Lock,
+        alone: &Alone<'_>,
         stopper: &Stopper,
     ) -> Result<()> {
-        let Self { device, record, .. } = self;
+        let (device, record, lock) = (&self.device, alone.record, alone.lock);
         self.nbd = start_nbd(settings, sockets, device, stopper)?;
         if let Some(nbd) = &self.nbd {
             // Port 0 has become a real one.
@@ -201,41 +282,50 @@ impl Server {
             let device = mounts::at(mount.dir())?.map(|mount| mount.device);
             record.change(|record| record.fuse_device = device)?;
         }
-        watchdog::start(device);
+        watchdog::start(device, sd_notify::watchdog_enabled(), || {
+            Ok(sd_notify::notify(&[sd_notify::NotifyState::Watchdog])?)
+        });
         self.exporter = Some(start_exporter(settings, device, stopper)?);
         let socket = lock.dir().control_socket();
         self.control = Some(control::Server::start(&socket, Arc::clone(device))?);
         Ok(())
     }
 
+    /// The orderly stop of one that was `ready`, or whose start has failed.
+    fn stop_after(
+        self,
+        ready: Result<()>,
+        settings: &Settings,
+        around: &impl Surroundings,
+        stopper: &Stopper,
+    ) -> Result<Stopped> {
+        if ready.is_ok() {
+            tracing::info!("stopping {}", settings.name);
+        }
+        let stopped = self.stop(around, stopper);
+        if let (Err(_), Err(lost)) = (&ready, &stopped) {
+            tracing::error!("{lost:#}");
+        }
+        ready.and(stopped)
+    }
+
     /// The orderly stop. Whatever does not end by itself is left to the watchdog.
     ///
     /// # Errors
     /// If what was written home could not be made durable.
-    fn stop(self, lock: &Lock, stopper: &Stopper) -> Result<Stopped> {
+    fn stop(self, around: &impl Surroundings, stopper: &Stopper) -> Result<Stopped> {
         let Self {
             device,
             nbd,
             fuse,
             control,
             exporter,
-            record,
         } = self;
         // First of all: who finds it is not to ask again.
-        if let Err(error) = record.change(|record| record.stopping = true) {
-            tracing::warn!("cannot record that the server stops: {error}");
-        }
+        around.note_stopping();
         let outlives = device.outlives_the_device();
-        let dir = lock.dir();
         // Nobody waits for pages to be written back that are forgotten in a moment.
         device.stop();
-        let attached = attachments::of(dir, &record.now()).unwrap_or_else(|error| {
-            tracing::warn!("{error:#}");
-            Vec::new()
-        });
-        let (over_fuse, over_nbd): (Vec<_>, Vec<_>) = attached
-            .into_iter()
-            .partition(|device| matches!(device, Attachment::Loop(_)));
         let written = thread::scope(|scope| {
             // Nothing that can hang stands before the data: not the clients, not the files of others.
             let control = at_once::begin(scope, || {
@@ -246,13 +336,13 @@ impl Server {
             let exporter = at_once::begin(scope, || drop(exporter));
             // Each while its server still answers, so that a file system on top can be written out.
             let nbd = at_once::begin(scope, || {
-                release::free_stopping(&over_nbd, outlives);
+                around.free(Over::Nbd, outlives);
                 if let Some(server) = nbd {
                     server.shutdown(GRACE);
                 }
             });
             let fuse = at_once::begin(scope, || {
-                release::free_stopping(&over_fuse, outlives);
+                around.free(Over::Fuse, outlives);
                 if let Some(Err(error)) = fuse.map(fuse::Mount::unmount) {
                     tracing::warn!("{error}");
                 }
@@ -268,7 +358,7 @@ impl Server {
         if device.backing_keep() == BackingKeep::Wipe && !device.stop_spilling(LAST_WRITES) {
             tracing::warn!("the backing is still being written to: some of that may stay");
         }
-        if spills_stay(&record.now()) {
+        if around.spills_stay() {
             // It would try the same, and hang in it where a file system is frozen.
             std::mem::forget(device);
             return Ok(Stopped::SpillStays);
@@ -307,15 +397,21 @@ fn start_device(settings: &Settings, record: &LiveRecord) -> Result<Arc<Device>>
 }
 
 /// Removes the files that were made to spill to; those that were there the device empties at its end.
-fn remove_spills(record: &Record) -> Result<()> {
+fn remove_spills(record: &Record, patience: Duration) -> Result<()> {
     let start = Instant::now();
     let mut made = record.spills.iter().filter(|spill| !spill.was_found());
-    made.try_for_each(|spill| spill.clear(SPILL.saturating_sub(start.elapsed())))
+    made.try_for_each(|spill| spill.clear(patience.saturating_sub(start.elapsed())))
 }
 
-fn restore(device: &Device, image: &Path, verify: bool, stopper: &Stopper) -> Result<()> {
-    let pages = device.restore(image)?;
-    let how = if verify {
+/// Says that so many pages of an image are on the device, once all of them are read if they are to be verified.
+fn note_restored(
+    device: &Device,
+    settings: &Settings,
+    image: &Path,
+    pages: u64,
+    stopper: &Stopper,
+) -> Result<()> {
+    let how = if settings.verify_image {
         scrub::verify_image(device, image, pages, stopper)?;
         "all intact"
     } else {
@@ -383,94 +479,6 @@ fn start_exporter(
         }
     });
     Ok(exporter)
-}
-
-/// Says that the device is there: on stdout, to systemd, and in the log, which goes to the file
-/// `log` from here on, and nothing to our starter any more, if we are in the background.
-///
-/// Whoever started us with a socket need not wait, and stdout may be for its own data: nothing is said
-/// there then, unless we are in the background, where stdout is the pipe on which our starter waits.
-fn announce(settings: &Settings, record: &Record, log: Option<&Path>) -> Result<()> {
-    match log {
-        Some(log) => {
-            log_to_file(log)?;
-            leave_turn()?;
-        }
-        // Of one in the background its starter warns.
-        None => {
-            exposure::warn(settings);
-            shortage::warn(settings);
-        }
-    }
-    tracing::info!(
-        "serving {}, {}, on {}",
-        settings.name,
-        bytes(record.size),
-        record.places().join(" and ")
-    );
-    notify(sd_notify::NotifyState::Ready);
-    if log.is_some() {
-        // The pipe is our starter's, who waits at it, and has room.
-        write_ready().context("cannot say ready to who started the server")?;
-        return leave_stdout();
-    }
-    if record.inherited.is_empty() {
-        say_ready();
-    }
-    Ok(())
-}
-
-fn write_ready() -> io::Result<()> {
-    let mut stdout = io::stdout();
-    writeln!(stdout, "ready")?;
-    stdout.flush()
-}
-
-fn say_ready() {
-    let said = bounded::within(LISTEN, write_ready);
-    // Whoever started us does not listen; that is no reason not to serve.
-    match said {
-        Some(Ok(())) => {}
-        Some(Err(error)) => tracing::warn!(%error, "cannot say ready on stdout"),
-        None => tracing::warn!("stdout is full: nobody reads there that the server is ready"),
-    }
-}
-
-/// Tells systemd, if it is there to be told.
-pub(crate) fn notify(state: sd_notify::NotifyState<'static>) {
-    match bounded::within(LISTEN, || sd_notify::notify(&[state])) {
-        Some(Ok(())) => {}
-        Some(Err(error)) => tracing::warn!(%error, "cannot notify systemd"),
-        None => tracing::warn!("cannot notify systemd: nobody reads NOTIFY_SOCKET"),
-    }
-}
-
-/// Sends everything that is logged from now on to `path`, and nothing to the starter's stderr.
-fn log_to_file(path: &Path) -> Result<()> {
-    let log = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .mode(0o600)
-        .open(path)
-        .with_context(|| format!("cannot open {}", path.display()))?;
-    // What was said before is the starter's to read.
-    stderr::flush(stderr::LAST_LINES);
-    rustix::stdio::dup2_stderr(&log).context("cannot redirect the log")?;
-    Ok(())
-}
-
-/// Lets go of our starter's turn, which was ours until here. The name is ours by itself.
-fn leave_turn() -> Result<()> {
-    let null = File::open("/dev/null")?;
-    rustix::stdio::dup2_stdin(&null).context("cannot leave stdin")?;
-    Ok(())
-}
-
-/// Lets go of the pipe on which `ready` was said.
-fn leave_stdout() -> Result<()> {
-    let null = File::options().write(true).open("/dev/null")?;
-    rustix::stdio::dup2_stdout(&null).context("cannot leave stdout")?;
-    Ok(())
 }
 
 /// A client is a descriptor or two; the usual soft limit of 1024 is too few for many of them.

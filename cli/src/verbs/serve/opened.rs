@@ -1,0 +1,208 @@
+//! What a keeper opens for its server, and the start of that.
+
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result};
+use rustix::fs::{Gid, Uid};
+use uzram::fuse::Mounted;
+use uzram::nbd::InheritedSocket;
+use uzram::{BackingKeep, BackingNotes, HandedFile, Links, SocketFile, mounts};
+
+use crate::base::capabilities;
+use crate::base::output;
+use crate::base::packets::Packets;
+use crate::base::user::User;
+use crate::runtime::keeper::{Handed, Start, ToServer};
+use crate::runtime::leftovers::Traces;
+use crate::runtime::metrics::Outlets;
+use crate::runtime::rundir::{self, LiveRecord, Lock};
+use crate::runtime::spill::SpillNotes;
+use crate::runtime::swap;
+use crate::settings::{Settings, exposure};
+
+/// What the keeper has opened for its server.
+pub(super) struct Opened {
+    files: Vec<(Handed, OwnedFd)>,
+    /// They go with the sockets.
+    pub(super) socket_files: Vec<SocketFile>,
+    pub(super) mounted: Option<Mounted>,
+    /// Where a server in the background logs to.
+    pub(super) log: Option<File>,
+    /// `None` where what is spilled is to stay.
+    pub(super) notes: Option<SpillNotes>,
+}
+
+impl Opened {
+    /// Opens all that the settings name; what is to be removed of it at the end is in `traces`.
+    pub(super) fn new(
+        settings: &Settings,
+        user: &User,
+        record: &LiveRecord,
+        lock: &Lock,
+        traces: &mut Traces,
+    ) -> Result<Self> {
+        let backing = settings.device.backing.as_ref();
+        let mut opened = Self {
+            files: Vec::new(),
+            socket_files: Vec::new(),
+            mounted: None,
+            log: None,
+            notes: Some(SpillNotes {
+                record: record.clone(),
+                wipe: backing.is_some_and(|backing| backing.keep == BackingKeep::Wipe),
+            })
+            .filter(|_| backing.is_none_or(|backing| backing.keep != BackingKeep::Keep)),
+        };
+        opened.open_files(settings, user)?;
+        opened.listen(settings, record, lock)?;
+        traces.files = settings.metrics_files();
+        if let Some(dir) = &settings.fuse {
+            opened.mount(dir, record, lock)?;
+            traces.fuse = Some(dir.clone());
+        }
+        Ok(opened)
+    }
+
+    fn open_files(&mut self, settings: &Settings, user: &User) -> Result<()> {
+        if let Some(backing) = &settings.device.backing {
+            if let Some(notes) = &self.notes {
+                notes.opening(&backing.path, None)?;
+            }
+            let handed = backing.hand();
+            let is_made = handed.as_ref().is_ok_and(HandedFile::is_made);
+            if let Some(notes) = &self.notes {
+                // What was there is noted when the server has found that it is of no worth.
+                match is_made {
+                    true => notes.opened(&backing.path)?,
+                    false => notes.not_opened(&backing.path),
+                }
+            }
+            let handed = handed?;
+            if is_made {
+                let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
+                rustix::fs::fchown(&handed, Some(uid), Some(gid))
+                    .with_context(|| format!("cannot give {} to {user}", backing.path.display()))?;
+            }
+            let file = handed.as_fd().try_clone_to_owned()?;
+            self.files.push((Handed::Backing { made: is_made }, file));
+        }
+        if let Some(origin) = &settings.device.origin {
+            let file = origin.hand()?.as_fd().try_clone_to_owned()?;
+            self.files.push((Handed::Origin, file));
+        }
+        if let Some(image) = &settings.restore {
+            let file = uzram::open_named_file(image, Links::Follow)?;
+            self.files.push((Handed::Restore, file.into()));
+        }
+        Ok(())
+    }
+
+    fn listen(&mut self, settings: &Settings, record: &LiveRecord, lock: &Lock) -> Result<()> {
+        let (control, file) = uzram::listen_unix(&lock.dir().control_socket())?;
+        self.files.push((Handed::Control, control));
+        self.socket_files.push(file);
+        let inherited = record.now().inherited;
+        let mut addresses = inherited.clone();
+        for address in &settings.nbd.addresses {
+            if inherited.contains(&address.to_string()) {
+                continue;
+            }
+            for (socket, file) in InheritedSocket::bind(address)? {
+                addresses.push(socket.address().to_string());
+                self.files
+                    .push((Handed::Nbd, socket.as_fd().try_clone_to_owned()?));
+                self.socket_files.extend(file);
+            }
+        }
+        // Port 0 has become a real one.
+        record.change(|record| record.nbd = addresses)?;
+        let outlets = Outlets::open(&settings.metrics)?;
+        let sockets = outlets.sockets.into_iter();
+        self.files
+            .extend(sockets.map(|socket| (Handed::Metrics, socket)));
+        self.socket_files.extend(outlets.socket_files);
+        Ok(())
+    }
+
+    fn mount(&mut self, dir: &Path, record: &LiveRecord, lock: &Lock) -> Result<()> {
+        if *dir == lock.dir().fuse_dir() {
+            lock.make_fuse_dir()?;
+        }
+        let (mounted, connection) = Mounted::new(dir)?;
+        let device = mounts::at(mounted.dir())?.map(|mount| mount.device);
+        record.change(|record| record.fuse_device = device)?;
+        self.files.push((Handed::Fuse, connection));
+        self.mounted = Some(mounted);
+        Ok(())
+    }
+
+    /// Starts the server, with all of it and these sockets; from then on nobody else has them. Returns the way to
+    /// it, and its process.
+    pub(super) fn hand_over(
+        &mut self,
+        settings: &Settings,
+        user: &User,
+        sockets: Vec<InheritedSocket>,
+        lock: &Lock,
+    ) -> Result<(Packets, Child)> {
+        let inherited: Vec<_> = sockets.iter().map(|s| s.address().clone()).collect();
+        exposure::warn_of_writers(&settings.nbd, &inherited);
+        let (link, theirs) = Packets::pair().context("cannot make a pair of sockets")?;
+        let files = self.files.iter().map(|(kind, file)| (*kind, file.as_fd()));
+        let more = sockets.iter().map(|socket| (Handed::Nbd, socket.as_fd()));
+        let mut handed: Vec<_> = files.chain(more).collect();
+        handed.push((Handed::Lock, lock.file()));
+        handed.extend(self.log.as_ref().map(|log| (Handed::Log, log.as_fd())));
+        let (kinds, files): (Vec<_>, Vec<_>) = handed.into_iter().unzip();
+        let start = ToServer::Start(Box::new(Start {
+            settings: settings.clone(),
+            handed: kinds,
+            watchdog: sd_notify::watchdog_enabled(),
+        }));
+        link.send(&start, &files)
+            .context("cannot hand over what the server needs")?;
+        self.files.clear();
+        drop(sockets);
+        let child = spawn(settings, user, theirs)?;
+        Ok((link, child))
+    }
+}
+
+/// Starts the process that serves.
+fn spawn(settings: &Settings, user: &User, link: OwnedFd) -> Result<Child> {
+    // By this name, as the user may have no right to the directory that the program is in.
+    let mut command = Command::new("/proc/self/exe");
+    command
+        .arg0("uzram")
+        .args(output::as_args())
+        .args(["serve-kept", "--", settings.name.as_str()])
+        .current_dir("/")
+        .stdin(link)
+        .stdout(Stdio::null())
+        .uid(user.uid)
+        .gid(user.gid)
+        // What a terminal sends goes to the keeper alone, who hands it on.
+        .process_group(0);
+    // It has no right to ours, and no use for any.
+    command.env(rundir::OVERRIDE, "/nonexistent");
+    for ours in [
+        "NOTIFY_SOCKET",
+        "WATCHDOG_PID",
+        "WATCHDOG_USEC",
+        "LISTEN_PID",
+        "LISTEN_FDS",
+        "LISTEN_FDNAMES",
+    ] {
+        command.env_remove(ours);
+    }
+    let failed = || format!("cannot start a server as {user}");
+    if settings.swap && !swap::has_limit_to_lock() {
+        let spawned = capabilities::with_memory_locking(|| command.spawn());
+        return spawned.with_context(failed)?.with_context(failed);
+    }
+    command.spawn().with_context(failed)
+}
