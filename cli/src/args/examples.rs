@@ -18,40 +18,40 @@ EXAMPLES
 Every verb has examples of its own: uzram serve --help
 
 EXIT STATUS
-  0  It is done, or somebody who read the output went away.
+  0  Done, or the reader of the output went away.
   1  It failed, or was refused, as things are on this machine now.
   2  It was asked for wrongly: unknown words, values that make no sense.
 
-Whatever failed is said on stderr in a line that begins with `uzram: `.";
+A failure is one line on stderr that begins with `uzram: `.";
 
 pub(crate) const SERVE: &str = "\
 EXAMPLES
-  On the default socket, RUNDIR/vm/nbd.sock; it says `ready` when it is:
+  On the default socket, RUNDIR/vm/nbd.sock; prints `ready` once it serves:
   uzram serve vm --size 4G
 
-  At most 512 MiB of memory, the rest in a file, for a guest and this machine:
+  With 512 MiB of memory and the rest in a file, over NBD and FUSE:
   uzram serve vm --size 16G --mem-limit 512M \\
       --backing /var/tmp/vm.spill --nbd tcp:127.0.0.1:10809 --fuse /mnt/vm
 
-  For other machines, over TLS, those with a certificate only:
+  To other machines over TLS, with certificates on both sides:
   uzram serve vm --size 4G --nbd tcp:0.0.0.0:10809 \\
       --tls-certificates /etc/pki/nbd --tls require --tls-verify-peer
 
-  With metrics for Prometheus, and requests that take 50 ms or longer logged:
+  With metrics for Prometheus and a log of requests of 50 ms or longer:
   uzram serve vm --size 4G --metrics tcp:127.0.0.1:9810 --slow 50
 
   For a guest's swap, or nbd-client -swap (root); for ours see uzram up:
   uzram serve swap --size 8G --nbd unix:/run/swap.sock --swap
 
-  For its clients:
+  Clients:
   nbdinfo nbd://127.0.0.1/vm
   qemu-img convert image.qcow2 -O raw nbd://127.0.0.1/vm
 
-  Over an image, which has all that was written before a flush:
+  As a cache over an image, which has everything written before a flush:
   uzram serve vm --origin /srv/vm.raw --mem-limit 512M \\
       --nbd unix:/tmp/vm.sock
 
-  Over one image that stays as it is, any number of devices:
+  Any number of devices over one image, which stays as it is:
   uzram serve a --origin /srv/golden.raw --snapshot --mem-limit 256M \\
       --backing /var/tmp/a.spill
 
@@ -66,7 +66,7 @@ EXAMPLES
   uzram mount --size 8G --mem-limit 1G --backing /var/tmp/scratch.spill \\
       --fs btrfs /mnt/scratch
 
-  What is in an image, and changes of it that are gone at the end:
+  An image, with changes that are gone at the end:
   uzram mount --origin /srv/golden.raw --snapshot --mem-limit 256M \\
       --backing /var/tmp/scratch.spill /mnt/scratch
 
@@ -78,7 +78,7 @@ EXAMPLES
   uzram umount /mnt/scratch
   uzram umount --save /var/tmp/scratch.image /mnt/scratch
 
-  If it says that the mountpoint is busy, this shows who uses it:
+  Show who uses a mountpoint that is busy:
   fuser -vm /mnt/scratch";
 
 pub(crate) const ATTACH: &str = "\
@@ -91,7 +91,7 @@ EXAMPLES
   modprobe nbd
   uzram attach --nbd disk
 
-  There, what waits for a server that does not answer for 10 s fails:
+  There, fail requests that a dead server leaves unanswered for 10 s:
   uzram attach --nbd --timeout 10 disk";
 
 pub(crate) const DETACH: &str = "\
@@ -135,21 +135,21 @@ EXAMPLES
   uzram stat scratch mm_stat bd_stat
   uzram stat scratch --json
 
-  What operations took, since the server started and then each second:
+  How long operations take, since the start and then each second:
   uzram stat scratch --latency --watch";
 
 pub(crate) const SET: &str = "\
 EXAMPLES
-  Lower the limit of a device in use; what is too much is spilled:
+  Lower the limit of a device in use; the excess is spilled:
   uzram set scratch mem_limit=512M
 
-  No limit; and start the high-water mark again:
+  Remove the limit, and restart the high-water mark:
   uzram set scratch mem_limit=0 mem_used_max=0
 
-  Spill to another file, to which what the present one holds is moved first:
+  Move the spill to another file, and spill there from then on:
   uzram set scratch backing_dev=/mnt/big/scratch.spill
 
-  Let it grow, and do without:
+  Let the spill grow, or bring all of it back:
   uzram set scratch backing_size=64G
   uzram set scratch backing_dev=none";
 
@@ -162,14 +162,14 @@ pub(crate) const SCRUB: &str = "\
 EXAMPLES
   uzram scrub scratch
 
-It exits 1 if anything that was spilled cannot be read back, and names the pages.";
+It exits 1 and names the pages if any cannot be read back.";
 
 pub(crate) const SAVE: &str = "\
 EXAMPLES
-  As it is now, while it is in use: a file system is as after a power cut:
+  In use; a file system is saved as a power cut would leave it:
   uzram save scratch /var/tmp/scratch.image
 
-  All of it, when it is done with, and back again:
+  Unmounted and complete, and mounted again:
   uzram umount --save /var/tmp/scratch.image /mnt/scratch
   uzram mount --restore /var/tmp/scratch.image --mem-limit 1G \\
       /mnt/scratch
@@ -192,39 +192,39 @@ EXAMPLES
 
 pub(crate) const IDLE: &str = "\
 EXAMPLES
-  All pages that are in memory now, until they are read or written:
+  All pages in memory, until they are read or written:
   uzram idle scratch
 
-  Those that nobody has read or written for an hour:
+  Pages that nobody has read or written for an hour:
   uzram idle scratch 3600";
 
 pub(crate) const WRITEBACK: &str = "\
 EXAMPLES
-  What was not used for an hour:
+  Pages that were idle for an hour:
   uzram idle scratch 3600
   uzram writeback scratch type=idle
 
-  What does not compress, and some pages of 4 KiB:
+  Incompressible pages, and some pages by number:
   uzram writeback scratch type=huge page_index=7 page_indexes=100-199
 
-  At most 100 MiB worth of pages from now on, evicted ones included:
+  Limit writeback to 100 MiB of pages from now on, evictions included:
   uzram set scratch writeback_limit=25600 writeback_limit_enable=1";
 
 pub(crate) const RECOMPRESS: &str = "\
 EXAMPLES
-  What was not used for an hour, with the algorithm of serve's --recompress:
+  Pages that were idle for an hour, with the algorithm of --recompress:
   uzram idle scratch 3600
   uzram recompress scratch type=idle
 
-  All that takes 3000 bytes or more, with another one:
+  Pages that take 3000 bytes or more, with another algorithm:
   uzram recompress scratch threshold=3000 algo=zstd:9
 
-  Two algorithms, the second for what the first makes no smaller:
+  Two algorithms, the second for pages that the first makes no smaller:
   uzram set scratch 'recomp_algorithm=algo=lz4hc priority=1'
   uzram set scratch 'recomp_algorithm=algo=zstd:9 priority=2'
   uzram recompress scratch
 
-  To have it done without being asked:
+  Without being asked:
   uzram serve scratch --size=8G --recompress=zstd:3 --after=600";
 
 pub(crate) const SYNC: &str = "\
@@ -268,7 +268,7 @@ EXAMPLES
       backing = \"/var/lib/swap.spill\"
       swap-priority = 100
 
-  One that outlives the machine's restarts:
+  One that survives restarts of the machine:
 
       [home]
       size = \"8G\"
@@ -281,7 +281,7 @@ EXAMPLES
   uzram up
   uzram up scratch
 
-  What was written for systemd's zram-generator, read as that reads it:
+  The devices of systemd's zram-generator:
   uzram up --config /etc/systemd/zram-generator.conf
 
 The keys of a table are the options of uzram serve and uzram mount, and three more. What has a `mountpoint` is \
@@ -294,7 +294,7 @@ EXAMPLES
   uzram down
   uzram down ./uzram.toml scratch
 
-What is on a device is then gone, but for what an `origin` has, and for what is saved because its table has a \
+The data of a device is then gone, unless its table has an `origin` or a \
 `save`.";
 
 pub(crate) const TOP: &str = "\

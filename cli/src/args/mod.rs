@@ -26,7 +26,7 @@ use crate::base::failure::Usage;
 use crate::base::name::Name;
 use crate::base::spelling;
 
-/// zram in userspace: a compressed RAM disk that spills its coldest memory to a file.
+/// zram in userspace: compressed RAM disks that spill their coldest pages to a file.
 #[derive(Debug, Parser)]
 #[command(name = "uzram", version = env!("UZRAM_VERSION"), after_help = examples::UZRAM, max_term_width = 100)]
 pub(crate) struct Cli {
@@ -45,7 +45,7 @@ pub(crate) struct LoggingArgs {
     #[arg(short, long, global = true, action = clap::ArgAction::Count, display_order = 900)]
     pub(crate) verbose: u8,
 
-    /// Say errors only, and what a verb is there to print.
+    /// Print only errors and requested output.
     #[arg(
         short,
         long,
@@ -62,32 +62,31 @@ pub(crate) enum Verb {
     #[command(after_help = examples::SERVE)]
     Serve(ServeArgs),
 
-    /// Make a device, a file system on it, and mount it: all in one (root).
+    /// Make a device with a file system and mount it (root).
     #[command(after_help = examples::MOUNT)]
     Mount(MountArgs),
 
-    /// Take down what `uzram mount` made, even after its server was killed (root).
+    /// Unmount and stop what `uzram mount` made, even after its server was killed (root).
     #[command(after_help = examples::UMOUNT)]
     Umount(UmountArgs),
 
-    /// Start the devices of a configuration file; mount those with a mountpoint, swap to those with a
-    /// swap-priority.
+    /// Start the devices of configuration files, and mount or swap to those that say so.
     #[command(after_help = examples::UP)]
     Up(UpArgs),
 
-    /// Stop the devices of a configuration file.
+    /// Stop the devices of configuration files.
     #[command(after_help = examples::DOWN)]
     Down(DownArgs),
 
-    /// Make a served device a block device of this machine, and print its path (root).
+    /// Attach a served device as a block device of this machine, and print its path (root).
     #[command(after_help = examples::ATTACH)]
     Attach(AttachArgs),
 
-    /// Undo `uzram attach`, and clear what a killed server left (root for block devices).
+    /// Detach the block device of `uzram attach`, or clear what a killed server left (root for block devices).
     #[command(after_help = examples::DETACH)]
     Detach(NameArgs),
 
-    /// List the devices being served.
+    /// List the devices that are served.
     #[command(visible_alias = "ls", alias = "ps", after_help = examples::LIST)]
     List(ListArgs),
 
@@ -95,11 +94,11 @@ pub(crate) enum Verb {
     #[command(visible_alias = "status", aliases = ["info", "stats"], after_help = examples::STAT)]
     Stat(StatArgs),
 
-    /// Show the devices live: figures, rates, and what their pages hold.
+    /// Show all devices live: figures, rates, and what their pages hold.
     #[command(after_help = examples::TOP)]
     Top(TopArgs),
 
-    /// Draw what a device's pages hold, from its start to its end.
+    /// Draw a map of what a device's pages hold.
     #[command(after_help = examples::MAP)]
     Map(MapArgs),
 
@@ -111,19 +110,19 @@ pub(crate) enum Verb {
     #[command(after_help = examples::SET)]
     Set(SetArgs),
 
-    /// Pack a device's memory: empty sparse zspages into full ones.
+    /// Compact a device's memory: empty sparse zspages into full ones.
     #[command(after_help = examples::COMPACT)]
     Compact(CompactArgs),
 
-    /// Read all that is spilled and verify it, while the device is in use.
+    /// Verify all spilled pages while the device is in use.
     #[command(after_help = examples::SCRUB)]
     Scrub(JobArgs),
 
-    /// Write an image of a device to a file, while it is in use.
+    /// Save an image of a device to a file while it is in use.
     #[command(after_help = examples::SAVE)]
     Save(SaveArgs),
 
-    /// Mark the pages in a device's memory that are not being used as idle.
+    /// Mark pages in a device's memory as idle until they are used.
     #[command(after_help = examples::IDLE)]
     Idle(IdleArgs),
 
@@ -131,15 +130,15 @@ pub(crate) enum Verb {
     #[command(after_help = examples::WRITEBACK)]
     Writeback(WritebackArgs),
 
-    /// Compress pages in a device's memory again, with an algorithm that makes them smaller.
+    /// Recompress pages in a device's memory with an algorithm that makes them smaller.
     #[command(after_help = examples::RECOMPRESS)]
     Recompress(RecompressArgs),
 
-    /// Have all that was written to a device in its image, durably.
+    /// Write all changes of a device to its image (--origin), durably.
     #[command(after_help = examples::SYNC)]
     Sync(NameArgs),
 
-    /// Make a dictionary for zstd of files, or of what is on a device.
+    /// Train a dictionary for zstd with files, or with the pages of a device.
     #[command(after_help = examples::TRAIN_DICT)]
     TrainDict(TrainDictArgs),
 
@@ -159,11 +158,11 @@ pub(crate) enum Verb {
     #[command(hide = true, after_help = examples::CLEAR_SPILL)]
     ClearSpill(ClearArgs),
 
-    /// Print a script that has a shell complete uzram's command lines.
+    /// Print a script that completes command lines in a shell.
     #[command(after_help = examples::COMPLETIONS)]
     Completions(CompletionsArgs),
 
-    /// Write man pages, of uzram and of each of its verbs.
+    /// Write man pages of uzram and its verbs.
     #[command(after_help = examples::MAN)]
     Man(ManArgs),
 
@@ -171,14 +170,14 @@ pub(crate) enum Verb {
     #[command(alias = "logs", after_help = examples::LOG)]
     Log(LogArgs),
 
-    /// Stop a device's server; its data is gone, but for what an image has (--origin).
+    /// Stop a device's server; without --origin its data is gone.
     #[command(alias = "rm", after_help = examples::STOP)]
     Stop(StopArgs),
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct ServeArgs {
-    /// The device's name, and its NBD export's.
+    /// Name of the device and its NBD export.
     pub(crate) name: Name,
 
     #[command(flatten)]
@@ -195,21 +194,21 @@ pub(crate) struct ServeArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct MountArgs {
-    /// An empty directory.
+    /// Directory to mount on; must be empty.
     pub(crate) mountpoint: PathBuf,
 
     #[command(flatten)]
     pub(crate) device: DeviceArgs,
 
-    /// The device's name [default: made from MOUNTPOINT].
+    /// Name the device [default: made from MOUNTPOINT].
     #[arg(long)]
     pub(crate) name: Option<Name>,
 
-    /// The file system to make; with --restore or --origin there is one, and none is made.
+    /// Make this file system, unless --restore or --origin brings one.
     #[arg(long, value_enum, default_value_t = FsType::Ext4)]
     pub(crate) fs: FsType,
 
-    /// Options for mount(8) beside those that uzram gives, as in noatime,nodev.
+    /// Add options for mount(8), as in noatime,nodev.
     #[arg(short, long, value_name = "OPTIONS")]
     pub(crate) options: Option<String>,
 }
@@ -219,11 +218,11 @@ pub(crate) struct UpArgs {
     #[command(flatten)]
     pub(crate) which: ConfiguredArgs,
 
-    /// Serve the one that is named here, and end when it does: for systemd.
+    /// Serve the one named device in the foreground: for systemd.
     #[arg(long)]
     pub(crate) foreground: bool,
 
-    /// Only look for faults in the files.
+    /// Check the files for faults and start nothing.
     #[arg(long, conflicts_with = "foreground")]
     pub(crate) check: bool,
 }
@@ -281,7 +280,7 @@ pub(crate) struct TopArgs {
     #[arg(value_name = "NAME", add = Known::Devices)]
     pub(crate) name: Option<Target>,
 
-    /// Seconds from one look to the next.
+    /// Refresh every so many seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub(crate) interval: u64,
 }
@@ -292,15 +291,15 @@ pub(crate) struct MapArgs {
     #[arg(value_name = "NAME", add = Known::Devices)]
     pub(crate) name: Target,
 
-    /// Draw a picture, which ends in .svg or .png; without it the map is in the terminal.
+    /// Draw to this .svg or .png file instead of the terminal.
     #[arg(conflicts_with = "json")]
     pub(crate) file: Option<PathBuf>,
 
-    /// Print one JSON object: for each part of the device, how many pages hold what.
+    /// Print one JSON object with the pages of each kind in each part of the device.
     #[arg(long)]
     pub(crate) json: bool,
 
-    /// In how many parts.
+    /// Divide the device into N parts.
     #[arg(long, value_name = "N", default_value_t = 1024, requires = "json", value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
     pub(crate) cells: u64,
 }
@@ -311,7 +310,7 @@ pub(crate) struct UmountArgs {
     #[arg(add = Known::Mountpoints)]
     pub(crate) mountpoint: PathBuf,
 
-    /// Save it to a file before its server is stopped.
+    /// Save the device to a file before stopping its server.
     #[arg(long, value_name = "FILE")]
     pub(crate) save: Option<PathBuf>,
 }
@@ -331,22 +330,22 @@ pub(crate) struct AttachArgs {
     #[arg(value_name = "NAME", add = Known::Devices)]
     pub(crate) name: Target,
 
-    /// Through the kernel's NBD driver.
+    /// Use the kernel's NBD driver.
     #[arg(long, conflicts_with = "fuse")]
     nbd: bool,
 
-    /// Through a loop device over the server's FUSE directory.
+    /// Use a loop device over the server's FUSE directory.
     #[arg(long)]
     fuse: bool,
 
-    /// Bytes in its sectors, 512 or 4096 [default: what is on it needs; what it was attached with last; 4096
-    /// if it is blank, else 512].
+    /// Set the sector size, 512 or 4096 [default: what the contents need; else the last one; else 4096 for a blank
+    /// device, 512 for others].
     #[arg(long, value_name = "BYTES", value_parser = parse::sector_size)]
     #[arg(add = ArgValueCandidates::new(values::sector_sizes))]
     pub(crate) sector_size: Option<SectorSize>,
 
-    /// With the NBD driver: seconds that a request may take before it and the device fail, rather than
-    /// wait for ever for a server that does not answer; 0 to wait [default: 180; over an image 0].
+    /// Fail requests that take this many seconds, and the device with them; 0 waits for ever. For the NBD driver
+    /// [default: 180; over an image 0].
     #[arg(long, value_name = "SECONDS", conflicts_with = "fuse")]
     pub(crate) timeout: Option<u32>,
 }
@@ -399,13 +398,13 @@ pub(crate) struct ReportArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct CompletionsArgs {
-    /// Which shell.
+    /// Shell to complete for.
     pub(crate) shell: Shell,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct ManArgs {
-    /// Where to.
+    /// Directory to write to.
     pub(crate) dir: PathBuf,
 }
 

@@ -38,7 +38,7 @@ fn nonsense_exits_2_with_one_line() {
         (&["serve", "a", "--size=1M", "--pool=slab"], "zsmalloc"),
         (&["serve", "a", "--size=1M", "--shards=0"], "--shards"),
         (&["serve", "a", "--size=1M", "--nbd=/tmp/x"], "unix:"),
-        (&["serve", "a", "--size=1M", "--nbd=tcp:host"], "--nbd"),
+        (&["serve", "a", "--size=1M", "--nbd=tcp:host:port"], "--nbd"),
         (&["serve", "a", "--size=1M", &long_socket], "107"),
         (&["serve", "a", "--size=1M", "--what"], "--what"),
         (&["serve", "a/b", "--size=1M"], "'/'"),
