@@ -135,7 +135,7 @@ impl Algorithm {
 
 fn wrong(reason: String) -> Error {
     Error::InvalidConfig {
-        option: "--algorithm",
+        option: "algorithm",
         reason,
     }
 }

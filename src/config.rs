@@ -115,9 +115,9 @@ impl DeviceConfig {
     /// # Errors
     /// [`Error::InvalidConfig`] naming the option.
     pub fn validate(&self) -> Result<()> {
-        check_size("--size", self.size)?;
+        check_size("size", self.size)?;
         if let Some(max_size) = self.max_size {
-            check_size("--max-size", max_size.max(self.size))?;
+            check_size("max_size", max_size.max(self.size))?;
         }
         if let Some(limit) = self.mem_limit {
             check_mem_limit(limit)?;
@@ -129,7 +129,7 @@ impl DeviceConfig {
             && let OriginUse::WriteBack(_) = origin.usage
         {
             return Err(Error::InvalidConfig {
-                option: "--backing",
+                option: "backing",
                 reason: NO_BACKING.to_owned(),
             });
         }
@@ -138,7 +138,7 @@ impl DeviceConfig {
             && !origin.is_snapshot()
         {
             return Err(Error::InvalidConfig {
-                option: "--read-only",
+                option: "read_only",
                 reason: "nothing goes home to the image: it is to be a snapshot".to_owned(),
             });
         }
@@ -149,7 +149,7 @@ impl DeviceConfig {
         self.recompress.iter().try_for_each(|again| again.check())?;
         if self.recompress.len() > Priority::SECONDARY.len() {
             return Err(Error::InvalidConfig {
-                option: "--recompress",
+                option: "recompress",
                 reason: "there are at most three algorithms for recompression".to_owned(),
             });
         }
@@ -158,7 +158,7 @@ impl DeviceConfig {
             .is_some_and(|after| after < RECOMPRESS_SOONEST)
         {
             return Err(Error::InvalidConfig {
-                option: "--after",
+                option: "recompress_after",
                 reason: "pages are recompressed after a second at the soonest".to_owned(),
             });
         }
@@ -177,7 +177,7 @@ fn check_table_limit(limit: u64) -> Result<()> {
     }
     let least = DeviceConfig::MIN_TABLE_LIMIT >> 10;
     Err(Error::InvalidConfig {
-        option: "--table-limit",
+        option: "table_limit",
         reason: format!("{limit} is less than {least}K"),
     })
 }
@@ -192,7 +192,7 @@ pub(crate) fn check_daily_limit(limit: u64) -> Result<()> {
     }
     let least = DeviceConfig::MIN_DAILY_LIMIT >> 20;
     Err(Error::InvalidConfig {
-        option: "--writeback-daily-limit",
+        option: "writeback_daily_limit",
         reason: format!("{limit} is less than {least}M; 0 is no limit"),
     })
 }
@@ -222,7 +222,7 @@ fn check_shards(shards: u32, size: u64) -> Result<()> {
     let most = DeviceConfig::MAX_SHARDS;
     let reason = format!("{shards} is not between {least}, for this size, and {most}");
     Err(Error::InvalidConfig {
-        option: "--shards",
+        option: "shards",
         reason,
     })
 }
@@ -240,7 +240,7 @@ pub fn check_mem_limit(limit: u64) -> Result<()> {
         DeviceConfig::MIN_MEM_LIMIT >> 10
     );
     Err(Error::InvalidConfig {
-        option: "--mem-limit",
+        option: "mem_limit",
         reason,
     })
 }

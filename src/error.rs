@@ -15,7 +15,7 @@ pub enum Error {
     /// A setting makes no sense whatever the machine: `option` names it, `reason` says what would.
     #[error("{option}: {reason}")]
     InvalidConfig {
-        /// The option or attribute as the user spells it, for example `--size`.
+        /// The setting or attribute, as it is named here: `mem_limit` of [`DeviceConfig`](crate::DeviceConfig), say.
         option: &'static str,
         /// What is wrong and what would be right.
         reason: String,

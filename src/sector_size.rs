@@ -42,7 +42,7 @@ impl FromStr for SectorSize {
     fn from_str(text: &str) -> Result<Self> {
         let named = Self::ALL.into_iter().find(|size| size.to_string() == text);
         named.ok_or_else(|| Error::InvalidConfig {
-            option: "--sector-size",
+            option: "sector_size",
             reason: format!("{text:?} is not 512 or 4096"),
         })
     }

@@ -92,7 +92,7 @@ fn settings_that_make_no_sense_are_refused() {
             .err()
             .expect("refused");
         assert!(
-            error.is_usage() && error.to_string().contains("--size"),
+            error.is_usage() && error.to_string().contains("size: "),
             "{size}: {error}"
         );
     }
@@ -103,14 +103,14 @@ fn settings_that_make_no_sense_are_refused() {
             .err()
             .expect("refused")
             .to_string()
-            .contains("--mem-limit")
+            .contains("mem_limit: ")
     );
     for (size, shards) in [(1 << 20, 0), (1 << 20, 257), (MAX_DEVICE_BYTES, 1)] {
         let mut config = DeviceConfig::new(size);
         config.shards = Some(shards);
         let error = Device::new(&config).err().expect("refused");
         assert!(
-            error.is_usage() && error.to_string().contains("--shards"),
+            error.is_usage() && error.to_string().contains("shards: "),
             "{error}"
         );
     }

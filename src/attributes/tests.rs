@@ -215,7 +215,7 @@ fn a_backing_comes_changes_and_goes() {
         refused
             .expect_err("precious")
             .to_string()
-            .contains("--backing-force")
+            .contains("BackingConfig::force")
     );
     assert_eq!(fs::read(&path).expect("there"), b"data");
     let forced = format!("force:{shown}\n");

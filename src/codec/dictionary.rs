@@ -62,7 +62,8 @@ impl Memory {
         if !self.budget.try_take(frames) {
             return Err(Error::Refused {
                 what: "dict",
-                reason: "there is no room for it beside the device's tables (--table-limit)"
+                reason: "there is no room for it beside the device's tables \
+                         (`DeviceConfig::table_limit`)"
                     .to_owned(),
                 errno: Errno::NOSPC,
             });
@@ -261,7 +262,7 @@ fn decompressing(bytes: &[u8]) -> Result<DDict> {
             human_size(bytes.len() as u64)
         )));
     }
-    let no_dictionary = "it is no dictionary of zstd's: uzram train-dict makes one";
+    let no_dictionary = "it is no dictionary of zstd's: `Device::train_dictionary` makes one";
     DDict::try_create(bytes).ok_or_else(|| refused(no_dictionary.to_owned()))
 }
 

@@ -335,7 +335,9 @@ fn check_home(device: &Device) -> Result<()> {
     }
     let reason = match device.origin_path() {
         Some(_) => "a snapshot never writes to its image",
-        None => "there is no image: without --origin the data lives as long as the server",
+        None => {
+            "there is no image: without `DeviceConfig::origin` the data lives as long as the server"
+        }
     };
     Err(refused("sync", Errno::OPNOTSUPP, reason.to_owned()))
 }

@@ -60,7 +60,7 @@ impl Device {
                 errno: Errno::INVAL,
             }),
             Some(config) if config.encrypt != self.encrypts() => Err(Error::InvalidConfig {
-                option: "--backing-encrypt",
+                option: "backing_encrypt",
                 reason: "is fixed when the device is made".to_owned(),
             }),
             Some(config) => {

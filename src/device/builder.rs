@@ -138,7 +138,7 @@ impl DeviceBuilder {
         let origin = match &self.config.origin {
             Some(origin) if !origin.is_snapshot() => {
                 return Err(Error::InvalidConfig {
-                    option: "--backing",
+                    option: "backing",
                     reason: NO_BACKING.to_owned(),
                 });
             }

@@ -51,7 +51,7 @@ impl Device {
         let most = self.max_size();
         if bytes > most {
             let reason = format!(
-                "it can grow to {}: --max-size says how far",
+                "it can grow to {}: `DeviceConfig::max_size` says how far",
                 human_size(most)
             );
             return refuse(Errno::FBIG, reason);
@@ -72,7 +72,7 @@ impl Device {
             Some(true) => Ok(()),
             Some(false) => refuse(
                 Errno::BUSY,
-                "there is data beyond that: --discard-tail forgets it".to_owned(),
+                "there is data beyond that: `Device::resize_discarding` forgets it".to_owned(),
             ),
             None => refuse(
                 Errno::BUSY,

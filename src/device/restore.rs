@@ -78,7 +78,9 @@ impl Device {
             })
         };
         if self.engine.origin.image().is_some() {
-            return unusable("what --origin names is on the device already".to_owned());
+            return unusable(
+                "what `DeviceConfig::origin` names is on the device already".to_owned(),
+            );
         }
         if image.size() > self.size() {
             return unusable(format!(

@@ -153,7 +153,7 @@ impl Device {
         }
         let reason = match (self.engine.origin.image(), self.engine.origin.policy()) {
             (None, _) => return Ok(()),
-            (_, Some(_)) => "most of it is in the image of --origin; copy that",
+            (_, Some(_)) => "most of it is in the image of `DeviceConfig::origin`; copy that",
             (_, None) => {
                 "a snapshot is its image and what was changed since: copy the device, with nbdcopy or \
                  from its FUSE directory"

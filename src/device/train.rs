@@ -67,7 +67,7 @@ pub(crate) fn check_dictionary_len(len: usize) -> Result<()> {
         return Ok(());
     }
     Err(Error::InvalidConfig {
-        option: "--size",
+        option: "dictionary_len",
         reason: format!(
             "a dictionary has from 1 KiB to {}",
             human_size(MAX_DICTIONARY_LEN as u64)

@@ -22,11 +22,11 @@ impl Engine {
     /// What gives writes room again, which they lack for `reason`.
     fn remedy(&self, reason: &str) -> &'static str {
         if reason == tables::SPENT {
-            "give it a larger --table-limit when it is started next"
+            "give it a larger `DeviceConfig::table_limit` when it is started next"
         } else if !self.limit.evicts() {
-            "uzram set NAME backing_dev=PATH, or mem_limit=SIZE to a larger one"
+            "`Device::set_backing`, or `Device::set_mem_limit` to a larger one"
         } else {
-            "see to that, or uzram set NAME mem_limit=SIZE to a larger one"
+            "see to that, or `Device::set_mem_limit` to a larger one"
         }
     }
 }

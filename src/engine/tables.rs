@@ -22,7 +22,8 @@ use crate::memory::FrameBudget;
 use crate::sync::Mutex;
 use crate::units::PAGE_SIZE;
 
-pub(super) const SPENT: &str = "the device's tables are at their limit (--table-limit)";
+pub(super) const SPENT: &str =
+    "the device's tables are at their limit (`DeviceConfig::table_limit`)";
 
 /// Times that relief is tried for a writer: others take what it frees, and make dirty what it wrote.
 const RELIEFS: usize = 3;

@@ -117,7 +117,7 @@ fn parse_tcp(text: &str) -> Result<Address> {
 
 fn invalid(reason: String) -> Error {
     Error::InvalidConfig {
-        option: "--nbd",
+        option: "addresses",
         reason,
     }
 }
@@ -191,7 +191,7 @@ mod tests {
         ] {
             let error = text.parse::<Address>().expect_err(text);
             assert!(error.is_usage(), "{text}: {error}");
-            assert!(error.to_string().starts_with("--nbd: "), "{error}");
+            assert!(error.to_string().starts_with("addresses: "), "{error}");
         }
     }
 }

@@ -19,7 +19,7 @@ impl Tls {
     /// [`Error::InvalidConfig`].
     pub(super) fn load(_: &TlsConfig) -> Result<Self> {
         Err(Error::InvalidConfig {
-            option: "--tls",
+            option: "tls",
             reason: "this build has no TLS: its cargo feature `tls` is off".to_owned(),
         })
     }

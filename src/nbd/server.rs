@@ -99,7 +99,7 @@ impl ServerConfig {
             return self.check_tls();
         };
         Err(Error::InvalidConfig {
-            option: "--nbd",
+            option: "addresses",
             reason: reason.to_owned(),
         })
     }
@@ -111,8 +111,8 @@ impl ServerConfig {
         let verify_peer = self.tls.as_ref().is_some_and(|tls| tls.verify_peer);
         if verify_peer && !required {
             return Err(Error::InvalidConfig {
-                option: "--tls-verify-peer",
-                reason: "clients without TLS would get in without a certificate: use --tls require"
+                option: "tls_verify_peer",
+                reason: "clients without TLS would get in without a certificate: use `TlsConfig::required`"
                     .to_owned(),
             });
         }
@@ -121,10 +121,10 @@ impl ServerConfig {
         }
         match self.addresses.iter().find(|address| address.is_exposed()) {
             Some(address) => Err(Error::InvalidConfig {
-                option: "--nbd",
+                option: "addresses",
                 reason: format!(
-                    "{address} is open to other machines without TLS: add --tls-certificates DIR \
-                     --tls require, or --insecure if that is meant"
+                    "{address} is open to other machines without TLS: set `ServerConfig::tls` and \
+                     `TlsConfig::required`, or `ServerConfig::insecure` if that is meant"
                 ),
             }),
             None => Ok(()),
@@ -339,8 +339,8 @@ impl Shared {
         let Some(place) = self.connections.admit(&fd) else {
             if let Some(end) = self.refusals.admit() {
                 tracing::warn!(
-                    "turned away a client on {address}: {} are connected, and --max-connections \
-                     allows no more{end}",
+                    "turned away a client on {address}: {} are connected, and \
+                     `ServerConfig::max_connections` allows no more{end}",
                     self.max_connections
                 );
             }

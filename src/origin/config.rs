@@ -34,7 +34,7 @@ impl FromStr for SyncPolicy {
             ("never", _) => Ok(Self::Never),
             (_, Ok(seconds @ 1..=86400)) => Ok(Self::Every(Duration::from_secs(seconds))),
             _ => Err(Error::InvalidConfig {
-                option: "--sync",
+                option: "sync",
                 reason: format!("{text:?} is not flush, never or a number of seconds up to 86400"),
             }),
         }

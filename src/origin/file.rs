@@ -154,7 +154,7 @@ fn check_len(len: u64, is_snapshot: bool) -> Result<(), String> {
     if !is_snapshot && !len.is_multiple_of(PAGE_SIZE as u64) {
         return Err(format!(
             "its size, {len} bytes, is not a multiple of 4096, which an image that is written to \
-             needs: --snapshot or --read-only serve it as it is, and truncate -s %4K makes a file \
+             needs: `OriginUse::Snapshot` or `DeviceConfig::read_only` serve it as it is, and truncate -s %4K makes a file \
              longer"
         ));
     }

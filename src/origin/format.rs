@@ -34,7 +34,7 @@ impl FromStr for OriginFormat {
             "detect" => Ok(Self::Detect),
             "raw" => Ok(Self::Raw),
             _ => Err(Error::InvalidConfig {
-                option: "--origin-format",
+                option: "origin_format",
                 reason: format!("{text:?} is not detect or raw"),
             }),
         }
@@ -128,7 +128,7 @@ const CONTAINERS: [Container; 25] = [
     ),
     container(
         "an image that uzram save wrote",
-        "uzram serve NAME --restore OLD",
+        "`Device::restore`",
         Start(0),
         &image::MAGIC,
     ),
@@ -182,7 +182,7 @@ impl Container {
         let Self { what, remedy, .. } = self;
         format!(
             "holds {what}, not a raw image: run {remedy}, or serve its bytes as they are with \
-             --origin-format raw"
+             `OriginFormat::Raw`"
         )
     }
 }

@@ -30,7 +30,7 @@ impl FromStr for PoolKind {
     fn from_str(text: &str) -> Result<Self> {
         let named = Self::ALL.into_iter().find(|pool| pool.to_string() == text);
         named.ok_or_else(|| Error::InvalidConfig {
-            option: "--pool",
+            option: "pool",
             reason: format!("{text:?} is not zsmalloc, zbud or z3fold"),
         })
     }

@@ -118,7 +118,7 @@ impl Slot {
         let len = (self.0 >> LEN_SHIFT & LEN_MASK) as usize + 1;
         let codec = || {
             let bits = (self.0 >> CODEC_SHIFT & CODEC_MASK) as u8;
-            Codec::from_bits(bits).expect("a slot's codec was written by `Slot::stored`")
+            Codec::from_bits(bits).expect("a slot is given a codec when it is stored")
         };
         match self.0 & STATE_MASK {
             SAME_FILLED => SlotState::SameFilled {

@@ -91,7 +91,7 @@ pub(super) fn check_size(size: Option<u64>) -> Result<()> {
         return Ok(());
     }
     Err(Error::InvalidConfig {
-        option: "--backing-size",
+        option: "backing_size",
         reason: format!("must be at least {}M", MIN_BYTES >> 20),
     })
 }

@@ -320,11 +320,11 @@ fn refusal(what: &str, path: &Path, is_block_device: bool) -> String {
     match is_block_device {
         true => format!(
             "holds {what}; if nothing on it is wanted, clear all of it (blkdiscard -fz {path}; wipefs \
-             clears its signatures only), or have it overwritten with --backing-force"
+             clears its signatures only), or have it overwritten with `BackingConfig::force`"
         ),
         false => format!(
             "holds {what}, and is not an old spill; give another path, remove it, or have it \
-             overwritten with --backing-force"
+             overwritten with `BackingConfig::force`"
         ),
     }
 }
@@ -333,7 +333,7 @@ fn refusal(what: &str, path: &Path, is_block_device: bool) -> String {
 fn give_up(file: &DirectFile, len: u64, path: &Path) -> io::Result<()> {
     if let Some(what) = signature::find(len, |at, buf| file.read_exact(buf, at))? {
         tracing::warn!(
-            "{what} on {} is overwritten, as --backing-force says",
+            "{what} on {} is overwritten, as `BackingConfig::force` says",
             path.display()
         );
     }

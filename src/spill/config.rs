@@ -32,7 +32,7 @@ impl FromStr for BackingKeep {
         let all = [Self::Keep, Self::Remove, Self::Wipe];
         let named = all.into_iter().find(|keep| keep.to_string() == text);
         named.ok_or_else(|| Error::InvalidConfig {
-            option: "--backing-keep",
+            option: "backing_keep",
             reason: format!("{text:?} is not keep, remove or wipe"),
         })
     }

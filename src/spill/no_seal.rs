@@ -16,7 +16,7 @@ impl SealKey {
     /// [`Error::InvalidConfig`]: records are to be sealed, and are not in this build.
     pub(super) fn random() -> Result<Self> {
         Err(Error::InvalidConfig {
-            option: "--backing-encrypt",
+            option: "backing_encrypt",
             reason: "this build has no encryption: its cargo feature `encrypt` is off".to_owned(),
         })
     }

@@ -38,7 +38,7 @@ impl SealKey {
     /// # Errors
     /// [`Error::Io`] if the kernel does not lock a page of memory, or has no randomness.
     pub(super) fn random() -> Result<Self> {
-        let action = "lock 4 KiB of memory for the key of --backing-encrypt (see ulimit -l)";
+        let action = "lock 4 KiB of memory for the key of `BackingConfig::encrypt` (see ulimit -l)";
         let keys = Locked::new(Keys::random).map_err(|error| Error::io(action, error))?;
         Ok(Self(keys))
     }

@@ -12,7 +12,7 @@ use crate::base::output;
 
 use crate::base::stderr;
 
-use crate::base::suggest;
+use crate::base::{suggest, wording};
 
 /// The exit code of what is wrong on any machine.
 pub(crate) const USAGE: u8 = 2;
@@ -92,7 +92,12 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
 pub(crate) fn one_line(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain() {
-        let cause = cause.to_string();
+        let cause = match cause.downcast_ref() {
+            Some(uzram::Error::InvalidConfig { option, reason }) => {
+                format!("{}: {reason}", wording::option(option))
+            }
+            _ => cause.to_string(),
+        };
         if text.is_empty() {
             text = cause;
         } else if !text.contains(&cause) {
@@ -202,7 +207,7 @@ mod tests {
         assert_eq!(exit_code(&Usage::error("x").context("y")), 2);
         assert_eq!(exit_code(&anyhow::anyhow!("x")), 1);
         let error = uzram::Error::InvalidConfig {
-            option: "--size",
+            option: "size",
             reason: "bad".to_owned(),
         };
         assert_eq!(exit_code(&error.into()), 2);

@@ -23,3 +23,4 @@ pub(crate) mod suggest;
 pub(crate) mod table;
 pub(crate) mod undo;
 pub(crate) mod user;
+pub(crate) mod wording;

@@ -18,7 +18,7 @@ use tracing::{Level, Metadata};
 use tracing_subscriber::fmt::MakeWriter;
 use uzram::human_size;
 
-use crate::base::{capabilities, printable};
+use crate::base::{capabilities, printable, wording};
 
 /// Bytes that wait to be written, at most.
 const MAX_BYTES: usize = 256 << 10;
@@ -36,7 +36,8 @@ static STDERR: Queue = Queue::new();
 
 /// Queues a line, without its newline.
 pub(crate) fn line(text: &str) {
-    STDERR.push(&format!("{}\n", printable::lines(text)), io::stderr);
+    let text = wording::ours(text);
+    STDERR.push(&format!("{}\n", printable::lines(&text)), io::stderr);
 }
 
 /// Waits until all that was queued is written, for at most `patience`.
@@ -79,7 +80,8 @@ pub(crate) struct Event {
 
 impl Event {
     fn shown(&self, text: &str) -> String {
-        let line = printable::line(text.trim_end_matches('\n'));
+        let text = wording::ours(text.trim_end_matches('\n'));
+        let line = printable::line(&text);
         let Some(level) = self.coloured else {
             return format!("{line}\n");
         };

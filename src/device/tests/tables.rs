@@ -34,7 +34,10 @@ fn used(device: &Device) -> u64 {
 fn expect_no_room(done: crate::Result<()>) {
     let error = done.expect_err("the tables are at their limit");
     assert_eq!(error.errno(), Errno::NOSPC);
-    assert!(error.to_string().contains("--table-limit"), "{error}");
+    assert!(
+        error.to_string().contains("DeviceConfig::table_limit"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -253,7 +256,10 @@ fn a_dictionary_beyond_the_limit_is_refused() {
         .set_algorithm_params(Priority::PRIMARY, Some(22), Some(&path))
         .expect_err("what compressing takes is larger");
     assert_eq!(error.errno(), Errno::NOSPC);
-    assert!(error.to_string().contains("--table-limit"), "{error}");
+    assert!(
+        error.to_string().contains("DeviceConfig::table_limit"),
+        "{error}"
+    );
     assert_eq!(device.algorithm(), Algorithm::Zstd { level: 3 });
     write(&device, 1, 1).expect("room");
     expect(&device, 1, 1);

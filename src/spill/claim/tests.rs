@@ -43,7 +43,7 @@ fn is_left_alone(disk: &LoopDisk, says: &[&str]) {
     let before = disk.contents();
     let said = refusal(&disk.path);
     assert!(disk.contents() == before, "changed: {said}");
-    let remedies = ["blkdiscard -fz", "--backing-force"];
+    let remedies = ["blkdiscard -fz", "BackingConfig::force"];
     for words in says.iter().chain(&remedies) {
         assert!(said.contains(words), "{words}: {said}");
     }
@@ -128,7 +128,7 @@ fn other_peoples_data_is_left_alone() {
             let said = refusal(&path);
             assert!(said.contains(&format!("byte {at} ")), "{at}: {said}");
             assert!(
-                said.contains("not an old spill") && said.contains("--backing-force"),
+                said.contains("not an old spill") && said.contains("BackingConfig::force"),
                 "{said}"
             );
             assert!(fs::read(&path).expect("there") == before, "changed");
