@@ -6,15 +6,14 @@
 //! Each line of the output is JSON: a case, its unit, and the figure of each contender. The
 //! kernel's is left out where `/dev/zram0` is not there or not free; stderr says so.
 
-mod corpus;
 mod heap;
 mod zram;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use corpus::pages_under;
 use heap::heap_pages;
+use support::corpus::pages_under;
 use uzram::{BlockDevice, Device, DeviceConfig, PAGE_SIZE, Page, Stats};
 use zram::Zram;
 

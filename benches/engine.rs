@@ -6,7 +6,6 @@
 //! It prints nanoseconds a page or, with `--json`, pages a second: a line for each case, with the
 //! figure of each contender.
 
-mod corpus;
 mod heap;
 
 use std::hint::black_box;
@@ -15,9 +14,10 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use corpus::pages_under;
 use heap::heap_pages;
 use lz4_flex::block::{CompressTable, compress_into_with_table, decompress_into};
+use support::Random;
+use support::corpus::pages_under;
 use uzram::{BlockDevice, Device, DeviceConfig, PAGE_SIZE, Page};
 
 /// Pages of each kind: 128 MiB.
@@ -296,18 +296,6 @@ fn waited_for_a_processor() -> Duration {
     let counted = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
     let nanoseconds = counted.split_whitespace().nth(1);
     Duration::from_nanos(nanoseconds.and_then(|n| n.parse().ok()).unwrap_or(0))
-}
-
-/// A generator of pseudo-random numbers (SplitMix64).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % n
-    }
 }
 
 fn json_line(case: &str, pages: usize, seconds: &[(&str, f64)]) {

@@ -6,14 +6,13 @@
 //! Each line of the output is JSON: a case, its unit, and the figure of each allocator; `uzram` is
 //! zsmalloc, which is the default.
 
-mod corpus;
 mod heap;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use corpus::pages_under;
 use heap::heap_pages;
+use support::corpus::pages_under;
 use uzram::{BackingConfig, BlockDevice, Device, DeviceConfig, PAGE_SIZE, Page, PoolKind};
 
 /// Pages of each kind: 64 MiB.

@@ -6,14 +6,13 @@
 //! contender. `hold-write` and `hold-read` only work for some seconds, on one thread, to be looked
 //! at by a profiler: what part of that time is spent with a lock held?
 
-mod corpus;
-
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use corpus::pages_under;
 use rustix::time::{ClockId, clock_gettime};
+use support::Random;
+use support::corpus::pages_under;
 use uzram::{BlockDevice, Device, DeviceConfig, PAGE_SIZE, Page};
 
 /// Pages that are written and read: 256 MiB.
@@ -139,9 +138,9 @@ impl<'a> Filled<'a> {
     fn burst(&self, work: Work, random: &mut Random, count: u64) {
         let mut page = [0; PAGE_SIZE];
         for _ in 0..count {
-            let n = random.below(self.pages.len());
+            let n = random.index(self.pages.len());
             match work {
-                Work::Write => self.write(n, random.below(self.pages.len())),
+                Work::Write => self.write(n, random.index(self.pages.len())),
                 Work::Read => self.read(n, &mut page),
             }
         }
@@ -172,18 +171,6 @@ impl<'a> Filled<'a> {
             iops: total / start.elapsed().as_secs_f64(),
             cost: (core_time() - used).as_nanos() as f64 / total,
         }
-    }
-}
-
-/// A generator of pseudo-random numbers (SplitMix64).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) % n as u64) as usize
     }
 }
 

@@ -4,7 +4,6 @@
 //!
 //! Each line of the output is JSON: a case, its unit, and the figure of each contender.
 
-mod corpus;
 mod misses;
 mod spilled;
 
@@ -13,8 +12,9 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Instant;
 
-use corpus::pages_under;
 use spilled::{Aligned, direct};
+use support::Random;
+use support::corpus::pages_under;
 use uzram::{BackingConfig, BlockDevice, Device, DeviceConfig, PAGE_SIZE, Page, Stats};
 
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -40,26 +40,6 @@ fn main() {
     }
     if runs("misses") {
         misses::misses(dir.path());
-    }
-}
-
-/// A generator of pseudo-random numbers (SplitMix64).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
-    }
-
-    fn unit(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1u64 << 53) as f64
     }
 }
 

@@ -17,9 +17,6 @@ use tempfile::TempDir;
 use uzram::control::{Client, IDLE_TIMEOUT, MAX_CLIENTS, MAX_LINE_BYTES, Request, Server};
 use uzram::{BlockDevice, Device, DeviceConfig, Error, Who};
 
-#[path = "attack/mod.rs"]
-mod attack;
-
 /// Far longer than anything here takes, far shorter than a hang.
 const HANG: Duration = Duration::from_secs(20);
 
@@ -324,7 +321,7 @@ fn lines() -> impl Strategy<Value = Vec<Vec<u8>>> {
 }
 
 proptest! {
-    #![proptest_config(attack::rounds(50))]
+    #![proptest_config(support::attack::rounds(50))]
 
     /// Each is answered in one line of JSON, whatever it is, and the device goes on.
     #[test]

@@ -6,14 +6,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use support::HANG;
+use support::noise_page;
 use uzram::{BlockDevice, Device, DeviceConfig, PAGE_SIZE};
 
 /// How long a device is left alone before it is looked at, and meanwhile.
 const SETTLES: Duration = Duration::from_secs(3);
 const WATCHED: Duration = Duration::from_secs(4);
-
-/// How long an image may take until as much of it as can leave it has.
-const HANG: Duration = Duration::from_secs(120);
 
 /// The writeback thread of a device, by its directory in `/proc`.
 struct WritebackThread(PathBuf);
@@ -87,16 +86,10 @@ fn the_writeback_thread_sleeps_while_nothing_is_accessed() {
 /// An image of pages that do not compress.
 fn save_noise(path: &Path, pages: u64) {
     let (device, _) = device(&DeviceConfig::new(64 << 20));
-    let mut state = 1u64;
-    let mut page = [0; PAGE_SIZE];
     for at in 0..pages {
-        page.fill_with(|| {
-            state = state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
-            (state >> 56) as u8
-        });
-        device.write(at * PAGE_SIZE as u64, &page).expect("room");
+        device
+            .write(at * PAGE_SIZE as u64, &noise_page(at))
+            .expect("room");
     }
     device.save(path).expect("saved");
 }

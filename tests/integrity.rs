@@ -7,10 +7,8 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use support::Random;
 use uzram::{BackingConfig, BlockDevice, Device, DeviceConfig, Error, PAGE_SIZE, Page};
-
-#[path = "../benches/corpus/mod.rs"]
-mod corpus;
 
 const PAGE: u64 = PAGE_SIZE as u64;
 const SEGMENT: usize = 2 << 20;
@@ -18,26 +16,13 @@ const SPILL: u64 = 256 << 20;
 const FLIPS: usize = 400;
 const SWAPS: usize = 50;
 
-/// Numbers that are the same in each run.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: usize) -> usize {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 24) as usize % bound
-    }
-}
-
 /// What is on each page of a device: real data, and the page's number.
 struct Contents(Vec<Page>);
 
 impl Contents {
     fn collect() -> Self {
         let roots = ["/usr/bin", "/usr/lib", "/usr/share"].map(Path::new);
-        let pages = corpus::pages_under(&roots, 16 << 10, |_| true);
+        let pages = support::corpus::pages_under(&roots, 16 << 10, |_| true);
         assert!(pages.len() > 1000, "{} pages in /usr", pages.len());
         Self(pages)
     }
@@ -133,16 +118,16 @@ fn damage(file: &File, bytes: &[u8]) -> Vec<Range<usize>> {
     let mut random = Random(2026);
     let mut hit = Vec::new();
     for _ in 0..FLIPS {
-        let at = random.below(bytes.len());
+        let at = random.index(bytes.len());
         let mut byte = [0];
         file.read_exact_at(&mut byte, at as u64).expect("read");
-        byte[0] ^= 1 << random.below(8);
+        byte[0] ^= 1 << random.index(8);
         file.write_all_at(&byte, at as u64).expect("written");
         hit.push(at..at + 1);
     }
     let blocks = bytes.len() / PAGE_SIZE;
     for _ in 0..SWAPS {
-        let [one, other] = [(); 2].map(|()| random.below(blocks) * PAGE_SIZE);
+        let [one, other] = [(); 2].map(|()| random.index(blocks) * PAGE_SIZE);
         let [at_one, at_other] = [one, other].map(|at| {
             let mut block = [0; PAGE_SIZE];
             file.read_exact_at(&mut block, at as u64).expect("read");

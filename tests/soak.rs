@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use support::Random;
 use uzram::{BackingConfig, BlockDevice, Device, DeviceConfig, PAGE_SIZE, Page, Recompression};
 
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -158,7 +159,7 @@ impl Soak {
         let mut random = Random(writer + 100);
         let mut data = vec![0; (RUN * PAGE) as usize];
         while self.running() {
-            let (run, within) = (random.run() * WRITERS + writer, random.below(RUN));
+            let (run, within) = (run(&mut random) * WRITERS + writer, random.below(RUN));
             let (first, count) = (run * RUN + within, 1 + random.below(RUN - within));
             self.write_run(first, count, &mut data, random.below(16) == 0);
         }
@@ -209,7 +210,7 @@ impl Soak {
     fn read(&self, seed: u64) {
         let mut random = Random(seed + 200);
         while self.running() {
-            let first = random.run() * WRITERS * RUN + random.below(WRITERS * RUN);
+            let first = run(&mut random) * WRITERS * RUN + random.below(WRITERS * RUN);
             self.verify(first, 1 + random.below(RUN).min(PAGES - first - 1));
         }
     }
@@ -385,25 +386,9 @@ fn assert_holds(page: u64, data: &Page, versions: std::ops::RangeInclusive<u32>)
     assert!(*data == expected, "page {page}, version {found} is damaged");
 }
 
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
-    }
-
-    /// One of a writer's runs; half of all requests go to a tenth of the device.
-    fn run(&mut self) -> u64 {
-        let runs = PAGES / RUN / WRITERS;
-        let hot = self.below(2) == 0;
-        self.below(if hot { runs / 10 } else { runs })
-    }
+/// One of a writer's runs; half of all requests go to a tenth of the device.
+fn run(random: &mut Random) -> u64 {
+    let runs = PAGES / RUN / WRITERS;
+    let hot = random.below(2) == 0;
+    random.below(if hot { runs / 10 } else { runs })
 }

@@ -3,9 +3,8 @@
 
 use std::time::{Duration, Instant};
 
+use support::HANG;
 use uzram::{BlockDevice, Device, DeviceConfig, PAGE_SIZE};
-
-const HANG: Duration = Duration::from_secs(120);
 
 /// Bytes of a device that 4 KiB of slots are for.
 const BLOCK: u64 = 2 << 20;

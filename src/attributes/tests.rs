@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use support::noise_page;
+
 use super::*;
 use crate::block_device::BlockDevice;
 use crate::stats::Stats;
@@ -259,13 +261,7 @@ fn varied() -> Device {
     let mut config = DeviceConfig::new(1 << 20);
     config.recompress = vec![Algorithm::Zstd { level: 3 }];
     let device = Device::new(&config).expect("a device");
-    let mut state = 1u64;
-    let noise: crate::Page = std::array::from_fn(|_| {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(9);
-        (state >> 56) as u8
-    });
+    let noise = noise_page(1);
     let text = b"static int zs_compact(struct zs_pool *pool)\n";
     let text: crate::Page = std::array::from_fn(|i| text[i * i % text.len()]);
     let page = PAGE_SIZE as u64;

@@ -1,5 +1,7 @@
 //! Every algorithm, on what compresses, what does not, and what is no page.
 
+use support::noise_page;
+
 use super::*;
 use crate::units::{PAGE_SIZE, Page};
 
@@ -29,16 +31,6 @@ fn words_page(seed: u64) -> Page {
         page.extend_from_slice(format!("{}", state >> 50).as_bytes());
     }
     *page.first_chunk().expect("a page")
-}
-
-fn noise_page() -> Page {
-    let mut state = 1u64;
-    std::array::from_fn(|_| {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(99);
-        (state >> 56) as u8
-    })
 }
 
 /// Every way to compress, at every priority.
@@ -149,7 +141,7 @@ fn dictionaries_are_kept_once_and_bounded() {
 #[test]
 fn noise_stays_raw() {
     let dictionaries = Dictionaries::default();
-    let page = noise_page();
+    let page = noise_page(1);
     let mut out = [0; MAX_COMPRESSED_LEN];
     for (way, priority) in ways(&dictionaries) {
         let made = compress(way, priority, &dictionaries, &page, &mut out, 3600);

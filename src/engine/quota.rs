@@ -189,6 +189,7 @@ impl Quota {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use support::Random;
 
     const NOW: Duration = Duration::from_secs(1_000_000);
     const HOUR: Duration = Duration::from_secs(3600);
@@ -259,11 +260,9 @@ mod tests {
         const LIMIT: u64 = 50 * MIB;
         let quota = Quota::default();
         quota.limit_daily(Some(LIMIT));
-        let (mut now, mut written, mut state) = (NOW, Vec::new(), 1u64);
+        let (mut now, mut written, mut random) = (NOW, Vec::new(), Random(1));
         for _ in 0..5000 {
-            state = state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
+            let state = random.next();
             now += Duration::from_secs(state >> 33 & 2047);
             if let Ok(left) = quota.left(now) {
                 let taken = left.bytes.min(4096 * (1 + (state >> 50 & 1023)));

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use support::Random;
 use zerocopy::FromZeros;
 
 use super::read::MAX_INDEX_LEN;
@@ -11,19 +12,6 @@ use super::*;
 use crate::error::{Error, Result};
 use crate::spill::{MAX_STORE_BYTES, RECORD_ALIGN, SEGMENT_BYTES, Store};
 use crate::units::{MAX_DEVICE_BYTES, PAGE_SIZE, PageIndex};
-
-/// Numbers that are the same in each run.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: usize) -> usize {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 24) as usize % bound
-    }
-}
 
 type Pages = BTreeMap<u32, (Codec, Vec<u8>)>;
 
@@ -33,10 +21,10 @@ fn sample() -> Pages {
     let page = |i: u32| {
         let (codec, len) = match i % 3 {
             0 => (Codec::Raw, PAGE_SIZE),
-            1 => (Codec::Lz4, 1 + random.below(3000)),
-            _ => (Codec::Zstd, 1 + random.below(3000)),
+            1 => (Codec::Lz4, 1 + random.index(3000)),
+            _ => (Codec::Zstd, 1 + random.index(3000)),
         };
-        let bytes = (0..len).map(|_| random.below(256) as u8).collect();
+        let bytes = (0..len).map(|_| random.index(256) as u8).collect();
         (i * 7, (codec, bytes))
     };
     (0..1500).map(page).collect()
@@ -132,17 +120,17 @@ fn no_damage_is_believed() {
     let (mut refused, mut hit) = (0, 0);
     for round in 0..200 {
         let mut bad = good.clone();
-        let at = random.below(good.len() - 8192);
+        let at = random.index(good.len() - 8192);
         match round % 5 {
-            0 => bad[at] ^= 1 << random.below(8),
-            1 => bad.truncate(random.below(good.len())),
+            0 => bad[at] ^= 1 << random.index(8),
+            1 => bad.truncate(random.index(good.len())),
             2 => {
-                let other = random.below(good.len() - 4096);
+                let other = random.index(good.len() - 4096);
                 let block = good[at..at + 4096].to_vec();
                 bad.copy_within(other..other + 4096, at);
                 bad[other..other + 4096].copy_from_slice(&block);
             }
-            3 => bad[at..at + 1 + random.below(8192)].fill(0),
+            3 => bad[at..at + 1 + random.index(8192)].fill(0),
             _ => bad.extend_from_slice(&good[at..at + 100]),
         }
         match scratch.read(&bad) {

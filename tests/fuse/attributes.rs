@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
+use support::HANG;
 use uzram::{Attribute, BlockDevice};
 
-use crate::rig::{HANG, MIB, PAGE, Served, can_mount, errno};
+use crate::rig::{MIB, PAGE, Served, can_mount, errno};
 
 #[test]
 fn the_directory_lists_the_attributes_and_takes_nothing_else() {

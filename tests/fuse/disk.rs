@@ -9,10 +9,11 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
+use support::Random;
 use uzram::fuse::{Mount, MountOptions};
 use uzram::{BlockDevice, Device, DeviceConfig, Extent, OriginConfig, OriginUse, Result};
 
-use crate::rig::{Loop, MIB, Mounted, PAGE, Random, Served, can_mount, errno, run};
+use crate::rig::{Loop, MIB, Mounted, PAGE, Served, can_mount, errno, run};
 
 /// Random requests on `file` from `start` on, checked against a flat array.
 fn follow_model(file: &File, start: u64, len: u64, align: u64, seed: u64) {

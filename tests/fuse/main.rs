@@ -5,6 +5,5 @@ mod attributes;
 mod disk;
 mod log;
 mod mounts;
-mod offered;
 mod rig;
 mod uring;

@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
+use support::HANG;
 use uzram::fuse::{Mount, MountOptions, Mounted, detach_stale};
 use uzram::{Device, DeviceConfig, Error};
 
-use crate::rig::{HANG, Loop, MIB, PAGE, Served, Server, can_mount, errno, run};
+use crate::rig::{Loop, MIB, PAGE, Served, Server, can_mount, errno, run};
 
 /// Unmounts; returns whether that took no longer than it may.
 fn unmount_in_time(mount: Mount) -> bool {

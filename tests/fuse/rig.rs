@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -14,10 +14,8 @@ use tempfile::TempDir;
 use uzram::fuse::{Mount, MountOptions, detach_stale};
 use uzram::{Attribute, BackingConfig, Device, DeviceConfig, OriginConfig, OriginUse, SyncPolicy};
 
-use crate::offered::OVER_IO_URING;
-
-/// Far longer than anything here takes, far shorter than a hang.
-pub(crate) const HANG: Duration = Duration::from_secs(20);
+use support::HANG;
+use support::offered::OVER_IO_URING;
 
 pub(crate) const PAGE: u64 = 4096;
 pub(crate) const MIB: u64 = 1 << 20;
@@ -222,26 +220,4 @@ pub(crate) fn run(command: &mut Command) {
 
 pub(crate) fn errno<T: std::fmt::Debug>(result: io::Result<T>) -> Option<Errno> {
     Errno::from_io_error(&result.expect_err("an error"))
-}
-
-/// SplitMix64.
-pub(crate) struct Random(pub(crate) u64);
-
-impl Random {
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub(crate) fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-
-    pub(crate) fn bytes(&mut self, len: usize) -> Vec<u8> {
-        // Runs of a few bytes, so that some pages compress and some do not.
-        let kinds = 1 + self.below(255) as u8;
-        (0..len).map(|_| (self.next() as u8) % kinds).collect()
-    }
 }

@@ -3,8 +3,8 @@
 use std::env;
 use std::process::Command;
 
-use crate::offered::{OVER_IO_URING, Offered};
 use crate::rig::can_mount;
+use support::offered::{OVER_IO_URING, Offered};
 
 #[test]
 fn all_the_same_over_io_uring() {

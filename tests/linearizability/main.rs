@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use nbd::client::{NbdClient, handshake};
 use rustix::fs::OFlags;
+use support::Random;
 use uzram::fuse::{Mount, MountOptions};
 use uzram::nbd::{Address, Server, ServerConfig};
 use uzram::{
@@ -74,18 +75,6 @@ impl Disk for NbdClient<UnixStream> {
     fn write(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.seek(SeekFrom::Start(offset))?;
         self.write_all(data)
-    }
-}
-
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % n
     }
 }
 

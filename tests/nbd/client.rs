@@ -5,8 +5,8 @@ use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
+use support::HANG;
 use tempfile::TempDir;
 use uzram::BlockDevice;
 use uzram::nbd::{Address, Server, ServerConfig};
@@ -56,9 +56,6 @@ pub(crate) const EIO: u32 = 5;
 pub(crate) const EINVAL: u32 = 22;
 pub(crate) const ENOSPC: u32 = 28;
 pub(crate) const EOVERFLOW: u32 = 75;
-
-/// Far more than anything here takes; what hangs fails instead.
-pub(crate) const HANG: Duration = Duration::from_secs(120);
 
 /// A server of a [`MemoryDevice`] on a Unix socket of its own.
 pub(crate) struct Fixture {
@@ -384,17 +381,5 @@ pub(crate) fn queries(name: &str, queries: &[&str]) -> Vec<u8> {
 pub(crate) fn string(text: &str) -> Vec<u8> {
     let mut bytes = (text.len() as u32).to_be_bytes().to_vec();
     bytes.extend(text.as_bytes());
-    bytes
-}
-
-/// Bytes that differ from page to page and from their neighbours.
-pub(crate) fn pattern(seed: u64, length: usize) -> Vec<u8> {
-    let mut x = seed | 1;
-    let mut bytes = Vec::with_capacity(length + 8);
-    while bytes.len() < length {
-        x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        bytes.extend(x.to_le_bytes());
-    }
-    bytes.truncate(length);
     bytes
 }

@@ -3,8 +3,8 @@
 use std::ops::{ControlFlow, Range};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::client::HANG;
 use parking_lot::{Condvar, Mutex};
+use support::HANG;
 use uzram::{BlockDevice, Error, Extent, PAGE_SIZE, PageState, Result};
 
 /// Bytes in a test device: many requests' worth.
@@ -105,7 +105,7 @@ impl MemoryDevice {
     /// Fills a range, past the gate.
     pub(crate) fn write_pattern(&self, offset: usize, length: usize) {
         let mut inner = self.inner.lock();
-        let bytes = crate::client::pattern(offset as u64 + 1, length);
+        let bytes = support::noise(offset as u64 + 1, length);
         inner.bytes[offset..offset + length].copy_from_slice(&bytes);
         let pages = offset / PAGE_SIZE..(offset + length).div_ceil(PAGE_SIZE);
         inner.states[pages].fill(PageState::Resident);

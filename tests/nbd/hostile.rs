@@ -11,9 +11,10 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use uzram::nbd::{ConnectionError, Export, serve_stream};
 
-use crate::attack::rounds;
 use crate::client::*;
 use crate::device::{MemoryDevice, SIZE};
+use support::attack::rounds;
+use support::{HANG, noise};
 
 #[test]
 fn names_of_any_length_in_any_option() {
@@ -123,7 +124,7 @@ fn a_payload_that_nobody_would_drain() {
     let fixture = serve();
     for length in [(64 << 20) + 1, u32::MAX] {
         let mut client = fixture.structured();
-        client.request(WRITE, 0, 0, length, &pattern(1, 100_000));
+        client.request(WRITE, 0, 0, length, &noise(1, 100_000));
         assert_eq!(
             client.structured_error().0,
             if length == u32::MAX || u64::from(length) > SIZE {
@@ -142,13 +143,13 @@ fn half_a_write_and_gone() {
     let fixture = serve();
     for (length, sent) in [(4096, 2000), (256 << 10, 100_000), (8 << 20, 3_000_000)] {
         let mut client = fixture.simple();
-        client.request(WRITE, 0, 0, length, &pattern(2, sent));
+        client.request(WRITE, 0, 0, length, &noise(2, sent));
         drop(client);
         fixture.assert_serves();
     }
     // A write that fits the buffer takes effect whole or not at all.
     let mut client = fixture.simple();
-    client.request(WRITE, 0, 32 << 20, 128 << 10, &pattern(2, 100_000));
+    client.request(WRITE, 0, 32 << 20, 128 << 10, &noise(2, 100_000));
     client.stream.shutdown(Shutdown::Write).expect("open");
     client.assert_closed();
     assert_eq!(fixture.device.bytes(32 << 20..(32 << 20) + 4096), [0; 4096]);
@@ -165,7 +166,7 @@ fn four_hundred_reads_of_1_mib_that_are_never_read() {
 fn unread_reads() {
     let fixture = serve();
     let mut writer = fixture.simple();
-    writer.request(WRITE, 0, 0, 1 << 20, &pattern(6, 1 << 20));
+    writer.request(WRITE, 0, 0, 1 << 20, &noise(6, 1 << 20));
     writer.simple_reply(0);
     for mut client in [fixture.simple(), fixture.structured()] {
         let before = resident_bytes();
@@ -218,7 +219,7 @@ fn a_thousand_connections_with_unread_replies_and_half_sent_writes() {
 fn busy_connections() {
     let fixture = serve();
     let mut writer = fixture.simple();
-    writer.request(WRITE, 0, 0, 4 << 20, &pattern(6, 4 << 20));
+    writer.request(WRITE, 0, 0, 4 << 20, &noise(6, 4 << 20));
     writer.simple_reply(0);
     drop(writer);
     let before = resident_bytes();
@@ -239,7 +240,7 @@ fn busy_connections() {
             said.extend((0..8).flat_map(|c| request_bytes(READ, 0, c, 0, 1 << 20)));
         } else {
             said.extend(request_bytes(WRITE, 0, 0, 0, 64 << 20));
-            said.extend(pattern(i, 100_000));
+            said.extend(noise(i, 100_000));
         }
         if opened && client.stream.write_all(&said).is_ok() {
             clients.push(client);
@@ -317,7 +318,7 @@ fn conversation() -> Vec<u8> {
     option(INFO, &info_request(NAME, &[0, 3]));
     option(GO, &info_request(NAME, &[0, 3]));
     said.extend(request_bytes(WRITE, 0, 1, 100, 600));
-    said.extend(pattern(1, 600));
+    said.extend(noise(1, 600));
     said.extend(request_bytes(READ, 0, 2, 0, 4096));
     said.extend(request_bytes(BLOCK_STATUS, REQ_ONE, 3, 0, 65_536));
     said.extend(request_bytes(WRITE_ZEROES, NO_HOLE, 4, 0, 4096));

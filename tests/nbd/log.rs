@@ -10,8 +10,9 @@ use tracing::{Event, Level, Metadata, Subscriber};
 
 use uzram::nbd::TlsConfig;
 
-use crate::certificates::Certificates;
 use crate::client::*;
+use support::HANG;
+use support::certificates::Certificates;
 
 /// Sends on the level and the words of every event.
 struct Listener(Mutex<mpsc::Sender<(Level, String)>>);

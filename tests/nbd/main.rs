@@ -1,17 +1,11 @@
 //! The NBD server as raw bytes see it: every option, command, reply and error of the protocol,
 //! and what no honest client sends. What real clients make of it is in `nbd_clients.rs`.
 
-#[path = "../attack/mod.rs"]
-mod attack;
-#[path = "../certificates/mod.rs"]
-mod certificates;
 mod client;
 mod device;
 mod handshake;
 mod hostile;
 mod log;
-#[path = "../certificates/revocation.rs"]
-mod revocation;
 mod server;
 mod tls;
 mod tls_files;

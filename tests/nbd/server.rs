@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use nbd::client::{NbdClient, handshake};
 use rustix::io::Errno;
+use support::{HANG, noise};
 use uzram::nbd::{Address, Server, ServerConfig};
 use uzram::{Device, DeviceConfig, PageState};
 
@@ -41,11 +42,11 @@ fn the_nbd_crates_client_reads_and_writes() {
     let mut stream = fixture.connect().stream;
     let export = handshake(&mut stream, NAME.as_bytes()).expect("the handshake");
     let mut client = NbdClient::new(&mut stream, &export);
-    client.write_all(&pattern(4, 10_000)).expect("a write");
+    client.write_all(&noise(4, 10_000)).expect("a write");
     std::io::Seek::seek(&mut client, std::io::SeekFrom::Start(0)).expect("a seek");
     let mut read = vec![0; 10_000];
     client.read_exact(&mut read).expect("a read");
-    assert_eq!(read, pattern(4, 10_000));
+    assert_eq!(read, noise(4, 10_000));
 }
 
 #[test]
@@ -154,7 +155,7 @@ fn shutdown_answers_what_was_received_and_leaves_nothing() {
     let mut bytes = Vec::new();
     for i in 0..100 {
         bytes.extend(request_bytes(WRITE, 0, i, i * 4096, 512));
-        bytes.extend(pattern(i, 512));
+        bytes.extend(noise(i, 512));
     }
     client.send(&bytes);
     let begun = Instant::now();
@@ -207,7 +208,7 @@ fn shutdown_waits_for_no_payload_that_was_not_sent() {
         let fixture = serve();
         let mut client = fixture.simple();
         let whole = client.request(WRITE, 0, 0, 4, b"done");
-        client.request(WRITE, 0, 1 << 20, length, &pattern(2, sent));
+        client.request(WRITE, 0, 1 << 20, length, &noise(2, sent));
         let begun = Instant::now();
         fixture.server.shutdown(HANG);
         assert!(begun.elapsed() < SOON, "{length}: {:?}", begun.elapsed());

@@ -12,10 +12,11 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use uzram::nbd::{Server, ServerConfig, TlsConfig};
 
-use crate::certificates::Certificates;
 use crate::client::*;
 use crate::device::MemoryDevice;
-use crate::revocation::revoke_client;
+use support::certificates::Certificates;
+use support::certificates::revoke_client;
+use support::{HANG, noise};
 
 type Secure = Client<StreamOwned<ClientConnection, UnixStream>>;
 
@@ -126,7 +127,7 @@ fn large_requests_and_many_of_them_pass_through() {
         .expect("TLS");
     client.go(NAME);
     for (offset, length) in [(0, 1), (4095, 100_000), (1 << 20, 8 << 20)] {
-        let data = pattern(offset + 1, length);
+        let data = noise(offset + 1, length);
         client.request(WRITE, FUA, offset, length as u32, &data);
         assert_eq!(client.simple_reply(0).0, 0);
         client.request(READ, 0, offset, length as u32, &[]);
@@ -134,14 +135,14 @@ fn large_requests_and_many_of_them_pass_through() {
     }
     let many = (0..1000u64).flat_map(|i| {
         let mut request = request_bytes(WRITE, 0, i, i * 4096, 512);
-        request.extend(pattern(i, 512));
+        request.extend(noise(i, 512));
         request
     });
     client.send(&many.collect::<Vec<u8>>());
     for i in 0..1000u64 {
         assert_eq!(client.receive(16)[8..], i.to_be_bytes());
     }
-    assert_eq!(served.fixture.device.bytes(4096..4608), pattern(1, 512));
+    assert_eq!(served.fixture.device.bytes(4096..4608), noise(1, 512));
 }
 
 #[test]

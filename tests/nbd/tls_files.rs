@@ -9,10 +9,10 @@ use rustix::fs::{CWD, FileType, Mode, mknodat};
 use uzram::Error;
 use uzram::nbd::{Server, ServerConfig, TlsConfig};
 
-use crate::certificates::Certificates;
 use crate::client::*;
 use crate::device::MemoryDevice;
-use crate::revocation::revoke_client;
+use support::certificates::Certificates;
+use support::certificates::revoke_client;
 
 /// Starts a server with the certificates of `dir`, and checks its clients' if asked to.
 fn start(dir: &Path, verify_peer: bool) -> Result<(), Error> {

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
+use support::noise;
 use uzram::PageState;
 
 use crate::client::*;
@@ -25,13 +26,13 @@ fn written_bytes_are_read_back_at_any_alignment_and_size() {
         (4_000_003, 40 << 20),
         (8 << 20, 64 << 20),
     ] {
-        let data = pattern(offset ^ 7, length);
+        let data = noise(offset ^ 7, length);
         simple.request(WRITE, 0, offset, length as u32, &data);
         assert_eq!(simple.simple_reply(0).0, 0);
         structured.request(READ, 0, offset, length as u32, &[]);
         assert!(structured.assemble(offset, length) == data, "{offset}");
 
-        let data = pattern(offset ^ 9, length);
+        let data = noise(offset ^ 9, length);
         structured.request(WRITE, FUA, offset, length as u32, &data);
         assert_eq!(structured.simple_reply(0).0, 0);
         simple.request(READ, 0, offset, length as u32, &[]);
@@ -49,7 +50,7 @@ fn requests_sent_at_once_are_answered_each_in_order() {
     let mut batch = Vec::new();
     for i in 0..500u64 {
         batch.extend(request_bytes(WRITE, 0, i, i * 4096, 4096));
-        batch.extend(pattern(i, 4096));
+        batch.extend(noise(i, 4096));
         batch.extend(request_bytes(READ, 0, 1000 + i, i * 4096, 4096));
     }
     let mut writer = client.stream.try_clone().expect("a second handle");
@@ -61,7 +62,7 @@ fn requests_sent_at_once_are_answered_each_in_order() {
         assert_eq!(client.be64(), i);
         assert_eq!((client.be32(), client.be32()), (0x6744_6698, 0));
         assert_eq!(client.be64(), 1000 + i);
-        assert_eq!(client.receive(4096), pattern(i, 4096));
+        assert_eq!(client.receive(4096), noise(i, 4096));
     }
     sender.join().expect("everything was sent");
 }
@@ -71,12 +72,12 @@ fn a_request_that_trickles_in_is_served_like_any_other() {
     let fixture = serve();
     let mut client = fixture.simple();
     let mut bytes = request_bytes(WRITE, 0, 1, 100, 50);
-    bytes.extend(pattern(5, 50));
+    bytes.extend(noise(5, 50));
     for byte in bytes {
         client.send(&[byte]);
     }
     assert_eq!(client.receive(16)[4..8], [0; 4]);
-    assert_eq!(fixture.device.bytes(100..150), pattern(5, 50));
+    assert_eq!(fixture.device.bytes(100..150), noise(5, 50));
 }
 
 #[test]
@@ -129,7 +130,7 @@ fn oversized_requests_fail_and_the_stream_stays_in_step() {
     // The payload of one that is refused for another reason is read to its end.
     let most = 64 * MIB;
     let beyond = SIZE - u64::from(most) + 1;
-    structured.request(WRITE, 0, beyond, most, &pattern(1, most as usize));
+    structured.request(WRITE, 0, beyond, most, &noise(1, most as usize));
     assert_eq!(structured.structured_error().0, ENOSPC);
     structured.request(READ, 0, SIZE - 4096, 4096, &[]);
     assert_eq!(structured.assemble(SIZE - 4096, 4096), [0; 4096]);
@@ -223,7 +224,7 @@ fn statuses(chunks: &[Chunk]) -> Vec<Vec<(u32, u32)>> {
 fn trimmed_and_zeroed_ranges_read_as_zeroes_and_say_what_they_are() {
     let fixture = serve();
     let mut client = fixture.structured();
-    client.request(WRITE, 0, 0, MIB, &pattern(3, MIB as usize));
+    client.request(WRITE, 0, 0, MIB, &noise(3, MIB as usize));
     client.simple_reply(0);
     for (command, flags, offset) in [
         (TRIM, 0, 0),
@@ -238,7 +239,7 @@ fn trimmed_and_zeroed_ranges_read_as_zeroes_and_say_what_they_are() {
     client.request(WRITE_ZEROES, 0, 20_490, 10, &[]);
     assert_eq!(client.simple_reply(0).0, 0);
     client.request(READ, 0, 0, 65_536, &[]);
-    let mut expected = pattern(3, 65_536);
+    let mut expected = noise(3, 65_536);
     expected[..20_480].fill(0);
     expected[20_490..20_500].fill(0);
     assert!(client.assemble(0, 65_536) == expected);
@@ -300,7 +301,7 @@ fn block_status_without_a_context_is_refused() {
 fn holes_are_sent_as_holes_unless_fragments_are_declined() {
     let fixture = serve();
     let mut client = fixture.structured();
-    client.request(WRITE, 0, 16_384, 8192, &pattern(8, 8192));
+    client.request(WRITE, 0, 16_384, 8192, &noise(8, 8192));
     client.simple_reply(0);
     client.request(READ, 0, 1000, 64_000, &[]);
     let kinds: Vec<_> = client
@@ -351,7 +352,7 @@ fn failed_requests_name_their_errors_and_the_connection_goes_on() {
     simple.request(CACHE, 0, broken - 4096, 8192, &[]);
     assert_eq!(simple.simple_reply(0).0, EIO);
     // In pieces: the one that fails is not the last.
-    simple.request(WRITE, 0, broken - MIB as u64, 3 * MIB, &pattern(1, 3 << 20));
+    simple.request(WRITE, 0, broken - MIB as u64, 3 * MIB, &noise(1, 3 << 20));
     assert_eq!(simple.simple_reply(0).0, ENOSPC);
     simple.request(READ, 0, 0, 512, &[]);
     assert_eq!(simple.simple_reply(512), (0, vec![0; 512]));

@@ -5,6 +5,7 @@ use std::net::Shutdown;
 use std::sync::atomic::Ordering;
 use std::thread;
 
+use support::noise;
 use uzram::PageState;
 
 use crate::client::*;
@@ -42,7 +43,7 @@ fn a_large_write_that_waits_lets_those_behind_it_pass() {
     let device = &fixture.device;
     device.shut(MIB..MIB + 1);
     let mut client = fixture.simple();
-    let data = pattern(3, 256 << 10);
+    let data = noise(3, 256 << 10);
     let slow = client.request(WRITE, FUA, MIB, 256 << 10, &data);
     device.await_waiting(1);
     let quick = client.request(READ, 0, 0, 512, &[]);
@@ -155,7 +156,7 @@ fn a_disconnect_waits_for_what_is_under_way() {
     let device = &fixture.device;
     device.shut(0..1);
     let mut client = fixture.simple();
-    let data = pattern(5, 1 << 20);
+    let data = noise(5, 1 << 20);
     let slow = client.request(WRITE, 0, 0, 1 << 20, &data);
     device.await_waiting(1);
     client.request(DISC, 0, 0, 0, &[]);
@@ -210,7 +211,7 @@ fn large_requests_pass_while_others_keep_every_worker_waiting() {
 fn a_write_left_half_sent_gives_back_what_it_had() {
     let fixture = serve();
     let device = &fixture.device;
-    let data = pattern(7, 1 << 20);
+    let data = noise(7, 1 << 20);
     // More than there are buffers or workers.
     let cores = thread::available_parallelism().unwrap().get();
     for _ in 0..40.max(5 * cores) {
@@ -238,7 +239,7 @@ fn a_large_request_that_fails_in_part_fails_once() {
     device.write_pattern(0, 4 << 20);
     device.break_range(MIB + 4096..MIB + 8192);
     let mut client = fixture.structured();
-    client.request(WRITE, 0, 0, 4 << 20, &pattern(9, 4 << 20));
+    client.request(WRITE, 0, 0, 4 << 20, &noise(9, 4 << 20));
     assert_eq!(client.structured_error().0, ENOSPC);
     client.request(READ, 0, 0, 4 << 20, &[]);
     let chunks = client.structured_reply();

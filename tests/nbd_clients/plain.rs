@@ -5,6 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use serde_json::Value;
+use support::noise;
 use uzram::BlockDevice;
 
 use crate::rig::*;
@@ -266,7 +267,7 @@ fn qemu_img_keeps_a_qcow2_image_in_it() {
     let fixture = Fixture::new();
     let image = fixture.path("image");
     let file = File::create(&image).expect("a file");
-    file.write_all_at(&pattern(3, 9 << 20), MIB).expect("room");
+    file.write_all_at(&noise(3, 9 << 20), MIB).expect("room");
     file.set_len(200 * MIB).expect("a sparse file");
     let image = image.to_str().expect("UTF-8");
     let uri = &fixture.uri();

@@ -10,6 +10,7 @@ use std::process::{Command, Output};
 use std::sync::Arc;
 
 use serde_json::Value;
+use support::noise;
 use tempfile::TempDir;
 use uzram::nbd::{Address, Server, ServerConfig};
 use uzram::{BlockDevice, Device, DeviceConfig};
@@ -57,7 +58,7 @@ impl Fixture {
 
     /// Three pages of data, two of them neighbours, and nothing else.
     pub(crate) fn write_a_little(&self) {
-        let page = pattern(1, 4096);
+        let page = noise(1, 4096);
         for (offset, data) in [(0, &page), (MIB, &page), (MIB + 4096, &page)] {
             self.device.write(offset, data).expect("room");
         }
@@ -108,18 +109,6 @@ pub(crate) fn json(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|error| panic!("{error} in {text}"))
 }
 
-/// Bytes that differ from page to page and hold no page of zeroes.
-pub(crate) fn pattern(seed: u64, length: usize) -> Vec<u8> {
-    let mut x = seed | 1;
-    let mut bytes = Vec::with_capacity(length + 8);
-    while bytes.len() < length {
-        x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        bytes.extend(x.to_le_bytes());
-    }
-    bytes.truncate(length);
-    bytes
-}
-
 /// An image of the device's size with data here and there and holes between.
 pub(crate) fn sparse_image(path: &Path) {
     let file = File::create(path).expect("a file");
@@ -128,7 +117,7 @@ pub(crate) fn sparse_image(path: &Path) {
         .into_iter()
         .enumerate()
     {
-        let data = pattern(i as u64 + 10, if i == 2 { 20 << 20 } else { 70_000 });
+        let data = noise(i as u64 + 10, if i == 2 { 20 << 20 } else { 70_000 });
         file.write_all_at(&data, at).expect("room");
     }
 }

@@ -4,9 +4,9 @@ use std::path::Path;
 
 use uzram::nbd::{Address, TlsConfig};
 
-use crate::certificates::Certificates;
-use crate::revocation::revoke_client;
 use crate::rig::*;
+use support::certificates::Certificates;
+use support::certificates::revoke_client;
 
 fn serve(certificates: &Certificates, verify_peer: bool) -> Fixture {
     Fixture::with(|config| {

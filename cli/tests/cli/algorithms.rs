@@ -4,8 +4,8 @@ use std::fs;
 
 use serde_json::Value;
 
-use crate::common::World;
 use crate::recompress::{copy, fill, uri};
+use support::World;
 
 fn compressed(world: &World) -> u64 {
     let stats: Value = serde_json::from_str(&world.ok(&["stat", "vm", "--json"])).unwrap();

@@ -4,8 +4,8 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use crate::common::{HANG, World, signal};
 use crate::config::configure;
+use support::{HANG, World, signal};
 
 /// A file in which there is data where nobody would look for it: more zeroes in front of it and behind
 /// it than any format begins and ends with.

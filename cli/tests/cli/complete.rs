@@ -6,8 +6,8 @@ use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::process::{Command, Stdio};
 
-use crate::common::{World, finish};
 use crate::terminal::Terminal;
+use support::{World, finish};
 
 /// What a shell prints that runs `script`, with `uzram` in its path; `None`, loudly, where there is no such
 /// shell.

@@ -3,9 +3,9 @@
 use std::fs;
 use std::process::Command;
 
-use crate::common::{HANG, Serve, World, can_mount, ended, signal};
 use crate::recompress::{copy, uri};
 use crate::scrub::fill;
+use support::{HANG, Serve, World, can_mount, ended, signal};
 
 /// Names the file of devices that [`configure`] writes.
 pub(crate) const CONFIG: &str = "--config=uzram.toml";

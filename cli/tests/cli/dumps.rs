@@ -7,8 +7,8 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
 
-use crate::common::{HANG, Serve, World, ended, finish, signal};
 use crate::export::{certificates, nbdsh_at};
+use support::{HANG, Serve, World, ended, finish, signal};
 
 /// Pages that are written: more than the server has memory for.
 const PAGES: usize = 4096;

@@ -8,8 +8,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::STOP;
-use crate::common::{self, HANG, Serve, World, can_mount, signal};
-use crate::full_pipe::full_pipe;
+use support::full_pipe;
+use support::{HANG, Serve, World, can_mount, signal};
 
 #[test]
 fn either_signal_stops_an_idle_server() {
@@ -116,7 +116,7 @@ fn sigterm_under_load_leaves_nothing() {
     assert_eq!(world.leftovers(), [""; 0]);
     assert!(!world.path("s").exists());
     for writer in &mut writers {
-        common::ended(writer, HANG).expect("writers end with their server");
+        support::ended(writer, HANG).expect("writers end with their server");
     }
     drop((silent, half));
 }
@@ -169,7 +169,7 @@ fn a_small_stack_will_do() {
     };
     let mut server = Serve::start(&mut with_little(&["serve", "small", "--size=1M"]));
     for args in [&["list"][..], &["map", "small"], &["completions", "bash"]] {
-        let output = common::finish(&mut with_little(args));
+        let output = support::finish(&mut with_little(args));
         assert!(output.status.success(), "{args:?}: {output:?}");
     }
     signal(server.pid(), "TERM");

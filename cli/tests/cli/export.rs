@@ -4,10 +4,10 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output, Stdio};
 
-use crate::common::{self, Serve, World};
+use support::{Serve, World};
 
 fn finish(command: &mut Command) -> Output {
-    common::finish(command.stdout(Stdio::piped()).stderr(Stdio::piped()))
+    support::finish(command.stdout(Stdio::piped()).stderr(Stdio::piped()))
 }
 
 /// Writes certificates for a server into a new directory `certs` of `world`.
@@ -167,8 +167,8 @@ fn warnings(world: &World, more: &[&str]) -> String {
     let mut command = world.command(&[&["serve", "a", "--size=1M"], more].concat());
     let mut server = Serve::start(command.stderr(fs::File::create(&log).expect("a file")));
     // By its end all that it had to say is written.
-    common::signal(server.pid(), "TERM");
-    assert_eq!(server.ended(common::HANG), Some(0));
+    support::signal(server.pid(), "TERM");
+    assert_eq!(server.ended(support::HANG), Some(0));
     fs::read_to_string(&log).expect("a log")
 }
 

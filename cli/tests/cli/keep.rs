@@ -6,8 +6,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::STOP;
-use crate::common::{HANG, Serve, World, signal};
 use crate::scrub::fill;
+use support::{HANG, Serve, World, signal};
 
 fn spilled(world: &World, keep: &str) -> Serve {
     let keep = format!("--backing-keep={keep}");
@@ -137,7 +137,7 @@ fn wiping_is_not_ended_by_what_ends_its_server() {
     for name in ["TERM", "INT", "HUP"] {
         signal(wipe.id(), name);
     }
-    let ended = crate::common::ended(&mut wipe, HANG).expect("it ends");
+    let ended = support::ended(&mut wipe, HANG).expect("it ends");
     assert_eq!(ended.code(), Some(0));
     assert_eq!(bytes_left(&open(&spill)), 0);
 }

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::common::{HANG, Serve, World, can_mount, finish, one_line, signal};
 use crate::export::nbdsh_at;
+use support::{HANG, Serve, World, can_mount, finish, one_line, signal};
 
 /// Who is there on every machine.
 const USER: &str = "daemon";

@@ -9,8 +9,8 @@ use std::time::Instant;
 
 use serde_json::Value;
 
-use crate::common::{HANG, Serve, World, signal};
 use crate::scrub::fill;
+use support::{HANG, Serve, World, signal};
 
 fn get(socket: &Path, head: &str) -> String {
     let mut stream = UnixStream::connect(socket).unwrap();

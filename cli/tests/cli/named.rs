@@ -6,7 +6,7 @@ use std::path::Path;
 
 use rustix::fs::{CWD, Mode, mkfifoat};
 
-use crate::common::World;
+use support::World;
 
 fn mkfifo(at: &Path) {
     mkfifoat(CWD, at, Mode::RUSR | Mode::WUSR).unwrap();

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::common::World;
+use support::World;
 
 /// Copies this test's own program, rounded up to a MiB, onto the device; returns its bytes.
 pub(crate) fn fill(world: &World) -> Vec<u8> {
@@ -87,7 +87,7 @@ fn what_is_old_is_recompressed_unasked() {
     fill(&world);
     let begun = std::time::Instant::now();
     while stats(&world)["recompressed_pages"] == 0 {
-        assert!(begun.elapsed() < crate::common::HANG, "{}", stats(&world));
+        assert!(begun.elapsed() < support::HANG, "{}", stats(&world));
         std::thread::sleep(std::time::Duration::from_millis(100));
     }
 }

@@ -6,7 +6,7 @@ use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 
-use crate::common::{World, can_mount, finish, one_line};
+use support::{World, can_mount, finish, one_line};
 
 #[test]
 fn nonsense_exits_2_with_one_line() {

@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::common::{HANG, Serve, World, can_mount, finish, signal};
 use crate::config::configure;
+use support::{HANG, Serve, World, can_mount, finish, signal};
 
 /// A shell that has `file` open and locked (flock(2)) at two descriptors, and becomes the command that
 /// follows its words.

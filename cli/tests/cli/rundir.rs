@@ -6,8 +6,8 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, lchown, syml
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use crate::common::{HANG, Serve, World, can_mount, finish, one_line};
 use crate::config::configure;
+use support::{HANG, Serve, World, can_mount, finish, one_line};
 
 /// Every verb that reads a device's directory, or would make or remove it.
 const VERBS: [&[&str]; 17] = [

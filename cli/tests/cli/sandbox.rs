@@ -5,9 +5,9 @@ use std::io::{BufRead, BufReader, Read};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::common::{HANG, Serve, World, can_mount, signal};
 use crate::config::configure;
 use crate::export::nbdsh_at;
+use support::{HANG, Serve, World, can_mount, signal};
 
 /// The capabilities that a server of root's may keep: those to override access to and ownership of files, to bind ports below
 /// 1024, to lock memory, to unmount, and to use what is reserved.

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::common::{HANG, Serve, World, ended, signal};
 use crate::export::nbdsh_at;
 use crate::recompress::{copy, fill, uri};
-use crate::saving::is_saving;
+use support::is_saving;
+use support::{HANG, Serve, World, ended, signal};
 
 fn is_on(world: &World, data: &[u8]) {
     copy(world, &uri(world), "copy");

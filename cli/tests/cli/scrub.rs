@@ -7,7 +7,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::common::World;
+use support::World;
 
 const DATA: usize = 48 << 20;
 

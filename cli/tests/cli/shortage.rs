@@ -5,9 +5,9 @@ use std::io::Read;
 use std::process::Command;
 use std::time::Instant;
 
-use crate::common::{HANG, Serve, World, can_mount};
 use crate::config::configure;
 use crate::recompress::uri;
+use support::{HANG, Serve, World, can_mount};
 
 #[test]
 fn a_limit_below_what_a_file_system_can_need_is_refused_without_a_backing() {

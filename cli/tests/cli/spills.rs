@@ -7,9 +7,9 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use crate::common::{HANG, Serve, World};
 use crate::keep::bytes_left;
 use crate::scrub::fill;
+use support::{HANG, Serve, World};
 
 /// A server that spills to nothing yet, or to `first` which is to be wiped.
 fn serve(world: &World, wipes: bool) -> Serve {

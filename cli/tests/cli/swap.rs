@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::common::{HANG, Serve, World, can_mount, ended, finish, one_line, signal};
 use crate::config::{CONFIG, configure};
+use support::{HANG, Serve, World, can_mount, ended, finish, one_line, signal};
 
 /// Swaps to a device `vm` with these keys, and returns what `up` says; `None`, and says so, where nobody
 /// may swap.

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::common::{HANG, World, finish, signal};
 use crate::{recompress, save, scrub};
+use support::{HANG, World, finish, signal};
 
 /// A terminal of 100 columns and 36 lines; closed when dropped.
 pub(crate) struct Terminal {

@@ -7,9 +7,9 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::process::{Command, Stdio};
 
-use crate::common::{HANG, Serve, World, can_mount, finish, one_line, signal};
 use crate::config::configure;
 use crate::recompress::fill;
+use support::{HANG, Serve, World, can_mount, finish, one_line, signal};
 
 #[test]
 fn systemd_has_no_objection_to_the_units() {

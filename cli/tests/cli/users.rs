@@ -5,9 +5,9 @@ use std::io::Read;
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
-use crate::common::{HANG, World, can_mount, ended};
 use crate::config::configure;
 use crate::recompress::uri;
+use support::{HANG, World, can_mount, ended};
 
 /// Whoever reads a device over NBD and comes to no end, since nobody reads what it writes.
 struct Reader(Child);

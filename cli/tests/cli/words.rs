@@ -3,8 +3,8 @@
 use std::fs;
 use std::process::Command;
 
-use crate::common::World;
 use crate::{recompress, scrub};
+use support::World;
 
 #[test]
 fn typos_get_a_suggestion() {

@@ -13,9 +13,6 @@
 //! Output is compared with its numbers, sizes and times left out, and a line `...` stands for any lines. A command fails if and
 //! only if its output has a line that begins with `uzram: ` and is no warning. Each page has mounts and processes of its own.
 
-#[path = "../common/mod.rs"]
-#[expect(dead_code, reason = "other tests use the rest of it")]
-mod common;
 mod page;
 
 use std::fs;
@@ -23,8 +20,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use common::{can_mount, ended};
 use page::{Page, Step};
+use support::{can_mount, ended};
 
 /// The longest that a page may take; it takes seconds.
 const HANG: Duration = Duration::from_secs(600);

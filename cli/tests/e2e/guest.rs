@@ -7,10 +7,10 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::certificates::Certificates;
 use crate::rig::{
     Background, MIB, MemoryWatch, RealFiles, Scratch, Server, run, skipped, stat, wait_until,
 };
+use support::certificates::Certificates;
 
 /// How long a guest may take.
 const GUEST_TIME: Duration = Duration::from_secs(580);

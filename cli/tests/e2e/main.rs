@@ -4,8 +4,6 @@
 //! them run beside each other. A missing tool is a failure that names its package; what the machine
 //! cannot do at all (mount without root, say) is a line that begins with `SKIPPED`.
 
-#[path = "../../../tests/certificates/mod.rs"]
-mod certificates;
 mod faults;
 mod filesystems;
 mod fsmark;

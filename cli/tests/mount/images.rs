@@ -2,8 +2,8 @@
 
 use std::fs::{self, File};
 
-use crate::common::{World, can_mount};
 use crate::{alone, text, tool};
+use support::{World, can_mount};
 
 /// How the world's `mnt` is mounted: type and options.
 fn mounted(world: &World, dir: &str) -> (String, String) {

@@ -4,8 +4,8 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::common::{HANG, signal};
 use crate::{Disk, alone, tool, within};
+use support::{HANG, signal};
 
 const USER: &str = "--user=daemon";
 

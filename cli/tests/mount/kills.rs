@@ -9,8 +9,8 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use crate::common::{HANG, ended, signal};
 use crate::{Disk, alone, text, within};
+use support::{HANG, ended, signal};
 
 #[test]
 fn a_few_kills_at_any_moment() {

@@ -6,8 +6,8 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::common::{HANG, World, can_mount, finish};
 use crate::{alone, text, tool};
+use support::{HANG, World, can_mount, finish};
 
 /// Bytes that are there, also once all others have been spilled.
 fn holds(path: &Path, bytes: &[u8]) {

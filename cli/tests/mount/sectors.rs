@@ -4,8 +4,8 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use crate::common::{World, can_mount};
 use crate::{alone, text, tool};
+use support::{World, can_mount};
 
 /// An image with a file system made by `mkfs`.
 fn image(world: &World, mib: u64, mkfs: &[&str]) {

@@ -10,8 +10,8 @@ use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
-use crate::common::{World, can_mount, ended, finish};
 use crate::{HANG, alone, text, within};
+use support::{World, can_mount, ended, finish};
 
 const CONFIG: &str = "--config=uzram.toml";
 

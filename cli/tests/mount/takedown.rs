@@ -7,9 +7,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
-use crate::common::{HANG, World, can_mount, ended, signal};
-use crate::saving::is_saving;
 use crate::{Disk, alone, text, tool, within};
+use support::is_saving;
+use support::{HANG, World, can_mount, ended, signal};
 
 #[test]
 fn umount_leaves_what_mount_did_not_make() {

@@ -6,8 +6,8 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::alone;
-use crate::common::{can_mount, ended};
-use crate::offered::{OVER_IO_URING, Offered};
+use support::offered::{OVER_IO_URING, Offered};
+use support::{can_mount, ended};
 
 /// Bound on the tests that are run once more.
 const HANG: Duration = Duration::from_secs(300);

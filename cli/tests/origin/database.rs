@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use crate::common::{World, can_mount, signal};
+use support::{World, can_mount, signal};
 
 /// Writes rows in transactions and says each number that is committed. In SQLite's words it is so
 /// durably only with `extra`, which syncs the directory that a rollback journal is removed from.

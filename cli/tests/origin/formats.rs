@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::client::{Client, PAGE};
-use crate::common::{Serve, World, can_mount};
+use support::{Serve, World, can_mount};
 
 const READ_ONLY: u16 = 1 << 1;
 

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 
 use crate::client::{Client, PAGE};
-use crate::common::{World, finish};
+use support::{World, finish};
 
 /// What nbdinfo(1) says of the allocation: where each extent is, how long it is, and whether it is a
 /// hole.

@@ -9,8 +9,9 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::client::{Client, PAGE, SEND_FLUSH, SEND_FUA};
-use crate::common::{HANG, Serve, World, one_line, signal};
-use crate::full_pipe::full_pipe;
+use support::full_pipe;
+use support::noise;
+use support::{HANG, Serve, World, one_line, signal};
 
 /// A world with an image in it of so many pages full of 7.
 fn image(pages: usize) -> (World, PathBuf, String) {
@@ -84,7 +85,7 @@ fn stopping_it_twice_at_once_writes_all() {
     let mut stops = [0; 4].map(|_| world.command(&["stop", "x"]).spawn().unwrap());
     assert_eq!(server.ended(HANG), Some(0));
     for stop in &mut stops {
-        let ended = crate::common::ended(stop, HANG).expect("it ends");
+        let ended = support::ended(stop, HANG).expect("it ends");
         assert_eq!(ended.code(), Some(0));
     }
     assert_eq!(page(&path, 5), [1; PAGE]);
@@ -215,17 +216,7 @@ fn many_snapshots_of_one_image_leave_it_alone() {
     });
     let mut clients =
         names.map(|name| Client::connect(&world.rundir().join(name).join("nbd.sock")).unwrap());
-    let mut numbers = 1u64;
-    let mut noise = |seed: u8| -> Vec<u8> {
-        let next = || {
-            numbers = numbers
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(seed.into());
-            (numbers >> 56) as u8
-        };
-        std::iter::repeat_with(next).take(400 * PAGE).collect()
-    };
-    let written: Vec<Vec<u8>> = (0..3).map(&mut noise).collect();
+    let written: Vec<Vec<u8>> = (0..3).map(|seed| noise(seed, 400 * PAGE)).collect();
     for (client, data) in clients.iter_mut().zip(&written) {
         client.write(0, data, true).unwrap();
         client.trim(450 * PAGE as u64, 10 * PAGE).unwrap();

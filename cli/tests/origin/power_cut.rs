@@ -10,30 +10,18 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 
 use crate::client::{Client, PAGE};
-use crate::common::World;
+use support::Random;
+use support::World;
 
 const PAGES: u64 = 4096;
 
 /// Connections that write, each to pages of its own.
 const WRITERS: u64 = 3;
 
-/// A source of numbers that a seed decides.
-struct Numbers(u64);
-
-impl Numbers {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % end
-    }
-}
-
 /// What a page holds after its `version`th write: no two are the same, every line of it tells, and
 /// it compresses to something.
 fn contents(page: u64, version: u64) -> Vec<u8> {
-    let mut numbers = Numbers(page << 32 | version);
+    let mut numbers = Random(page << 32 | version);
     let mut bytes = Vec::with_capacity(PAGE);
     while bytes.len() < PAGE {
         bytes.extend(page.to_le_bytes());
@@ -103,7 +91,7 @@ impl History {
 type Record = Mutex<Vec<History>>;
 
 /// Writes, discards and flushes until the server is gone.
-fn work(socket: &Path, record: &Record, writer: u64, numbers: &mut Numbers) {
+fn work(socket: &Path, record: &Record, writer: u64, numbers: &mut Random) {
     let Ok(mut client) = Client::connect(socket) else {
         return;
     };
@@ -205,7 +193,7 @@ fn cut(rounds: u64, seed: u64) {
     let record = Record::new(vec![History::default(); PAGES as usize]);
     let mut totals = Totals::default();
     for round in 0..rounds {
-        let mut numbers = Numbers(seed + round);
+        let mut numbers = Random(seed + round);
         let pool = ["zsmalloc", "zbud", "z3fold"][round as usize % 3];
         let pool = format!("--pool={pool}");
         let shards = format!("--shards={}", 1 + round % 2);
@@ -214,7 +202,7 @@ fn cut(rounds: u64, seed: u64) {
             for writer in 0..WRITERS {
                 let (socket, record) = (&socket, &record);
                 scope.spawn(move || {
-                    let mut numbers = Numbers(((seed + round) << 8) | writer);
+                    let mut numbers = Random(((seed + round) << 8) | writer);
                     work(socket, record, writer, &mut numbers);
                 });
             }

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Instant;
 
 use crate::client::{Client, PAGE};
-use crate::common::{HANG, Serve, World, can_mount, ended, signal};
+use support::{HANG, Serve, World, can_mount, ended, signal};
 
 /// The page that is written.
 const AT: u64 = 40 * PAGE as u64;

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
+use support::Random;
+
 use super::*;
 
 /// A device of 8192 pages, about 20 MiB of memory, all written.
@@ -103,11 +105,9 @@ fn pages_are_what_they_were_while_they_move() {
                 let mut tags: Vec<Option<u64>> = (0..8192 / THREADS)
                     .map(|n| Some(n * THREADS + thread))
                     .collect();
-                let mut state = thread;
+                let mut random = Random(thread);
                 let mut random = || {
-                    state = state
-                        .wrapping_mul(6_364_136_223_846_793_005)
-                        .wrapping_add(1);
+                    let state = random.next();
                     state >> 33
                 };
                 while !done.load(Relaxed) {

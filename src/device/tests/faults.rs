@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use rustix::io::Errno;
+use support::{Random, noise_page};
 
 use super::*;
 use crate::error::Error;
@@ -281,11 +282,9 @@ fn many_threads_see_only_what_was_written() {
 /// Writes, discards and verifies the pages that are `writer` modulo `writers`.
 pub(super) fn work_on_own_pages(device: &Device, writer: u64, writers: u64, pages: u64) {
     let mut versions = vec![None; (pages / writers) as usize];
-    let mut state = writer + 1;
+    let mut random = Random(writer + 1);
     for step in 0..15_000u64 {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
+        let state = random.next();
         let own = (state >> 33) % (pages / writers);
         let page = own * writers + writer;
         match (state >> 20) % 8 {
@@ -392,7 +391,9 @@ fn what_a_failed_append_left_is_not_taken_for_what_came_after_it() {
         };
         let rewrite = |add: u64| {
             for page in 100..108 {
-                device.write(page * PAGE, &noise(page + add)).expect("room");
+                device
+                    .write(page * PAGE, &noise_page(page + add))
+                    .expect("room");
             }
             write_back("page_indexes=100-107")
         };
@@ -413,21 +414,10 @@ fn what_a_failed_append_left_is_not_taken_for_what_came_after_it() {
         for page in 100..108 {
             let mut found = [0; PAGE_SIZE];
             match device.read(page * PAGE, &mut found) {
-                Ok(()) => assert!(!lost && found == noise(page + 1000), "page {page}"),
+                Ok(()) => assert!(!lost && found == noise_page(page + 1000), "page {page}"),
                 Err(error) => assert!(lost && matches!(error, Error::Damaged { .. }), "{error}"),
             }
         }
         device.check();
     }
-}
-
-/// A page that does not compress.
-fn noise(seed: u64) -> Page {
-    let mut state = seed;
-    std::array::from_fn(|_| {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (state >> 56) as u8
-    })
 }

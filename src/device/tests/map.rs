@@ -1,5 +1,7 @@
 //! The map against what was written where.
 
+use support::noise_page;
+
 use super::*;
 use crate::MapCell;
 
@@ -10,15 +12,7 @@ fn the_map_has_each_page_in_its_cell() {
     let mut config = DeviceConfig::new(PAGES * PAGE);
     config.shards = Some(3);
     let device = Device::new(&config).expect("a device");
-    let mut state = 1_u64;
-    let noise: Vec<u8> = std::iter::repeat_with(|| {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1);
-        (state >> 56) as u8
-    })
-    .take(PAGE_SIZE)
-    .collect();
+    let noise = noise_page(1);
     let mut text = [0; PAGE_SIZE];
     text.iter_mut()
         .zip(0..)

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
-use super::selected::noise;
 use super::{Device, PAGE, eventually, expect, tagged, write};
 use crate::block_device::BlockDevice;
 use crate::config::DeviceConfig;
@@ -14,6 +13,7 @@ use crate::pool::PoolKind;
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::units::PAGE_SIZE;
+use support::{Random, noise_page};
 
 /// A device over an image of pages full of 7.
 fn device(pages: u64, limit_pages: u64, shards: u32) -> (Arc<Device>, Arc<FaultyImage>) {
@@ -144,7 +144,7 @@ fn neighbours_are_written_together() {
 fn neighbours_go_home_with_the_page_that_leaves() {
     let (device, _image) = device(64, 128, 1);
     // Alone in its zspage, since it does not compress, and the oldest.
-    device.write(20 * PAGE, &noise(20)).expect("room");
+    device.write(20 * PAGE, &noise_page(20)).expect("room");
     assert_eq!(device.stats().huge_pages, 1);
     for page in (0..64).filter(|&page| page != 20) {
         write(&device, page, page).expect("room");
@@ -433,11 +433,9 @@ fn a_flush_keeps_what_was_written_before_it_whatever_goes_on_beside_it() {
         for writer in 0..2u64 {
             let (device, versions, stop) = (&device, &versions, &stop);
             scope.spawn(move || {
-                let mut state = writer + 1;
+                let mut random = Random(writer + 1);
                 while !stop.load(Ordering::SeqCst) {
-                    state = state
-                        .wrapping_mul(6_364_136_223_846_793_005)
-                        .wrapping_add(1);
+                    let state = random.next();
                     // Each page has one writer, so that its versions only grow.
                     let page = (state >> 33) % (pages / 2) * 2 + writer;
                     let version = versions[page as usize].load(Ordering::SeqCst) + 1;
@@ -536,11 +534,9 @@ fn no_read_is_behind_a_write_that_has_ended() {
         let (device, latest, stop, seen) = (&device, &latest, &stop, &seen);
         for writer in 0..2u64 {
             scope.spawn(move || {
-                let mut state = writer + 77;
+                let mut random = Random(writer + 77);
                 for _ in 0..8000 {
-                    state = state
-                        .wrapping_mul(6_364_136_223_846_793_005)
-                        .wrapping_add(1);
+                    let state = random.next();
                     let page = (state >> 33) % pages;
                     let mut version = latest[page as usize].lock();
                     *version += 1;

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use rustix::io::Errno;
+use support::Random;
 
 use super::*;
 use crate::algorithm::{Algorithm, Priority};
@@ -219,13 +220,7 @@ fn an_image_fits_other_pools_and_larger_devices() {
     }
     // One that only zbud stores compressed.
     let mut noise = tagged(7);
-    let mut state = 1u64;
-    for byte in &mut noise[..3750] {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(9);
-        *byte = (state >> 56) as u8;
-    }
+    Random(1).fill(&mut noise[..3750]);
     device.write((PAGES - 1) * PAGE, &noise).expect("room");
     device.save(&path).expect("saved");
     assert_eq!(crate::saved_size(&path).expect("an image"), PAGES * PAGE);

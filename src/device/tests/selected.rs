@@ -4,6 +4,7 @@ use std::sync::Weak;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use rustix::io::Errno;
+use support::noise_page;
 
 use super::*;
 use crate::device::tests::idle::slot;
@@ -13,19 +14,6 @@ use crate::shard::SlotState;
 
 fn write_back(device: &Device, what: &str) -> crate::Result<u64> {
     device.write_back(Selection::parse(what, device.pages())?)
-}
-
-/// A page that does not compress.
-pub(super) fn noise(tag: u64) -> Page {
-    let mut state = tag | 1 << 62;
-    let mut page = [0; PAGE_SIZE];
-    for byte in &mut page {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        *byte = (state >> 56) as u8;
-    }
-    page
 }
 
 fn spilled(device: &Device) -> Vec<u64> {
@@ -50,7 +38,7 @@ fn filled(backing: &Arc<FaultyBacking>) -> Arc<Device> {
 pub(super) fn write_mixed(device: &Device, pages: u64) {
     for page in 0..pages {
         if page % 10 == 0 {
-            device.write(page * PAGE, &noise(page)).expect("room");
+            device.write(page * PAGE, &noise_page(page)).expect("room");
         } else {
             write(device, page, page).expect("room");
         }
@@ -64,7 +52,7 @@ pub(super) fn expect_mixed(device: &Device, pages: u64) {
         if page % 10 == 0 {
             let mut found = [0; PAGE_SIZE];
             device.read(page * PAGE, &mut found).expect("readable");
-            assert!(found == noise(page), "page {page}");
+            assert!(found == noise_page(page), "page {page}");
         } else {
             expect(device, page, page);
         }
@@ -224,7 +212,7 @@ fn without_a_backing_or_time_it_is_refused() {
     let backing = Arc::new(FaultyBacking::new(2));
     let device = super::device(4000, 4000, 1, &backing);
     for page in 0..4000 {
-        device.write(page * PAGE, &noise(page)).expect("room");
+        device.write(page * PAGE, &noise_page(page)).expect("room");
     }
     let error = write_back(&device, "huge").expect_err("it is full");
     assert!(
@@ -248,7 +236,7 @@ fn a_backing_is_not_full_while_its_pages_go() {
     let backing = Arc::new(FaultyBacking::new(2));
     let device = Arc::new(device(900, 2000, 1, &backing));
     for page in 0..900 {
-        device.write(page * PAGE, &noise(page)).expect("room");
+        device.write(page * PAGE, &noise_page(page)).expect("room");
     }
     let (going, writes) = (Arc::downgrade(&device), AtomicU64::new(0));
     backing.before_write(move || {
@@ -436,7 +424,7 @@ fn a_page_that_is_chosen_twice_keeps_what_was_written_between() {
     let device = Arc::new(device(PAGES, 8 * PAGES, 1, &backing));
     let fill = |device: &Device, version: u64| {
         for page in 0..PAGES {
-            let data = noise(page + version * PAGES);
+            let data = noise_page(page + version * PAGES);
             device.write(page * PAGE, &data).expect("room");
         }
     };
@@ -465,7 +453,7 @@ fn a_page_that_is_chosen_twice_keeps_what_was_written_between() {
     for page in 0..PAGES {
         let mut found = [0; PAGE_SIZE];
         device.read(page * PAGE, &mut found).expect("readable");
-        assert!(found == noise(page + PAGES), "page {page} is of old");
+        assert!(found == noise_page(page + PAGES), "page {page} is of old");
     }
     device.check();
 }

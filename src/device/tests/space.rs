@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 
+use support::Random;
+
 use super::*;
 use crate::spill::SEGMENT_BYTES;
 
@@ -96,11 +98,9 @@ fn the_spill_stays_within_bounds_while_it_is_overwritten() {
         for thread in 0..4u64 {
             let (device, stop) = (&device, &stop);
             scope.spawn(move || {
-                let mut state = thread + 1;
+                let mut random = Random(thread + 1);
                 while !stop.load(Relaxed) {
-                    state = state
-                        .wrapping_mul(6_364_136_223_846_793_005)
-                        .wrapping_add(99);
+                    let state = random.next();
                     write(device, (state >> 33) % PAGES, state).expect("room");
                     assert!(device.stats().mem_used_total <= 512 * PAGE);
                 }

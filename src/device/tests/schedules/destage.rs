@@ -1,5 +1,7 @@
 //! Pages on their way home to an image, or read from it, while others change them.
 
+use support::noise_page;
+
 use super::*;
 use crate::device::tests::origin::over;
 use crate::origin::{FaultyImage, SyncPolicy};
@@ -35,7 +37,7 @@ model!(
         let (device, image) = over_image();
         write(&device, 0, 1).expect("room");
         // Of another size class.
-        device.write(PAGE, &noise()).expect("room");
+        device.write(PAGE, &noise_page(5)).expect("room");
         scope(|scope| {
             scope.spawn(|| evict_all(&device));
             scope.spawn(|| write(&device, 0, 9).expect("room"));
@@ -43,7 +45,7 @@ model!(
         expect(&device, 0, 9);
         device.flush().expect("the image works");
         assert!(image.durable_page(0) == tagged(9));
-        assert!(read(&device, 1) == noise());
+        assert!(read(&device, 1) == noise_page(5));
         device.check();
     }
 );
@@ -69,9 +71,3 @@ model!(
         device.check();
     }
 );
-
-/// A page that does not compress.
-fn noise() -> Page {
-    let mut random = run::Random(5);
-    std::array::from_fn(|_| random.below(256) as u8)
-}

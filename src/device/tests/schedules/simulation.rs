@@ -20,10 +20,11 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use parking_lot::Mutex;
+use support::Random;
 
 use self::client::Client;
 use self::history::History;
-use super::run::{Random, report, run, seeds};
+use super::run::{report, run, seeds};
 use super::saved::while_time_passes;
 use super::*;
 use crate::algorithm::Priority;

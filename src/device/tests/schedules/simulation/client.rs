@@ -6,12 +6,12 @@ use std::path::Path;
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
-use super::super::run::Random;
 use super::super::*;
 use super::content::{Version, ZEROES, fill, version_of};
 use super::history::History;
 use super::{CLIENTS, Excuses, RUN, UNIT, UNITS, Weather, faults, image};
 use crate::error::{Error, Result};
+use support::Random;
 
 pub(super) struct Client {
     number: u64,

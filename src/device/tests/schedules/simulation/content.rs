@@ -2,9 +2,9 @@
 
 use std::sync::LazyLock;
 
-use super::super::run::Random;
 use super::{UNIT, UNITS};
 use crate::codec;
+use support::Random;
 
 /// What a unit holds: zeroes, or what a request that has this number wrote.
 pub(super) type Version = u32;

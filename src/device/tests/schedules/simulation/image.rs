@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::ops::Range;
 
-use super::super::run::Random;
 use super::super::*;
 use super::content::{self, Version, ZEROES, fill, version_of};
 use super::{PAGES, UNIT, UNITS};
@@ -16,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::image::{Entry, ImageReader, ImageWriter, PageData, Part};
 use crate::spill::{Faults, FaultyImage};
 use crate::units::PageIndex;
+use support::Random;
 
 /// Versions that an image made here has of units, at most.
 pub(super) const VERSIONS: Version = 64;

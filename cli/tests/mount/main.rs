@@ -1,25 +1,12 @@
 //! `mount`, `umount`, `attach` and `detach` with the kernel's own file systems and loop devices.
 
-mod common;
-#[path = "mount/images.rs"]
 mod images;
-#[path = "mount/keeper.rs"]
 mod keeper;
-#[path = "mount/kills.rs"]
 mod kills;
-#[path = "mount/layers.rs"]
 mod layers;
-#[path = "../../tests/fuse/offered.rs"]
-mod offered;
-#[path = "common/saving.rs"]
-mod saving;
-#[path = "mount/sectors.rs"]
 mod sectors;
-#[path = "mount/storm.rs"]
 mod storm;
-#[path = "mount/takedown.rs"]
 mod takedown;
-#[path = "mount/uring.rs"]
 mod uring;
 
 use std::cell::RefCell;
@@ -32,8 +19,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{HANG, Serve, World, can_mount, ended, finish, one_line, signal};
 use serde_json::Value;
+use support::{HANG, Serve, World, can_mount, ended, finish, one_line, signal};
 
 /// What the contract gives a stop.
 const STOP: Duration = Duration::from_secs(5);
@@ -89,7 +76,7 @@ impl Disk {
             "{said}"
         );
         *self.used.borrow_mut() = self.device();
-        if env::var_os(offered::OVER_IO_URING).is_some() {
+        if env::var_os(support::offered::OVER_IO_URING).is_some() {
             assert!(uring::is_served(self.pid()));
         }
     }

@@ -7,13 +7,13 @@ use std::io::{self, Write};
 use rustix::fs::{FlockOperation, flock};
 
 /// Set in the environment of those whose mounts must be over io_uring.
-pub(crate) const OVER_IO_URING: &str = "UZRAM_TEST_OVER_IO_URING";
+pub const OVER_IO_URING: &str = "UZRAM_TEST_OVER_IO_URING";
 
 const PARAMETER: &str = "/sys/module/fuse/parameters/enable_uring";
 
 /// The kernel's offer of rings to those who mount meanwhile; what it was comes back when dropped.
 /// Others may mount over rings, too, and are none the worse for it.
-pub(crate) struct Offered {
+pub struct Offered {
     before: String,
     /// Locked, among all who change it.
     _parameter: fs::File,
@@ -22,7 +22,7 @@ pub(crate) struct Offered {
 impl Offered {
     /// Makes the offer for `test`, which runs others once more. `None` if it is one of those itself,
     /// or the offer cannot be had, which it says.
-    pub(crate) fn to(test: &str) -> Option<Self> {
+    pub fn to(test: &str) -> Option<Self> {
         if env::var_os(OVER_IO_URING).is_some() {
             return None;
         }

@@ -2,42 +2,54 @@
 //! nothing mounted, attached or running in it survives the test, however it ends.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, PipeReader, PipeWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Bound on what should take no time at all.
-pub(crate) const HANG: Duration = Duration::from_secs(60);
+use crate::HANG;
 
-pub(crate) struct World {
+/// The `uzram` command that was built with the tests: it lies beside the directory of their programs.
+///
+/// # Panics
+/// If it is not there: build it with the tests, by `cargo test --workspace`.
+pub fn program() -> PathBuf {
+    let tests = std::env::current_exe().expect("a test has a program");
+    let built = tests.parent().and_then(Path::parent);
+    let program = built.expect("it is in a directory").join("uzram");
+    assert!(program.exists(), "{} is not built", program.display());
+    program
+}
+
+/// A directory with a RUNDIR.
+pub struct World {
     temp: tempfile::TempDir,
 }
 
 impl World {
-    pub(crate) fn new() -> Self {
+    pub fn new() -> Self {
         let temp = tempfile::Builder::new().prefix("uz").tempdir().unwrap();
         Self { temp }
     }
 
-    pub(crate) fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.temp.path().canonicalize().unwrap().join(name)
     }
 
-    pub(crate) fn rundir(&self) -> PathBuf {
+    pub fn rundir(&self) -> PathBuf {
         self.path("run")
     }
 
     /// Makes a directory.
-    pub(crate) fn dir(&self, name: &str) -> PathBuf {
+    pub fn dir(&self, name: &str) -> PathBuf {
         let dir = self.path(name);
         fs::create_dir(&dir).unwrap();
         dir
     }
 
-    pub(crate) fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_uzram"));
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(program());
         command
             .args(args)
             .current_dir(self.temp.path())
@@ -51,31 +63,50 @@ impl World {
     }
 
     /// Runs a verb to its end, which must come.
-    pub(crate) fn run(&self, args: &[&str]) -> Output {
+    pub fn run(&self, args: &[&str]) -> Output {
         finish(&mut self.command(args))
     }
 
     /// Runs a verb that must succeed; its stdout.
-    pub(crate) fn ok(&self, args: &[&str]) -> String {
+    pub fn ok(&self, args: &[&str]) -> String {
         let output = self.run(args);
         assert!(output.status.success(), "{args:?}: {output:?}");
         String::from_utf8(output.stdout).unwrap()
     }
 
     /// Runs a verb that must fail with `code` and one line on stderr, which is returned.
-    pub(crate) fn refused(&self, code: i32, args: &[&str]) -> String {
+    pub fn refused(&self, code: i32, args: &[&str]) -> String {
         one_line(&self.run(args), code, args)
     }
 
+    /// Runs a verb again while it is refused for users that are there, at most [`HANG`]: a connection or file
+    /// that was closed is in use until the server has seen that, which takes a busy machine any time.
+    pub fn once_unused(&self, args: &[&str]) -> Output {
+        let begun = Instant::now();
+        loop {
+            let output = self.run(args);
+            let is_used = String::from_utf8_lossy(&output.stderr).contains(" is in use by ");
+            if output.status.success() || !is_used || begun.elapsed() > HANG {
+                return output;
+            }
+        }
+    }
+
+    /// Such a verb must succeed.
+    pub fn ok_once_unused(&self, args: &[&str]) {
+        let output = self.once_unused(args);
+        assert!(output.status.success(), "{args:?}: {output:?}");
+    }
+
     /// Starts `uzram serve` and waits until it is ready.
-    pub(crate) fn serve(&self, args: &[&str]) -> Serve {
+    pub fn serve(&self, args: &[&str]) -> Serve {
         let mut words = vec!["serve"];
         words.extend(args);
         Serve::start(&mut self.command(&words))
     }
 
     /// What is left: devices in RUNDIR, mounts and loop devices below the directory.
-    pub(crate) fn leftovers(&self) -> Vec<String> {
+    pub fn leftovers(&self) -> Vec<String> {
         let mut left: Vec<_> = fs::read_dir(self.rundir())
             .into_iter()
             .flatten()
@@ -87,7 +118,7 @@ impl World {
     }
 
     /// Mountpoints below the directory, the topmost first.
-    pub(crate) fn mounts(&self) -> Vec<String> {
+    pub fn mounts(&self) -> Vec<String> {
         let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
         let mut mounts: Vec<_> = table
             .lines()
@@ -100,7 +131,7 @@ impl World {
     }
 
     /// Loop devices over files below the directory, with those files.
-    pub(crate) fn loops(&self) -> Vec<(String, String)> {
+    pub fn loops(&self) -> Vec<(String, String)> {
         let mut loops = Vec::new();
         for entry in fs::read_dir("/sys/block").unwrap() {
             let entry = entry.unwrap();
@@ -140,7 +171,7 @@ impl Drop for World {
 }
 
 /// Checks a refusal and returns its line.
-pub(crate) fn one_line(output: &Output, code: i32, args: &[&str]) -> String {
+pub fn one_line(output: &Output, code: i32, args: &[&str]) -> String {
     let stderr = String::from_utf8(output.stderr.clone()).unwrap();
     assert_eq!(output.status.code(), Some(code), "{args:?}: {stderr}");
     assert_eq!(stderr.lines().count(), 1, "{args:?}: {stderr}");
@@ -150,7 +181,7 @@ pub(crate) fn one_line(output: &Output, code: i32, args: &[&str]) -> String {
 }
 
 /// Runs `command` to its end, at most [`HANG`].
-pub(crate) fn finish(command: &mut Command) -> Output {
+pub fn finish(command: &mut Command) -> Output {
     let mut child = command.spawn().unwrap();
     let mut stdout = child.stdout.take().unwrap();
     let mut stderr = child.stderr.take().unwrap();
@@ -175,7 +206,7 @@ pub(crate) fn finish(command: &mut Command) -> Output {
 }
 
 /// Waits for `child`'s end, at most `patience`.
-pub(crate) fn ended(child: &mut Child, patience: Duration) -> Option<ExitStatus> {
+pub fn ended(child: &mut Child, patience: Duration) -> Option<ExitStatus> {
     let deadline = Instant::now() + patience;
     loop {
         if let Some(status) = child.try_wait().unwrap() {
@@ -188,7 +219,7 @@ pub(crate) fn ended(child: &mut Child, patience: Duration) -> Option<ExitStatus>
     }
 }
 
-pub(crate) fn signal(pid: u32, signal: &str) {
+pub fn signal(pid: u32, signal: &str) {
     let status = Command::new("kill")
         .args([format!("-{signal}"), pid.to_string()])
         .status()
@@ -197,12 +228,12 @@ pub(crate) fn signal(pid: u32, signal: &str) {
 }
 
 /// A server in the foreground; killed when dropped.
-pub(crate) struct Serve {
-    pub(crate) child: Child,
+pub struct Serve {
+    pub child: Child,
 }
 
 impl Serve {
-    pub(crate) fn start(command: &mut Command) -> Self {
+    pub fn start(command: &mut Command) -> Self {
         let mut child = command.spawn().unwrap();
         let mut line = String::new();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
@@ -216,18 +247,18 @@ impl Serve {
         Self { child }
     }
 
-    pub(crate) fn pid(&self) -> u32 {
+    pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
     /// Waits for the end; the exit code.
-    pub(crate) fn ended(&mut self, patience: Duration) -> Option<i32> {
+    pub fn ended(&mut self, patience: Duration) -> Option<i32> {
         ended(&mut self.child, patience)
             .expect("the server goes on")
             .code()
     }
 
-    pub(crate) fn kill_9(&mut self) {
+    pub fn kill_9(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
@@ -241,7 +272,7 @@ impl Drop for Serve {
 }
 
 /// Whether FUSE and loop devices can be had here; says loudly if not.
-pub(crate) fn can_mount(test: &str) -> bool {
+pub fn can_mount(test: &str) -> bool {
     let root = fs::metadata("/proc/self").is_ok_and(|meta| {
         use std::os::unix::fs::MetadataExt;
         meta.uid() == 0
@@ -251,4 +282,20 @@ pub(crate) fn can_mount(test: &str) -> bool {
         eprintln!("SKIPPED: {test} needs root, /dev/fuse and /dev/loop-control");
     }
     there
+}
+
+/// A pipe that takes no more, and its other end, which is to be kept.
+pub fn full_pipe() -> (PipeReader, PipeWriter) {
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    // What the kernel gives a pipe (pipe(7)).
+    writer.write_all(&[b' '; 64 << 10]).unwrap();
+    (reader, writer)
+}
+
+/// Whether a process, which must be dumpable unless we are root, writes a file in a directory, with a name or without one.
+pub fn is_saving(server: u32, dir: &Path) -> bool {
+    let open = fs::read_dir(format!("/proc/{server}/fd"));
+    let open = open.into_iter().flatten();
+    let mut files = open.filter_map(|fd| fs::read_link(fd.ok()?.path()).ok());
+    files.any(|file| file != dir && file.starts_with(dir))
 }

@@ -1,61 +1,29 @@
 //! The command line from outside: the life of a server here, the rest in modules.
 
-#[path = "cli/algorithms.rs"]
 mod algorithms;
-#[path = "cli/backing.rs"]
 mod backing;
-mod common;
-#[path = "cli/complete.rs"]
 mod complete;
-#[path = "cli/config.rs"]
 mod config;
-#[path = "cli/dumps.rs"]
 mod dumps;
-#[path = "cli/ends.rs"]
 mod ends;
-#[path = "cli/export.rs"]
 mod export;
-#[path = "common/full_pipe.rs"]
-mod full_pipe;
-#[path = "cli/keep.rs"]
 mod keep;
-#[path = "cli/keeper.rs"]
 mod keeper;
-#[path = "common/leaving.rs"]
-mod leaving;
-#[path = "cli/metrics.rs"]
 mod metrics;
-#[path = "cli/named.rs"]
 mod named;
-#[path = "cli/recompress.rs"]
 mod recompress;
-#[path = "cli/refusals.rs"]
 mod refusals;
-#[path = "cli/resources.rs"]
 mod resources;
-#[path = "cli/rundir.rs"]
 mod rundir;
-#[path = "cli/sandbox.rs"]
 mod sandbox;
-#[path = "cli/save.rs"]
 mod save;
-#[path = "common/saving.rs"]
-mod saving;
-#[path = "cli/scrub.rs"]
 mod scrub;
-#[path = "cli/shortage.rs"]
 mod shortage;
-#[path = "cli/spills.rs"]
 mod spills;
-#[path = "cli/swap.rs"]
 mod swap;
-#[path = "cli/terminal.rs"]
 mod terminal;
-#[path = "cli/unit.rs"]
 mod unit;
-#[path = "cli/users.rs"]
 mod users;
-#[path = "cli/words.rs"]
 mod words;
 
 use std::fs;
@@ -66,9 +34,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use common::{HANG, Serve, World, can_mount, finish, one_line, signal};
 use refusals::serve_refused;
 use serde_json::Value;
+use support::{HANG, Serve, World, can_mount, finish, one_line, signal};
 
 /// What the contract gives a stop.
 const STOP: Duration = Duration::from_secs(5);
@@ -325,7 +293,7 @@ fn many_at_once_get_a_name_once() {
     }
     world.ok(&["stop", "race"]);
     for child in &mut children {
-        common::ended(child, HANG).expect("each one ends");
+        support::ended(child, HANG).expect("each one ends");
     }
     assert_eq!(ready, 1);
     assert_eq!(world.leftovers(), [""; 0]);
@@ -481,7 +449,7 @@ fn help_teaches_and_survives_a_closed_pipe() {
     for args in [&["--help"][..], &["list"], &["list", "--json"]] {
         let mut child = world.command(args).spawn().unwrap();
         drop(child.stdout.take());
-        let status = common::ended(&mut child, HANG).expect("it ends");
+        let status = support::ended(&mut child, HANG).expect("it ends");
         assert!(status.success(), "{args:?}: {status}");
     }
     let mut list = world.command(&["list"]);

@@ -1,15 +1,11 @@
-//! Real pages for the benchmarks: those of this machine's own files.
+//! Real pages: those of this machine's own files.
 
 use std::path::{Path, PathBuf};
 
-use uzram::{PAGE_SIZE, Page};
+use crate::{PAGE_SIZE, Page};
 
 /// Up to `count` pages that are not all zero, of the files below `roots` that are `wanted`.
-pub(crate) fn pages_under(
-    roots: &[&Path],
-    count: usize,
-    wanted: impl Fn(&Path) -> bool,
-) -> Vec<Page> {
+pub fn pages_under(roots: &[&Path], count: usize, wanted: impl Fn(&Path) -> bool) -> Vec<Page> {
     let mut pages = Vec::with_capacity(count);
     let mut dirs: Vec<PathBuf> = roots.iter().map(|root| root.to_path_buf()).collect();
     while let (Some(dir), true) = (dirs.pop(), pages.len() < count) {

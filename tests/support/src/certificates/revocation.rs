@@ -4,11 +4,11 @@ use rcgen::{
     CertificateRevocationListParams, KeyIdMethod, RevokedCertParams, SerialNumber, date_time_ymd,
 };
 
-use crate::certificates::{Authority, CLIENT, Certificates, write};
+use super::{Authority, CLIENT, Certificates, write};
 
 /// Has the server know a list by which its authority, or another, revokes the certificate of serial number
 /// [`CLIENT`]: "ours", "theirs", or "forged" for one that only bears our authority's name.
-pub(crate) fn revoke_client(certificates: &Certificates, by: &str) {
+pub fn revoke_client(certificates: &Certificates, by: &str) {
     let forger;
     let authority = match by {
         "ours" => &certificates.ours,

@@ -1,5 +1,7 @@
 //! Certificates made for a test: in the layout that the NBD servers and clients share.
 
+mod revocation;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -9,18 +11,20 @@ use rcgen::{
 };
 use tempfile::TempDir;
 
+pub use self::revocation::revoke_client;
+
 /// A server's directory, and its clients'.
-pub(crate) struct Certificates {
+pub struct Certificates {
     dir: TempDir,
-    pub(crate) ours: Authority,
-    pub(crate) theirs: Authority,
+    pub ours: Authority,
+    pub theirs: Authority,
 }
 
 /// The serial number of every client's certificate.
-pub(crate) const CLIENT: u64 = 7;
+pub const CLIENT: u64 = 7;
 
 impl Certificates {
-    pub(crate) fn new() -> Self {
+    pub fn new() -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let (ours, theirs) = (Authority::new("ours"), Authority::new("theirs"));
         let made = Self { dir, ours, theirs };
@@ -48,33 +52,33 @@ impl Certificates {
     }
 
     /// With everything a server needs, to check its clients as well.
-    pub(crate) fn server(&self) -> PathBuf {
+    pub fn server(&self) -> PathBuf {
         self.dir.path().join("server")
     }
 
     /// Trusts the server, and is trusted.
-    pub(crate) fn client(&self) -> PathBuf {
+    pub fn client(&self) -> PathBuf {
         self.dir.path().join("client")
     }
 
     /// Trusts the server, and has nothing to show.
-    pub(crate) fn anonymous(&self) -> PathBuf {
+    pub fn anonymous(&self) -> PathBuf {
         self.dir.path().join("anonymous")
     }
 
     /// Trusts another authority, and shows that one's certificate.
-    pub(crate) fn stranger(&self) -> PathBuf {
+    pub fn stranger(&self) -> PathBuf {
         self.dir.path().join("stranger")
     }
 }
 
-pub(crate) struct Authority {
-    pub(crate) issuer: Issuer<'static, KeyPair>,
+pub struct Authority {
+    pub issuer: Issuer<'static, KeyPair>,
     pem: String,
 }
 
 impl Authority {
-    pub(crate) fn new(name: &str) -> Self {
+    pub fn new(name: &str) -> Self {
         let mut params = params(name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -114,7 +118,7 @@ fn params(name: &str) -> CertificateParams {
     params
 }
 
-pub(crate) fn write(dir: &Path, name: &str, pem: &str) {
+pub fn write(dir: &Path, name: &str, pem: &str) {
     fs::create_dir_all(dir).expect("a directory");
     fs::write(dir.join(name), pem).expect("a file");
 }
