@@ -153,7 +153,7 @@ pub use device::{
 };
 pub use error::{Error, Result};
 pub use handed_file::HandedFile;
-pub use image::write_whole;
+pub use image::{ImageFile, write_whole};
 pub use latency::{Latency, OperationLatencies};
 pub use log_limit::LogLimit;
 pub use named_file::{Links, follow_links, open_named_file, read_named_file};

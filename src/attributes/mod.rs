@@ -21,6 +21,7 @@ use crate::algorithm::{Algorithm, Priority};
 use crate::config::DeviceConfig;
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::handed_file::HandedFile;
 use crate::recompression::Recompression;
 use crate::sector_size::SectorSize;
 use crate::selection::Selection;
@@ -255,6 +256,16 @@ impl Attribute {
     /// [`Error::InvalidConfig`] (EINVAL) for a value that makes no sense; [`Error::Refused`],
     /// EACCES if the attribute is read-only, and what the device says.
     pub fn store(self, device: &Device, value: &str) -> Result<()> {
+        self.store_with(device, value, None)
+    }
+
+    /// The same, of a path that somebody else has opened.
+    pub(crate) fn store_with(
+        self,
+        device: &Device,
+        value: &str,
+        handed: Option<HandedFile>,
+    ) -> Result<()> {
         let value = value.strip_suffix('\n').unwrap_or(value);
         match self {
             Self::Disksize => device.resize(self.size(value)?),
@@ -281,6 +292,7 @@ impl Attribute {
                         encrypt: device.encrypts(),
                         keep: device.backing_keep(),
                         force: forced.is_some(),
+                        handed,
                         ..BackingConfig::new(path)
                     }))
                 }

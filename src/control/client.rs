@@ -3,7 +3,7 @@
 use std::io::{self, ErrorKind};
 use std::mem;
 use std::net::Shutdown;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,8 +19,10 @@ use serde_json::Value;
 
 use super::line::LineStream;
 use super::protocol::{Compacted, PagesDone, Reply, Request};
+use crate::attributes::Attribute;
 use crate::device::{BlockStates, PageMap, SaveProgress, Saved, Scrubbed};
 use crate::error::{Error, Result};
+use crate::handed_file::HandedFile;
 use crate::latency::OperationLatencies;
 use crate::stats::Stats;
 use crate::unix_socket::address;
@@ -111,9 +113,13 @@ impl Client {
     /// [`Error::Remote`] if the server says no; [`Error::Io`] if it does not answer in time or
     /// not in the protocol.
     pub fn call(&mut self, request: &Request) -> Result<Value> {
+        self.call_with(request, None)
+    }
+
+    fn call_with(&mut self, request: &Request, file: Option<BorrowedFd<'_>>) -> Result<Value> {
         let deadline = Instant::now() + self.patience;
         loop {
-            let reply = self.call_once(request)?;
+            let reply = self.call_once(request, file)?;
             if !reply.is_turned_away() || Instant::now() >= deadline {
                 return reply.into_result();
             }
@@ -131,9 +137,9 @@ impl Client {
         Error::io(format!("talk to {}", self.path.display()), error)
     }
 
-    fn call_once(&mut self, request: &Request) -> Result<Reply> {
+    fn call_once(&mut self, request: &Request, file: Option<BorrowedFd<'_>>) -> Result<Reply> {
         // A server that turns a client away answers before it closes, so look for that first.
-        let sent = self.lines.send(request);
+        let sent = self.lines.send_with(request, file);
         let received = match self.lines.receive(self.timeout) {
             Ok(Some(line)) => Ok(line),
             Ok(None) => Err(io::Error::new(
@@ -148,6 +154,15 @@ impl Client {
 
     fn ask<T: DeserializeOwned>(&mut self, request: &Request) -> Result<T> {
         let value = self.call(request)?;
+        serde_json::from_value(value).map_err(|error| self.failed(error))
+    }
+
+    fn ask_with<T: DeserializeOwned>(
+        &mut self,
+        request: &Request,
+        file: BorrowedFd<'_>,
+    ) -> Result<T> {
+        let value = self.call_with(request, Some(file))?;
         serde_json::from_value(value).map_err(|error| self.failed(error))
     }
 
@@ -185,7 +200,22 @@ impl Client {
         self.ask(&Request::Set {
             attribute: attribute.to_owned(),
             value: value.to_owned(),
+            made: false,
         })
+    }
+
+    /// Stores `value` in the attribute `backing_dev`: the path of a `file` that this process has opened
+    /// ([`crate::BackingConfig::hand`]), which the server need have no right to.
+    ///
+    /// # Errors
+    /// Those of [`Client::set`].
+    pub fn set_backing(&mut self, value: &str, file: &HandedFile) -> Result<()> {
+        let request = Request::Set {
+            attribute: Attribute::BackingDev.name().to_owned(),
+            value: value.to_owned(),
+            made: file.is_made(),
+        };
+        self.ask_with(&request, file.as_fd())
     }
 
     /// Resizes the device to so many `bytes`, and discards what is beyond its new end.
@@ -260,14 +290,15 @@ impl Client {
         Ok(done.pages)
     }
 
-    /// Saves the device as it is now to a file, named from the root, and has it stay as it is if
-    /// that is the `last` that is done with it. That takes as long as the file does.
+    /// Saves the device as it is now to a `file` that is empty, and has it stay as it is if that is the `last` that
+    /// is done with it. That takes as long as the file does, which is on disk then; to put it at `path`, named
+    /// from the root, is the caller's to do ([`crate::ImageFile`]).
     ///
     /// # Errors
     /// [`Error::Remote`]: those of [`crate::Device::save`] and [`crate::Device::save_last`].
-    pub fn save(&mut self, path: &Path, last: bool) -> Result<Saved> {
+    pub fn save(&mut self, file: impl AsFd, path: &Path, last: bool) -> Result<Saved> {
         let path = path.to_owned();
-        self.ask(&Request::Save { path, last })
+        self.ask_with(&Request::Save { path, last }, file.as_fd())
     }
 
     /// The lines of the attribute `block_state` of some pages, from page `from` on.
@@ -278,14 +309,14 @@ impl Client {
         self.ask(&Request::BlockState { from })
     }
 
-    /// Makes a dictionary of at most `len` bytes of what is on the device, in a file named from the
-    /// root.
+    /// Makes a dictionary of at most `len` bytes of what is on the device, in a `file` that is empty and that the
+    /// caller puts at `path`, named from the root.
     ///
     /// # Errors
     /// [`Error::Remote`]: those of [`crate::Device::train_dictionary`].
-    pub fn train_dictionary(&mut self, path: &Path, len: usize) -> Result<()> {
+    pub fn train_dictionary(&mut self, file: impl AsFd, path: &Path, len: usize) -> Result<()> {
         let path = path.to_owned();
-        self.ask(&Request::TrainDict { path, len })
+        self.ask_with(&Request::TrainDict { path, len }, file.as_fd())
     }
 
     /// Who uses the device, but for those who are just leaving.

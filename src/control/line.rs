@@ -1,12 +1,17 @@
-//! Lines of bounded length, in bounded time, over a Unix socket.
+//! Lines of bounded length, in bounded time, over a Unix socket; with each may come an open file.
 
-use std::io::{self, ErrorKind, Read};
+use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::{SendFlags, send};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
 use serde::Serialize;
 
 /// The longest line either side may send, bytes, its newline not counted.
@@ -20,6 +25,8 @@ pub(super) struct LineStream {
     stream: UnixStream,
     /// What was received and not yet handed out.
     received: Vec<u8>,
+    /// The last file that came with it, likewise.
+    file: Option<OwnedFd>,
     /// How long the peer may take to receive a line.
     write_timeout: Duration,
 }
@@ -30,6 +37,7 @@ impl LineStream {
         Self {
             stream,
             received: Vec::new(),
+            file: None,
             write_timeout,
         }
     }
@@ -73,24 +81,35 @@ impl LineStream {
         }
     }
 
+    /// The file that came with a line, once that was received.
+    pub(super) fn take_file(&mut self) -> Option<OwnedFd> {
+        self.file.take()
+    }
+
     fn fill(&mut self, deadline: Instant) -> io::Result<usize> {
         let mut chunk = [0; CHUNK_BYTES];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(Errno::TIMEDOUT.into());
             }
             self.stream.set_read_timeout(Some(left))?;
-            match self.stream.read(&mut chunk) {
-                Ok(len) => {
-                    self.received.extend_from_slice(&chunk[..len]);
-                    return Ok(len);
+            let mut files = RecvAncillaryBuffer::new(&mut space);
+            let parts = &mut [IoSliceMut::new(&mut chunk)];
+            match recvmsg(&self.stream, parts, &mut files, RecvFlags::CMSG_CLOEXEC) {
+                Ok(received) => {
+                    for message in files.drain() {
+                        if let RecvAncillaryMessage::ScmRights(files) = message {
+                            self.file = files.last().or(self.file.take());
+                        }
+                    }
+                    self.received.extend_from_slice(&chunk[..received.bytes]);
+                    return Ok(received.bytes);
                 }
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    return Err(Errno::TIMEDOUT.into());
-                }
-                Err(error) => return Err(error),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Err(Errno::TIMEDOUT.into()),
+                Err(errno) => return Err(errno.into()),
             }
         }
     }
@@ -100,23 +119,44 @@ impl LineStream {
     /// # Errors
     /// `TimedOut` (ETIMEDOUT) if the peer has not received all of it in time.
     pub(super) fn send(&self, message: &impl Serialize) -> io::Result<()> {
+        self.send_with(message, None)
+    }
+
+    /// The same, with a file.
+    ///
+    /// # Errors
+    /// Those of [`LineStream::send`].
+    pub(super) fn send_with(
+        &self,
+        message: &impl Serialize,
+        mut file: Option<BorrowedFd<'_>>,
+    ) -> io::Result<()> {
         let mut line = serde_json::to_vec(message)?;
         line.push(b'\n');
         let deadline = Instant::now() + self.write_timeout;
         let mut rest = &line[..];
         while !rest.is_empty() {
-            match send(
-                &self.stream,
-                rest,
-                SendFlags::DONTWAIT | SendFlags::NOSIGNAL,
-            ) {
-                Ok(sent) => rest = &rest[sent..],
+            match self.send_some(rest, file.as_slice()) {
+                Ok(sent) => {
+                    rest = &rest[sent..];
+                    file = None;
+                }
                 Err(Errno::AGAIN) => self.wait_for_room(deadline)?,
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno.into()),
             }
         }
         Ok(())
+    }
+
+    fn send_some(&self, bytes: &[u8], files: &[BorrowedFd<'_>]) -> rustix::io::Result<usize> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        if !files.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(files)) {
+            return Err(Errno::MSGSIZE);
+        }
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        sendmsg(&self.stream, &[IoSlice::new(bytes)], &mut ancillary, flags)
     }
 
     /// Waits until the peer has made some room, or has gone.
@@ -139,7 +179,8 @@ impl LineStream {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
+    use std::io::{Read, Write};
+    use std::os::fd::AsFd;
 
     use super::*;
 
@@ -170,6 +211,25 @@ mod tests {
         drop(near);
         let error = lines.receive(LONG).expect_err("cut off");
         assert_eq!(error.kind(), ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn a_file_comes_with_its_line() {
+        let (near, mut lines) = pair();
+        let near = LineStream::new(near, LONG);
+        let file = std::fs::File::open("/proc/self/comm").expect("there");
+        let long = "x".repeat(CHUNK_BYTES);
+        near.send_with(&long, Some(file.as_fd())).expect("sent");
+        near.send(&7).expect("sent");
+        lines.receive(LONG).expect("line").expect("a line");
+        let mut comm = String::new();
+        let came = lines.take_file().expect("a file");
+        std::fs::File::from(came)
+            .read_to_string(&mut comm)
+            .expect("readable");
+        assert!(!comm.is_empty());
+        lines.receive(LONG).expect("line").expect("another");
+        assert!(lines.take_file().is_none());
     }
 
     #[test]

@@ -26,8 +26,13 @@ pub enum Request {
     Set {
         /// Its name.
         attribute: String,
-        /// What to store, as it would be written to its file.
+        /// What to store, as it would be written to its file. With `backing_dev` the file at that path may come
+        /// with the request, open: then the server opens nothing there.
         value: String,
+        /// Whether that file was made for this, and is to be removed when it is not used any more; false unless
+        /// it is said.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        made: bool,
     },
     /// Resizes the device, and discards what is beyond its new end.
     ResizeDiscarding {
@@ -64,7 +69,8 @@ pub enum Request {
     Sync,
     /// Forgets all data.
     Reset,
-    /// Saves the device as it is now: answered with a [`crate::Saved`], once that is done.
+    /// Saves the device as it is now: answered with a [`crate::Saved`], once that is done. An open file may come with
+    /// the request: then that is written to and synced, and put at the path by whoever asks.
     Save {
         /// The file, from the root.
         path: PathBuf,
@@ -81,7 +87,8 @@ pub enum Request {
         /// The first page.
         from: u64,
     },
-    /// Makes a dictionary of what is on the device: answered with null.
+    /// Makes a dictionary of what is on the device: answered with null. An open file may come with the request, as
+    /// with that to save.
     TrainDict {
         /// The file, from the root.
         path: PathBuf,
@@ -204,6 +211,7 @@ mod tests {
                 Request::Set {
                     attribute: "mem_limit".to_owned(),
                     value: "64M".to_owned(),
+                    made: false,
                 },
             ),
             (r#"{"op":"latency"}"#, Request::Latency),

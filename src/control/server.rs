@@ -9,7 +9,8 @@
 //! 3. New clients wait in the socket's backlog, in the order in which they came, until there is a place.
 
 use std::fmt;
-use std::io::{self, ErrorKind};
+use std::fs::File;
+use std::io::{self, ErrorKind, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -30,6 +31,7 @@ use crate::attributes::{Attribute, parse_idle};
 use crate::block_device::BlockDevice;
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::handed_file::HandedFile;
 use crate::log_limit::LogLimit;
 use crate::recompression::Recompression;
 use crate::selection::Selection;
@@ -232,7 +234,10 @@ fn serve(lines: &mut LineStream, device: &Device, activity: &Activity) {
         };
         activity.busy();
         let reply = match serde_json::from_slice(&line) {
-            Ok(request) => handle(&request, device, lines),
+            Ok(request) => {
+                let file = lines.take_file();
+                handle(&request, file, device, lines)
+            }
             Err(error) => Err(refused("request", Errno::INVAL, error.to_string())),
         };
         let reply = match reply {
@@ -247,8 +252,13 @@ fn serve(lines: &mut LineStream, device: &Device, activity: &Activity) {
     }
 }
 
-/// Does what a client asks. A save ends when the client has gone.
-fn handle(request: &Request, device: &Device, client: &LineStream) -> Result<Value> {
+/// Does what a client asks, with the file that came with it. A save ends when the client has gone.
+fn handle(
+    request: &Request,
+    file: Option<OwnedFd>,
+    device: &Device,
+    client: &LineStream,
+) -> Result<Value> {
     match request {
         Request::Stat => answer(&device.stats()),
         Request::Latency => answer(&device.latencies()),
@@ -259,8 +269,13 @@ fn handle(request: &Request, device: &Device, client: &LineStream) -> Result<Val
             }
             attribute => answer(&attribute.show(device)?),
         },
-        Request::Set { attribute, value } => {
-            named(attribute)?.store(device, value)?;
+        Request::Set {
+            attribute,
+            value,
+            made,
+        } => {
+            let handed = file.map(|file| HandedFile::new(file, *made));
+            named(attribute)?.store_with(device, value, handed)?;
             Ok(Value::Null)
         }
         &Request::Map {
@@ -300,9 +315,12 @@ fn handle(request: &Request, device: &Device, client: &LineStream) -> Result<Val
         }
         Request::Save { path, last } => {
             let wanted = || !client.is_closed();
-            let saved = match last {
-                true => device.save_last(path, &wanted),
-                false => device.save_while(path, &wanted),
+            let handed = file.map(|file| HandedFile::new(file, true));
+            let saved = match (handed, last) {
+                (None, true) => device.save_last(path, &wanted),
+                (None, false) => device.save_while(path, &wanted),
+                (Some(file), true) => device.save_last_handed(&file, path, &wanted),
+                (Some(file), false) => device.save_handed(&file, path, &wanted),
             };
             answer(&saved.inspect_err(|error| {
                 if client.is_closed() {
@@ -320,7 +338,15 @@ fn handle(request: &Request, device: &Device, client: &LineStream) -> Result<Val
                 let reason = format!("{}: a path from the root is needed", path.display());
                 return Err(refused("train-dict", Errno::INVAL, reason));
             }
-            device.train_dictionary(path, *len)?;
+            match file {
+                None => device.train_dictionary(path, *len)?,
+                Some(file) => {
+                    let dictionary = device.dictionary(*len)?;
+                    let written = File::from(file).write_all(&dictionary);
+                    let action = || format!("write {}", path.display());
+                    written.map_err(|error| Error::io(action(), error))?;
+                }
+            }
             Ok(Value::Null)
         }
         Request::Users => answer(&device.users()),

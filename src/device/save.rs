@@ -17,6 +17,7 @@ use super::Device;
 use crate::codec::Dictionaries;
 use crate::engine::{CopiedRun, Failed, Save};
 use crate::error::{Error, Result};
+use crate::handed_file::HandedFile;
 use crate::image::{ImageFile, ImageWriter};
 use crate::shard::SaveId;
 use crate::sync::atomic::AtomicU64;
@@ -109,17 +110,45 @@ impl Device {
     /// Those of [`Device::save`], and [`Error::Refused`] (ECANCELED) once it is not wanted.
     pub fn save_while(&self, path: &Path, wanted: &dyn Fn() -> bool) -> Result<Saved> {
         self.check_savable(path)?;
-        let file = ImageFile::create(path)?;
-        let out = BufWriter::with_capacity(1 << 20, file);
-        let (out, saved) = self.save_to(out, path, wanted)?;
-        let file = out
-            .into_inner()
-            .map_err(|error| Error::io(format!("write {}", path.display()), error.into_error()))?;
+        let (file, saved) = self.write_image(ImageFile::create(path)?, path, wanted)?;
         file.sync()?;
         // That may have taken a while.
         check_wanted(wanted)?;
         file.commit()?;
         Ok(saved)
+    }
+
+    /// As [`Device::save_while`], to an empty file that somebody else has opened, and puts at `path` once this
+    /// has succeeded and it is on disk.
+    ///
+    /// # Errors
+    /// Those of [`Device::save_while`].
+    pub(crate) fn save_handed(
+        &self,
+        file: &HandedFile,
+        path: &Path,
+        wanted: &dyn Fn() -> bool,
+    ) -> Result<Saved> {
+        self.check_savable(path)?;
+        let failed = |error| Error::io(format!("write {}", path.display()), error);
+        let (file, saved) = self.write_image(file.open().map_err(failed)?, path, wanted)?;
+        file.sync_all().map_err(failed)?;
+        check_wanted(wanted)?;
+        Ok(saved)
+    }
+
+    fn write_image<W: Write>(
+        &self,
+        file: W,
+        path: &Path,
+        wanted: &dyn Fn() -> bool,
+    ) -> Result<(W, Saved)> {
+        let out = BufWriter::with_capacity(1 << 20, file);
+        let (out, saved) = self.save_to(out, path, wanted)?;
+        let file = out
+            .into_inner()
+            .map_err(|error| Error::io(format!("write {}", path.display()), error.into_error()))?;
+        Ok((file, saved))
     }
 
     /// As [`Device::save_while`], of a device that nobody uses; from then on it can only be read. Who
@@ -128,8 +157,25 @@ impl Device {
     /// # Errors
     /// Those of [`Device::save_while`], and [`Error::Refused`] (EBUSY) while it is in use.
     pub fn save_last(&self, path: &Path, wanted: &dyn Fn() -> bool) -> Result<Saved> {
+        self.save_unused(path, || self.save_while(path, wanted))
+    }
+
+    /// As [`Device::save_last`], to a file as [`Device::save_handed`] takes it.
+    ///
+    /// # Errors
+    /// Those of [`Device::save_last`].
+    pub(crate) fn save_last_handed(
+        &self,
+        file: &HandedFile,
+        path: &Path,
+        wanted: &dyn Fn() -> bool,
+    ) -> Result<Saved> {
+        self.save_unused(path, || self.save_handed(file, path, wanted))
+    }
+
+    fn save_unused(&self, path: &Path, save: impl FnOnce() -> Result<Saved>) -> Result<Saved> {
         let save = || {
-            let saved = self.save_while(path, wanted)?;
+            let saved = save()?;
             self.refuse_changes();
             Ok(saved)
         };

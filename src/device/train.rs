@@ -23,6 +23,14 @@ impl Device {
     /// [`Error::InvalidConfig`] if no dictionary has so many bytes; [`Error::Refused`] (EINVAL) if there
     /// are too few pages; [`Error::Unusable`] or [`Error::Io`] about the file; those of reading.
     pub fn train_dictionary(&self, path: &Path, len: usize) -> Result<()> {
+        write_whole(path, Links::Follow, &self.dictionary(len)?, 0o600)
+    }
+
+    /// Makes such a dictionary.
+    ///
+    /// # Errors
+    /// Those of [`Device::train_dictionary`] but about the file.
+    pub(crate) fn dictionary(&self, len: usize) -> Result<Vec<u8>> {
         check_dictionary_len(len)?;
         let mut samples = Vec::new();
         for index in self.samples() {
@@ -30,8 +38,7 @@ impl Device {
             self.read(u64::from(index.0) << PAGE_SHIFT, &mut page)?;
             samples.push(page);
         }
-        let dictionary = train_dictionary(&samples, len)?;
-        write_whole(path, Links::Follow, &dictionary, 0o600)
+        train_dictionary(&samples, len)
     }
 
     /// Pages to learn from, as far apart as there are so many.

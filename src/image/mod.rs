@@ -39,8 +39,7 @@ mod write;
 
 #[cfg(test)]
 pub(crate) use self::contents::Contents;
-pub(crate) use self::file::ImageFile;
-pub use self::file::write_whole;
+pub use self::file::{ImageFile, write_whole};
 #[cfg(fuzzing)]
 pub(crate) use self::forge::forge;
 pub(crate) use self::index::Entry;

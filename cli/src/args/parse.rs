@@ -1,6 +1,6 @@
 //! Values on the command line. An error says what would be right; clap adds which option it is.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use uzram::nbd::Address;
 use uzram::{
@@ -99,6 +99,12 @@ impl Assignment {
             self.attribute,
             Attribute::BackingDev | Attribute::Writeback | Attribute::Recompress
         )
+    }
+
+    /// The path of a backing in the value as the server understands it, if it is one.
+    pub(crate) fn backing<'a>(&self, value: &'a str) -> Option<&'a Path> {
+        let is_path = self.attribute == Attribute::BackingDev && !matches!(value, "" | "none");
+        is_path.then(|| Path::new(value.strip_prefix(Attribute::FORCE).unwrap_or(value)))
     }
 
     /// The value as the server understands it, which has a working directory of its own. With `force`

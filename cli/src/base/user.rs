@@ -1,9 +1,11 @@
 //! The user that a server runs as, if that is not who starts it.
 
 use std::fmt;
+use std::os::fd::AsFd;
 
-use anyhow::{Result, bail};
-use nix::unistd::{self, Uid};
+use anyhow::{Context, Result, bail};
+use nix::unistd;
+use rustix::fs::{Gid, Uid};
 use serde::{Deserialize, Serialize};
 
 use crate::base::failure::Usage;
@@ -24,7 +26,7 @@ impl User {
     /// If there is none.
     fn find(text: &str) -> Result<Self> {
         let found = match text.parse() {
-            Ok(uid) => unistd::User::from_uid(Uid::from_raw(uid)),
+            Ok(uid) => unistd::User::from_uid(unistd::Uid::from_raw(uid)),
             Err(_) => unistd::User::from_name(text),
         };
         match found {
@@ -55,6 +57,18 @@ impl User {
             );
         }
         Ok(Some(user))
+    }
+}
+
+impl User {
+    /// Makes a file that user's.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn own(&self, file: impl AsFd) -> Result<()> {
+        let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
+        let given = rustix::fs::fchown(file, Some(uid), Some(gid));
+        given.with_context(|| format!("cannot give a file to {self}"))
     }
 }
 

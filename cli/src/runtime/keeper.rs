@@ -8,7 +8,7 @@
 //! keeper (root)                                  server (USER)
 //!   lock, record, mount, sockets, files ── Start ──> the device and all who use it
 //!   `ready`, systemd                    <── Ready, Alive, Stopping
-//!   the record of spills                <── Opened, Closed ── Noted ──>
+//!   the record of spills, their removal <── Opened, Closed ── Noted ──>
 //!   signals                             ── Stop ──>
 //!   unmounts, detaches                  <── Free ── Freed ──>
 //!   removes what is left                <── the end of its process

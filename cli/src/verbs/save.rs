@@ -2,6 +2,8 @@
 
 use std::fmt;
 use std::fs;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, absolute};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
@@ -11,19 +13,18 @@ use anyhow::{Context, Error, Result, anyhow, bail};
 use rustix::fs::Access;
 use rustix::io::Errno;
 use uzram::control::Client;
-use uzram::{SaveProgress, Saved};
+use uzram::{ImageFile, SaveProgress, Saved};
 
 use crate::args::SaveArgs;
-use crate::base::file_id::FileId;
 use crate::base::name::Name;
 use crate::base::output;
 use crate::base::table::{bytes, count};
 use crate::base::undo::{Interrupt, Interrupted};
 use crate::runtime::attachments::Owner;
-use crate::runtime::client::{LONG, PATIENCE};
+use crate::runtime::client::{self, LONG, PATIENCE};
+use crate::runtime::layers;
 use crate::runtime::progress::Progress;
 use crate::runtime::rundir::{RunDir, RunRoot};
-use crate::runtime::sandbox;
 use crate::runtime::server::STOP_PATIENCE;
 use crate::runtime::target;
 
@@ -119,10 +120,11 @@ fn save_to(dir: &RunDir, file: &Path, last: bool) -> Result<Saved> {
     let socket = dir.control_socket();
     let path =
         absolute(file).with_context(|| format!("cannot make sense of {}", file.display()))?;
-    let place = uzram::follow_links(&path)?;
-    let before = FileId::of(&place);
-    let is_there = || FileId::of(&place).is_some_and(|file| Some(file) != before);
     let mut saver = Client::connect(&socket, PATIENCE)?.with_timeout(LONG);
+    check_place(&path, dir, &mut saver)?;
+    // With our rights: the server need have none to the place.
+    let image = ImageFile::create(&path)?;
+    let handed = image.as_fd().try_clone_to_owned()?;
     let pages =
         Client::connect(&socket, PATIENCE)?.stat()?.orig_data_size / uzram::PAGE_SIZE as u64;
     let mut progress = Progress::new(pages, "pages saved");
@@ -131,7 +133,7 @@ fn save_to(dir: &RunDir, file: &Path, last: bool) -> Result<Saved> {
     let target = path.clone();
     thread::Builder::new()
         .name("uzram-save".to_owned())
-        .spawn(move || done.send(saver.save(&target, last)))
+        .spawn(move || done.send(saver.save(handed, &target, last)))
         .context("cannot start the thread that waits for the save")?;
     let saved = loop {
         match saved.recv_timeout(EVERY) {
@@ -143,18 +145,36 @@ fn save_to(dir: &RunDir, file: &Path, last: bool) -> Result<Saved> {
             hang_up.hang_up();
             progress.end();
             let is_over = wait_for_end(&socket);
-            return Err(interrupted(dir.name(), file, last, is_over, is_there()));
+            return Err(interrupted(dir.name(), last, is_over));
         }
         if let Ok(Some(now)) = ask(&socket) {
             progress.show(now.pages);
         }
     };
     progress.end();
-    saved.map_err(|error| match fate(dir, &error) {
-        Fate::Serves => sandbox::explain(error.into(), dir),
+    let saved = saved.map_err(|error| match fate(dir, &error) {
+        Fate::Serves => error.into(),
         Fate::Silent => Unserved::silent(&error, dir),
-        Fate::Gone => Unserved::gone(dir, file, is_there()),
-    })
+        Fate::Gone => Unserved::gone(dir, file),
+    })?;
+    image.commit()?;
+    Ok(saved)
+}
+
+/// Refuses a place that lies on the device, or is where it spills to; the server may not be able to tell.
+fn check_place(path: &Path, dir: &RunDir, client: &mut Client) -> Result<()> {
+    layers::check(path, dir.name(), dir.root())?;
+    let id = |path: &Path| fs::metadata(path).map(|file| (file.dev(), file.ino())).ok();
+    let backing = client::backing(client)?;
+    if let Some(backing) = backing.and_then(|backing| id(Path::new(&backing)))
+        && id(path) == Some(backing)
+    {
+        bail!(
+            "save: {} is the backing of the device; save to another file",
+            path.display()
+        );
+    }
+    Ok(())
 }
 
 /// The device is not, or perhaps not, served any more after its save failed.
@@ -162,15 +182,12 @@ fn save_to(dir: &RunDir, file: &Path, last: bool) -> Result<Saved> {
 pub(crate) struct Unserved(String);
 
 impl Unserved {
-    fn gone(dir: &RunDir, file: &Path, is_there: bool) -> Error {
+    fn gone(dir: &RunDir, file: &Path) -> Error {
         let (name, file) = (dir.name(), file.display());
-        let mut text = match is_there {
-            true => format!("the server of {name} ended, but {file} was complete by then"),
-            false => format!(
-                "the server of {name} ended before {file} was complete: what was on {name} is lost, and \
-                 nothing was saved"
-            ),
-        };
+        let mut text = format!(
+            "the server of {name} ended before {file} was complete: what was on {name} is lost, and nothing \
+             was saved"
+        );
         if dir.exists().unwrap_or(false) {
             text.push_str(&format!("; {}", dir.how_to_clear()));
         }
@@ -236,11 +253,10 @@ fn wait_for_end(socket: &Path) -> bool {
     false
 }
 
-fn interrupted(name: &Name, file: &Path, last: bool, is_over: bool, is_there: bool) -> Error {
-    let mut text = match (is_there, is_over) {
-        (true, _) => format!("interrupted, but {} was complete by then", file.display()),
-        (false, true) => "interrupted: nothing was saved".to_owned(),
-        (false, false) => {
+fn interrupted(name: &Name, last: bool, is_over: bool) -> Error {
+    let mut text = match is_over {
+        true => "interrupted: nothing was saved".to_owned(),
+        false => {
             format!("interrupted: {name} was told to end the save, and has not said that it did")
         }
     };

@@ -1,15 +1,20 @@
 //! `uzram set`: changing attributes of a server that runs.
 
+use std::fs;
+use std::path::Path;
+
 use anyhow::{Context, Result};
 use uzram::control::Client;
-use uzram::{Attribute, Stats};
+use uzram::{Attribute, BackingConfig, HandedFile, Stats};
 
 use crate::args::SetArgs;
 use crate::args::parse::Assignment;
 use crate::base::failure;
+use crate::base::file_id::FileId;
 use crate::base::table::{bytes, count};
 use crate::runtime::attachments::{self, Attachment};
 use crate::runtime::client::{LONG, connect_to_server};
+use crate::runtime::layers;
 use crate::runtime::progress::watched;
 use crate::runtime::rundir::{Record, RunDir, RunRoot};
 use crate::runtime::sandbox;
@@ -95,11 +100,55 @@ fn set_one(
     if !assignment.takes_long() {
         return Ok(client.set(name, value)?);
     }
+    let backing = assignment
+        .backing(value)
+        .map(|path| Backing::open(path, dir));
+    let backing = backing.transpose()?;
     let spilled = |_: &Stats, now: &Stats| {
         let (pages, memory) = (count(now.written_back_pages), bytes(now.mem_used_total));
         format!("{name}: {pages} pages spilled, memory {memory}")
     };
-    Ok(watched(dir, spilled, || client.set(name, value))??)
+    let set = watched(dir, spilled, || match &backing {
+        Some(backing) => client.set_backing(value, &backing.file),
+        None => client.set(name, value),
+    })?;
+    if let (Err(error), Some(backing)) = (&set, &backing) {
+        let is_refused = matches!(error, uzram::Error::Remote { .. });
+        if is_refused || matches!(dir.holder(), Ok(None)) {
+            backing.give_up();
+        }
+    }
+    Ok(set?)
+}
+
+/// A file to spill to, opened with our rights: the server need have none to its path.
+struct Backing<'a> {
+    path: &'a Path,
+    file: HandedFile,
+}
+
+impl<'a> Backing<'a> {
+    fn open(path: &'a Path, dir: &RunDir) -> Result<Self> {
+        layers::check(path, dir.name(), dir.root())?;
+        let file = BackingConfig::new(path).hand()?;
+        let opened = Self { path, file };
+        if opened.file.is_made()
+            && let Some(user) = dir.record().and_then(|record| record.user)
+        {
+            let given = user.own(&opened.file);
+            given.inspect_err(|_| opened.give_up())?;
+        }
+        Ok(opened)
+    }
+
+    /// Removes it if it was made, as the server has not come to use it.
+    fn give_up(&self) {
+        let is_ours = FileId::of(self.path).is_some_and(|file| file.is_open(&self.file));
+        if self.file.is_made() && is_ours {
+            // It is empty, and of no use but to whoever reads of it in the error.
+            let _ = fs::remove_file(self.path);
+        }
+    }
 }
 
 /// Has the block devices that lead to a server be as large as its device has become.

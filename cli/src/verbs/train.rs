@@ -4,7 +4,7 @@ use std::io::Read;
 use std::path::{Path, absolute};
 
 use anyhow::Result;
-use uzram::{Links, MAX_DICTIONARY_LEN, PAGE_SIZE, Page};
+use uzram::{ImageFile, Links, MAX_DICTIONARY_LEN, PAGE_SIZE, Page};
 
 use crate::args::TrainDictArgs;
 use crate::base::failure::Usage;
@@ -30,7 +30,9 @@ pub(crate) fn train_dict(args: &TrainDictArgs, root: &RunRoot) -> Result<()> {
         Some(name) => {
             let dir = root.dir(name);
             let mut client = client::connect_to_server(&dir)?.with_timeout(LONG);
-            client.train_dictionary(&output, len)?;
+            let file = ImageFile::create(&output)?;
+            client.train_dictionary(&file, &output, len)?;
+            file.commit()?;
         }
         None => {
             let dictionary = uzram::train_dictionary(&samples(&args.files)?, len)?;

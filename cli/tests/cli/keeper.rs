@@ -455,3 +455,53 @@ fn systemd_hears_of_a_server_by_its_keeper() {
     signal(keeper.pid(), "TERM");
     assert_eq!(keeper.ended(HANG), Some(0));
 }
+
+/// Who asks opens it, with rights that the server has not.
+#[test]
+fn what_root_names_is_opened_by_root_s_command() {
+    if !is_root("what_root_names_is_opened_by_root_s_command") {
+        return;
+    }
+    let world = closed_world();
+    for dir in ["spills", "images"] {
+        world.dir(dir);
+    }
+    let mut pair = Pair::serve(&world, &["--size=64M", "--mem-limit=1M", "--backing=first"]);
+    write_and_read(&world);
+    world.ok(&["set", "vm", "backing_dev=spills/second"]);
+    assert!(
+        !world.path("first").exists(),
+        "it is removed when nothing is on it any more"
+    );
+    let spill = fs::metadata(world.path("spills/second")).unwrap();
+    assert_eq!((spill.uid(), spill.mode() & 0o777), (UID, 0o600));
+    assert!(spill.blocks() > 0, "nothing is moved there");
+    world.ok(&["save", "vm", "images/image"]);
+    let image = fs::metadata(world.path("images/image")).unwrap();
+    assert_eq!((image.uid(), image.mode() & 0o777), (0, 0o600));
+    world.ok(&["train-dict", "--device=vm", "images/dictionary"]);
+    let script = "h.connect_uri(uri)\nopen('data', 'wb').write(h.pread(8 << 20, 0))";
+    let script = script.replace("data", world.path("data").to_str().unwrap());
+    nbdsh_at(&uri(&world), &script);
+    // What is refused leaves nothing.
+    fs::write(world.path("precious"), "precious").unwrap();
+    world.refused(1, &["set", "vm", "backing_dev=precious"]);
+    world.refused(
+        1,
+        &["set", "vm", "mem_limit=2M", "backing_dev=nowhere/spill"],
+    );
+    let line = world.refused(1, &["save", "vm", "spills/second"]);
+    assert!(line.contains("is the backing of the device"), "{line}");
+    world.ok(&["set", "vm", "mem_limit=0", "backing_dev=none"]);
+    assert_eq!(fs::read_dir(world.path("spills")).unwrap().count(), 0);
+    world.ok(&["set", "vm", "mem_limit=1M", "backing_dev=spills/third"]);
+    signal(pair.server, "KILL");
+    assert_eq!(pair.keeper.ended(HANG), Some(1));
+    assert_eq!(fs::read_dir(world.path("spills")).unwrap().count(), 0);
+    assert_eq!(fs::read(world.path("precious")).unwrap(), b"precious");
+    assert_eq!(world.leftovers(), [""; 0]);
+    let _pair = Pair::serve(&world, &["--restore=images/image"]);
+    let script = "h.connect_uri(uri)\nassert h.pread(8 << 20, 0) == open('data', 'rb').read()";
+    let script = script.replace("data", world.path("data").to_str().unwrap());
+    nbdsh_at(&uri(&world), &script);
+}

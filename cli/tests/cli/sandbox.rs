@@ -1,7 +1,8 @@
 //! The rights that a server gives up.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -165,17 +166,31 @@ fn a_strict_server_reaches_no_files_but_those_of_its_options() {
     );
     world.ok(&["save", "kept", "spills/image"]);
     world.ok(&["set", "kept", "backing_dev=spills/other"]);
-    for refused in [
-        &["save", "kept", "elsewhere/image"][..],
-        &["set", "kept", "backing_dev=elsewhere/spill"],
+    let elsewhere = || fs::read_dir(world.path("elsewhere")).unwrap().count();
+    for request in [
+        "\"op\":\"save\",\"last\":false,\"path\":",
+        "\"op\":\"set\",\"attribute\":\"backing_dev\",\"value\":",
     ] {
-        let line = world.refused(1, refused);
-        assert!(line.contains("--sandbox strict: name a file in"), "{line}");
+        let mut client = UnixStream::connect(world.rundir().join("kept/control.sock")).unwrap();
+        let path = world.path("elsewhere/file");
+        writeln!(client, "{{{request}\"{}\"}}", path.display()).unwrap();
+        let mut answer = String::new();
+        BufReader::new(client).read_line(&mut answer).unwrap();
+        assert!(answer.contains("Permission denied"), "{answer}");
     }
-    assert_eq!(fs::read_dir(world.path("elsewhere")).unwrap().count(), 0);
-    signal(server.pid(), "TERM");
+    assert_eq!(elsewhere(), 0);
+    fs::write(world.path("elsewhere/dictionary"), "words").unwrap();
+    let dictionary = "algorithm_params=dict=elsewhere/dictionary";
+    let line = world.refused(1, &["set", "kept", "comp_algorithm=zstd", dictionary]);
+    assert!(line.contains("--sandbox strict: name a file in"), "{line}");
+    // What a command opens for it is no file that it reaches.
+    world.ok(&["save", "kept", "elsewhere/image"]);
+    world.ok(&["set", "kept", "backing_dev=elsewhere/spill"]);
+    assert_eq!(elsewhere(), 3);
+    world.ok(&["stop", "kept"]);
     assert_eq!(server.ended(HANG), Some(0));
     assert!(world.leftovers().is_empty(), "{:?}", world.leftovers());
+    assert_eq!(elsewhere(), 2);
     let left: Vec<_> = fs::read_dir(world.path("spills")).unwrap().collect();
     assert_eq!(left.len(), 1, "{left:?}");
 

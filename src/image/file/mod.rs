@@ -9,6 +9,7 @@ mod target;
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
 use rustix::fs::renameat;
@@ -18,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::named_file::Links;
 
 /// A file that becomes what is at a path; gone unless it does.
-pub(crate) struct ImageFile {
+pub struct ImageFile {
     target: Target,
     file: File,
     /// The name that it has beside its target, if it has one.
@@ -30,7 +31,7 @@ impl ImageFile {
     ///
     /// # Errors
     /// [`Error::Unusable`] if anything but a regular file is there, or a link that leads nowhere; [`Error::Io`].
-    pub(crate) fn create(path: &Path) -> Result<Self> {
+    pub fn create(path: &Path) -> Result<Self> {
         Self::create_with_mode(path, Links::Follow, 0o600)
     }
 
@@ -67,7 +68,7 @@ impl ImageFile {
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub(crate) fn sync(&self) -> Result<()> {
+    pub fn sync(&self) -> Result<()> {
         let synced = self.file.sync_all();
         synced.map_err(|error| failed(self.target.path(), error))
     }
@@ -76,7 +77,7 @@ impl ImageFile {
     ///
     /// # Errors
     /// [`Error::Io`]; what is there stays.
-    pub(crate) fn commit(mut self) -> Result<()> {
+    pub fn commit(mut self) -> Result<()> {
         self.put_in_place()?;
         let synced = self.target.sync_dir();
         synced.map_err(|error| failed(self.target.path(), error))
@@ -106,6 +107,12 @@ impl Drop for ImageFile {
         if let Some(name) = &self.private {
             private_name::remove(self.target.dir(), name, &self.file);
         }
+    }
+}
+
+impl AsFd for ImageFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 }
 

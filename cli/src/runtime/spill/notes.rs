@@ -12,6 +12,9 @@ use super::file::SpillFile;
 use crate::base::file_id::FileId;
 use crate::runtime::rundir::{LiveRecord, Record};
 
+/// How long removing a file may take that is not used any more.
+const CLOSING: Duration = Duration::from_secs(3);
+
 /// Has the record of a server name the files that it spills to.
 pub(crate) struct SpillNotes {
     pub(crate) record: LiveRecord,
@@ -44,8 +47,8 @@ impl SpillNotes {
         })
     }
 
-    /// Removes what was made at `path`, which is not used any more, and forgets it.
-    pub(crate) fn given_up(&self, path: &Path, patience: Duration) {
+    /// [`BackingNotes::closed`], within `patience`.
+    pub(crate) fn closed_within(&self, path: &Path, patience: Duration) {
         let record = self.record.now();
         let mut made = record.spills.iter().filter(|spill| !spill.found);
         if let Some(spill) = made.find(|spill| spill.path() == path)
@@ -54,7 +57,14 @@ impl SpillNotes {
             tracing::warn!("the backing file stays until the next start or detach: {error:#}");
             return;
         }
-        self.closed(path);
+        self.forget(path, |record, path| {
+            let spills = &mut record.spills;
+            // By now another one may be at that path.
+            let gone = take(spills, |file| file.path() == path && !file.is_left());
+            if gone.is_none() {
+                take(spills, |file| file.path() == path);
+            }
+        });
     }
 }
 
@@ -90,15 +100,9 @@ impl BackingNotes for SpillNotes {
         });
     }
 
+    /// The device has emptied what it was handed open, and has left its name.
     fn closed(&self, path: &Path) {
-        self.forget(path, |record, path| {
-            let spills = &mut record.spills;
-            // By now another one may be at that path.
-            let gone = take(spills, |file| file.path() == path && !file.is_left());
-            if gone.is_none() {
-                take(spills, |file| file.path() == path);
-            }
-        });
+        self.closed_within(path, CLOSING);
     }
 }
 

@@ -340,8 +340,9 @@ impl Shared {
             }
             ToKeeper::Closed { path } => {
                 if let Some(notes) = &self.notes {
-                    notes.given_up(&path, self.patience());
+                    notes.closed_within(&path, self.patience());
                 }
+                self.tell(&ToServer::Noted(Ok(())));
             }
         }
     }

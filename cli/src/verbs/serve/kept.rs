@@ -239,6 +239,18 @@ impl Keeper {
     }
 }
 
+impl Keeper {
+    /// Says something of a spill, and waits until it is noted.
+    fn have_noted(&self, message: &ToKeeper, files: &[&HandedFile]) -> io::Result<()> {
+        let answers = lock(&self.noted);
+        self.say(message, files)?;
+        match answers.recv() {
+            Ok(noted) => noted.map_err(io::Error::other),
+            Err(_) => Err(io::Error::other("the keeper is gone")),
+        }
+    }
+}
+
 impl Ear {
     fn hear(self) {
         let mut asked = false;
@@ -312,12 +324,7 @@ impl BackingNotes for Keeper {
             },
         };
         let path = std::path::absolute(path)?;
-        let answers = lock(&self.noted);
-        self.say(&ToKeeper::Opened { path, made }, &[&file])?;
-        match answers.recv() {
-            Ok(noted) => noted.map_err(io::Error::other),
-            Err(_) => Err(io::Error::other("the keeper is gone")),
-        }
+        self.have_noted(&ToKeeper::Opened { path, made }, &[&file])
     }
 
     fn not_opened(&self, _path: &Path) {
@@ -325,8 +332,8 @@ impl BackingNotes for Keeper {
     }
 
     fn closed(&self, path: &Path) {
-        let closed =
-            std::path::absolute(path).and_then(|path| self.say(&ToKeeper::Closed { path }, &[]));
+        let closed = std::path::absolute(path)
+            .and_then(|path| self.have_noted(&ToKeeper::Closed { path }, &[]));
         if let Err(error) = closed {
             tracing::debug!("cannot tell the keeper: {error}");
         }

@@ -7,7 +7,6 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result};
-use rustix::fs::{Gid, Uid};
 use uzram::fuse::Mounted;
 use uzram::nbd::InheritedSocket;
 use uzram::{BackingKeep, BackingNotes, HandedFile, Links, SocketFile, mounts};
@@ -83,9 +82,7 @@ impl Opened {
             }
             let handed = handed?;
             if is_made {
-                let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
-                rustix::fs::fchown(&handed, Some(uid), Some(gid))
-                    .with_context(|| format!("cannot give {} to {user}", backing.path.display()))?;
+                user.own(&handed)?;
             }
             let file = handed.as_fd().try_clone_to_owned()?;
             self.files.push((Handed::Backing { made: is_made }, file));
