@@ -29,7 +29,8 @@ pub struct DeviceConfig {
     pub mem_limit: Option<u64>,
     /// Most bytes of memory for what says where pages are, at least [`DeviceConfig::MIN_TABLE_LIMIT`]: 4 KiB
     /// for each 2 MiB of the device in which there is data, half as much again where pages go home to an
-    /// image, and dictionaries. A quarter of the machine's memory if `None`.
+    /// image, and dictionaries. A quarter of the machine's memory, or of what its control
+    /// group may have, if `None`.
     pub table_limit: Option<u64>,
     /// The image that the device begins as, of `size` bytes; blank if `None`. Unless it is a
     /// snapshot, what is written goes there and nothing is spilled.

@@ -11,14 +11,12 @@
 
 use std::sync::{Arc, OnceLock, Weak};
 
-use rustix::system::sysinfo;
-
 use super::layout::ShardIndex;
 use super::shards::Shards;
 use crate::config::DeviceConfig;
 use crate::error::{Error, Result};
 use crate::log_limit::LogLimit;
-use crate::memory::FrameBudget;
+use crate::memory::{FrameBudget, available};
 use crate::sync::Mutex;
 use crate::units::PAGE_SIZE;
 
@@ -72,34 +70,30 @@ impl Tables {
         drop(self.releasing.lock());
     }
 
-    /// Gives the memory of empty tables back, but for `keep` page frames a shard; returns how many
-    /// page frames those are.
-    pub(crate) fn release(&self, shards: &Shards, keep: usize) -> u64 {
-        shards
-            .layout
-            .shards()
-            .map(|index| self.release_of(shards, index, keep))
-            .sum()
+    /// Gives the memory of empty tables back, but for `keep` page frames a shard.
+    pub(crate) fn release(&self, shards: &Shards, keep: usize) {
+        for index in shards.layout.shards() {
+            self.release_of(shards, index, keep);
+        }
     }
 
     /// The same, for the tables of a shard.
-    pub(crate) fn release_of(&self, shards: &Shards, index: ShardIndex, keep: usize) -> u64 {
+    pub(crate) fn release_of(&self, shards: &Shards, index: ShardIndex, keep: usize) {
         /// Page frames that are out at a time: some microseconds' worth.
         const AT_ONCE: usize = 64;
-        let mut released = 0;
         loop {
             let _those_who_need_them_wait = self.releasing.lock();
             let mut idle = shards.lock(index).take_tables(keep, AT_ONCE);
             if idle.is_empty() {
-                return released;
+                return;
             }
             let failed = idle.release().err();
-            released += shards.lock(index).accept_tables(idle);
+            shards.lock(index).accept_tables(idle);
             if let Some(error) = failed {
                 if let Some(end) = self.log_limit.admit() {
                     tracing::warn!("cannot give the memory of tables back: {error}{end}");
                 }
-                return released;
+                return;
             }
         }
     }
@@ -139,9 +133,7 @@ impl Tables {
     }
 }
 
-/// A quarter of the machine's memory: the slots of a device of 128 times as much.
+/// A quarter of the memory there is: the slots of a device of 128 times as much.
 fn default_limit() -> u64 {
-    let system = sysinfo();
-    let memory = system.totalram.saturating_mul(system.mem_unit.into());
-    (memory / 4).max(DeviceConfig::MIN_TABLE_LIMIT)
+    (available() / 4).max(DeviceConfig::MIN_TABLE_LIMIT)
 }

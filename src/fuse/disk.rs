@@ -9,6 +9,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::fs;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -44,8 +45,32 @@ struct Openers {
 /// Who has the file open.
 struct Opener {
     /// The thread that opened it.
-    thread: u32,
+    thread: Thread,
     _user: User,
+}
+
+/// A thread, told from a later one that has its number: who has the file open may not be who opened it, and be
+/// there longer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Thread {
+    id: u32,
+    /// When it was started, in ticks of the machine's clock; `None` if it has ended.
+    started: Option<u64>,
+}
+
+impl Thread {
+    /// The one that has a number now. It waits for us.
+    fn of(id: u32) -> Self {
+        /// What of /proc/PID/stat is behind the name, in parentheses, and before the time.
+        const FIELDS: usize = 19;
+        let stat = fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+        let behind_name = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+        let started = behind_name.split_whitespace().nth(FIELDS);
+        Self {
+            id,
+            started: started.and_then(|ticks| ticks.parse().ok()),
+        }
+    }
 }
 
 impl Openers {
@@ -53,12 +78,12 @@ impl Openers {
     /// may have it open several times, as rsync does, and may be another than the one that opened it.
     /// One of another PID namespace has no number, and counts as one that has it open once. One that has it
     /// open nowhere, as truncate(2) by path, is nobody's: a mounted file system's least of all.
-    fn of(&self, thread: u32, handle: Option<FileHandle>) -> usize {
+    fn of(&self, thread: Thread, handle: Option<FileHandle>) -> usize {
         let opener = handle.and_then(|handle| self.open.get(&handle.0));
         let threads = [Some(thread), opener.map(|opener| opener.thread)];
-        let is_one = |it: &&Opener| it.thread != 0 && threads.contains(&Some(it.thread));
+        let is_one = |it: &&Opener| it.thread.id != 0 && threads.contains(&Some(it.thread));
         let known = self.open.values().filter(is_one).count();
-        match thread {
+        match thread.id {
             0 => known.max(self.open.len().min(1)),
             _ => known,
         }
@@ -83,7 +108,7 @@ impl Disk {
 
     pub(super) fn open(&self, thread: u32) -> FileHandle {
         let opener = Opener {
-            thread,
+            thread: Thread::of(thread),
             _user: self.device.enter(Who::process(Frontend::Fuse, thread)),
         };
         let mut openers = self.openers.lock();
@@ -119,7 +144,7 @@ impl Disk {
             return Err(Errno::EPERM);
         }
         let user = self.device.enter(Who::default());
-        let own = self.openers.lock().of(thread, handle);
+        let own = self.openers.lock().of(Thread::of(thread), handle);
         let done = user.while_at_most(own, || self.device.discard(size, beyond));
         done.ok_or(Errno::EBUSY)?.map_err(|error| errno(&error))
     }
@@ -247,14 +272,45 @@ mod tests {
     #[test]
     fn only_who_has_the_file_open_has_it_open() {
         let mut openers = Openers::default();
+        let thread = |id, started| Thread {
+            id,
+            started: Some(started),
+        };
         let opener = || Opener {
-            thread: 5,
+            thread: thread(5, 100),
             _user: User::uncounted(),
         };
         openers.open.extend([(1, opener()), (2, opener())]);
-        assert_eq!(openers.of(5, None), 2);
-        assert_eq!(openers.of(7, Some(FileHandle(1))), 2, "another thread");
-        assert_eq!(openers.of(7, None), 0, "by the file's path");
-        assert_eq!(openers.of(0, None), 1, "of another PID namespace");
+        assert_eq!(openers.of(thread(5, 100), None), 2);
+        assert_eq!(
+            openers.of(thread(5, 101), None),
+            0,
+            "a later one of its number"
+        );
+        assert_eq!(
+            openers.of(thread(7, 1), Some(FileHandle(1))),
+            2,
+            "another thread"
+        );
+        assert_eq!(openers.of(thread(7, 1), None), 0, "by the file's path");
+        assert_eq!(
+            openers.of(thread(0, 1), None),
+            1,
+            "of another PID namespace"
+        );
+    }
+
+    #[test]
+    fn a_thread_is_told_from_others_of_its_number() {
+        let ours = rustix::thread::gettid()
+            .as_raw_nonzero()
+            .get()
+            .cast_unsigned();
+        let started = Thread::of(ours).started;
+        assert!(started.is_some());
+        let later = std::thread::spawn(move || Thread::of(ours).started);
+        assert_eq!(later.join().expect("it ends"), started);
+        let first = Thread::of(1).started;
+        assert!(first.is_some() && first < started);
     }
 }

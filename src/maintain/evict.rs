@@ -11,7 +11,8 @@ use super::append::{Isolated, Payload};
 use super::batch::MAX_BATCH;
 use super::clean::{Cleaned, UNREADABLE};
 use super::{Batch, FREED_AT_ONCE, Writeback};
-use crate::engine::{Engine, ShardIndex};
+use crate::engine::Engine;
+use crate::maintain::oldest::isolate_oldest;
 use crate::shard::Chances;
 use crate::spill::{Head, MIN_APPEND, Target};
 
@@ -124,78 +125,25 @@ fn collect(
     pages: u64,
 ) -> Vec<Isolated> {
     let mut chances = CHANCES;
-    let mut isolated = Vec::new();
-    let mut leaving = 0;
-    let mut oldest: Vec<_> = engine
-        .shards
-        .layout
-        .shards()
-        .map(|index| (index, engine.shards.lock(index).oldest_touch()))
-        .collect();
     // The records of a zspage never take more than MIN_APPEND.
     let has_room = |batch: &Batch| {
         batch.len() + MIN_APPEND as usize <= room && (batch.records() as u64) < pages
     };
-    while leaving < frames && has_room(batch) {
-        let Some((index, touched)) = oldest_shard(&mut oldest) else {
-            break;
-        };
-        let mut shard = engine.shards.lock(*index);
-        if let Some((zspage, frames)) = shard.isolate_oldest() {
+    isolate_oldest(
+        engine,
+        frames,
+        batch,
+        has_room,
+        |batch, index, shard, zspage| {
             let before = batch.records();
             shard.empty_isolated(zspage, &mut chances, &mut |evicted| {
                 // What is too much stays where it is.
                 if (batch.records() as u64) < pages {
-                    batch.push(
-                        *index,
-                        engine.shards.layout.page(*index, evicted.index),
-                        evicted,
-                    );
+                    let page = engine.shards.layout.page(index, evicted.index);
+                    batch.push(index, page, evicted);
                 }
             });
-            if batch.records() == before {
-                // All its objects were spared.
-                shard.put_back(zspage, true);
-            } else {
-                leaving += frames;
-                isolated.push(Isolated {
-                    shard: *index,
-                    zspage,
-                    frames,
-                });
-            }
-        }
-        *touched = shard.oldest_touch();
-    }
-    isolated
-}
-
-/// The shard whose oldest zspage, if it has any, is the oldest of all.
-pub(super) fn oldest_shard(
-    shards: &mut [(ShardIndex, Option<u32>)],
-) -> Option<&mut (ShardIndex, Option<u32>)> {
-    // The clock wraps: what lies half its range ahead is behind.
-    let reference = shards.iter().find_map(|(_, touched)| *touched)?;
-    let age = |touched: u32| touched.wrapping_sub(reference) as i32;
-    shards
-        .iter_mut()
-        .filter(|(_, touched)| touched.is_some())
-        .min_by_key(|(_, touched)| touched.map(age))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_oldest_is_found_across_the_wrap_of_the_clock() {
-        let mut shards: Vec<_> = (0..)
-            .map(ShardIndex)
-            .zip([None, Some(5), Some(u32::MAX - 3)])
-            .collect();
-        assert_eq!(oldest_shard(&mut shards).map(|s| s.0), Some(ShardIndex(2)));
-        shards[2].1 = None;
-        assert_eq!(oldest_shard(&mut shards).map(|s| s.0), Some(ShardIndex(1)));
-        assert_eq!(oldest_shard(&mut shards[..1]), None);
-    }
+            batch.records() != before
+        },
+    )
 }

@@ -23,6 +23,7 @@ mod compact;
 mod destage;
 mod evict;
 mod in_flight;
+mod oldest;
 mod recompress;
 mod replace;
 mod restore;

@@ -7,6 +7,7 @@
 //! or a [`LazyTable`] guards it.
 
 mod arena;
+mod available;
 mod budget;
 #[cfg(feature = "encrypt")]
 mod locked;
@@ -14,6 +15,7 @@ mod mapping;
 mod table;
 
 pub(crate) use arena::{Arena, ChainLen, FrameIndex, IdleRuns};
+pub(crate) use available::available;
 pub(crate) use budget::FrameBudget;
 #[cfg(feature = "encrypt")]
 pub(crate) use locked::Locked;

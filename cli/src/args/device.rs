@@ -74,7 +74,7 @@ pub(crate) struct DeviceArgs {
     pub(crate) allow_enospc: bool,
 
     /// Limit the memory of the tables that say where pages are, 4 KiB for each 2 MiB in use, and of dictionaries
-    /// [default: a quarter of the machine's].
+    /// [default: a quarter of the machine's, or of its control group's limit].
     #[arg(long, value_name = "SIZE", value_parser = parse::size)]
     #[arg(help_heading = "Memory")]
     pub(crate) table_limit: Option<u64>,

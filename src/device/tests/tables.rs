@@ -9,6 +9,7 @@ use super::*;
 use crate::algorithm::Priority;
 use crate::codec::MAX_DICTIONARY_LEN;
 use crate::origin::{FaultyImage, Image, SyncPolicy};
+use crate::sync::atomic::Ordering;
 
 /// Pages that a page frame of slots is for.
 const BLOCK: u64 = 512;
@@ -117,6 +118,43 @@ fn at_the_limit_pages_go_home() {
     for block in 0..BLOCKS {
         assert!(image.durable_page((block * BLOCK) as usize) == [0; PAGE_SIZE]);
     }
+    device.check();
+}
+
+/// Wherever on the device they are: those at its start do not leave each time.
+#[test]
+fn at_the_limit_pages_go_home_in_turn() {
+    let image = Arc::new(FaultyImage::new((BLOCKS * BLOCK) as usize, 7));
+    let origin = Origin::WriteBack(Arc::clone(&image) as Arc<dyn Image>, SyncPolicy::Flush);
+    let device = Device::with_stores(&config(), origin, None).expect("a device");
+    let in_memory = |block: u64| {
+        image.fail_reads.store(true, Ordering::Relaxed);
+        let read = device.read(block * BLOCK * PAGE, &mut [0; PAGE_SIZE]);
+        image.fail_reads.store(false, Ordering::Relaxed);
+        read.is_ok()
+    };
+    // Whole blocks: pages are looked at some at a time.
+    let write = |block: u64| {
+        let data: Vec<u8> = (0..BLOCK)
+            .flat_map(|page| tagged(block * BLOCK + page))
+            .collect();
+        let written = device.write(block * BLOCK * PAGE, &data);
+        written.expect("pages go home");
+        // All that leaves is clean.
+        device.flush().expect("the image works");
+    };
+    let mut next = 0;
+    while in_memory(0) || next == 0 {
+        write(next);
+        next += 1;
+    }
+    write(0);
+    let left = (1..next).take_while(|&block| !in_memory(block)).count() as u64;
+    while (left + 1..next).all(in_memory) && in_memory(0) {
+        write(next);
+        next += 1;
+    }
+    assert!(in_memory(0), "the first to leave was the first again");
     device.check();
 }
 

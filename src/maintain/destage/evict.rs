@@ -1,16 +1,17 @@
 //! Eviction to the image.
 //!
-//! What is clean goes first, since that costs nothing: a hand goes over the slots, as a clock's does,
+//! What is clean goes first, since that costs nothing: a hand goes over the slots
 //! and drops the clean pages that were not read since it last came by; compaction makes page frames
 //! of the gaps. When that frees nothing, the oldest zspages are emptied: their dirty pages are
 //! written to it, and those next to them on the device with them, which then are clean.
 
 use std::sync::Arc;
 
-use super::{BATCH_PAGES, Completion, DestageBatch, Destager};
+use super::{BATCH_PAGES, Completion, DestageBatch, Destager, Hand};
 use crate::engine::{Engine, RUN_PAGES, RoundEnd, ShardIndex};
 use crate::maintain::append::Isolated;
-use crate::maintain::evict::{NOTHING, oldest_shard};
+use crate::maintain::evict::NOTHING;
+use crate::maintain::oldest::isolate_oldest;
 use crate::maintain::{Progress, Writeback};
 use crate::shard::{Chances, Dropped, Shard, SlotIndex};
 use crate::sync::time::Instant;
@@ -25,13 +26,6 @@ const LEAVING: usize = BATCH_PAGES / 2;
 
 /// Clean pages that are dropped at once for each page frame that is wanted.
 const PAGES_A_FRAME: u64 = 2;
-
-/// Where the hand is.
-#[derive(Clone, Copy, Debug, Default)]
-pub(in crate::maintain) struct Hand {
-    shard: u32,
-    slot: u32,
-}
 
 /// What a step of eviction has done.
 #[derive(Clone, Copy, Debug)]
@@ -134,36 +128,23 @@ impl Writeback {
             return 0;
         }
         let (mut pages, mut freed) = (frames * PAGES_A_FRAME, 0);
-        let start = self.hand;
-        // The shard that the hand is in is met twice: before and behind it.
-        for turn in 0..=shards.len() {
-            let at = (start.shard as usize + turn) % shards.len();
-            let all = engine.shards.layout.slots(shards[at]);
-            let slots = match turn {
-                0 => start.slot..all,
-                turn if turn == shards.len() => 0..start.slot,
-                _ => 0..all,
-            };
+        'round: for (index, slots) in self.hand.round(&engine.shards.layout) {
             let mut from = slots.start;
-            while from < slots.end && pages > 0 {
+            while from < slots.end {
+                if pages == 0 {
+                    break 'round;
+                }
+                let mut shard = engine.shards.lock(index);
                 let Dropped {
                     pages: gone,
                     frames,
                     next,
-                } = engine
-                    .shards
-                    .lock(shards[at])
-                    .drop_clean(from..slots.end, pages);
+                } = shard.drop_clean(from..slots.end, pages);
+                drop(shard);
                 pages -= gone;
                 freed += frames;
                 from = next;
-            }
-            self.hand = Hand {
-                shard: at as u32,
-                slot: from,
-            };
-            if pages == 0 {
-                break;
+                self.hand = Hand::at(index, from);
             }
         }
         for &shard in &shards {
@@ -184,40 +165,22 @@ impl Writeback {
 /// dirty pages and the neighbours of those.
 fn collect(engine: &Engine, batch: &mut DestageBatch, frames: u64) -> Vec<Isolated> {
     let mut chances = CHANCES;
-    let (mut isolated, mut leaving) = (Vec::new(), 0);
-    let mut oldest: Vec<_> = engine
-        .shards
-        .layout
-        .shards()
-        .map(|index| (index, engine.shards.lock(index).oldest_touch()))
-        .collect();
-    while leaving < frames && batch.room() > BATCH_PAGES - LEAVING {
-        let Some((index, touched)) = oldest_shard(&mut oldest) else {
-            break;
-        };
-        let mut shard = engine.shards.lock(*index);
-        if let Some((zspage, frames)) = shard.isolate_oldest() {
+    let has_room = |batch: &DestageBatch| batch.room() > BATCH_PAGES - LEAVING;
+    isolate_oldest(
+        engine,
+        frames,
+        batch,
+        has_room,
+        |batch, index, shard, zspage| {
             let before = shard.counts().resident_pages;
             let dirty = shard.drop_isolated(zspage, &mut chances);
-            if dirty.is_empty() && shard.counts().resident_pages == before {
-                // All its objects were spared.
-                shard.put_back(zspage, true);
-                *touched = shard.oldest_touch();
-                continue;
-            }
+            let leaves = !dirty.is_empty() || shard.counts().resident_pages != before;
             for slot in dirty {
-                take(engine, *index, &mut shard, slot, batch);
+                take(engine, index, shard, slot, batch);
             }
-            leaving += frames;
-            isolated.push(Isolated {
-                shard: *index,
-                zspage,
-                frames,
-            });
-        }
-        *touched = shard.oldest_touch();
-    }
-    isolated
+            leaves
+        },
+    )
 }
 
 /// Takes a dirty page that is to leave memory, and the dirty ones that follow it or come before it

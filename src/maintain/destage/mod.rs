@@ -16,10 +16,11 @@
 //!
 //! Eviction and flushes take turns at that, batch by batch, and neither needs memory of the
 //! pool. Locks: the turn, a mutex; shards are locked under it. Above it is that of [`Syncs`], which
-//! a flush holds.
+//! a flush holds. The hand's is that of the one who makes room for tables; shards are locked under it.
 
 mod batch;
 mod evict;
+mod hand;
 mod periodic;
 mod syncs;
 mod writers;
@@ -28,7 +29,7 @@ use std::io;
 use std::sync::Arc;
 
 use self::batch::{BATCH_PAGES, Completion, DestageBatch};
-pub(super) use self::evict::Hand;
+pub(super) use self::hand::Hand;
 pub(crate) use self::periodic::Periodic;
 use self::syncs::Syncs;
 use crate::engine::{Engine, Relief};
@@ -57,6 +58,8 @@ pub(crate) struct Destager {
     /// Whoever holds it has pages on their way.
     batch: Mutex<DestageBatch>,
     syncs: Syncs,
+    /// Where pages leave next for tables to have room.
+    hand: Mutex<Hand>,
     /// Whether a sync of the image has failed.
     is_lost: AtomicBool,
     /// Whether the last attempt to write failed, so that it is logged once.
@@ -75,6 +78,7 @@ impl Destager {
             image: Arc::clone(image),
             batch: Mutex::new(DestageBatch::new()),
             syncs: Syncs::default(),
+            hand: Mutex::default(),
             is_lost: AtomicBool::new(false),
             failing: AtomicBool::new(false),
             counts: DestageCounts::default(),
@@ -186,8 +190,9 @@ impl Destager {
     fn drop_clean(&self, is_enough: &dyn Fn() -> bool) {
         let Engine { shards, tables, .. } = &*self.engine;
         tables.release(shards, 0);
-        for index in shards.layout.shards() {
-            let (mut at, end) = (0, shards.layout.slots(index));
+        let mut hand = self.hand.lock();
+        for (index, slots) in hand.round(&shards.layout) {
+            let (mut at, end) = (slots.start, slots.end);
             while at < end && !is_enough() {
                 let mut shard = shards.lock(index);
                 let gone_by = shard.drop_clean(at..end, u64::MAX).next;
@@ -195,6 +200,7 @@ impl Destager {
                 shard.drop_clean(at..gone_by, u64::MAX);
                 drop(shard);
                 at = gone_by;
+                *hand = Hand::at(index, at);
                 tables.release_of(shards, index, 0);
             }
         }
