@@ -5,48 +5,38 @@ use crossbeam::utils::CachePadded;
 use crate::sync::atomic::AtomicU64;
 use crate::sync::atomic::Ordering::Relaxed;
 
-/// What requests count outside of shards.
-#[derive(Debug, Default)]
-pub(crate) struct RequestCounts {
-    pub(crate) failed_reads: AtomicU64,
-    pub(crate) failed_writes: AtomicU64,
-    pub(crate) notify_free: AtomicU64,
-    /// Writes that waited for memory.
-    pub(crate) write_stalls: AtomicU64,
-    /// Pages read back from the backing.
-    pub(crate) bd_reads: CachePadded<AtomicU64>,
-    /// Pages written to the backing.
-    pub(crate) bd_writes: AtomicU64,
-    /// Pages that recompression has made smaller.
-    pub(crate) recompressed: AtomicU64,
-    /// Pages read from the image.
-    pub(crate) origin_reads: AtomicU64,
+/// Counts, each with what it counts, which can be started again.
+macro_rules! counts {
+    ($(#[$of:meta])* $name:ident: $($(#[$what:meta])* $count:ident: $cell:ty,)*) => {
+        $(#[$of])*
+        #[derive(Debug, Default)]
+        pub(crate) struct $name {
+            $($(#[$what])* pub(crate) $count: $cell,)*
+        }
+
+        impl $name {
+            /// Starts all counts again.
+            pub(crate) fn reset(&self) {
+                $(self.$count.store(0, Relaxed);)*
+            }
+        }
+    };
 }
 
-impl RequestCounts {
-    /// Starts all counts again.
-    pub(crate) fn reset(&self) {
-        let Self {
-            failed_reads,
-            failed_writes,
-            notify_free,
-            write_stalls,
-            bd_reads,
-            bd_writes,
-            recompressed,
-            origin_reads,
-        } = self;
-        for count in [
-            failed_reads,
-            failed_writes,
-            notify_free,
-            write_stalls,
-            bd_reads,
-            bd_writes,
-            recompressed,
-            origin_reads,
-        ] {
-            count.store(0, Relaxed);
-        }
-    }
+counts! {
+    /// What requests count outside of shards.
+    RequestCounts:
+    failed_reads: AtomicU64,
+    failed_writes: AtomicU64,
+    notify_free: AtomicU64,
+    /// Writes that waited for memory.
+    write_stalls: AtomicU64,
+    /// Pages read back from the backing.
+    bd_reads: CachePadded<AtomicU64>,
+    /// Pages written to the backing.
+    bd_writes: AtomicU64,
+    /// Pages that recompression has made smaller.
+    recompressed: AtomicU64,
+    /// Pages read from the image.
+    origin_reads: AtomicU64,
 }

@@ -9,6 +9,7 @@ use std::io;
 
 use super::Reader;
 use super::found::{AbsentPage, PageCopy};
+use super::sequential::SMALL;
 use crate::codec::{self, Codec, MAX_COMPRESSED_LEN};
 use crate::engine::RUN_PAGES;
 use crate::error::{Error, Result};
@@ -17,9 +18,6 @@ use crate::shard::{EvictionGeneration, Slot, SlotIndex};
 use crate::spill::BlockBuf;
 use crate::sync::atomic::Ordering::Relaxed;
 use crate::units::{PAGE_SHIFT, PAGE_SIZE, Page, PageIndex};
-
-/// Pages of a request that gains from what others in order read ahead.
-const SMALL: usize = 8;
 
 /// Pages read ahead of those.
 const AHEAD: u64 = 32;

@@ -10,6 +10,7 @@ use std::io;
 use super::Reader;
 use super::found::{Found, PageCopy, Promote, Spilled, SpilledPage};
 use super::read_ahead::{Place, Source};
+use super::sequential::SMALL;
 use crate::codec::{self, Codec};
 use crate::engine::{Engine, Run};
 use crate::error::{Error, Result};
@@ -28,10 +29,6 @@ const MAX_GAP: u32 = 16 << 10;
 
 /// Most bytes of a read for several pages.
 const MAX_READ: u32 = 128 << 10;
-
-/// Pages of a request that gains from what others in order read ahead. Those of a larger one are
-/// read together.
-const SMALL: usize = 8;
 
 /// Memory for a record: as it is read, and decrypted.
 pub(super) struct Buffers {

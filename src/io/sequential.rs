@@ -3,6 +3,10 @@
 
 use std::collections::VecDeque;
 
+/// Pages of a request that gains from what others in order read ahead. Those of a larger one are
+/// read together.
+pub(super) const SMALL: usize = 8;
+
 use crate::units::PageIndex;
 
 /// Requests in order after the first that make a reader in order.

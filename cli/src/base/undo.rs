@@ -88,8 +88,26 @@ impl Interrupt {
         self.check().map_err(was_down)
     }
 
+    /// Makes something in steps; if one of them fails, or a signal came, those before it are undone.
+    pub(crate) fn or_undo<'a, T>(
+        &self,
+        make: impl FnOnce(&mut Undo<'a>) -> Result<T>,
+    ) -> Result<T> {
+        let mut undo = Undo::default();
+        match make(&mut undo) {
+            Ok(made) => {
+                undo.disarm();
+                Ok(made)
+            }
+            Err(error) => {
+                let undone = undo.unwind();
+                Err(self.explain(error, undone))
+            }
+        }
+    }
+
     /// What to say of `error`: after a signal, which the tools got too, not what they said of it.
-    pub(crate) fn explain(&self, error: Error, undone: bool) -> Error {
+    fn explain(&self, error: Error, undone: bool) -> Error {
         match (self.check(), undone) {
             (Ok(()), _) => error,
             (Err(_), true) => Interrupted::error("interrupted, everything was undone"),
@@ -121,7 +139,7 @@ impl<'a> Undo<'a> {
     }
 
     /// Undoes it all, as far as it can be; says whether all of it could.
-    pub(crate) fn unwind(mut self) -> bool {
+    fn unwind(mut self) -> bool {
         self.run()
     }
 
@@ -137,7 +155,7 @@ impl<'a> Undo<'a> {
     }
 
     /// All went well: nothing is undone.
-    pub(crate) fn disarm(mut self) {
+    fn disarm(mut self) {
         self.0.clear();
     }
 }

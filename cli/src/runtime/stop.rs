@@ -94,6 +94,21 @@ pub(crate) struct Stopper {
 }
 
 impl Stopper {
+    /// With those who hear of a request: the main thread, and the watchdog.
+    fn new() -> (Self, Receiver<()>, Receiver<()>) {
+        let (wake, woken) = mpsc::channel();
+        let (watchdog, watched) = mpsc::channel();
+        let stopper = Self {
+            requested: Arc::default(),
+            ready: Arc::default(),
+            wake,
+            watchdog,
+            traces: Arc::default(),
+            home: Arc::default(),
+        };
+        (stopper, woken, watched)
+    }
+
     /// Starts the stop and its watchdog.
     pub(crate) fn request(&self) {
         if self.requested.swap(true, Ordering::SeqCst) {
@@ -176,16 +191,7 @@ impl Stopper {
 
 /// Installs the signal handlers; the receiver gets one message when the server is to stop.
 pub(crate) fn install() -> Result<(Stopper, Receiver<()>)> {
-    let (wake, woken) = mpsc::channel();
-    let (watchdog, watched) = mpsc::channel();
-    let stopper = Stopper {
-        requested: Arc::default(),
-        ready: Arc::default(),
-        wake,
-        watchdog,
-        traces: Arc::default(),
-        home: Arc::default(),
-    };
+    let (stopper, woken, watched) = Stopper::new();
     for ignored in [SIGHUP, SIGXFSZ] {
         // A handler that only sets a flag; unlike SIG_IGN it is not inherited by our children.
         signal_hook::flag::register(ignored, Arc::default()).context("cannot handle signals")?;
@@ -259,16 +265,7 @@ mod tests {
 
     #[test]
     fn a_stop_before_it_was_ready_is_none_once_a_client_was_there() {
-        let (wake, _woken) = mpsc::channel();
-        let (watchdog, _watched) = mpsc::channel();
-        let stopper = Stopper {
-            requested: Arc::default(),
-            ready: Arc::default(),
-            wake,
-            watchdog,
-            traces: Arc::default(),
-            home: Arc::default(),
-        };
+        let (stopper, _woken, _watched) = Stopper::new();
         let device = Arc::new(Device::new(&DeviceConfig::new(1 << 20)).unwrap());
         stopper.keep(&device);
         stopper.check().unwrap();

@@ -86,7 +86,6 @@ pub(crate) fn mount(
         );
     }
     let interrupt = Interrupt::install()?;
-    let mut undo = Undo::default();
     let launch = Launch {
         settings: &settings,
         dir: &dir,
@@ -94,36 +93,34 @@ pub(crate) fn mount(
         turn,
         sockets,
     };
-    let (path, options) = match make(
-        launch,
-        args.fs,
-        args.options.as_deref(),
-        &mountpoint,
-        &mut undo,
-    ) {
-        Ok(made) => made,
-        Err(error) => {
-            let undone = undo.unwind();
-            return Err(interrupt.explain(error, undone));
-        }
-    };
-    undo.disarm();
+    let asked = args.options.as_deref();
+    let mounted = interrupt.or_undo(|undo| make(launch, args.fs, asked, &mountpoint, undo))?;
+    let down = up.and_then(|up| up.down);
+    report(&settings, args.fs, &mountpoint, &mounted, down)
+}
+
+/// Says what is where, and how it is taken down.
+fn report(
+    settings: &Settings,
+    fs: FsType,
+    mountpoint: &Path,
+    (device, options): &(PathBuf, MountOptions),
+    down: Option<&str>,
+) -> Result<()> {
     let fs = if !settings.holds_data() {
-        args.fs.name()
+        fs.name()
     } else if options.nouuid {
         "as it was (nouuid, as an XFS of the same UUID is mounted already),"
     } else {
         "as it was,"
     };
+    let at = mountpoint.display();
     output::report(format_args!(
-        "{} ({}) is mounted on {}, {} on {}; to take it down: {}",
+        "{} ({}) is mounted on {at}, {fs} on {}; to take it down: {}",
         settings.name,
         bytes(settings.device.size),
-        mountpoint.display(),
-        fs,
-        path.display(),
-        up.and_then(|up| up.down)
-            .unwrap_or(&format!("uzram umount {}", mountpoint.display())),
+        device.display(),
+        down.unwrap_or(&format!("uzram umount {at}")),
     ))
 }
 

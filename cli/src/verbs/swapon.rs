@@ -54,7 +54,6 @@ pub(crate) fn up(
         down(&dir)?;
     }
     let interrupt = Interrupt::install()?;
-    let mut undo = Undo::default();
     let launch = Launch {
         settings: &settings,
         dir: &dir,
@@ -62,14 +61,7 @@ pub(crate) fn up(
         turn,
         sockets,
     };
-    let path = match make(launch, priority, &mut undo) {
-        Ok(path) => path,
-        Err(error) => {
-            let undone = undo.unwind();
-            return Err(interrupt.explain(error, undone));
-        }
-    };
-    undo.disarm();
+    let path = interrupt.or_undo(|undo| make(launch, priority, undo))?;
     output::report(format_args!(
         "{} ({}) is swapped to, as {}, priority {}; to take it down: {down_command}",
         settings.name,

@@ -126,22 +126,14 @@ fn open(path: &Path) -> uzram::Result<(File, Vec<u8>)> {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
-    use rustix::fs::Mode;
-    use uzram::{Device, DeviceConfig};
-
     use super::*;
-
-    /// And its device, which must be kept.
-    fn source() -> (Source, Arc<Device>) {
-        let device = Arc::new(Device::new(&DeviceConfig::new(1 << 20)).unwrap());
-        (Source::new(&"a".parse().unwrap(), &device), device)
-    }
+    use rustix::fs::Mode;
 
     #[test]
     fn a_file_is_there_from_the_start_and_gone_at_the_end() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("uzram.prom");
-        let (source, _device) = source();
+        let (source, _device) = Source::of_a_device();
         // Where others can write they plant links, to have us write elsewhere.
         let (elsewhere, planted) = (
             dir.path().join("elsewhere"),
@@ -165,7 +157,7 @@ mod tests {
     fn a_file_of_somebody_else_is_neither_replaced_nor_removed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("notes");
-        let (source, _device) = source();
+        let (source, _device) = Source::of_a_device();
         let source = Arc::new(source);
         fs::write(&path, "precious").unwrap();
         let error = FileWriter::start(&path, Arc::clone(&source)).err().unwrap();
@@ -183,7 +175,7 @@ mod tests {
     fn what_is_no_plain_file_is_neither_read_nor_replaced_nor_removed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("m");
-        let (source, _device) = source();
+        let (source, _device) = Source::of_a_device();
         let mkfifo = |at: &Path| {
             let mode = Mode::RUSR | Mode::WUSR;
             rustix::fs::mkfifoat(rustix::fs::CWD, at, mode).unwrap();

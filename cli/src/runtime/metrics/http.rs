@@ -272,19 +272,11 @@ fn response(request: &[u8], source: &Source) -> (&'static str, &'static str, Str
 
 #[cfg(test)]
 mod tests {
-    use uzram::{Device, DeviceConfig};
-
     use super::*;
-
-    /// And its device, which must be kept.
-    fn source() -> (Source, Arc<Device>) {
-        let device = Arc::new(Device::new(&DeviceConfig::new(1 << 20)).unwrap());
-        (Source::new(&"a".parse().unwrap(), &device), device)
-    }
 
     #[test]
     fn requests_get_what_they_ask_for_and_nonsense_is_refused() {
-        let (source, _device) = source();
+        let (source, _device) = Source::of_a_device();
         let ask = |request: &str| {
             let (status, content_type, body) = response(request.as_bytes(), &source);
             (status.split_once(' ').unwrap().0, content_type, body)
@@ -327,7 +319,7 @@ mod tests {
     fn those_who_drip_keep_nobody_out() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
-        let (source, _device) = source();
+        let (source, _device) = Source::of_a_device();
         let (socket, _file) = listen(&Address::Unix(path.clone())).unwrap();
         start(socket, Arc::new(source)).unwrap();
         let dripping: Vec<_> = (0..3 * MAX_CLIENTS)

@@ -30,3 +30,12 @@ impl Source {
         exposition(&[observed], format)
     }
 }
+
+#[cfg(test)]
+impl Source {
+    /// For a test; and its device, which must be kept.
+    pub(super) fn of_a_device() -> (Self, Arc<Device>) {
+        let device = Arc::new(Device::new(&uzram::DeviceConfig::new(1 << 20)).unwrap());
+        (Self::new(&"a".parse().unwrap(), &device), device)
+    }
+}

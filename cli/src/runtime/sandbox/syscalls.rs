@@ -158,6 +158,9 @@ fn programs(calls: &[c_long]) -> Result<[BpfProgram; 2]> {
     Ok([compile(rules, libc::EPERM)?, compile(clone3, libc::ENOSYS)?])
 }
 
+/// One filter. A program of another architecture, as of 32 bits on x86-64, is killed by it, which seccompiler has no
+/// choice for; and an error instead would leave such a program without any call, even that to end. The tools that a server
+/// runs are of its own architecture.
 fn compile(rules: BTreeMap<i64, Vec<SeccompRule>>, errno: libc::c_int) -> Result<BpfProgram> {
     let refused = SeccompAction::Errno(errno.cast_unsigned());
     let filter = SeccompFilter::new(rules, SeccompAction::Allow, refused, ARCH.try_into()?)?;
