@@ -88,7 +88,8 @@ impl Shard {
     ) -> bool {
         let never_left = self.eviction_generation(index) == eviction_generation
             || without(Protection::GenerationsCounted);
-        self.slots.get(index).is_empty() && never_left
+        let is_empty = self.slots.get(index).is_empty() || without(Protection::KeptOnce);
+        is_empty && never_left
     }
 
     /// Keeps a copy of a page that is in the image; without room there is none.

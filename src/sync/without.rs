@@ -26,12 +26,14 @@ pub(crate) enum Protection {
     BroughtBackIfUnchanged,
     /// A part is written over a page that was read back only if that is still the page.
     ChangedIfUnchanged,
-    /// What was written home is clean only if it has not changed since it was taken.
+    /// What was destaged is clean only if it has not changed since it was taken.
     CleanIfUnchanged,
-    /// A page is in a batch on its way home once.
+    /// A page is in a batch to be destaged once.
     OnceInABatch,
     /// What was read of the image is the page only if that never left memory meanwhile.
     GenerationsCounted,
+    /// What was read of the image is kept only if nobody has kept it, or changed the page, meanwhile.
+    KeptOnce,
     /// A save begins on all shards at one time.
     SavedAsOfOneTime,
     /// What is there when a save begins is saved before it changes.

@@ -1,4 +1,4 @@
-//! Pages on their way home to an image, or read from it, while others change them.
+//! Pages that are destaged to an image, or read from it, while others change or read them.
 
 use support::noise_page;
 
@@ -11,7 +11,7 @@ fn over_image() -> (Arc<Device>, Arc<FaultyImage>) {
 }
 
 model!(
-    /// What changes while it is written home is not taken for what was written.
+    /// What changes while it is destaged is not taken for what was written.
     a_write_beside_a_flush,
     without CleanIfUnchanged,
     || {
@@ -29,7 +29,7 @@ model!(
 );
 
 model!(
-    /// A page is not written home twice at once: it changes after it was taken with its zspage, and
+    /// A page is not destaged twice at once: it changes after it was taken with its zspage, and
     /// is the neighbour of a page of the next.
     a_write_beside_eviction_of_its_neighbour,
     without OnceInABatch,
@@ -51,9 +51,9 @@ model!(
 );
 
 model!(
-    /// What was read of the image before the page was changed, went home and left memory is not kept
+    /// What was read of the image before the page was changed, destaged and left memory is not kept
     /// as the page.
-    a_read_of_the_image_beside_a_write_that_goes_home,
+    a_read_of_the_image_beside_a_write_that_is_destaged,
     without GenerationsCounted,
     || {
         let (device, _image) = over_image();
@@ -69,5 +69,29 @@ model!(
         });
         expect(&device, 0, 1);
         device.check();
+    }
+);
+
+model!(
+    /// Two who read pages that only the image has, each in memory of its own: what one has kept meanwhile the
+    /// other keeps no second time.
+    two_reads_of_absent_pages,
+    without KeptOnce,
+    || {
+        let (device, _image) = over_image();
+        scope(|scope| {
+            for first in 0..2 {
+                let device = &device;
+                scope.spawn(move || {
+                    for page in first..first + 3 {
+                        assert!(read(device, page) == [7; PAGE_SIZE], "page {page}");
+                    }
+                });
+            }
+        });
+        device.check();
+        for page in 0..5 {
+            assert!(read(&device, page) == [7; PAGE_SIZE], "page {page}");
+        }
     }
 );
