@@ -24,15 +24,15 @@ use clap::error::ErrorKind;
 use tracing_subscriber::EnvFilter;
 
 use crate::args::{Cli, LoggingArgs, Verb};
-use crate::base::failure::{Said, Usage};
+use crate::base::failure::{CommandFailed, Said, Usage};
 use crate::base::output::StdoutGone;
 use crate::base::{capabilities, failure, inherited, output, stderr};
 use crate::runtime::rundir::RunRoot;
 use crate::settings::Settings;
 use crate::verbs::{
-    attach, clear_spill, compact, complete, detach, down, idle, list, log, man, map, metrics,
-    mount, recompress, reset, save, scrub, serve, set, stat, stop, sync, top, train, umount, up,
-    wipe_spill, writeback,
+    attach, background, clear_spill, compact, complete, detach, down, idle, list, log, man, map,
+    metrics, mount, recompress, reset, save, scrub, serve, set, stat, stop, sync, top, train,
+    umount, up, wipe_spill, writeback,
 };
 
 /// What the command's own thread has, bytes: the first thread's stack is as the user's limit has it.
@@ -65,13 +65,13 @@ fn command() -> ExitCode {
     };
     output::be(cli.logging.quiet, cli.logging.verbose);
     // In the background the log goes to a file.
-    let is_background = matches!(&cli.verb, Verb::Serve(args) if args.background);
+    let is_background = matches!(&cli.verb, Verb::Serve(args) if args.detached);
     let has_colours = !is_background && output::has_colours(&io::stderr());
     match start_logging(cli.logging, has_colours).and_then(|()| run(cli)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.is::<StdoutGone>() => ExitCode::SUCCESS,
         Err(error) => {
-            if !error.is::<Said>() {
+            if !error.is::<Said>() && !error.is::<CommandFailed>() {
                 failure::complain(&error);
             }
             ExitCode::from(failure::exit_code(&error))
@@ -83,11 +83,14 @@ fn run(cli: Cli) -> Result<()> {
     let root = RunRoot::locate()?;
     match cli.verb {
         Verb::ServeKept(_) => serve::serve_kept(),
+        Verb::Serve(args) if args.background || args.run.is_some() => {
+            background::serve(args, &root)
+        }
         Verb::Serve(args) => {
             let own = root.dir(&args.name).sockets();
             let mut settings = Settings::resolve(args.name, args.device, &own)?;
             settings.mountpoint = args.mountpoint;
-            serve::run(&settings, &root, args.background)
+            serve::run(&settings, &root, args.detached)
         }
         Verb::Mount(args) => mount::mount(args, inherited::take()?, None, &root),
         Verb::Umount(args) => umount::umount(&args, &root),

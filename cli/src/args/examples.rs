@@ -43,6 +43,10 @@ EXAMPLES
   For a guest's swap, or nbd-client -swap (root); for ours see uzram up:
   uzram serve swap --size 8G --nbd unix:/run/swap.sock --swap
 
+  In the background, and for as long as one command needs it:
+  uzram serve vm --size 4G --background
+  uzram serve tmp --size 1G --run 'nbdcopy image.raw $uri'
+
   Clients:
   nbdinfo nbd://127.0.0.1/vm
   qemu-img convert image.qcow2 -O raw nbd://127.0.0.1/vm

@@ -183,9 +183,32 @@ pub(crate) struct ServeArgs {
     #[command(flatten)]
     pub(crate) device: DeviceArgs,
 
-    /// Leave the terminal's session and log to RUNDIR/NAME/log once ready: how `mount` starts it.
-    #[arg(long, hide = true)]
+    /// Return once it is served, and go on in the background; `uzram log NAME` prints its log.
+    #[arg(long, help_heading = "Running")]
     pub(crate) background: bool,
+
+    /// Write the server's PID to this file once it is served.
+    #[arg(
+        long,
+        value_name = "FILE",
+        help_heading = "Running",
+        requires = "background"
+    )]
+    pub(crate) pidfile: Option<PathBuf>,
+
+    /// Run a shell command once it is served, and stop when that ends, with its exit status. The command finds $uri,
+    /// $exportname, $unixsocket and, with --fuse, $disk in its environment.
+    #[arg(
+        long,
+        value_name = "COMMAND",
+        help_heading = "Running",
+        conflicts_with = "background"
+    )]
+    pub(crate) run: Option<String>,
+
+    /// Leave the terminal's session and log to RUNDIR/NAME/log once ready: how others start it.
+    #[arg(long, hide = true)]
+    pub(crate) detached: bool,
 
     /// Where `mount` is to mount the device's file system, noted for `umount`.
     #[arg(long, hide = true)]
@@ -704,7 +727,7 @@ mod tests {
     #[test]
     fn every_verb_teaches_by_example() {
         let command = Cli::command();
-        for verb in command.get_subcommands() {
+        for verb in command.get_subcommands().filter(|verb| !verb.is_hide_set()) {
             let help = verb.get_after_help().map(ToString::to_string);
             let example = format!("\n  uzram {}", verb.get_name());
             assert!(

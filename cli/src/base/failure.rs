@@ -60,6 +60,26 @@ impl fmt::Display for Said {
 
 impl std::error::Error for Said {}
 
+/// The command of a `--run` failed, which has said why; the exit code is its own.
+#[derive(Debug)]
+pub(crate) struct CommandFailed(u8);
+
+impl CommandFailed {
+    /// An error that exits with `status`, or 1 if there is none that one can exit with.
+    pub(crate) fn error(status: Option<i32>) -> anyhow::Error {
+        let status = status.and_then(|status| u8::try_from(status).ok());
+        anyhow::Error::new(Self(status.unwrap_or(1)))
+    }
+}
+
+impl fmt::Display for CommandFailed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the command ended with status {}", self.0)
+    }
+}
+
+impl std::error::Error for CommandFailed {}
+
 /// Says on stderr what failed.
 pub(crate) fn complain(error: &anyhow::Error) {
     say(&one_line(error));
@@ -81,6 +101,9 @@ pub(crate) fn warn(line: &str) {
 pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
     if let Some(said) = error.downcast_ref::<Said>() {
         return said.code;
+    }
+    if let Some(CommandFailed(status)) = error.downcast_ref() {
+        return *status;
     }
     let usage = error.chain().any(|cause| {
         cause.is::<Usage>() || cause.downcast_ref().is_some_and(uzram::Error::is_usage)

@@ -170,7 +170,7 @@ impl Settings {
 
     /// The arguments that make `uzram` serve just this, in the background.
     pub(crate) fn to_args(&self) -> Vec<OsString> {
-        let mut args: Vec<OsString> = vec!["serve".into(), "--background".into()];
+        let mut args: Vec<OsString> = vec!["serve".into(), "--detached".into()];
         let mut option = |name: &str, value: OsString| {
             // One word, so that no value is ever taken for an option.
             let mut word = OsString::from(format!("--{name}="));

@@ -3,6 +3,7 @@
 //! A verb may use another one; nothing below uses any.
 
 pub(crate) mod attach;
+pub(crate) mod background;
 pub(crate) mod clear_spill;
 pub(crate) mod compact;
 pub(crate) mod complete;

@@ -9,13 +9,13 @@ use crate::args::{ServeArgs, UpArgs};
 use crate::base::failure::{self, Said, Usage};
 use crate::base::inherited;
 use crate::base::output::{self, StdoutGone};
-use crate::base::table::bytes;
 use crate::base::undo::{Interrupt, Interrupted};
-use crate::runtime::rundir::{Record, RunRoot, Turn};
-use crate::runtime::server::{self, Launch};
+use crate::runtime::rundir::{RunRoot, Turn};
+use crate::runtime::server;
 use crate::settings::Settings;
 use crate::settings::config::{Config, Entry, Files, Wanted};
 use crate::settings::shortage;
+use crate::verbs::background;
 use crate::verbs::mount;
 use crate::verbs::mount::Up;
 use crate::verbs::serve;
@@ -216,20 +216,6 @@ fn background(
     shortage::refuse(&settings)?;
     let interrupt = Interrupt::install()?;
     let dir = root.dir(&settings.name);
-    let mut launch = Launch {
-        settings: &settings,
-        dir: &dir,
-        interrupt: &interrupt,
-        turn,
-        sockets,
-    };
-    launch.start()?;
-    // The server has added what it inherited, and found real ports.
-    let record = dir.record().unwrap_or_else(|| Record::of(&settings));
-    output::report(format_args!(
-        "{} ({}) is served on {}",
-        settings.name,
-        bytes(settings.device.size),
-        record.places().join(" and ")
-    ))
+    let record = background::launch(&settings, &dir, sockets, turn, &interrupt)?;
+    background::report(&settings, &record)
 }

@@ -323,3 +323,30 @@ fn a_configuration_is_checked_or_named_by_its_path() {
     world.ok(&["down", "two.toml", "a"]);
     world.refused(2, &["up", "--config=two.toml", "empty.toml"]);
 }
+
+/// `--background` returns when the device is served; `--run` serves it as long as a command runs.
+#[test]
+fn a_server_goes_to_the_background_or_runs_a_command() {
+    let world = World::new();
+    let args = ["serve", "a", "--size=1M", "--background", "--pidfile=pid"];
+    let said = world.ok(&args);
+    assert!(said.starts_with("a (1 MiB) is served on unix:"), "{said}");
+    let stat: serde_json::Value =
+        serde_json::from_str(&world.ok(&["stat", "a", "--json"])).unwrap();
+    let pid = fs::read_to_string(world.path("pid")).unwrap();
+    assert_eq!(pid.trim(), stat["pid"].to_string());
+    let line = world.refused(1, &args);
+    assert!(line.contains("already being served"), "{line}");
+    assert_eq!(world.ok(&["list", "-q"]), "a\n", "the first is served on");
+    world.ok(&["stop", "a"]);
+
+    let run = |command: &str| world.run(&["serve", "b c", "--size=1M", "--run", command]);
+    let output = run("nbdinfo --size \"$uri\" && test -S \"$unixsocket\" && echo \"$exportname\"");
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "1048576\nb c\n");
+    let output = run("exit 7");
+    assert_eq!(output.status.code(), Some(7), "{output:?}");
+    assert!(output.stderr.is_empty(), "{output:?}");
+    assert_eq!(world.ok(&["list", "-q"]), "", "it is gone with its command");
+    world.refused(2, &["serve", "a", "--size=1M", "--pidfile=pid"]);
+}

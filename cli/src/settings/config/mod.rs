@@ -282,7 +282,15 @@ fn keys_of(verb: &str) -> &'static [(String, bool)] {
 }
 
 fn options_of(verb: &str) -> Vec<(String, bool)> {
-    const ELSEWHERE: [&str; 4] = ["name", "help", "verbose", "quiet"];
+    const ELSEWHERE: [&str; 7] = [
+        "name",
+        "help",
+        "verbose",
+        "quiet",
+        "background",
+        "pidfile",
+        "run",
+    ];
     let mut command = Cli::command();
     command.build();
     let verb = command.find_subcommand(verb);
