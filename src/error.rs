@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use rustix::io::Errno;
+use rustix::io::Errno as KernelErrno;
 
 /// A `Result` with this library's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -113,6 +113,41 @@ pub enum Error {
     },
 }
 
+/// An error number of the kernel's (errno(3)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Errno(i32);
+
+impl Errno {
+    /// The number, as the kernel and its clients have it.
+    pub const fn raw_os_error(self) -> i32 {
+        self.0
+    }
+}
+
+impl From<KernelErrno> for Errno {
+    fn from(errno: KernelErrno) -> Self {
+        Self(errno.raw_os_error())
+    }
+}
+
+impl From<Errno> for KernelErrno {
+    fn from(errno: Errno) -> Self {
+        Self::from_raw_os_error(errno.0)
+    }
+}
+
+impl From<Errno> for io::Error {
+    fn from(errno: Errno) -> Self {
+        Self::from_raw_os_error(errno.0)
+    }
+}
+
+impl PartialEq<KernelErrno> for Errno {
+    fn eq(&self, other: &KernelErrno) -> bool {
+        *self == Self::from(*other)
+    }
+}
+
 impl Error {
     /// An [`Error::Io`] for `action`.
     pub fn io(action: impl Into<String>, source: impl Into<io::Error>) -> Self {
@@ -124,17 +159,20 @@ impl Error {
 
     /// The errno a client is answered with.
     pub fn errno(&self) -> Errno {
-        match self {
-            Self::InvalidConfig { .. } | Self::OutOfRange { .. } => Errno::INVAL,
-            Self::NoSpace(_) => Errno::NOSPC,
+        let errno = match self {
+            Self::InvalidConfig { .. } | Self::OutOfRange { .. } => KernelErrno::INVAL,
+            Self::NoSpace(_) => KernelErrno::NOSPC,
             Self::Unreadable { .. }
             | Self::Absent { .. }
             | Self::Damaged { .. }
-            | Self::Corrupt { .. } => Errno::IO,
-            Self::Unusable { .. } => Errno::INVAL,
-            Self::Refused { errno, .. } | Self::Remote { errno, .. } => *errno,
-            Self::Io { source, .. } => Errno::from_io_error(source).unwrap_or(Errno::IO),
-        }
+            | Self::Corrupt { .. } => KernelErrno::IO,
+            Self::Unusable { .. } => KernelErrno::INVAL,
+            Self::Refused { errno, .. } | Self::Remote { errno, .. } => return *errno,
+            Self::Io { source, .. } => {
+                KernelErrno::from_io_error(source).unwrap_or(KernelErrno::IO)
+            }
+        };
+        errno.into()
     }
 
     /// Whether the user asked for something impossible, as opposed to the machine failing at it.

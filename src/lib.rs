@@ -108,6 +108,7 @@ mod latency;
 mod log_limit;
 mod maintain;
 mod memory;
+#[doc(hidden)]
 pub mod mounts;
 mod named_file;
 #[cfg(feature = "nbd")]
@@ -151,20 +152,30 @@ pub use device::{
     BlockStates, Device, DeviceBuilder, MAX_MAP_CELLS, MapCell, PageMap, PlaceCheck, SaveProgress,
     Saved, Scrubbed, saved_size,
 };
-pub use error::{Error, Result};
-pub use handed_file::HandedFile;
-pub use image::{ImageFile, write_whole};
+pub use error::{Errno, Error, Result};
 pub use latency::{Latency, OperationLatencies};
-pub use log_limit::LogLimit;
-pub use named_file::{Links, follow_links, open_named_file, read_named_file};
 pub use origin::{OriginConfig, OriginFormat, OriginUse, SyncPolicy};
 pub use pool::{ClassStats, PoolKind};
 pub use recompression::Recompression;
 pub use sector_size::SectorSize;
 pub use selection::Selection;
-pub use size::{ParseSizeError, human_size, parse_size};
-pub use spill::{BackingConfig, BackingKeep, BackingNotes, not_spilled, wipe_spill};
+pub use spill::{BackingConfig, BackingKeep};
 pub use stats::Stats;
 pub use units::{Extent, MAX_DEVICE_BYTES, PAGE_SHIFT, PAGE_SIZE, Page, PageIndex, PageState};
-pub use unix_socket::{MAX_SOCKET_PATH, SocketFile, listen as listen_unix, remove_dead_socket};
 pub use users::{Frontend, User, Who};
+
+// What the `uzram` command shares with the library. It is no part of what is promised.
+#[doc(hidden)]
+pub use handed_file::HandedFile;
+#[doc(hidden)]
+pub use image::{ImageFile, write_whole};
+#[doc(hidden)]
+pub use log_limit::LogLimit;
+#[doc(hidden)]
+pub use named_file::{Links, follow_links, open_named_file, read_named_file};
+#[doc(hidden)]
+pub use size::{ParseSizeError, human_size, parse_size};
+#[doc(hidden)]
+pub use spill::{BackingNotes, not_spilled, wipe_spill};
+#[doc(hidden)]
+pub use unix_socket::{MAX_SOCKET_PATH, SocketFile, listen as listen_unix, remove_dead_socket};

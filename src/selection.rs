@@ -81,7 +81,7 @@ fn parse_range(parameter: &str, low: &str, high: &str, pages: u64) -> Result<Par
     let out_of_range = |reason: String| Error::Refused {
         what: "writeback",
         reason: format!("{parameter:?}: {reason}"),
-        errno: Errno::RANGE,
+        errno: Errno::RANGE.into(),
     };
     if low > high {
         return Err(out_of_range("it ends before it starts".to_owned()));

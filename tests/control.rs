@@ -71,7 +71,7 @@ fn receive(connection: &mut BufReader<UnixStream>) -> Value {
 fn remote(error: &Error) -> Errno {
     assert!(matches!(error, Error::Remote { .. }), "{error:?}");
     assert!(!error.to_string().contains('\n'));
-    error.errno()
+    error.errno().into()
 }
 
 #[test]

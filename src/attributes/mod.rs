@@ -457,7 +457,7 @@ impl Attribute {
         Error::Refused {
             what: self.name(),
             reason: reason.to_owned(),
-            errno,
+            errno: errno.into(),
         }
     }
 }

@@ -67,7 +67,9 @@ fn statistics_have_zrams_columns() {
 #[test]
 fn stores_check_their_values() {
     let device = device();
-    let errno = |a: Attribute, v: &str| a.store(&device, v).err().map(|e| e.errno());
+    let errno = |a: Attribute, v: &str| -> Option<Errno> {
+        a.store(&device, v).err().map(|e| e.errno().into())
+    };
     assert_eq!(errno(Attribute::MemLimit, "64M\n"), None);
     assert_eq!(errno(Attribute::MemLimit, "0"), None);
     for bad in ["", "-1", "lots", "1X", "4096", "18446744073709551616"] {
@@ -198,10 +200,10 @@ fn a_backing_comes_changes_and_goes() {
     Attribute::BackingSize
         .store(&device, "8M\n")
         .expect("grown");
-    let errno = |v: &str| {
+    let errno = |v: &str| -> Result<(), Errno> {
         Attribute::BackingSize
             .store(&device, v)
-            .map_err(|e| e.errno())
+            .map_err(|e| e.errno().into())
     };
     assert_eq!(errno("1M"), Err(Errno::INVAL));
     let shown = Attribute::BackingSize.show(&device).expect("readable");

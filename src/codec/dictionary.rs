@@ -65,7 +65,7 @@ impl Memory {
                 reason: "there is no room for it beside the device's tables \
                          (`DeviceConfig::table_limit`)"
                     .to_owned(),
-                errno: Errno::NOSPC,
+                errno: Errno::NOSPC.into(),
             });
         }
         self.taken.fetch_add(frames, Relaxed);
@@ -244,7 +244,7 @@ impl Dictionaries {
         Err(Error::Refused {
             what: "dict",
             reason: format!("there is another dictionary number {}", id.index()),
-            errno: Errno::EXIST,
+            errno: Errno::EXIST.into(),
         })
     }
 }
@@ -270,7 +270,7 @@ fn refused(reason: String) -> Error {
     Error::Refused {
         what: "dict",
         reason,
-        errno: Errno::INVAL,
+        errno: Errno::INVAL.into(),
     }
 }
 
@@ -278,7 +278,7 @@ fn too_many() -> Error {
     Error::Refused {
         what: "dict",
         reason: format!("a device has at most {MAX_DICTIONARIES} dictionaries in its life"),
-        errno: Errno::NOSPC,
+        errno: Errno::NOSPC.into(),
     }
 }
 
@@ -293,7 +293,7 @@ pub fn train_dictionary(pages: &[Page], len: usize) -> Result<Vec<u8>> {
             "{} pages are too few to learn from, or too much the same: {error}",
             pages.len()
         ),
-        errno: Errno::INVAL,
+        errno: Errno::INVAL.into(),
     };
     let trained = train(pages, len).map_err(too_alike)?;
     // Of pages that are all the same zstd makes one that holds next to nothing.

@@ -112,6 +112,7 @@ impl Client {
     /// # Errors
     /// [`Error::Remote`] if the server says no; [`Error::Io`] if it does not answer in time or
     /// not in the protocol.
+    #[doc(hidden)]
     pub fn call(&mut self, request: &Request) -> Result<Value> {
         self.call_with(request, None)
     }

@@ -32,5 +32,7 @@ mod server;
 pub use client::{Client, HangUp};
 pub use clients::MAX_CLIENTS;
 pub use line::MAX_LINE_BYTES;
-pub use protocol::{Compacted, PagesDone, Reply, Request};
+pub use protocol::{Compacted, PagesDone};
+#[doc(hidden)]
+pub use protocol::{Reply, Request};
 pub use server::{IDLE_TIMEOUT, Server};

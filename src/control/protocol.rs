@@ -171,7 +171,8 @@ impl Reply {
                 message: error,
                 errno: Some(errno)
                     .filter(|number| ERRNOS.contains(number))
-                    .map_or(Errno::IO, Errno::from_raw_os_error),
+                    .map_or(Errno::IO, Errno::from_raw_os_error)
+                    .into(),
                 is_usage: usage,
             }),
         }

@@ -380,7 +380,7 @@ fn refused(what: &'static str, errno: Errno, reason: String) -> Error {
     Error::Refused {
         what,
         reason,
-        errno,
+        errno: errno.into(),
     }
 }
 

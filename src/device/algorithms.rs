@@ -64,7 +64,7 @@ impl Device {
         let none = || Error::Refused {
             what: "algorithm_params",
             reason: format!("there is no algorithm of priority {}", priority.number()),
-            errno: Errno::INVAL,
+            errno: Errno::INVAL.into(),
         };
         let algorithm = self.algorithm_of(priority).ok_or_else(none)?;
         let algorithm = match level {

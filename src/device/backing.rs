@@ -57,7 +57,7 @@ impl Device {
             Some(_) if self.engine.origin.destages() => Err(Error::Refused {
                 what: "backing_dev",
                 reason: NO_BACKING.to_owned(),
-                errno: Errno::INVAL,
+                errno: Errno::INVAL.into(),
             }),
             Some(config) if config.encrypt != self.encrypts() => Err(Error::InvalidConfig {
                 option: "backing_encrypt",
@@ -95,7 +95,7 @@ impl Device {
         replaced.map_err(|reason| Error::Refused {
             what: "backing_dev",
             reason,
-            errno: Errno::BUSY,
+            errno: Errno::BUSY.into(),
         })
     }
 
@@ -116,7 +116,7 @@ impl Device {
             Err(Error::Refused {
                 what: "backing_size",
                 reason: "the device is stopping".to_owned(),
-                errno: Errno::BUSY,
+                errno: Errno::BUSY.into(),
             })
         })
     }

@@ -76,7 +76,7 @@ impl Device {
             return Err(Error::Refused {
                 what: "map",
                 reason: format!("it has 1 to {MAX_MAP_CELLS} cells"),
-                errno: Errno::INVAL,
+                errno: Errno::INVAL.into(),
             });
         }
         let device_pages = self.pages();

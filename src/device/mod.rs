@@ -94,6 +94,7 @@ impl Device {
     ///
     /// # Errors
     /// Those of [`Device::new`], and of `notes`.
+    #[doc(hidden)]
     pub fn noting(config: &DeviceConfig, notes: Arc<dyn BackingNotes>) -> Result<Self> {
         Self::opening_with(Opener::noting(notes), config)
     }
@@ -238,7 +239,7 @@ impl Device {
             return Err(Error::Refused {
                 what: "reset",
                 reason: "the data is the image's".to_owned(),
-                errno: Errno::PERM,
+                errno: Errno::PERM.into(),
             });
         }
         let forget = || {
@@ -250,7 +251,7 @@ impl Device {
             Err(Error::Refused {
                 what: "reset",
                 reason: "the device is in use; unmount, detach or disconnect it first".to_owned(),
-                errno: Errno::BUSY,
+                errno: Errno::BUSY.into(),
             })
         })
     }

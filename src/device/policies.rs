@@ -37,7 +37,7 @@ impl Device {
             Err(Error::Refused {
                 what: "writeback",
                 reason: "the device is stopping".to_owned(),
-                errno: Errno::INTR,
+                errno: Errno::INTR.into(),
             })
         })
     }

@@ -38,11 +38,11 @@ impl Device {
 
     fn resize_to(&self, bytes: u64, discard: bool) -> Result<()> {
         check_size("disksize", bytes)?;
-        let refuse = |errno, reason: String| {
+        let refuse = |errno: Errno, reason: String| {
             Err(Error::Refused {
                 what: "disksize",
                 reason,
-                errno,
+                errno: errno.into(),
             })
         };
         if self.engine.origin.image().is_some() && bytes != self.size() {

@@ -123,7 +123,7 @@ fn refused(reason: String) -> Error {
     Error::Refused {
         what: "restore",
         reason,
-        errno: Errno::BUSY,
+        errno: Errno::BUSY.into(),
     }
 }
 
@@ -131,7 +131,7 @@ fn left_out() -> Error {
     Error::Refused {
         what: "restore",
         reason: "the image may have pages of an algorithm that this build leaves out".to_owned(),
-        errno: Errno::OPNOTSUPP,
+        errno: Errno::OPNOTSUPP.into(),
     }
 }
 

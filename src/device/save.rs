@@ -308,7 +308,7 @@ fn unchangeable(reason: &str) -> Error {
     Error::Refused {
         what: "write",
         reason: reason.to_owned(),
-        errno: Errno::ROFS,
+        errno: Errno::ROFS.into(),
     }
 }
 
@@ -316,6 +316,6 @@ fn refused(errno: Errno, reason: String) -> Error {
     Error::Refused {
         what: "save",
         reason,
-        errno,
+        errno: errno.into(),
     }
 }

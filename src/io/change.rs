@@ -226,6 +226,6 @@ fn refused(errno: Errno, reason: String) -> Error {
     Error::Refused {
         what: "save",
         reason,
-        errno,
+        errno: errno.into(),
     }
 }

@@ -92,7 +92,7 @@ impl Plan {
         let none = |which: &str| Error::Refused {
             what: "recompress",
             reason: format!("there is no algorithm {which}: set recomp_algorithm first"),
-            errno: Errno::INVAL,
+            errno: Errno::INVAL.into(),
         };
         let top = set.last().map(|(priority, _)| *priority);
         let is_named = |algorithm: Algorithm, named: Algorithm| {
@@ -456,6 +456,6 @@ fn stopping() -> Error {
     Error::Refused {
         what: "recompress",
         reason: "the device is stopping".to_owned(),
-        errno: Errno::INTR,
+        errno: Errno::INTR.into(),
     }
 }

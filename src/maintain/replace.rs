@@ -171,7 +171,7 @@ impl Writeback {
             Err(Error::Refused {
                 what: "backing_size",
                 reason: reason.to_owned(),
-                errno: Errno::BUSY,
+                errno: Errno::BUSY.into(),
             })
         };
         if self.replaced.is_some() {

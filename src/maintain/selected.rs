@@ -285,7 +285,7 @@ fn refused<T>(errno: Errno, reason: &str) -> Result<T> {
     Err(Error::Refused {
         what: "writeback",
         reason: reason.to_owned(),
-        errno,
+        errno: errno.into(),
     })
 }
 

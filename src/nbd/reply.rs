@@ -56,7 +56,7 @@ impl From<&Error> for NbdError {
     /// EOVERFLOW and ENOTSUP mean something else to a client than to a file system, so they are
     /// not passed on.
     fn from(error: &Error) -> Self {
-        match error.errno() {
+        match error.errno().into() {
             Errno::PERM | Errno::ACCESS | Errno::ROFS => Self::Perm,
             Errno::NOMEM => Self::NoMem,
             Errno::INVAL => Self::Inval,

@@ -36,7 +36,8 @@ impl FileBacking {
     /// Opens or makes the file.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] if the size is below two segments; those of [`Claim::new`].
+    /// [`InvalidConfig`](crate::Error::InvalidConfig) if the size is below two segments;
+    /// [`Unusable`](crate::Error::Unusable) or [`Io`](crate::Error::Io) about the file.
     pub fn open(config: &BackingConfig) -> Result<Self> {
         check_size(config.size)?;
         Ok(Self::of(Claim::new(config)?, config))

@@ -6,7 +6,10 @@ use super::*;
 use crate::device::tests::idle::no_limit;
 
 fn errno(device: &Device, pages: u64) -> Option<Errno> {
-    device.resize(pages * PAGE).err().map(|error| error.errno())
+    device
+        .resize(pages * PAGE)
+        .err()
+        .map(|error| error.errno().into())
 }
 
 #[test]

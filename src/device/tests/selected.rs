@@ -224,7 +224,7 @@ fn without_a_backing_or_time_it_is_refused() {
     device.stop();
     let error = write_back(&device, "huge").expect_err("it stops");
     assert!(
-        [Errno::INTR, Errno::NOSPC].contains(&error.errno()),
+        [Errno::INTR, Errno::NOSPC].contains(&error.errno().into()),
         "{error}"
     );
 }
