@@ -98,8 +98,8 @@ leave() {
 }
 
 need_rust
-need_tool deb 3.6.3
-need_tool generate-rpm 0.20.0
+need_tool deb 3.8.0
+need_tool generate-rpm 0.21.1
 binary=
 build_packages
 if [[ ${1-} == try ]]; then

@@ -26,6 +26,7 @@
 mod live;
 mod lock;
 mod record;
+mod sudo;
 mod trust;
 mod turn;
 
@@ -311,7 +312,10 @@ impl RunDir {
         let dirs = self.root.dirs().unwrap_or_default();
         let known = dirs.iter().map(|dir| dir.name.as_str());
         let meant = suggest::nearest(self.name.as_str(), known);
-        let more = meant.map_or_else(|| ": see uzram list".to_owned(), suggest::question);
+        let more = meant
+            .map(suggest::question)
+            .or_else(|| sudo::hint(&self.name));
+        let more = more.unwrap_or_else(|| ": see uzram list".to_owned());
         anyhow!("no device {} is being served{more}", self.name)
     }
 
