@@ -6,7 +6,8 @@ use anyhow::Result;
 use uzram::control::Client;
 
 use crate::base::output;
-use crate::runtime::metrics::{Format, Observed, exposition};
+use crate::runtime::client;
+use crate::runtime::metrics::{Format, Observed, Seen, exposition};
 use crate::runtime::rundir::RunRoot;
 
 /// How long each server may take to answer: one that is stuck must not hide the others.
@@ -21,7 +22,14 @@ pub(crate) fn metrics(root: &RunRoot) -> Result<()> {
             continue;
         }
         let asked = Client::connect(&dir.control_socket(), PATIENCE);
-        let seen = asked.and_then(|mut client| Ok((client.stat()?, client.latencies()?)));
+        let seen = asked.and_then(|mut client| {
+            Ok(Seen {
+                stats: client.stat()?,
+                latencies: client.latencies()?,
+                algorithm: client::algorithm(&mut client)?,
+                backing: client::backing(&mut client)?,
+            })
+        });
         let seen = seen.inspect_err(|error| {
             tracing::warn!("{} does not answer: {error}", dir.name());
         });

@@ -9,7 +9,18 @@ use uzram::{Latency, OperationLatencies, Stats};
 /// A device, and what it says if it answers.
 pub(crate) struct Observed {
     pub(crate) name: String,
-    pub(crate) seen: Option<(Stats, OperationLatencies)>,
+    pub(crate) seen: Option<Seen>,
+}
+
+/// What a device says.
+#[derive(Debug, Default)]
+pub(crate) struct Seen {
+    pub(crate) stats: Stats,
+    pub(crate) latencies: OperationLatencies,
+    /// How pages are compressed that are written now, as `--algorithm` has it.
+    pub(crate) algorithm: String,
+    /// Where it spills to, if anywhere.
+    pub(crate) backing: Option<String>,
 }
 
 /// The two forms of the text, which differ in how counters are named and how it ends.
@@ -123,9 +134,10 @@ pub(crate) fn exposition(devices: &[Observed], format: Format) -> String {
         "When these figures were true, in seconds since 1970.",
         answers.map(|device| (device.name.as_str(), now)),
     );
+    append_info(&mut text, format, devices);
     for metric in METRICS {
         let figures = devices.iter().filter_map(|device| {
-            let (stats, _) = device.seen.as_ref()?;
+            let stats = &device.seen.as_ref()?.stats;
             Some((device.name.as_str(), (metric.figure)(stats)))
         });
         append(
@@ -146,16 +158,44 @@ pub(crate) fn exposition(devices: &[Observed], format: Format) -> String {
 
 /// The label that says which device a figure is of, with the escapes of the format.
 fn device_label(name: &str) -> String {
-    let escaped = name
+    label("device", name)
+}
+
+fn label(key: &str, value: &str) -> String {
+    let escaped = value
         .replace('\\', "\\\\")
         .replace('"', "\\\"")
         .replace('\n', "\\n");
-    format!("device=\"{escaped}\"")
+    format!("{key}=\"{escaped}\"")
 }
 
 /// How the figure begins that says whether the server of `name` answers.
 pub(super) fn up_of(name: &str) -> String {
     format!("{UP}{{{}}}", device_label(name))
+}
+
+/// Adds what is no figure, as the labels of one that is always 1.
+fn append_info(text: &mut String, format: Format, devices: &[Observed]) {
+    let (family, kind) = match format {
+        Format::Prometheus => ("uzram_device_info", "gauge"),
+        Format::OpenMetrics => ("uzram_device", "info"),
+    };
+    let _ = writeln!(
+        text,
+        "# HELP {family} How pages are compressed now, and where they are spilled to.\n# TYPE {family} {kind}"
+    );
+    for device in devices {
+        let Some(seen) = &device.seen else {
+            continue;
+        };
+        let _ = writeln!(
+            text,
+            "uzram_device_info{{{},{},{}}} 1",
+            device_label(&device.name),
+            label("algorithm", &seen.algorithm),
+            label("backing", seen.backing.as_deref().unwrap_or_default())
+        );
+    }
 }
 
 /// Adds a metric with its figures by device.
@@ -190,10 +230,10 @@ fn append_latencies(text: &mut String, devices: &[Observed]) {
          # TYPE {OPERATIONS} histogram"
     );
     for device in devices {
-        let Some((_, latencies)) = &device.seen else {
+        let Some(seen) = &device.seen else {
             continue;
         };
-        for (operation, latency) in latencies.named() {
+        for (operation, latency) in seen.latencies.named() {
             let labels = format!("{},op=\"{operation}\"", device_label(&device.name));
             append_histogram(text, &labels, latency);
         }
@@ -251,7 +291,12 @@ mod tests {
             }
         }
         let rest = chars.as_str();
-        assert!(rest.starts_with("} ") || rest.starts_with(",op="), "{line}");
+        assert!(
+            ["} ", ",op=", ",algorithm="]
+                .iter()
+                .any(|next| rest.starts_with(next)),
+            "{line}"
+        );
         value
     }
 
@@ -260,7 +305,7 @@ mod tests {
         for name in ["a\"b", "a\\b", "a\\", "\"} 1", "plain", "h\u{e9}\u{e9}"] {
             let device = Observed {
                 name: name.to_owned(),
-                seen: Some((Stats::default(), OperationLatencies::default())),
+                seen: Some(Seen::default()),
             };
             for format in [Format::Prometheus, Format::OpenMetrics] {
                 let text = exposition(std::slice::from_ref(&device), format);
@@ -290,12 +335,19 @@ mod tests {
             name: name.to_owned(),
             seen,
         };
-        let devices = [named("a", Some((stats, latencies))), named("b", None)];
+        let seen = Seen {
+            stats,
+            latencies,
+            algorithm: "zstd:3".to_owned(),
+            backing: Some("/var/a\"b".to_owned()),
+        };
+        let devices = [named("a", Some(seen)), named("b", None)];
         let text = exposition(&devices, Format::Prometheus);
         for line in [
             "# TYPE uzram_up gauge",
             "uzram_up{device=\"a\"} 1",
             "uzram_up{device=\"b\"} 0",
+            "uzram_device_info{device=\"a\",algorithm=\"zstd:3\",backing=\"/var/a\\\"b\"} 1",
             "# HELP uzram_memory_bytes Memory that the pool takes.",
             "uzram_memory_bytes{device=\"a\"} 4096",
             "# TYPE uzram_failed_reads_total counter",

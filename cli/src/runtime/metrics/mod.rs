@@ -8,5 +8,5 @@ mod http;
 mod source;
 
 pub(crate) use self::exporter::{Exporter, Outlets};
-pub(crate) use self::exposition::{Format, Observed, exposition};
+pub(crate) use self::exposition::{Format, Observed, Seen, exposition};
 pub(crate) use self::file::remove_stale;

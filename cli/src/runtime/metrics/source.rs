@@ -4,7 +4,7 @@ use std::sync::{Arc, Weak};
 
 use uzram::Device;
 
-use super::exposition::{Format, Observed, exposition};
+use super::exposition::{Format, Observed, Seen, exposition};
 use crate::base::name::Name;
 
 /// What is exported. The threads outlive the device, which is not theirs to keep.
@@ -25,7 +25,12 @@ impl Source {
         let device = self.device.upgrade();
         let observed = Observed {
             name: self.name.to_string(),
-            seen: device.map(|device| (device.stats(), device.latencies())),
+            seen: device.map(|device| Seen {
+                stats: device.stats(),
+                latencies: device.latencies(),
+                algorithm: device.algorithm().to_string(),
+                backing: device.backing_path().map(|path| path.display().to_string()),
+            }),
         };
         exposition(&[observed], format)
     }
