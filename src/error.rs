@@ -175,6 +175,19 @@ impl Error {
         errno.into()
     }
 
+    /// That `what` does not allow it.
+    pub(crate) fn refused(
+        what: &'static str,
+        errno: impl Into<Errno>,
+        reason: impl Into<String>,
+    ) -> Self {
+        Self::Refused {
+            what,
+            reason: reason.into(),
+            errno: errno.into(),
+        }
+    }
+
     /// Whether the user asked for something impossible, as opposed to the machine failing at it.
     pub fn is_usage(&self) -> bool {
         matches!(

@@ -58,7 +58,7 @@ fn check_wanted(wanted: Wanted<'_>) -> Result<()> {
         return Ok(());
     }
     let reason = "nobody waits for it any more".to_owned();
-    Err(refused(Errno::CANCELED, reason))
+    Err(Error::refused("save", Errno::CANCELED, reason))
 }
 
 /// Writes what is in the queue of a save, until all of it has been and `walked` is disconnected.
@@ -183,7 +183,7 @@ impl Device {
         self.check_savable(path)?;
         self.users.while_none(save).unwrap_or_else(|| {
             let reason = "the device is in use; unmount, detach or disconnect it first";
-            Err(refused(Errno::BUSY, reason.to_owned()))
+            Err(Error::refused("save", Errno::BUSY, reason))
         })
     }
 
@@ -195,7 +195,7 @@ impl Device {
                 "{} is the backing of the device; save to another file",
                 path.display()
             );
-            return Err(refused(Errno::BUSY, reason));
+            return Err(Error::refused("save", Errno::BUSY, reason));
         }
         let reason = match (self.engine.origin.image(), self.engine.origin.policy()) {
             (None, _) => return Ok(()),
@@ -205,7 +205,7 @@ impl Device {
                  from its FUSE directory"
             }
         };
-        Err(refused(Errno::OPNOTSUPP, reason.to_owned()))
+        Err(Error::refused("save", Errno::OPNOTSUPP, reason))
     }
 
     /// Whether the file at `path` is what the device spills to.
@@ -254,7 +254,11 @@ impl Device {
     ) -> Result<(W, Saved)> {
         let engine = &*self.engine;
         let Some(mut count) = engine.copy_before_write.running.try_lock() else {
-            return Err(refused(Errno::BUSY, "it is being saved already".to_owned()));
+            return Err(Error::refused(
+                "save",
+                Errno::BUSY,
+                "it is being saved already",
+            ));
         };
         *count += 1;
         let failed = |error| Error::io(format!("write {}", path.display()), error);
@@ -305,17 +309,5 @@ impl Device {
 }
 
 fn unchangeable(reason: &str) -> Error {
-    Error::Refused {
-        what: "write",
-        reason: reason.to_owned(),
-        errno: Errno::ROFS.into(),
-    }
-}
-
-fn refused(errno: Errno, reason: String) -> Error {
-    Error::Refused {
-        what: "save",
-        reason,
-        errno: errno.into(),
-    }
+    Error::refused("write", Errno::ROFS, reason)
 }

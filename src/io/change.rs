@@ -107,7 +107,7 @@ impl Writer {
                 Err(_) => {
                     let stuck =
                         format!("nothing could be written for {} s", COPY_TIMEOUT.as_secs());
-                    Err(save.fail(refused(Errno::TIMEDOUT, stuck)))
+                    Err(save.fail(Error::refused("save", Errno::TIMEDOUT, stuck)))
                 }
             },
             Err(error) => Err(save.fail(error)),
@@ -205,7 +205,7 @@ impl Writer {
             while at < slots {
                 if self.engine.is_stopping() {
                     let reason = "the device is stopping".to_owned();
-                    return Err(save.fail(refused(Errno::INTR, reason)));
+                    return Err(save.fail(Error::refused("save", Errno::INTR, reason)));
                 }
                 let end = slots.min(at.saturating_add(SEARCHED_AT_ONCE));
                 let used = self.engine.shards.lock(index).next_used(at..end);
@@ -219,13 +219,5 @@ impl Writer {
             }
         }
         Ok(())
-    }
-}
-
-fn refused(errno: Errno, reason: String) -> Error {
-    Error::Refused {
-        what: "save",
-        reason,
-        errno: errno.into(),
     }
 }
