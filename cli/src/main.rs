@@ -65,7 +65,7 @@ fn command() -> ExitCode {
     };
     output::be(cli.logging.quiet, cli.logging.verbose);
     // In the background the log goes to a file.
-    let is_background = matches!(&cli.verb, Verb::Serve(args) if args.detached);
+    let is_background = matches!(&cli.verb, Verb::ServeDetached(_));
     let has_colours = !is_background && output::has_colours(&io::stderr());
     match start_logging(cli.logging, has_colours).and_then(|()| run(cli)) {
         Ok(()) => ExitCode::SUCCESS,
@@ -82,15 +82,18 @@ fn command() -> ExitCode {
 fn run(cli: Cli) -> Result<()> {
     let root = RunRoot::locate()?;
     match cli.verb {
+        Verb::ServeDetached(_) => serve::serve_detached(&root),
         Verb::ServeKept(_) => serve::serve_kept(),
         Verb::Serve(args) if args.background || args.run.is_some() => {
             background::serve(args, &root)
         }
         Verb::Serve(args) => {
             let own = root.dir(&args.name).sockets();
-            let mut settings = Settings::resolve(args.name, args.device, &own)?;
-            settings.mountpoint = args.mountpoint;
-            serve::run(&settings, &root, args.detached)
+            serve::run(
+                &Settings::resolve(args.name, args.device, &own)?,
+                &root,
+                false,
+            )
         }
         Verb::Mount(args) => mount::mount(args, inherited::take()?, None, &root),
         Verb::Umount(args) => umount::umount(&args, &root),

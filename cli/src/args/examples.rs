@@ -182,6 +182,10 @@ EXAMPLES
   uzram stop --save vm.image vm
   uzram serve --restore vm.image vm";
 
+pub(crate) const SERVE_DETACHED: &str = "\
+EXAMPLES
+  uzram serve --background scratch --size 1G";
+
 pub(crate) const SERVE_KEPT: &str = "\
 EXAMPLES
   uzram serve --user daemon scratch --size 1G";

@@ -146,6 +146,11 @@ pub(crate) enum Verb {
     #[command(after_help = examples::RESET)]
     Reset(NameArgs),
 
+    /// Serve what another command hands over, and log to RUNDIR/NAME/log once ready: how `uzram serve --background`,
+    /// `mount` and `up` start a server.
+    #[command(hide = true, after_help = examples::SERVE_DETACHED)]
+    ServeDetached(NameArgs),
+
     /// Serve what a keeper hands over: how `uzram serve --user` has a device served.
     #[command(hide = true, after_help = examples::SERVE_KEPT)]
     ServeKept(NameArgs),
@@ -205,14 +210,6 @@ pub(crate) struct ServeArgs {
         conflicts_with = "background"
     )]
     pub(crate) run: Option<String>,
-
-    /// Leave the terminal's session and log to RUNDIR/NAME/log once ready: how others start it.
-    #[arg(long, hide = true)]
-    pub(crate) detached: bool,
-
-    /// Where `mount` is to mount the device's file system, noted for `umount`.
-    #[arg(long, hide = true)]
-    pub(crate) mountpoint: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -37,6 +37,11 @@ impl Packets {
         Self(end)
     }
 
+    /// The end that a process has as its stdin.
+    pub(crate) fn on_stdin() -> io::Result<Self> {
+        Ok(Self::of(io::stdin().as_fd().try_clone_to_owned()?))
+    }
+
     /// Sends a message with these files.
     ///
     /// # Errors

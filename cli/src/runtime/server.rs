@@ -16,6 +16,7 @@ use uzram::nbd::InheritedSocket;
 
 use crate::base::child_output::ChildOutput;
 use crate::base::inherited;
+use crate::base::packets::Packets;
 use crate::base::undo::Interrupt;
 use crate::runtime::leftovers;
 use crate::runtime::rundir::{self, RunDir, RunRoot, Turn};
@@ -58,13 +59,19 @@ impl Launch<'_> {
     fn spawn(&mut self) -> Result<Child> {
         let sockets = std::mem::take(&mut self.sockets);
         let program = env::current_exe().context("cannot find the uzram program")?;
+        let (link, its_end) = Packets::pair().context("cannot make a pair of sockets")?;
+        let turn = self.turn.share()?;
+        let files: Vec<_> = turn.iter().map(AsFd::as_fd).collect();
+        link.send(self.settings, &files)
+            .context("cannot hand the server its settings")?;
         let mut command = Command::new(program);
         command
-            .args(self.settings.to_args())
+            // The name is for those who look at processes.
+            .args(["serve-detached", "--", self.settings.name.as_str()])
             .current_dir("/")
             // Wherever it is looked for from.
             .env(rundir::OVERRIDE, self.dir.root().path())
-            .stdin(self.turn.stdin()?)
+            .stdin(its_end)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         inherited::hand_on(&sockets, &mut command)?;

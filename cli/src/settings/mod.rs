@@ -6,7 +6,6 @@ pub(crate) mod exposure;
 pub(crate) mod shortage;
 pub(crate) mod swap_priority;
 
-use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf, absolute};
 use std::time::Duration;
@@ -168,117 +167,9 @@ impl Settings {
         })
     }
 
-    /// The arguments that make `uzram` serve just this, in the background.
-    pub(crate) fn to_args(&self) -> Vec<OsString> {
-        let mut args: Vec<OsString> = vec!["serve".into(), "--detached".into()];
-        let mut option = |name: &str, value: OsString| {
-            // One word, so that no value is ever taken for an option.
-            let mut word = OsString::from(format!("--{name}="));
-            word.push(value);
-            args.push(word);
-        };
-        let device = &self.device;
-        match &device.origin {
-            Some(origin) => option("origin", origin.path.clone().into()),
-            None => option("size", device.size.to_string().into()),
-        }
-        if let Some(OriginUse::WriteBack(policy)) = self.origin_use() {
-            option("sync", policy.to_string().into());
-        }
-        if let Some(origin) = &device.origin {
-            option("origin-format", origin.format.to_string().into());
-        }
-        if let Some(path) = &self.restore {
-            option("restore", path.clone().into());
-        }
-        if let Some(size) = device.max_size {
-            option("max-size", size.to_string().into());
-        }
-        if let Some(limit) = device.mem_limit {
-            option("mem-limit", limit.to_string().into());
-        }
-        if let Some(limit) = device.table_limit {
-            option("table-limit", limit.to_string().into());
-        }
-        if let Some(backing) = &device.backing {
-            option("backing", backing.path.clone().into());
-            if let Some(size) = backing.size {
-                option("backing-size", size.to_string().into());
-            }
-            option("backing-keep", backing.keep.to_string().into());
-        }
-        if let Some(limit) = device.writeback_daily_limit {
-            option("writeback-daily-limit", limit.to_string().into());
-        }
-        option("algorithm", device.algorithm.to_string().into());
-        for algorithm in &device.recompress {
-            option("recompress", algorithm.to_string().into());
-        }
-        if !device.recompress.is_empty() {
-            let after = device.recompress_after.unwrap_or_default();
-            option("after", after.as_secs().to_string().into());
-        }
-        option("pool", device.pool.to_string().into());
-        if let Some(shards) = device.shards {
-            option("shards", shards.to_string().into());
-        }
-        for address in &self.nbd.addresses {
-            option("nbd", address_text(address));
-        }
-        for sink in &self.metrics {
-            option("metrics", sink_text(sink));
-        }
-        option(
-            "max-connections",
-            self.nbd.max_connections.to_string().into(),
-        );
-        if let Some(slow) = device.slow_request {
-            option("slow", slow.as_millis().to_string().into());
-        }
-        if let Some(tls) = &self.nbd.tls {
-            option("tls-certificates", tls.certificates.clone().into());
-            option("tls", if tls.required { "require" } else { "on" }.into());
-        }
-        if let Some(fuse) = &self.fuse {
-            option("fuse", fuse.clone().into());
-        }
-        option("sandbox", self.sandbox.as_str().into());
-        if let Some(user) = &self.user {
-            option("user", user.to_string().into());
-        }
-        if let Some(mountpoint) = &self.mountpoint {
-            option("mountpoint", mountpoint.clone().into());
-        }
-        let backing = device.backing.as_ref();
-        let flags = [
-            ("--tls-verify-peer", self.verifies_peers()),
-            ("--insecure", self.nbd.insecure),
-            ("--allow-enospc", self.allow_enospc),
-            ("--read-only", self.device.read_only),
-            ("--swap", self.swap),
-            ("--backing-encrypt", backing.is_some_and(|b| b.encrypt)),
-            ("--backing-force", backing.is_some_and(|b| b.force)),
-            ("--verify-image", self.verify_image),
-            ("--snapshot", self.origin_use() == Some(OriginUse::Snapshot)),
-        ];
-        let set = flags.into_iter().filter(|(_, set)| *set);
-        args.extend(set.map(|(flag, _)| flag.into()));
-        args.extend(["--".into(), self.name.as_str().into()]);
-        args
-    }
-
     /// Whether the device begins with data, and so with its file system.
     pub(crate) fn holds_data(&self) -> bool {
         self.restore.is_some() || self.device.origin.is_some()
-    }
-
-    /// What is done with the image, if there is one.
-    pub(crate) fn origin_use(&self) -> Option<OriginUse> {
-        self.device.origin.as_ref().map(|origin| origin.usage)
-    }
-
-    fn verifies_peers(&self) -> bool {
-        self.nbd.tls.as_ref().is_some_and(|tls| tls.verify_peer)
     }
 
     /// The image that what is written goes home to.
@@ -324,30 +215,6 @@ fn recompress_after(algorithms: &[Algorithm], seconds: Option<u64>) -> Option<Du
     const DEFAULT: u64 = 300;
     let seconds = seconds.unwrap_or(DEFAULT);
     (seconds != 0 && !algorithms.is_empty()).then(|| Duration::from_secs(seconds))
-}
-
-/// What `--nbd` reads as `address`.
-fn address_text(address: &Address) -> OsString {
-    match address {
-        Address::Unix(path) => {
-            let mut text = OsString::from("unix:");
-            text.push(path);
-            text
-        }
-        tcp @ Address::Tcp { .. } => tcp.to_string().into(),
-    }
-}
-
-/// What `--metrics` reads as `sink`.
-fn sink_text(sink: &Sink) -> OsString {
-    match sink {
-        Sink::Http(address) => address_text(address),
-        Sink::File(path) => {
-            let mut text = OsString::from("file:");
-            text.push(path);
-            text
-        }
-    }
 }
 
 fn resolve_sink(sink: Sink) -> Result<Sink> {
@@ -422,6 +289,8 @@ fn absolute_option(path: &Path, option: &str) -> Result<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsString;
+
     use super::*;
     use crate::args::{self, Verb};
 
@@ -476,12 +345,8 @@ mod tests {
         ])
         .unwrap();
         first.mountpoint = Some("/mnt/c d".into());
-        let words = [OsString::from("uzram")].into_iter().chain(first.to_args());
-        let Verb::Serve(serve) = args::parse(words).unwrap().verb else {
-            panic!("not serve");
-        };
-        let mut second = Settings::resolve(serve.name, serve.device, &sockets()).unwrap();
-        second.mountpoint = serve.mountpoint;
+        let second: Settings =
+            serde_json::from_slice(&serde_json::to_vec(&first).unwrap()).unwrap();
         assert_eq!(first, second);
         assert!(matches!(&first.nbd.addresses[0], Address::Unix(path) if path.is_absolute()));
     }
@@ -501,11 +366,8 @@ mod tests {
         ] {
             let first = resolve(&[&["x", &origin, "--fuse=/mnt"], more].concat()).unwrap();
             assert_eq!(first.device.size, 8192);
-            let words = [OsString::from("uzram")].into_iter().chain(first.to_args());
-            let Verb::Serve(serve) = args::parse(words).unwrap().verb else {
-                panic!("not serve");
-            };
-            let second = Settings::resolve(serve.name, serve.device, &sockets()).unwrap();
+            let second: Settings =
+                serde_json::from_slice(&serde_json::to_vec(&first).unwrap()).unwrap();
             assert_eq!(first, second);
             let is_written = more != ["--snapshot"] && more != ["--read-only"];
             assert_eq!(first.home().is_some(), is_written);

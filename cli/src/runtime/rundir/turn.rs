@@ -145,10 +145,13 @@ impl Turn {
 
     /// Stdin of a process that is to have the turn as well, as long as it has that.
     pub(crate) fn stdin(&self) -> Result<Stdio> {
-        match &self.held {
-            Some(held) => Ok(held.file.try_clone()?.into()),
-            None => Ok(Stdio::null()),
-        }
+        Ok(self.share()?.map_or_else(Stdio::null, Stdio::from))
+    }
+
+    /// What another process has the turn by, as long as it has that open; `None` if nobody needs one.
+    pub(crate) fn share(&self) -> Result<Option<File>> {
+        let held = self.held.as_ref();
+        Ok(held.map(|held| held.file.try_clone()).transpose()?)
     }
 }
 

@@ -33,8 +33,7 @@ use crate::settings::Settings;
 
 /// Serves what the keeper says, over the files that it hands over, until asked to stop.
 pub(crate) fn run() -> Result<()> {
-    let link = io::stdin().as_fd().try_clone_to_owned();
-    let link = Packets::of(link.context("cannot use stdin")?);
+    let link = Packets::on_stdin().context("cannot use stdin")?;
     leave_stdin()?;
     let no_keeper = "serve-kept: uzram serve --user starts it";
     let Ok(Some((ToServer::Start(start), files))) = link.receive() else {

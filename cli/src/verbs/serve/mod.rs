@@ -18,9 +18,9 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use self::announce::{announce, notify, open_log};
+use self::announce::{announce, leave_stdin, notify, open_log};
 pub(crate) use self::kept::run as serve_kept;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use rustix::process::{Resource, Rlimit};
 use uzram::nbd::{Address, InheritedSocket};
 use uzram::{BackingKeep, BlockDevice, Device, control, fuse, mounts, nbd};
@@ -29,6 +29,7 @@ use crate::args::Sink;
 use crate::base::at_once;
 use crate::base::dumpable;
 use crate::base::inherited;
+use crate::base::packets::Packets;
 use crate::base::table::count;
 use crate::runtime::attachments::{self, Attachment};
 use crate::runtime::keeper::Over;
@@ -56,6 +57,21 @@ const LAST_WRITES: Duration = Duration::from_millis(500);
 
 /// How long removing the backing file may take; a large one takes its file system a while.
 const SPILL: Duration = Duration::from_secs(3);
+
+/// `uzram serve-detached`: serves what whoever started it hands over, in the background.
+pub(crate) fn serve_detached(root: &RunRoot) -> Result<()> {
+    let link = Packets::on_stdin().context("cannot use stdin")?;
+    let Ok(Some((settings, turn))) = link.receive::<Settings>() else {
+        bail!("serve-detached: uzram serve --background starts it");
+    };
+    // Ours until we are ready.
+    match turn.first() {
+        Some(turn) => rustix::stdio::dup2_stdin(turn).context("cannot keep the turn")?,
+        None => leave_stdin()?,
+    }
+    drop((link, turn));
+    run(&settings, root, true)
+}
 
 /// Serves until asked to stop.
 pub(crate) fn run(settings: &Settings, root: &RunRoot, background: bool) -> Result<()> {
