@@ -505,3 +505,42 @@ fn what_root_names_is_opened_by_root_s_command() {
     let script = script.replace("data", world.path("data").to_str().unwrap());
     nbdsh_at(&uri(&world), &script);
 }
+
+/// Those of the unit and of its drop-in.
+#[test]
+fn the_capabilities_of_the_unit_do() {
+    const TEST: &str = "the_capabilities_of_the_unit_do";
+    if !is_root(TEST) {
+        return;
+    }
+    let texts = [
+        include_str!("../../systemd/uzram@.service"),
+        include_str!("../../systemd/user.conf"),
+    ];
+    let lines = texts.iter().flat_map(|text| text.lines());
+    let named = lines.filter_map(|line| line.strip_prefix("CapabilityBoundingSet="));
+    let named = named.flat_map(str::split_whitespace);
+    let bounded: String = named
+        .map(|name| format!(",+{}", name.strip_prefix("CAP_").unwrap().to_lowercase()))
+        .collect();
+    let world = closed_world();
+    let program = env!("CARGO_BIN_EXE_uzram");
+    let user = format!("--user={USER}");
+    let mut command = Command::new("setpriv");
+    command
+        .args([&format!("--bounding-set=-all{bounded}"), "--no-new-privs"])
+        .args([program, "serve", "vm", "--size=64M", "--mem-limit=1M"])
+        .args(["--backing=spill", &user])
+        .current_dir(world.path(""))
+        .env("UZRAM_RUNDIR", world.rundir())
+        .env_remove("NOTIFY_SOCKET")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut keeper = Serve::start(&mut command);
+    write_and_read(&world);
+    signal(keeper.pid(), "TERM");
+    assert_eq!(keeper.ended(HANG), Some(0));
+    assert_eq!(world.leftovers(), [""; 0]);
+    assert!(!world.path("spill").exists());
+}

@@ -373,7 +373,8 @@ fn a_watchdog_of_no_time_is_none() {
 }
 
 /// By systemd's own count, from 0 to 100, which is each version's own. The mounts of the second have to be seen outside, so it can have no
-/// mount namespace, and with that most of what is counted.
+/// mount namespace, and with that most of what is counted: 30 is the least that is left of it, without swap, the
+/// network, and files of other users.
 #[test]
 fn the_units_leave_little_exposed() {
     const COUNTED_BY: &str = "systemd 252 ";
@@ -396,7 +397,7 @@ fn the_units_leave_little_exposed() {
             "its numbers are those of {COUNTED_BY}, this is {version}"
         ));
     }
-    for (unit, most) in [("uzram@.service", 29), ("uzram-mount@.service", 47)] {
+    for (unit, most) in [("uzram@.service", 29), ("uzram-mount@.service", 46)] {
         let path = format!("{}/systemd/{unit}", env!("CARGO_MANIFEST_DIR"));
         let threshold = format!("--threshold={most}");
         let mut analyze = Command::new("systemd-analyze");

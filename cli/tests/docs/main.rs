@@ -205,6 +205,7 @@ pages! {
     readme: "README.md",
     security: "SECURITY.md",
     contributing: "CONTRIBUTING.md",
+    another_user: "docs/another-user.md",
     architecture: "docs/architecture.md",
     attributes: "docs/attributes.md",
     backing: "docs/backing.md",

@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::io::{self, ErrorKind};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, absolute};
 use std::time::Duration;
 
+use rustix::fs::OFlags;
 use uzram::{BackingNotes, HandedFile};
 
 use super::file::SpillFile;
@@ -23,19 +24,21 @@ pub(crate) struct SpillNotes {
 }
 
 impl SpillNotes {
-    /// Notes what a server spills to that does not keep its record itself: the `file` that it has claimed at
-    /// `path`.
+    /// Notes what a server spills to that does not keep its record itself, and runs as the user `uid`: the `file`
+    /// that it has claimed at `path`.
     ///
     /// # Errors
-    /// If that is not there, or it cannot be noted.
-    pub(crate) fn claimed(&self, path: &Path, file: impl AsFd, made: bool) -> io::Result<()> {
-        let Some(id) = FileId::of(path) else {
-            // A block device, or without a time of birth.
+    /// If that is not there, or not its own, or it cannot be noted.
+    pub(crate) fn claimed(
+        &self,
+        path: &Path,
+        file: impl AsFd,
+        made: bool,
+        uid: u32,
+    ) -> io::Result<()> {
+        let Some(id) = claim(path, file.as_fd(), uid)? else {
             return Ok(());
         };
-        if !id.is_open(file) {
-            return Err(ErrorKind::InvalidInput.into());
-        }
         self.record.change(|record| {
             if !record.spills.iter().any(|spill| spill.id == id) {
                 record.spills.push(SpillFile {
@@ -124,8 +127,51 @@ pub(crate) fn is_missing(path: &Path) -> bool {
     there.is_err_and(|error| error.kind() == ErrorKind::NotFound)
 }
 
+/// What tells the file at `path`; `None` for a block device, or without a time of birth. A process of the user `uid`
+/// says that it spills there, and has opened it: it is to be emptied and removed for it, so it has to be able to
+/// empty it itself.
+///
+/// # Errors
+/// If it is another file, or one that it could not write to.
+fn claim(path: &Path, file: BorrowedFd<'_>, uid: u32) -> io::Result<Option<FileId>> {
+    let Some(id) = FileId::of(path) else {
+        return Ok(None);
+    };
+    let is_writable = rustix::fs::fcntl_getfl(file)?.contains(OFlags::RDWR);
+    let is_own = is_writable || rustix::fs::fstat(file)?.st_uid == uid;
+    match is_own && id.is_open(file) {
+        true => Ok(Some(id)),
+        false => Err(ErrorKind::PermissionDenied.into()),
+    }
+}
+
 /// Takes the first one out that is `wanted`.
 fn take<T>(from: &mut Vec<T>, wanted: impl Fn(&T) -> bool) -> Option<T> {
     let at = from.iter().position(wanted)?;
     Some(from.remove(at))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use super::*;
+
+    #[test]
+    fn what_a_server_claims_is_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, other) = (dir.path().join("b"), dir.path().join("other"));
+        for path in [&path, &other] {
+            fs::write(path, "precious").unwrap();
+        }
+        let ours = rustix::process::geteuid().as_raw();
+        let writable = File::options().read(true).write(true).open(&path).unwrap();
+        let readable = File::open(&path).unwrap();
+        let claimed = |path: &Path, file: &File, uid| claim(path, file.as_fd(), uid);
+        assert!(claimed(&path, &writable, ours + 1).unwrap().is_some());
+        assert!(claimed(&path, &readable, ours).unwrap().is_some());
+        // One that it may only read, and one that it has not opened.
+        assert!(claimed(&path, &readable, ours + 1).is_err());
+        assert!(claimed(&other, &writable, ours).is_err());
+    }
 }

@@ -19,7 +19,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
@@ -373,18 +372,13 @@ impl Shared {
         self.tell(&ToServer::Freed(over));
     }
 
-    /// Notes a file that the server could do all to by itself that is done to it at the end.
     fn note_opened(&self, path: &Path, files: &[OwnedFd], made: bool) -> Result<()> {
         let Some(notes) = &self.notes else {
             return Ok(());
         };
         let file = files.first().context("without a file")?;
-        let is_writable = rustix::fs::fcntl_getfl(file)?.contains(OFlags::RDWR);
-        let owner = rustix::fs::fstat(file)?.st_uid;
-        if !is_writable && owner != self.user.uid {
-            bail!("{} is not {}'s", path.display(), self.user);
-        }
-        Ok(notes.claimed(path, file, made)?)
+        let noted = notes.claimed(path, file, made, self.user.uid);
+        noted.with_context(|| format!("{} of {}", path.display(), self.user))
     }
 
     /// What is to be said of the server's end.
