@@ -1,7 +1,7 @@
 //! The options of a device: what `serve` and `mount` share.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use clap_complete::engine::{ArgValueCandidates, ArgValueCompleter};
@@ -163,6 +163,43 @@ pub(crate) struct DeviceArgs {
     /// Mount a directory here, with the device as `disk` and its attributes beside it.
     #[arg(long, value_name = "DIR")]
     pub(crate) fuse: Option<PathBuf>,
+}
+
+impl DeviceArgs {
+    /// Has paths that are relative be so to `dir`.
+    pub(crate) fn seen_from(&mut self, dir: &Path) {
+        let paths = [
+            &mut self.restore,
+            &mut self.origin,
+            &mut self.backing,
+            &mut self.fuse,
+            &mut self.export.tls_certificates,
+        ];
+        for path in paths.into_iter().flatten() {
+            see_from(dir, path);
+        }
+        let sinks = self.watch.metrics.iter_mut();
+        let sinks = sinks.map(|sink| match sink {
+            Sink::Http(Address::Unix(path)) | Sink::File(path) => Some(path),
+            Sink::Http(Address::Tcp { .. }) => None,
+        });
+        let addresses = self.export.nbd.iter_mut();
+        let addresses = addresses.map(|address| match address {
+            Address::Unix(path) => Some(path),
+            Address::Tcp { .. } => None,
+        });
+        for path in sinks.chain(addresses).flatten() {
+            see_from(dir, path);
+        }
+    }
+}
+
+/// Has `path` be relative to `dir`, if it is relative to anything.
+pub(super) fn see_from(dir: &Path, path: &mut PathBuf) {
+    // An empty one is refused, whoever asks for it.
+    if !path.as_os_str().is_empty() {
+        *path = dir.join(&path);
+    }
 }
 
 /// How the device is served over NBD.

@@ -233,6 +233,14 @@ pub(crate) struct MountArgs {
     pub(crate) options: Option<String>,
 }
 
+impl MountArgs {
+    /// Has paths that are relative be so to `dir`.
+    pub(crate) fn seen_from(&mut self, dir: &Path) {
+        device::see_from(dir, &mut self.mountpoint);
+        self.device.seen_from(dir);
+    }
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct UpArgs {
     #[command(flatten)]

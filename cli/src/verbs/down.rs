@@ -38,7 +38,7 @@ pub(crate) fn down(args: &DownArgs, root: &RunRoot) -> Result<()> {
             }
         };
         let command = down_command(entry, asked);
-        take_down(entry, &dir, save, &command, root)
+        take_down(entry, &dir, save.as_deref(), &command, root)
     })
 }
 

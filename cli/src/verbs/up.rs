@@ -1,6 +1,6 @@
 //! `uzram up`: the devices of a configuration file are started.
 
-use std::path::{Path, absolute};
+use std::path::Path;
 
 use anyhow::{Result, anyhow, bail};
 use uzram::nbd::InheritedSocket;
@@ -34,7 +34,6 @@ pub(crate) fn up(args: &UpArgs, root: &RunRoot) -> Result<()> {
         let [(config, entry)] = entries[..] else {
             return Err(Usage::error("--foreground: name one device"));
         };
-        go_to(config.path())?;
         return foreground(config, entry, root);
     }
     if args.check {
@@ -76,14 +75,6 @@ fn check(config: &Config, entry: &Entry, root: &RunRoot) -> Result<()> {
     settings.map_err(|error| config.explain(entry, error))
 }
 
-/// Relative paths in the file are relative to it.
-fn go_to(config: &Path) -> Result<()> {
-    match config.parent() {
-        Some(dir) if !dir.as_os_str().is_empty() => Ok(std::env::set_current_dir(dir)?),
-        _ => Ok(()),
-    }
-}
-
 /// What takes a device down, as one would type it.
 pub(crate) fn down_command(entry: &Entry, asked: Option<&Path>) -> String {
     match asked {
@@ -98,11 +89,9 @@ pub(crate) fn each(
     entries: &[(&Config, &Entry)],
     mut work: impl FnMut(&Config, &Entry) -> Result<()>,
 ) -> Result<()> {
-    let begun_in = std::env::current_dir()?;
     let (mut failed, mut usage) = (false, true);
     for (i, (config, entry)) in entries.iter().enumerate() {
-        std::env::set_current_dir(&begun_in)?;
-        let error = match go_to(config.path()).and_then(|()| work(config, entry)) {
+        let error = match work(config, entry) {
             Ok(()) => continue,
             // It is not for who reads about them that devices come and go.
             Err(error) if error.is::<StdoutGone>() => continue,
@@ -171,7 +160,7 @@ fn say_what_is_kept(entry: &Entry, down: &str) -> Result<()> {
     if let Some(image) = entry.save() {
         return output::report(format_args!(
             "{name} is saved to {} by: {down}",
-            absolute(image)?.display()
+            image.display()
         ));
     }
     match entry.fixed_image() {

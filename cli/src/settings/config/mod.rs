@@ -13,7 +13,7 @@ pub(crate) use self::files::Files;
 
 use std::ffi::OsString;
 use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::{Path, PathBuf, absolute};
 use std::sync::OnceLock;
 
 use anyhow::{Context, Result, bail};
@@ -71,6 +71,8 @@ struct Key {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Entry {
     line: usize,
+    /// The directory of its file, from which its paths are.
+    dir: PathBuf,
     pub(crate) name: Name,
     keys: Vec<Key>,
 }
@@ -108,7 +110,14 @@ impl Config {
                 warnings: Vec::new(),
             }),
         };
-        let Parsed { entries, warnings } = parsed.map_err(|error| error.in_file(path))?;
+        let Parsed {
+            mut entries,
+            warnings,
+        } = parsed.map_err(|error| error.in_file(path))?;
+        let whole = absolute(path).with_context(|| format!("cannot make sense of {shown}"))?;
+        for entry in &mut entries {
+            entry.dir = whole.parent().unwrap_or(&whole).to_owned();
+        }
         let config = Self {
             path: path.to_owned(),
             entries,
@@ -127,21 +136,22 @@ impl Config {
         }
     }
 
-    /// The file, as it was named.
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// What the entry asks for.
     pub(crate) fn wanted(&self, entry: &Entry) -> Result<Wanted> {
         let words = entry.check_image().and_then(|()| entry.words());
         let words = words.map_err(|error| self.explain(entry, error))?;
         match args::parse(words).map(|cli| cli.verb) {
-            Ok(Verb::Serve(args)) => Ok(match entry.swap_priority() {
-                Some(priority) => Wanted::SwappedTo(args, priority),
-                None => Wanted::Served(args),
-            }),
-            Ok(Verb::Mount(args)) => Ok(Wanted::Mounted(args)),
+            Ok(Verb::Serve(mut args)) => {
+                args.device.seen_from(&entry.dir);
+                Ok(match entry.swap_priority() {
+                    Some(priority) => Wanted::SwappedTo(args, priority),
+                    None => Wanted::Served(args),
+                })
+            }
+            Ok(Verb::Mount(mut args)) => {
+                args.seen_from(&entry.dir);
+                Ok(Wanted::Mounted(args))
+            }
             Ok(_) => bail!("{} is neither served nor mounted", entry.name),
             Err(error) => Err(self.explain(entry, Usage::error(failure::clap_line(&error)))),
         }
@@ -356,6 +366,8 @@ mod tests {
     use std::fs;
 
     use super::*;
+    use crate::args::Sink;
+    use uzram::nbd::Address;
 
     fn config(text: &str) -> (tempfile::TempDir, Result<Config>) {
         let dir = tempfile::tempdir().unwrap();
@@ -390,6 +402,30 @@ mod tests {
         };
         assert_eq!(scratch.mountpoint, Path::new("/mnt/x"));
         assert_eq!(scratch.name.unwrap().as_str(), "scratch");
+    }
+
+    /// Wherever the command runs: nothing changes directory to read them.
+    #[test]
+    fn relative_paths_are_from_the_file() {
+        let (dir, read) = config(
+            "[a]\nsize = 4096\nbacking = \"b/s\"\nnbd = \"unix:n\"\nmetrics = [\"file:m\", \"tcp:h:1\"]\nsave = \"i\"\n\
+             [c]\nsize = 4096\nmountpoint = \"at\"\ntls-certificates = \"/abs\"\n",
+        );
+        let config = read.unwrap();
+        let at = |name| dir.path().join(name);
+        assert_eq!(config.entries[0].save(), Some(at("i")));
+        let Wanted::Served(served) = config.wanted(&config.entries[0]).unwrap() else {
+            panic!("not served");
+        };
+        assert_eq!(served.device.backing, Some(at("b/s")));
+        assert_eq!(served.device.export.nbd, [Address::Unix(at("n"))]);
+        assert_eq!(served.device.watch.metrics[0], Sink::File(at("m")));
+        let Wanted::Mounted(mounted) = config.wanted(&config.entries[1]).unwrap() else {
+            panic!("not mounted");
+        };
+        assert_eq!(mounted.mountpoint, at("at"));
+        let certificates = mounted.device.export.tls_certificates;
+        assert_eq!(certificates, Some("/abs".into()));
     }
 
     #[test]

@@ -16,9 +16,9 @@ use uzram::mounts;
 const RESTORE: &str = "restore";
 
 impl Entry {
-    /// What `uzram down` saves it to. A path that is relative is so to the file.
-    pub(crate) fn save(&self) -> Option<&Path> {
-        self.key(SAVE)?.value.word().map(Path::new)
+    /// What `uzram down` saves it to.
+    pub(crate) fn save(&self) -> Option<PathBuf> {
+        Some(self.dir.join(self.key(SAVE)?.value.word()?))
     }
 
     /// Whether the key `save` makes sense; says why not.
@@ -40,8 +40,9 @@ impl Entry {
     /// # Errors
     /// If it is not there: then the image may be, where it is only to be mounted yet.
     pub(super) fn check_image(&self) -> Result<()> {
-        let parent = self.save().and_then(Path::parent);
-        match parent.filter(|parent| !parent.as_os_str().is_empty() && !parent.is_dir()) {
+        let image = self.save();
+        let parent = image.as_deref().and_then(Path::parent);
+        match parent.filter(|parent| !parent.is_dir()) {
             Some(dir) => bail!(
                 "save: there is no directory {0}: mkdir {0} first",
                 dir.display()
@@ -59,13 +60,13 @@ impl Entry {
         let Some((key, image)) = self.key(SAVE).zip(self.save()) else {
             return Ok(keys);
         };
-        if aside::metadata(image).context("save")?.is_none() {
+        if aside::metadata(&image).context("save")?.is_none() {
             // There is nothing to verify the first time.
             let verifies = self.key(RESTORE).is_some();
             keys.retain(|key| verifies || key.name != "verify-image");
             return Ok(keys);
         }
-        keys.retain(|key| key.name != RESTORE && !(key.name == "size" && is_outgrown(key, image)));
+        keys.retain(|key| key.name != RESTORE && !(key.name == "size" && is_outgrown(key, &image)));
         keys.push(Key {
             name: RESTORE.to_owned(),
             ..key.clone()
@@ -85,7 +86,7 @@ pub(super) fn check_images(configs: &[Config]) -> Result<()> {
             let Some((save, image)) = entry.key(SAVE).zip(entry.save()) else {
                 continue;
             };
-            let mut holders = held.get(&config.place(image)).into_iter().flatten();
+            let mut holders = held.get(&config.place(&image)).into_iter().flatten();
             let is_taken = |(_, other, key): &&Held<'_>| {
                 other.name != entry.name || !matches!(key.name.as_str(), SAVE | RESTORE)
             };

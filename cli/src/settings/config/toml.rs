@@ -1,5 +1,7 @@
 //! `uzram.toml`.
 
+use std::path::PathBuf;
+
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -35,6 +37,7 @@ pub(super) fn parse(text: &str) -> Result<Vec<Entry>, Wrong> {
         keys.sort_by_key(|key| key.line);
         entries.push(Entry {
             line,
+            dir: PathBuf::new(),
             name: named,
             keys,
         });

@@ -10,6 +10,8 @@ mod ini;
 use std::collections::BTreeMap;
 use std::path::{Component, Path};
 
+use std::path::PathBuf;
+
 use clap::ValueEnum;
 
 use self::ini::Item;
@@ -153,6 +155,7 @@ impl Device<'_> {
         let name = self.section.name.parse();
         Ok(Some(Entry {
             line,
+            dir: PathBuf::new(),
             name: name.map_err(|reason| Wrong::new(line, reason))?,
             keys: self.keys,
         }))
