@@ -67,7 +67,8 @@ fn main() -> ExitCode {
         }
     };
     let served = bytes.map_err(|error| error.to_string()).and_then(|bytes| {
-        let options = MountOptions { threads };
+        let mut options = MountOptions::default();
+        options.threads = threads;
         Mount::start_bare(Arc::new(Nothing { bytes }), &PathBuf::from(dir), options)
             .map_err(|error| error.to_string())
     });

@@ -19,6 +19,7 @@ pub(crate) const NO_BACKING: &str = "pages go home to the image; only a snapshot
 
 /// A device to make.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct DeviceConfig {
     /// Bytes, a multiple of 4096, at most [`MAX_DEVICE_BYTES`].
     pub size: u64,

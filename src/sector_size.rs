@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 
 /// What a block device can be read and written by, and what file systems may not go below.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum SectorSize {
     /// 512 bytes, as few as there are anywhere: whatever is on a disk can be used with that.
     Least,

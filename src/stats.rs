@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 /// A snapshot of a device's counters. Bytes unless a name says pages; the names are zram's where
 /// zram has them (`Documentation/admin-guide/blockdev/zram.rst`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Stats {
     /// Bytes in the device.
     pub disksize: u64,

@@ -18,6 +18,7 @@ pub struct PageIndex(pub u32);
 
 /// What a page of the device holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum PageState {
     /// Never written, or discarded, or a hole of the image: reads as zeroes and costs nothing.
     Empty,

@@ -25,6 +25,7 @@ const GRACE: Duration = Duration::from_millis(250);
 
 /// What is known of a user, for whoever finds it in the way.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Who {
     /// Through what it uses the device.
     pub frontend: Frontend,
@@ -40,6 +41,7 @@ pub struct Who {
 /// What a user uses a device through.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Frontend {
     /// A connection of its own.
     #[default]

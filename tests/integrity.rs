@@ -49,10 +49,7 @@ impl Spilled {
         let path = dir.path().join("spill");
         let mut config = DeviceConfig::new(4 << 30);
         config.mem_limit = Some(32 << 20);
-        config.backing = Some(BackingConfig {
-            encrypt,
-            ..BackingConfig::new(&path)
-        });
+        config.backing = Some(BackingConfig::new(&path).encrypt(encrypt));
         let device = Device::new(&config).expect("a device");
         let contents = Contents::collect();
         let mut pages = 0;

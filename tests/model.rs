@@ -425,10 +425,7 @@ fn run(steps: &[Step], pool: PoolKind, shards: u32, algorithm: Algorithm, store:
     config.pool = pool;
     config.mem_limit = Some(128 * PAGE_SIZE as u64);
     if store.spills() {
-        config.backing = Some(BackingConfig {
-            encrypt: shards > 1,
-            ..BackingConfig::new(dir.path().join("spill"))
-        });
+        config.backing = Some(BackingConfig::new(dir.path().join("spill")).encrypt(shards > 1));
     }
     let device = Device::new(&config).expect("a device");
     let bytes = image.as_ref().map(|(_, bytes)| bytes.clone());

@@ -23,10 +23,7 @@ fuzz_target!(|input: &[u8]| {
     config.shards = Some(1 + u32::from(mode / 4) % 2);
     if mode & 128 != 0 {
         config.mem_limit = Some(24 * PAGE_SIZE as u64);
-        config.backing = Some(BackingConfig {
-            encrypt: mode & 64 != 0,
-            ..BackingConfig::new(dir.path().join("spill"))
-        });
+        config.backing = Some(BackingConfig::new(dir.path().join("spill")).encrypt(mode & 64 != 0));
     }
     let device = Device::new(&config).expect("a device");
     let mut bytes = vec![0; BYTES];

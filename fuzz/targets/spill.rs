@@ -22,10 +22,7 @@ fuzz_target!(|input: &[u8]| {
     let mut config = DeviceConfig::new(PAGES * PAGE);
     config.shards = Some(1);
     config.mem_limit = Some(64 * PAGE);
-    config.backing = Some(BackingConfig {
-        encrypt: mode % 2 == 1,
-        ..BackingConfig::new(&path)
-    });
+    config.backing = Some(BackingConfig::new(&path).encrypt(mode % 2 == 1));
     let device = Device::new(&config).expect("a device");
     for at in 0..PAGES {
         device.write(at * PAGE, &page(at)).expect("there is room");

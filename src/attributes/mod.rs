@@ -30,6 +30,7 @@ use crate::spill::BackingConfig;
 
 /// An attribute of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Attribute {
     /// Bytes in the device, stored with K, M, G or T. Larger at any time, smaller if nobody uses it
     /// and nothing is beyond; in zram it is fixed while the device is in use.

@@ -181,6 +181,7 @@ impl Reply {
 
 /// What compaction did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Compacted {
     /// Page frames freed.
     pub pages: u64,
@@ -188,6 +189,7 @@ pub struct Compacted {
 
 /// What was done to pages of the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct PagesDone {
     /// How many.
     pub pages: u64,

@@ -22,6 +22,7 @@ const STRIPES_AT_ONCE: u64 = 1024;
 
 /// Some lines of `block_state`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct BlockStates {
     /// At most 48 KiB, and possibly none.
     pub text: String,

@@ -34,6 +34,7 @@ const LOOK: Duration = Duration::from_millis(100);
 
 /// What was saved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Saved {
     /// Pages that held data.
     pub pages: u64,
@@ -43,6 +44,7 @@ pub struct Saved {
 
 /// How far a save is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct SaveProgress {
     /// Pages in the image so far.
     pub pages: u64,

@@ -63,6 +63,7 @@ const DRAIN_GRACE: Duration = Duration::from_secs(2);
 
 /// How a device is served.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct MountOptions {
     /// Threads that serve requests, at least two; two a core, from 4 to 16, if `None`.
     pub threads: Option<usize>,
@@ -70,6 +71,15 @@ pub struct MountOptions {
 
 /// A session with the kernel, and what ends it if that is up to us.
 type Begun = std::io::Result<(Session<Frontend>, Option<SessionUnmounter>)>;
+
+impl MountOptions {
+    /// Sets how many threads serve.
+    #[must_use]
+    pub fn threads(mut self, threads: usize) -> Self {
+        self.threads = Some(threads);
+        self
+    }
+}
 
 /// A device served in a directory, until this is dropped or [`Mount::unmount`] is called.
 #[derive(Debug)]

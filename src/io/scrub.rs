@@ -23,6 +23,7 @@ const STRIPES_AT_ONCE: u64 = 1024;
 
 /// What a step of a scrub found.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Scrubbed {
     /// The page to go on from; `None` at the end of the device.
     pub next: Option<u64>,

@@ -6,6 +6,7 @@ use crate::error::Error;
 
 /// What ended a connection. None of it concerns another connection.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ConnectionError {
     /// The client broke a rule of the protocol in a way that leaves no next message to read.
     #[error("the client broke the protocol: {0}")]

@@ -49,6 +49,7 @@ const HANG_UP_TIME: Duration = Duration::from_secs(1);
 
 /// What to serve, where, and to how many.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct ServerConfig {
     /// The export's name, at most 4096 bytes; the empty name is always the same export.
     pub export: String,

@@ -14,6 +14,7 @@ use crate::handed_file::HandedFile;
 
 /// When what was written becomes durable in the image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub enum SyncPolicy {
     /// A flush makes all that was acknowledged before it durable.
     #[default]
@@ -53,6 +54,7 @@ impl fmt::Display for SyncPolicy {
 
 /// What a device does with its image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub enum OriginUse {
     /// Pages that were written go home to it.
     WriteBack(SyncPolicy),
@@ -62,6 +64,7 @@ pub enum OriginUse {
 
 /// The image that a device begins as.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct OriginConfig {
     /// A plain file or a block device.
     pub path: PathBuf,

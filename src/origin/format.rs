@@ -17,6 +17,7 @@ use crate::image;
 
 /// What the file of an image is taken for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub enum OriginFormat {
     /// A raw image, unless it is recognised as something else; that is refused.
     #[default]

@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 
 /// Which allocator keeps the objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub enum PoolKind {
     /// Size classes cut into zspages: the densest.
     Zsmalloc,

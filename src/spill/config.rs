@@ -50,6 +50,7 @@ impl fmt::Display for BackingKeep {
 
 /// Where and how much a device spills.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct BackingConfig {
     /// A plain file, made if missing, or a block device.
     pub path: PathBuf,
@@ -78,5 +79,12 @@ impl BackingConfig {
             force: false,
             handed: None,
         }
+    }
+
+    /// Sets whether what is spilled is encrypted.
+    #[must_use]
+    pub fn encrypt(mut self, encrypt: bool) -> Self {
+        self.encrypt = encrypt;
+        self
     }
 }

@@ -82,11 +82,11 @@ fn clients_cannot_fill_the_log() {
         config
             .addresses
             .push("tcp:127.0.0.1:0".parse().expect("an address"));
-        config.tls = Some(TlsConfig {
-            certificates: certificates.server(),
-            required: true,
-            verify_peer: true,
-        });
+        config.tls = Some(
+            TlsConfig::new(certificates.server())
+                .required(true)
+                .verify_peer(true),
+        );
     });
     let mut client = connect_tcp(&fixture.server.addresses()[1]);
     client.greet(3);

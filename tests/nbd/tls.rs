@@ -34,11 +34,7 @@ fn serve_tls_with(
     configure: impl FnOnce(&mut ServerConfig),
 ) -> TlsFixture {
     let certificates = Certificates::new();
-    let mut tls = TlsConfig {
-        certificates: certificates.server(),
-        required: false,
-        verify_peer: false,
-    };
+    let mut tls = TlsConfig::new(certificates.server());
     configure_tls(&mut tls);
     let fixture = serve_with(|config| {
         config.tls = Some(tls);
@@ -274,11 +270,11 @@ fn whom_the_list_revokes_is_turned_away() {
 
     revoke_client(certificates, "ours");
     let after = serve_with(|config| {
-        config.tls = Some(TlsConfig {
-            certificates: certificates.server(),
-            required: true,
-            verify_peer: true,
-        });
+        config.tls = Some(
+            TlsConfig::new(certificates.server())
+                .required(true)
+                .verify_peer(true),
+        );
     });
     let mut client = after.connect();
     client.greet(3);
@@ -367,10 +363,10 @@ fn other_machines_are_served_without_tls_only_if_that_is_meant() {
         "{error}"
     );
     start(&|config| config.insecure = true).expect("it is meant");
-    let tls = |required, verify_peer| TlsConfig {
-        certificates: certificates.server(),
-        required,
-        verify_peer,
+    let tls = |required, verify_peer| {
+        TlsConfig::new(certificates.server())
+            .required(required)
+            .verify_peer(verify_peer)
     };
     start(&|config| config.tls = Some(tls(true, false))).expect("nobody can read along");
     let error = start(&|config| config.tls = Some(tls(false, false)));

@@ -19,11 +19,11 @@ fn start(dir: &Path, verify_peer: bool) -> Result<(), Error> {
     let sockets = tempfile::tempdir().expect("a directory");
     let address = format!("unix:{}", sockets.path().join("s").display());
     let mut config = ServerConfig::new(NAME, vec![address.parse().expect("an address")]);
-    config.tls = Some(TlsConfig {
-        certificates: dir.to_owned(),
-        required: verify_peer,
-        verify_peer,
-    });
+    config.tls = Some(
+        TlsConfig::new(dir.to_owned())
+            .required(verify_peer)
+            .verify_peer(verify_peer),
+    );
     Server::start(config, Arc::new(MemoryDevice::new())).map(drop)
 }
 

@@ -34,11 +34,9 @@ fn serve(certificates: &Path, verify_peer: bool) -> Fixture {
 }
 
 fn tls(certificates: &Path, verify_peer: bool) -> TlsConfig {
-    TlsConfig {
-        certificates: certificates.to_owned(),
-        required: true,
-        verify_peer,
-    }
+    TlsConfig::new(certificates.to_owned())
+        .required(true)
+        .verify_peer(verify_peer)
 }
 
 /// The export for libnbd over TCP, where it checks the server's certificate.

@@ -12,11 +12,11 @@ fn serve(certificates: &Certificates, verify_peer: bool) -> Fixture {
     Fixture::with(|config| {
         let tcp = "tcp:127.0.0.1:0".parse().expect("an address");
         config.addresses.push(tcp);
-        config.tls = Some(TlsConfig {
-            certificates: certificates.server(),
-            required: true,
-            verify_peer,
-        });
+        config.tls = Some(
+            TlsConfig::new(certificates.server())
+                .required(true)
+                .verify_peer(verify_peer),
+        );
     })
 }
 

@@ -62,14 +62,14 @@ impl Settings {
     /// Checks `args` and fills in what they leave out.
     pub(crate) fn resolve(name: Name, args: DeviceArgs, sockets: &Sockets) -> Result<Self> {
         let backing = match args.backing {
-            Some(path) => Some(BackingConfig {
-                path: absolute_option(&path, "--backing")?,
-                size: args.backing_size,
-                encrypt: args.backing_encrypt,
-                keep: args.backing_keep.unwrap_or_default(),
-                force: args.backing_force,
-                handed: None,
-            }),
+            Some(path) => {
+                let mut backing = BackingConfig::new(absolute_option(&path, "--backing")?);
+                backing.size = args.backing_size;
+                backing.encrypt = args.backing_encrypt;
+                backing.keep = args.backing_keep.unwrap_or_default();
+                backing.force = args.backing_force;
+                Some(backing)
+            }
             None => None,
         };
         let restore = match args.restore {
@@ -83,16 +83,17 @@ impl Settings {
             None => None,
         };
         let origin = match args.origin {
-            Some(path) => Some(OriginConfig {
-                path: absolute_option(&path, "--origin")?,
-                usage: if args.snapshot || args.read_only {
+            Some(path) => {
+                let usage = if args.snapshot || args.read_only {
                     OriginUse::Snapshot
                 } else {
                     OriginUse::WriteBack(args.sync.unwrap_or_default())
-                },
-                format: args.origin_format.unwrap_or_default(),
-                handed: None,
-            }),
+                };
+                let path = absolute_option(&path, "--origin")?;
+                let mut origin = OriginConfig::new(path, usage);
+                origin.format = args.origin_format.unwrap_or_default();
+                Some(origin)
+            }
             // Clap does not say so beside --size, which it knows to be given instead of --origin.
             None if args.snapshot || args.sync.is_some() || args.origin_format.is_some() => {
                 return Err(Usage::error(
@@ -105,23 +106,21 @@ impl Settings {
             Some(origin) => origin.size()?,
             None => size_of(args.size, restore.as_deref())?,
         };
-        let device = DeviceConfig {
-            size,
-            origin,
-            read_only: args.read_only,
-            max_size: args.max_size,
-            // As in zram's attribute, 0 is no limit.
-            mem_limit: args.mem_limit.filter(|limit| *limit != 0),
-            table_limit: args.table_limit,
-            backing,
-            writeback_daily_limit: args.writeback_daily_limit.filter(|limit| *limit != 0),
-            algorithm: args.algorithm,
-            recompress_after: recompress_after(&args.recompress, args.after),
-            recompress: args.recompress,
-            pool: args.pool,
-            shards: args.shards,
-            slow_request: args.watch.slow.map(Duration::from_millis),
-        };
+        let mut device = DeviceConfig::new(size);
+        device.origin = origin;
+        device.read_only = args.read_only;
+        device.max_size = args.max_size;
+        // As in zram's attribute, 0 is no limit.
+        device.mem_limit = args.mem_limit.filter(|limit| *limit != 0);
+        device.table_limit = args.table_limit;
+        device.backing = backing;
+        device.writeback_daily_limit = args.writeback_daily_limit.filter(|limit| *limit != 0);
+        device.algorithm = args.algorithm;
+        device.recompress_after = recompress_after(&args.recompress, args.after);
+        device.recompress = args.recompress;
+        device.pool = args.pool;
+        device.shards = args.shards;
+        device.slow_request = args.watch.slow.map(Duration::from_millis);
         device.validate()?;
         let fuse = match args.fuse {
             Some(dir) => Some(mounts::absolute(&absolute_option(&dir, "--fuse")?)?),
@@ -246,14 +245,15 @@ fn resolve_export(name: &Name, args: ExportArgs, default: &Path) -> Result<Serve
         (Some(TlsMode::On | TlsMode::Require), None) => {
             return Err(Usage::error("--tls: TLS needs --tls-certificates DIR"));
         }
-        (mode, Some(directory)) => Some(TlsConfig {
-            certificates: absolute_option(&directory, "--tls-certificates")?,
-            required: match mode {
+        (mode, Some(directory)) => {
+            let required = match mode {
                 Some(mode) => mode == TlsMode::Require,
                 None => args.tls_verify_peer,
-            },
-            verify_peer: args.tls_verify_peer,
-        }),
+            };
+            let certificates = absolute_option(&directory, "--tls-certificates")?;
+            let tls = TlsConfig::new(certificates);
+            Some(tls.required(required).verify_peer(args.tls_verify_peer))
+        }
     };
     Ok(config)
 }

@@ -28,6 +28,7 @@ const IN_USE: u32 = 1;
 
 /// Usage of one size class, as in the kernel's `/sys/kernel/debug/zsmalloc/*/classes`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ClassStats {
     /// Bytes of an object, its header included.
     pub size: u64,

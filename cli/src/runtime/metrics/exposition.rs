@@ -319,10 +319,8 @@ mod tests {
 
     #[test]
     fn the_text_is_prometheus_own() {
-        let stats = Stats {
-            mem_used_total: 4096,
-            ..Stats::default()
-        };
+        let mut stats = Stats::default();
+        stats.mem_used_total = 4096;
         let latencies = OperationLatencies {
             read: Latency {
                 count: 5,

@@ -185,13 +185,14 @@ mod tests {
 
     #[test]
     fn it_is_whole_on_small_and_on_large_terminals() {
-        let stats = |mem_used_total| Stats {
-            disksize: 64 << 20,
-            orig_data_size: 100 << 10,
-            mem_used_total,
-            mem_limit: 16 << 20,
-            resident_pages: 25,
-            ..Stats::default()
+        let stats = |mem_used_total| {
+            let mut stats = Stats::default();
+            stats.disksize = 64 << 20;
+            stats.orig_data_size = 100 << 10;
+            stats.mem_used_total = mem_used_total;
+            stats.mem_limit = 16 << 20;
+            stats.resident_pages = 25;
+            stats
         };
         let watch = Watch::of(&[
             ("scratch", stats(45056)),

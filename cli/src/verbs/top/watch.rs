@@ -231,13 +231,14 @@ mod tests {
     fn rates_are_what_came_between_two_samples() {
         let mut device = Watched::new("a".parse().unwrap());
         let start = Instant::now();
-        let sample = |seconds, bd_writes| Sample {
-            at: start + Duration::from_secs(seconds),
-            stats: Stats {
-                bd_writes,
-                ..Stats::default()
-            },
-            latencies: OperationLatencies::default(),
+        let sample = |seconds, bd_writes| {
+            let mut stats = Stats::default();
+            stats.bd_writes = bd_writes;
+            Sample {
+                at: start + Duration::from_secs(seconds),
+                stats,
+                latencies: OperationLatencies::default(),
+            }
         };
         for (seconds, bd_writes) in [(0, 100), (2, 300), (3, 350), (4, 0)] {
             device.note(sample(seconds, bd_writes));
