@@ -237,15 +237,16 @@ fn an_image_that_a_device_did_not_begin_with_is_kept() {
     assert!(!world.path("image.old.2").exists());
     world.ok(&["up", config]);
     world.ok(&["save", "vm", "image"]);
-    assert!(down().ends_with(" kept as image.old.2\n"));
+    assert!(down().ends_with(&format!(" kept as {image}.old.2\n")));
     assert_eq!(kept(), "of another");
 
     // There may be an image where one cannot look.
     let name = "x".repeat(300);
     configure(&world, &format!("[vm]\nsize = \"8M\"\nsave = \"{name}\"\n"));
     let line = world.refused(1, &["up", config]);
+    let there = world.path("x").display().to_string();
     assert!(
-        line.contains("toml:3: vm: save: cannot examine x"),
+        line.contains(&format!("toml:3: vm: save: cannot examine {there}")),
         "{line}"
     );
     assert!(world.leftovers().is_empty(), "{:?}", world.leftovers());
