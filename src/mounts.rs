@@ -1,5 +1,7 @@
 //! What is mounted where, from `/proc/self/mountinfo` (proc_pid_mountinfo(5)). Locks nothing; what
 //! it says may have changed by the time it is read.
+//!
+//! The crate procfs reads the table as text: one mount point of any user's that is not UTF-8 and no command would find its mounts.
 
 use std::ffi::OsString;
 use std::fs;

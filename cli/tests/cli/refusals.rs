@@ -71,6 +71,25 @@ fn nonsense_exits_2_with_one_line() {
         (&["writeback", "a", "cold"], "page_index"),
         (&["writeback", "a", "page_indexes=2-1"], "page_indexes"),
         (&["frobnicate"], "frobnicate"),
+        (&["serve", "a", "--size=1M", "--pidfile=x"], "--background"),
+        (&["serve", "a", "--size=5%%"], "50%"),
+        (&["serve", "a", "--size=1M", "--slow=0"], "--slow"),
+        (
+            &["serve", "a", "--size=1M", "--metrics=tcp:host"],
+            "tcp:HOST:PORT",
+        ),
+        (&["serve", "a", "--size=1M", "--after=5"], "--recompress"),
+        (&["serve", "a", "--size=1M", "--snapshot"], "--origin"),
+        (&["list", "--output=colour"], "algorithm"),
+        (&["stop"], "NAME"),
+        (&["umount"], "MOUNTPOINT"),
+        (&["map", "a", "a.gif"], ".svg"),
+        (&["top", "--interval=0"], "--interval"),
+        (&["recompress", "a", "type=warm"], "idle"),
+        (&["train-dict", "dict"], "--device"),
+        (&["completions", "tcsh"], "bash"),
+        (&["up", "--check", "--foreground"], "--foreground"),
+        (&["up", "a.toml", "b.toml"], "one file"),
     ];
     for (args, says) in cases {
         let line = world.refused(2, args);

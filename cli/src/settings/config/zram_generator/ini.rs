@@ -1,5 +1,6 @@
 //! The syntax of zram-generator.conf: sections of keys and values, as the crate rust-ini reads them with its
-//! default options, which is what zram-generator does.
+//! default options, which is what zram-generator does. The crate itself does not say in which line a key is, which every message
+//! of ours does.
 //!
 //! A comment is a line of its own. A value may be quoted, in part or as a whole, and goes on in the next
 //! line after a backslash, which otherwise escapes what follows it.
