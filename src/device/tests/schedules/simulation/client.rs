@@ -188,7 +188,7 @@ impl Client {
             &Error::Damaged { page } => {
                 weather == Weather::Untold || self.history.lock().is_lost(u64::from(page))
             }
-            error => match error.errno() {
+            error => match error.errno().into() {
                 Errno::NOSPC => no_room || weather != Weather::Fine,
                 Errno::IO => weather != Weather::Fine,
                 _ => false,
