@@ -64,10 +64,7 @@ fn entry(dir: &RunDir) -> Result<Option<Entry>> {
         return Ok(None);
     };
     let holder = dir.holder()?;
-    let holder_pid = match holder {
-        Some(Holder::Process(pid)) => Some(pid.as_raw_pid()),
-        Some(Holder::Elsewhere) | None => None,
-    };
+    let holder_pid = holder.as_ref().and_then(Holder::pid);
     // Where the keeper is dead its server has the name.
     let server = record.server.filter(|server| holder_pid != Some(*server));
     let (pid, keeper_pid) = match (holder_pid, server) {

@@ -5,7 +5,6 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::Result;
-use rustix::process::Pid;
 use serde_json::Value;
 use uzram::control::Client;
 use uzram::{Attribute, OperationLatencies, PAGE_SIZE, Stats};
@@ -16,7 +15,7 @@ use crate::base::failure::Usage;
 use crate::base::output;
 use crate::base::table::{Align, bytes, columns, count, duration, ratio};
 use crate::runtime::client;
-use crate::runtime::rundir::RunRoot;
+use crate::runtime::rundir::{Holder, RunRoot};
 use crate::runtime::target;
 
 /// `uzram stat`.
@@ -46,7 +45,7 @@ pub(crate) fn stat(args: &StatArgs, root: &RunRoot) -> Result<()> {
     let connected = target::each(&targets, root, |dir| {
         watched.push(Watched {
             name: dir.name().to_string(),
-            pid: dir.owner()?.map(Pid::as_raw_pid),
+            pid: dir.holder()?.as_ref().and_then(Holder::pid),
             client: client::connect_to_server(dir)?,
             before: OperationLatencies::default(),
         });

@@ -217,7 +217,6 @@ fn devices_that_are_served_are_completed() {
     assert_eq!(bash(&world, &["mount", "--fs", "b"]), ["btrfs"]);
     let options = bash(&world, &["serve", "new", ""]);
     assert!(options.contains(&"--size".to_owned()), "{options:?}");
-    assert!(!options.contains(&"--background".to_owned()), "{options:?}");
 
     second.kill_9();
     let script = "uzram completions fish | source; complete -C 'uzram stat '";

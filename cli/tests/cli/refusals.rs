@@ -86,7 +86,7 @@ fn nonsense_exits_2_with_one_line() {
         (&["map", "a", "a.gif"], ".svg"),
         (&["top", "--interval=0"], "--interval"),
         (&["recompress", "a", "type=warm"], "idle"),
-        (&["train-dict", "dict"], "--device"),
+        (&["train-dict", "dict"], "FILES"),
         (&["completions", "tcsh"], "bash"),
         (&["up", "--check", "--foreground"], "--foreground"),
         (&["up", "a.toml", "b.toml"], "one file"),

@@ -211,6 +211,7 @@ pages! {
     backing: "docs/backing.md",
     configuration: "docs/configuration.md",
     disk_file: "docs/disk-file.md",
+    embedding: "docs/embedding.md",
     images: "docs/images.md",
     memory: "docs/memory.md",
     monitoring: "docs/monitoring.md",

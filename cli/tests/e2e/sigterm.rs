@@ -94,7 +94,7 @@ fn await_spilling(scratch: &Scratch, name: &str) {
     assert!(spills, "{} MiB stored", now.get("orig_data_size") / MIB);
 }
 
-/// The one `uzram serve` that was started with `scratch`'s run directory.
+/// The one server that was started with `scratch`'s run directory.
 fn server_of(scratch: &Scratch) -> Pid {
     let run_dir = format!("UZRAM_RUNDIR={}", scratch.run_dir().display());
     let mut found = Vec::new();
@@ -104,7 +104,7 @@ fn server_of(scratch: &Scratch) -> Pid {
             let bytes = fs::read(entry.path().join(file)).unwrap_or_default();
             bytes.split(|b| *b == 0).any(|s| s == wanted.as_bytes())
         };
-        if holds("environ", &run_dir) && holds("cmdline", "serve") {
+        if holds("environ", &run_dir) && holds("cmdline", "serve-detached") {
             let pid = entry.file_name().to_string_lossy().parse();
             found.extend(pid.ok().and_then(Pid::from_raw));
         }

@@ -161,6 +161,16 @@ pub(crate) enum Holder {
     Elsewhere,
 }
 
+impl Holder {
+    /// Its number, if it has one here.
+    pub(crate) fn pid(&self) -> Option<i32> {
+        match self {
+            Self::Process(pid) => Some(pid.as_raw_pid()),
+            Self::Elsewhere => None,
+        }
+    }
+}
+
 /// One device's directory, whether it is there or not.
 #[derive(Clone, Debug)]
 pub(crate) struct RunDir {
