@@ -14,6 +14,7 @@ cargo fmt --all --check
 scripts/layers.sh
 need_packages python3
 scripts/circles.py
+scripts/architecture.py
 cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
 # The scheduler's locks are larger than the ones that are shipped.
 cargo clippy --quiet --locked --lib --tests -- --cfg shuttle -D warnings -A clippy::large_enum_variant
