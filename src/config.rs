@@ -15,7 +15,7 @@ use crate::units::{MAX_DEVICE_BYTES, PAGE_SIZE};
 const RECOMPRESS_SOONEST: Duration = Duration::from_secs(1);
 
 /// Why there is no backing beside an image.
-pub(crate) const NO_BACKING: &str = "pages go home to the image; only a snapshot spills";
+pub(crate) const NO_BACKING: &str = "pages are written to the image; only a snapshot spills";
 
 /// A device to make.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,7 +29,7 @@ pub struct DeviceConfig {
     /// Most bytes of page frames, at least [`DeviceConfig::MIN_MEM_LIMIT`]; no limit if `None`.
     pub mem_limit: Option<u64>,
     /// Most bytes of memory for what says where pages are, at least [`DeviceConfig::MIN_TABLE_LIMIT`]: 4 KiB
-    /// for each 2 MiB of the device in which there is data, half as much again where pages go home to an
+    /// for each 2 MiB of the device in which there is data, half as much again where pages are destaged to an
     /// image, and dictionaries. A quarter of the machine's memory, or of what its control
     /// group may have, if `None`.
     pub table_limit: Option<u64>,
@@ -141,7 +141,7 @@ impl DeviceConfig {
         {
             return Err(Error::InvalidConfig {
                 option: "read_only",
-                reason: "nothing goes home to the image: it is to be a snapshot".to_owned(),
+                reason: "nothing is written to the image: it is to be a snapshot".to_owned(),
             });
         }
         if let Some(limit) = self.writeback_daily_limit {

@@ -45,7 +45,7 @@ pub enum Error {
         source: io::Error,
     },
 
-    /// A page cannot be read from the image that is its home.
+    /// A page cannot be read from the image.
     #[error("page {page} cannot be read from the image: {source}")]
     Absent {
         /// Index of the page.

@@ -206,13 +206,13 @@ fn a_client_that_gave_way_comes_again() {
 #[test]
 fn any_number_of_clients_wait_their_turn() {
     // Each waits for many others.
-    const PATIENCE: Duration = Duration::from_secs(120);
+    const TIMEOUT: Duration = Duration::from_secs(120);
     let served = Served::start();
     thread::scope(|scope| {
         for _ in 0..8 * MAX_CLIENTS {
             scope.spawn(|| {
                 for _ in 0..2 {
-                    let mut client = Client::connect(&served.path(), PATIENCE).expect("connects");
+                    let mut client = Client::connect(&served.path(), TIMEOUT).expect("connects");
                     client.stat().expect("served");
                     client.get("mm_stat").expect("served");
                 }

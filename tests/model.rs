@@ -166,7 +166,7 @@ struct Harness {
 enum Store {
     None,
     Backing,
-    /// Home, to the image.
+    /// To the image.
     Origin,
     /// To a backing; the image is only read.
     Snapshot,

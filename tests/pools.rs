@@ -76,7 +76,7 @@ fn every_pool_spills_and_brings_back_what_it_was_given() {
     }
 }
 
-/// As much as a user would: eight times the limit, to a backing and home to an image.
+/// As much as a user would: eight times the limit, to a backing and to an image.
 #[test]
 fn every_pool_reads_back_half_a_gibibyte() {
     const LIMIT: u64 = 64 * MIB;

@@ -38,7 +38,7 @@ pub struct Client {
     path: PathBuf,
     lines: LineStream,
     /// How long connecting may take, and waiting for a turn.
-    patience: Duration,
+    connect_timeout: Duration,
     timeout: Duration,
     hang_up: Option<HangUp>,
 }
@@ -84,7 +84,7 @@ impl Client {
         Ok(Self {
             path: path.to_owned(),
             lines: connected(path, timeout)?,
-            patience: timeout,
+            connect_timeout: timeout,
             timeout,
             hang_up: None,
         })
@@ -118,14 +118,14 @@ impl Client {
     }
 
     fn call_with(&mut self, request: &Request, file: Option<BorrowedFd<'_>>) -> Result<Value> {
-        let deadline = Instant::now() + self.patience;
+        let deadline = Instant::now() + self.connect_timeout;
         loop {
             let reply = self.call_once(request, file)?;
             if !reply.is_turned_away() || Instant::now() >= deadline {
                 return reply.into_result();
             }
             thread::sleep(REST);
-            self.lines = connected(&self.path, self.patience)?;
+            self.lines = connected(&self.path, self.connect_timeout)?;
             if let Some(hang_up) = &self.hang_up {
                 hang_up
                     .move_to(&self.lines)

@@ -46,7 +46,7 @@ use crate::sync::thread::{self, JoinHandle};
 use crate::units::PAGE_SIZE;
 use crate::users::{Users, Who};
 
-/// A compressed RAM block device. Dropping it writes home what is dirty, ends its writeback thread,
+/// A compressed RAM block device. Dropping it destages what is dirty, ends its writeback thread,
 /// frees its memory and removes the backing file that it made.
 pub struct Device {
     engine: Arc<Engine>,
@@ -233,7 +233,7 @@ impl Device {
     ///
     /// # Errors
     /// [`Error::Refused`]: EBUSY while the device is in use, as in zram; EPERM for one whose pages
-    /// go home to an image; EROFS for one that is read-only, and after [`Device::refuse_changes`].
+    /// are destaged to an image; EROFS for one that is read-only, and after [`Device::refuse_changes`].
     pub fn reset(&self) -> Result<()> {
         if self.engine.origin.destages() {
             return Err(Error::Refused {
@@ -294,12 +294,12 @@ impl Device {
     }
 
     /// Writes nothing more to the backing: the device is about to be dropped. Writers that wait for
-    /// room are sent away. Returns whether what was under way ended within `patience`.
-    pub fn stop_spilling(&self, patience: Duration) -> bool {
+    /// room are sent away. Returns whether what was under way ended within `timeout`.
+    pub fn stop_spilling(&self, timeout: Duration) -> bool {
         self.engine.limit.throttle.close();
         let (done, answer) = channel::bounded(1);
         self.command(Command::Complete { done });
-        answer.recv_timeout(patience).is_ok()
+        answer.recv_timeout(timeout).is_ok()
     }
 
     fn command(&self, command: Command) {
@@ -333,7 +333,9 @@ impl Drop for Device {
         self.periodic = None;
         if let Err(error) = self.sync() {
             let pages = self.dirty_pages();
-            tracing::error!("{pages} pages are lost that could not be written home: {error}");
+            tracing::error!(
+                "{pages} pages are lost that could not be written to the image: {error}"
+            );
         }
         self.engine.limit.throttle.close();
         self.engine.stop();

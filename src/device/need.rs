@@ -15,7 +15,7 @@ impl DeviceConfig {
     }
 
     /// Whether writes can fail for want of memory because of the limit alone: it is less than
-    /// [`DeviceConfig::most_memory`], and pages have neither a backing nor a home to leave for.
+    /// [`DeviceConfig::most_memory`], and pages have neither a backing nor an image to leave for.
     pub fn can_meet_limit(&self) -> bool {
         let leaves = match &self.origin {
             Some(origin) => !origin.is_snapshot() || self.backing.is_some(),

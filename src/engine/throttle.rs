@@ -14,7 +14,7 @@ use crate::sync::{Condvar, Mutex};
 use crate::sync::{Protection, without};
 
 /// How long a writer waits for the end of a round: past that the backing hangs.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How a round ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,7 +67,7 @@ impl Throttle {
     /// [`Error::NoSpace`] if the round freed nothing, none ended within a minute, or the device
     /// stops.
     pub(crate) fn wait(&self, wake: impl Fn()) -> Result<()> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         let mut state = self.state.lock();
         // A round that is under way may have begun before room was short; the one after it did
         // not. But memory that it frees is as good as any.

@@ -1,6 +1,6 @@
 //! Reading what only the image has.
 //!
-//! No lock is held while the image is read. Meanwhile a page may be written, go home and leave
+//! No lock is held while the image is read. Meanwhile a page may be written, destaged and leave
 //! memory again: then what was read of it may be neither the old nor the new, and it is looked at
 //! anew. Whether that was so, its slot tells, which was empty all the time if not.
 

@@ -5,7 +5,7 @@
 //! counts for all of them, unless slow ones are to be logged: then all are timed. Requests of
 //! [`LARGE`] bytes and all that reaches the backing are always timed.
 //!
-//! Locks nothing: threads count in lanes of their own, as far as there are enough. They never wait for
+//! Locks nothing: threads count in stripes of their own, as far as there are enough. They never wait for
 //! each other here, so what they count with is the standard library's also in models of races.
 
 mod histogram;
@@ -27,7 +27,7 @@ const PERIOD: u32 = 7;
 const LARGE: u64 = 64 << 10;
 
 /// Threads that count without meeting each other.
-const LANES: usize = 8;
+const STRIPES: usize = 8;
 
 /// What takes time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,12 +58,12 @@ impl Operation {
     }
 }
 
-type Lane = [Histogram; Operation::COUNT];
+type Stripe = [Histogram; Operation::COUNT];
 
 thread_local! {
-    static LANE: usize = {
+    static STRIPE: usize = {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
-        NEXT.fetch_add(1, Relaxed) % LANES
+        NEXT.fetch_add(1, Relaxed) % STRIPES
     };
     /// Small requests of this thread until the next that is timed.
     static UNTIL_TIMED: Cell<u32> = const { Cell::new(0) };
@@ -72,7 +72,7 @@ thread_local! {
 /// The histograms of a device.
 #[derive(Debug)]
 pub(crate) struct Latencies {
-    lanes: Box<[CachePadded<Lane>]>,
+    stripes: Box<[CachePadded<Stripe>]>,
     /// What takes so long is logged.
     slow: Option<Duration>,
     log_limit: LogLimit,
@@ -81,7 +81,7 @@ pub(crate) struct Latencies {
 impl Latencies {
     pub(crate) fn new(slow: Option<Duration>) -> Self {
         Self {
-            lanes: (0..LANES).map(|_| CachePadded::default()).collect(),
+            stripes: (0..STRIPES).map(|_| CachePadded::default()).collect(),
             slow,
             log_limit: LogLimit::of_requests(),
         }
@@ -123,16 +123,16 @@ impl Latencies {
 
     /// Notes that `weight` operations took so long each.
     pub(crate) fn note(&self, operation: Operation, taken: Duration, weight: u32) {
-        let lane = LANE.with(|lane| *lane);
-        self.lanes[lane][operation as usize].add(taken, weight.into());
+        let stripe = STRIPE.with(|stripe| *stripe);
+        self.stripes[stripe][operation as usize].add(taken, weight.into());
     }
 
     /// What was noted by now.
     pub(crate) fn snapshot(&self) -> OperationLatencies {
         let of = |operation: Operation| {
             let mut sum = Snapshot::default();
-            for lane in &self.lanes {
-                lane[operation as usize].add_to(&mut sum);
+            for stripe in &self.stripes {
+                stripe[operation as usize].add_to(&mut sum);
             }
             Latency::of(&sum)
         };
@@ -148,9 +148,9 @@ impl Latencies {
 
     /// Forgets all that was noted.
     pub(crate) fn reset(&self) {
-        let lanes = self.lanes.iter();
-        lanes
-            .flat_map(|lane| lane.iter())
+        let stripes = self.stripes.iter();
+        stripes
+            .flat_map(|stripe| stripe.iter())
             .for_each(Histogram::reset);
     }
 }
@@ -203,7 +203,7 @@ mod tests {
         const EACH: u64 = 10_000;
         let latencies = Latencies::new(None);
         std::thread::scope(|scope| {
-            for _ in 0..2 * LANES {
+            for _ in 0..2 * STRIPES {
                 scope.spawn(|| {
                     for _ in 0..EACH {
                         latencies.note(Operation::ReadBack, Duration::from_micros(9), 1);
@@ -212,7 +212,7 @@ mod tests {
             }
         });
         let read_back = latencies.snapshot().read_back;
-        assert_eq!(read_back.count, 2 * LANES as u64 * EACH);
+        assert_eq!(read_back.count, 2 * STRIPES as u64 * EACH);
         assert_eq!(read_back.sum_ns, read_back.count * 9_000);
     }
 }

@@ -23,7 +23,7 @@ const CHANCES: Chances = Chances(1024);
 const CLEANING_RESERVE: u32 = 1;
 
 /// How long, at one go, segments are tried from which cleaning gains nothing.
-const CLEANING_PATIENCE: Duration = Duration::from_secs(5);
+const CLEANING_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a reason says to a writer, before what it says to anybody.
 pub(super) const AT_LIMIT: &str = "the memory limit is reached and ";
@@ -108,7 +108,7 @@ impl Writeback {
                 Cleaned::Unreadable => UNREADABLE,
             };
             wasted += began.elapsed();
-            if wasted > CLEANING_PATIENCE || self.engine.limit.throttle.is_closed() {
+            if wasted > CLEANING_TIMEOUT || self.engine.limit.throttle.is_closed() {
                 return Err(reason);
             }
         }

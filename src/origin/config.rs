@@ -56,7 +56,7 @@ impl fmt::Display for SyncPolicy {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum OriginUse {
-    /// Pages that were written go home to it.
+    /// Pages that were written are destaged to it.
     WriteBack(SyncPolicy),
     /// It is only read; what is written is the device's own, and is gone at its end.
     Snapshot,

@@ -1,10 +1,10 @@
-//! What pages go home to.
+//! What pages are destaged to.
 
 use std::io;
 use std::ops::Range;
 use std::path::Path;
 
-/// An image: the home of every page, each at its own place.
+/// An image: it has every page, each at its own place.
 ///
 /// The implementation owes: a read gives what was last written or discarded there, also by a call
 /// that ended in this instant; a failed write may have changed any part of its range and nothing

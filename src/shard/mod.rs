@@ -267,7 +267,7 @@ impl Shard {
     }
 
     /// Makes all pages of the block that starts with a slot zeroes, for which it needs no slots; not where
-    /// pages have a home, or can be saved. Returns how many held data.
+    /// pages are destaged, or can be saved. Returns how many held data.
     pub(crate) fn zero_block(&mut self, first: SlotIndex) -> u64 {
         debug_assert!(self.dirty_map.is_none() && self.to_copy.is_none());
         let end = first

@@ -5,10 +5,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-/// Does `work` in a thread of its own; `None` if it takes longer than `patience` and goes on by itself. Where
+/// Does `work` in a thread of its own; `None` if it takes longer than `timeout` and goes on by itself. Where
 /// there is no thread to be had it is done here, which may take longer: better late than never.
 pub(crate) fn within<T: Send + 'static>(
-    patience: Duration,
+    timeout: Duration,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Option<T> {
     let (done, finished) = mpsc::channel();
@@ -22,7 +22,7 @@ pub(crate) fn within<T: Send + 'static>(
         }
     });
     match started {
-        Ok(_) => finished.recv_timeout(patience).ok(),
+        Ok(_) => finished.recv_timeout(timeout).ok(),
         // A thread that did not start has left it there.
         Err(_) => take(&ours).map(|work| work()),
     }

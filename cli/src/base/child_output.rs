@@ -43,9 +43,9 @@ impl ChildOutput {
         self.stdout.open.is_none() && self.stderr.open.is_none()
     }
 
-    /// Reads what has been said; waits for some, or for the end, for at most `patience`.
-    pub(crate) fn read(&mut self, patience: Duration) -> io::Result<()> {
-        let timeout = Timespec::try_from(patience).map_err(io::Error::other)?;
+    /// Reads what has been said; waits for some, or for the end, for at most `timeout`.
+    pub(crate) fn read(&mut self, timeout: Duration) -> io::Result<()> {
+        let timeout = Timespec::try_from(timeout).map_err(io::Error::other)?;
         let open = [&self.stdout, &self.stderr];
         let mut open: Vec<_> = open
             .iter()

@@ -2,7 +2,6 @@
 //!
 //! Imports nothing of the layers above. Each file is one concept.
 
-pub(crate) mod aside;
 pub(crate) mod at_once;
 pub(crate) mod bounded;
 pub(crate) mod capabilities;
@@ -12,6 +11,7 @@ pub(crate) mod failure;
 pub(crate) mod file_id;
 pub(crate) mod inherited;
 pub(crate) mod name;
+pub(crate) mod old_image;
 pub(crate) mod output;
 pub(crate) mod packets;
 pub(crate) mod printable;

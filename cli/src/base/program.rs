@@ -57,30 +57,30 @@ pub(crate) fn run_in<S: AsRef<OsStr>>(
     finish_while(tool, args, turn, give_up_after(LONG))?.into_stdout()
 }
 
-/// [`run`], but gives up after `patience`; the tool is then left to end by itself, because one
+/// [`run`], but gives up after `timeout`; the tool is then left to end by itself, because one
 /// that waits for a dead disk cannot be killed.
 pub(crate) fn run_within<S: AsRef<OsStr>>(
     tool: &Path,
     args: impl IntoIterator<Item = S>,
-    patience: Duration,
+    timeout: Duration,
 ) -> Result<String> {
-    finish_within(tool, args, patience)?.into_stdout()
+    finish_within(tool, args, timeout)?.into_stdout()
 }
 
 /// [`run_within`], of a tool whose exit status is an answer.
 pub(crate) fn finish_within<S: AsRef<OsStr>>(
     tool: &Path,
     args: impl IntoIterator<Item = S>,
-    patience: Duration,
+    timeout: Duration,
 ) -> Result<Finished> {
-    finish_while(tool, args, Stdio::null(), give_up_after(patience))
+    finish_while(tool, args, Stdio::null(), give_up_after(timeout))
 }
 
-fn give_up_after(patience: Duration) -> impl Fn(&str, &mut Child) -> Result<()> {
-    let deadline = Instant::now() + patience;
+fn give_up_after(timeout: Duration) -> impl Fn(&str, &mut Child) -> Result<()> {
+    let deadline = Instant::now() + timeout;
     move |shown, _| {
         if Instant::now() >= deadline {
-            bail!("{shown} did not finish within {} s", patience.as_secs_f32());
+            bail!("{shown} did not finish within {} s", timeout.as_secs_f32());
         }
         Ok(())
     }
@@ -102,8 +102,8 @@ pub(crate) fn run_unless<S: AsRef<OsStr>>(
 
 /// Kills a tool and waits until it is gone, unless it waits for a dead disk.
 fn kill(child: &mut Child) {
-    const PATIENCE: Duration = Duration::from_secs(2);
-    let deadline = Instant::now() + PATIENCE;
+    const TIMEOUT: Duration = Duration::from_secs(2);
+    let deadline = Instant::now() + TIMEOUT;
     // It may have ended by itself.
     let _ = child.kill();
     while matches!(child.try_wait(), Ok(None)) && Instant::now() < deadline {
@@ -178,12 +178,12 @@ fn finish_while<S: AsRef<OsStr>>(
 mod tests {
     use super::*;
 
-    fn sh(script: &str, patience: Duration) -> Result<String> {
-        run_within(&find("sh", "dash").unwrap(), ["-c", script], patience)
+    fn sh(script: &str, timeout: Duration) -> Result<String> {
+        run_within(&find("sh", "dash").unwrap(), ["-c", script], timeout)
     }
 
     #[test]
-    fn output_failure_and_patience() {
+    fn output_failure_and_timeout() {
         let long = Duration::from_secs(60);
         assert_eq!(sh("echo out; echo noise >&2", long).unwrap(), "out");
         let error = sh("echo >&2; echo first >&2; echo last >&2; exit 3", long).unwrap_err();

@@ -1,7 +1,7 @@
 //! Everything that goes to stderr: errors, warnings, the log.
 //!
 //! Whoever reads stderr may stop reading, and no thread of a server may wait for that: it has data to
-//! bring home. So lines are queued, and a thread writes them. What does not fit in [`MAX_BYTES`] is
+//! destage. So lines are queued, and a thread writes them. What does not fit in [`MAX_BYTES`] is
 //! dropped and counted, and the count is written where the lines would have been. [`flush`] waits for
 //! what is queued, in bounded time; `main` does so at its end.
 //!
@@ -40,9 +40,9 @@ pub(crate) fn line(text: &str) {
     STDERR.push(&format!("{}\n", printable::lines(&text)), io::stderr);
 }
 
-/// Waits until all that was queued is written, for at most `patience`.
-pub(crate) fn flush(patience: Duration) {
-    STDERR.flush(patience);
+/// Waits until all that was queued is written, for at most `timeout`.
+pub(crate) fn flush(timeout: Duration) {
+    STDERR.flush(timeout);
 }
 
 /// Waits for the last lines when dropped, also on the way out of a panic.
@@ -228,10 +228,10 @@ impl Queue {
         }
     }
 
-    fn flush(&self, patience: Duration) {
+    fn flush(&self, timeout: Duration) {
         let mut state = self.state.lock();
         let is_busy = |state: &mut State| state.is_writing || !state.waiting.is_empty();
-        let _ = self.changed.wait_while_for(&mut state, is_busy, patience);
+        let _ = self.changed.wait_while_for(&mut state, is_busy, timeout);
     }
 }
 

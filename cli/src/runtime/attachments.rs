@@ -24,7 +24,7 @@ use uzram::mounts::{self, MountEntry};
 const DETACHED_DISK: &str = "/disk";
 
 /// How long nbd-client may take to disconnect from a server that does not answer.
-const NBD_PATIENCE: Duration = Duration::from_secs(20);
+const NBD_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A block device that leads to a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -203,15 +203,15 @@ impl Attachment {
     pub(crate) fn detach(&self) -> Result<()> {
         match self {
             Self::Loop(device) => loopdev::detach(device),
-            Self::Nbd(device) => device.disconnect(NBD_PATIENCE),
+            Self::Nbd(device) => device.disconnect(NBD_TIMEOUT),
         }
     }
 
     /// Detaches it now, or when its last user lets go.
-    pub(crate) fn request_detach(&self, patience: Duration) -> Result<()> {
+    pub(crate) fn request_detach(&self, timeout: Duration) -> Result<()> {
         match self {
-            Self::Loop(device) => loopdev::request_detach(device, patience),
-            Self::Nbd(device) => device.disconnect(patience),
+            Self::Loop(device) => loopdev::request_detach(device, timeout),
+            Self::Nbd(device) => device.disconnect(timeout),
         }
     }
 }

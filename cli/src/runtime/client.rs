@@ -9,14 +9,14 @@ use uzram::control::Client;
 use crate::runtime::rundir::RunDir;
 
 /// How long a server may take to answer; it answers at once unless it is stuck.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long work of a server that takes long may take.
 pub(crate) const LONG: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Asks the server of `dir`.
 pub(crate) fn connect(dir: &RunDir) -> uzram::Result<Client> {
-    Client::connect(&dir.control_socket(), PATIENCE)
+    Client::connect(&dir.control_socket(), TIMEOUT)
 }
 
 /// [`connect`], where there must be a server.

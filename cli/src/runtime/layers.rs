@@ -29,7 +29,7 @@ use crate::runtime::nbddev::NbdDevice;
 use crate::runtime::rundir::{Record, RunDir, RunRoot};
 
 /// How long a server may take to say where it spills to. It may be asking us the same.
-const PATIENCE: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A device number as the kernel writes it, `major:minor`.
 type DeviceNumber = String;
@@ -94,7 +94,7 @@ impl Server {
     /// Where what is on it is.
     fn uses(&self) -> Vec<PathBuf> {
         let socket = self.dir.control_socket();
-        let backing = Client::connect(&socket, PATIENCE)
+        let backing = Client::connect(&socket, TIMEOUT)
             .and_then(|mut client| client.get(Attribute::BackingDev.name()));
         let backing = backing
             .ok()

@@ -16,7 +16,7 @@ use crate::runtime::rundir::Turn;
 const LINGER: Duration = Duration::from_secs(10);
 
 /// How long losetup may take.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A bound loop device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,7 +109,7 @@ pub(crate) fn follow_size(device: &LoopDevice) -> Result<()> {
 /// Unbinds `device` and waits until it is gone. Fails if something still holds it; the kernel
 /// then unbinds it when the last holder lets go.
 pub(crate) fn detach(device: &LoopDevice) -> Result<()> {
-    request_detach(device, PATIENCE)?;
+    request_detach(device, TIMEOUT)?;
     let deadline = Instant::now() + LINGER;
     while at(&device.path).as_ref() == Some(device) {
         if Instant::now() >= deadline {
@@ -124,10 +124,10 @@ pub(crate) fn detach(device: &LoopDevice) -> Result<()> {
 }
 
 /// Unbinds `device` now, or when its last holder lets go.
-pub(crate) fn request_detach(device: &LoopDevice, patience: Duration) -> Result<()> {
+pub(crate) fn request_detach(device: &LoopDevice, timeout: Duration) -> Result<()> {
     let losetup = program::find("losetup", "mount")?;
     let args = ["--detach".as_ref(), device.path.as_os_str()];
-    match program::run_within(&losetup, args, patience) {
+    match program::run_within(&losetup, args, timeout) {
         // Gone meanwhile is what we wanted.
         Err(_) if at(&device.path).as_ref() != Some(device) => Ok(()),
         result => result

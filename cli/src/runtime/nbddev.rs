@@ -90,10 +90,10 @@ impl NbdDevice {
     }
 
     /// Ends the connection, whoever uses it.
-    pub(crate) fn disconnect(&self, patience: Duration) -> Result<()> {
+    pub(crate) fn disconnect(&self, timeout: Duration) -> Result<()> {
         let client = program::find("nbd-client", "nbd-client")?;
         let args = ["-d".as_ref(), self.path.as_os_str()];
-        match program::run_within(&client, args, patience) {
+        match program::run_within(&client, args, timeout) {
             // Gone meanwhile is what we wanted.
             Err(_) if !self.is_connected() => Ok(()),
             result => result

@@ -47,17 +47,17 @@ pub(crate) fn describe_users(dir: &RunDir, save: Option<&Path>) -> Result<Option
 
 /// Fails while the device of `dir` has users that are `meant`: clients over NBD, and whoever has its file in
 /// the FUSE directory open. `way_out` ends the error. Whoever has just gone may still be counted for as long
-/// as `patience`. A server that does not answer for long is asked in vain: one that is frozen, say, whose users
+/// as `timeout`. A server that does not answer for long is asked in vain: one that is frozen, say, whose users
 /// have nothing of it any more. One that is only busy is asked again.
 pub(crate) fn refuse_if_connected(
     dir: &RunDir,
     meant: impl Fn(&Who) -> bool,
-    patience: Duration,
+    timeout: Duration,
     way_out: &str,
 ) -> Result<()> {
     /// For a busy machine.
     const ANSWER: Duration = Duration::from_secs(5);
-    let deadline = Instant::now() + patience;
+    let deadline = Instant::now() + timeout;
     loop {
         let asked = Client::connect(&dir.control_socket(), ANSWER);
         let mut users = match asked.and_then(|mut client| client.users()) {
@@ -147,9 +147,9 @@ pub(crate) fn free_stopping(attached: &[Attachment], outlives: bool) {
 }
 
 /// [`free_stopping`] of everything, for a server whose time is up.
-pub(crate) fn free_now(dir: &RunDir, record: &Record, patience: Duration) {
+pub(crate) fn free_now(dir: &RunDir, record: &Record, timeout: Duration) {
     for device in attachments::of(dir, record).into_iter().flatten() {
-        free_in_a_hurry(&device, Duration::ZERO, patience);
+        free_in_a_hurry(&device, Duration::ZERO, timeout);
     }
 }
 
@@ -185,17 +185,17 @@ fn free_in_a_hurry(device: &Attachment, write_out: Duration, brief: Duration) {
     }
 }
 
-fn bring_back(area: &Path, patience: Duration) -> Result<()> {
-    if patience.is_zero() {
+fn bring_back(area: &Path, timeout: Duration) -> Result<()> {
+    if timeout.is_zero() {
         bail!("{} is swapped to, and there is no time", area.display());
     }
-    swap_area::bring_back_within(area, patience)
+    swap_area::bring_back_within(area, timeout)
 }
 
 /// umount(8), in a process of its own; see [`program`].
-fn umount(mountpoint: &Path, options: &[&str], patience: Duration) -> Result<()> {
+fn umount(mountpoint: &Path, options: &[&str], timeout: Duration) -> Result<()> {
     let tool = program::find("umount", "mount")?;
     let args = options.iter().map(AsRef::as_ref);
-    program::run_within(&tool, args.chain([mountpoint.as_os_str()]), patience)?;
+    program::run_within(&tool, args.chain([mountpoint.as_os_str()]), timeout)?;
     Ok(())
 }

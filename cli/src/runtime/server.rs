@@ -24,10 +24,10 @@ use crate::settings::Settings;
 use crate::settings::exposure;
 
 /// A server stops within 5 s of being asked; a frozen one never does.
-pub(crate) const STOP_PATIENCE: Duration = Duration::from_secs(7);
+pub(crate) const STOP_TIMEOUT: Duration = Duration::from_secs(7);
 
 /// How long a killed process may take to go.
-const KILL_PATIENCE: Duration = Duration::from_secs(10);
+const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A server that is to be started in the background.
 pub(crate) struct Launch<'a> {
@@ -84,7 +84,7 @@ impl Launch<'_> {
         // Not collected yet, so the PID is still the child's.
         let process = rustix::process::pidfd_open(Pid::from_child(child), PidfdFlags::empty())
             .context("cannot open the server's process")?;
-        match self.settings.home() {
+        match self.settings.destages_to() {
             None => end_process(process.as_fd(), &FORCIBLY)?,
             Some(image) => end_writer(process.as_fd(), self.dir, image)?,
         }
@@ -120,7 +120,7 @@ pub(crate) fn stop(dir: &RunDir) -> Result<()> {
             }
             // Asked again, because the process may have ended and its PID been reused.
             Ok(process) if dir.owner()? == Some(pid) => {
-                match dir.record().map(|record| record.home) {
+                match dir.record().map(|record| record.destages_to) {
                     Some(None) => end_kept(process.as_fd(), pid, dir),
                     Some(Some(image)) => end_writer(process.as_fd(), dir, &image),
                     // It may have an image to write.
@@ -136,11 +136,11 @@ pub(crate) fn stop(dir: &RunDir) -> Result<()> {
 
 /// Waits until the server of `dir`, which is stopping by itself, is gone.
 pub(crate) fn wait_for_stopping(dir: &RunDir) -> Result<()> {
-    const PATIENCE: Duration = Duration::from_secs(30);
+    const TIMEOUT: Duration = Duration::from_secs(30);
     const OFTEN: Duration = Duration::from_millis(20);
     let began = Instant::now();
     while dir.record().is_some_and(|record| record.stopping) && dir.owner()?.is_some() {
-        if began.elapsed() > PATIENCE {
+        if began.elapsed() > TIMEOUT {
             bail!("{} is being stopped: try again when it is gone", dir.name());
         }
         thread::sleep(OFTEN);
@@ -172,7 +172,7 @@ pub(crate) fn clear_dead_users_of(fuse_dir: &Path, ours: &RunDir, root: &RunRoot
 
 /// Asking a process to end, and making it if it does not.
 const FORCIBLY: [(Signal, Duration); 2] =
-    [(Signal::TERM, STOP_PATIENCE), (Signal::KILL, KILL_PATIENCE)];
+    [(Signal::TERM, STOP_TIMEOUT), (Signal::KILL, KILL_TIMEOUT)];
 
 /// Ends the process that has the name of `dir`, `pid`; of one that is frozen, or is the keeper of one that is, its
 /// server first: it would go on.
@@ -183,7 +183,7 @@ fn end_kept(process: BorrowedFd<'_>, pid: Pid, dir: &RunDir) -> Result<()> {
     {
         // It may have ended since.
         let _ = rustix::process::pidfd_send_signal(&server, Signal::KILL);
-        if ended_within(process, KILL_PATIENCE)? {
+        if ended_within(process, KILL_TIMEOUT)? {
             return Ok(());
         }
     }
@@ -201,12 +201,12 @@ fn served_for(keeper: Pid, dir: &RunDir) -> Option<OwnedFd> {
 
 /// Ends a process by one signal or the next.
 fn end_process(process: BorrowedFd<'_>, signals: &[(Signal, Duration)]) -> Result<()> {
-    for &(signal, patience) in signals {
+    for &(signal, timeout) in signals {
         match rustix::process::pidfd_send_signal(process, signal) {
             Ok(()) | Err(Errno::SRCH) => {}
             Err(e) => return Err(e.into()),
         }
-        if ended_within(process, patience)? {
+        if ended_within(process, timeout)? {
             return Ok(());
         }
     }
@@ -246,10 +246,10 @@ fn end_writer(process: BorrowedFd<'_>, dir: &RunDir, image: &Path) -> Result<()>
 }
 
 /// Waits for a process to end. It counts as ended although its parent has not collected it.
-fn ended_within(process: BorrowedFd<'_>, patience: Duration) -> Result<bool> {
+fn ended_within(process: BorrowedFd<'_>, timeout: Duration) -> Result<bool> {
     let timeout = Timespec {
-        tv_sec: i64::try_from(patience.as_secs())?,
-        tv_nsec: patience.subsec_nanos().into(),
+        tv_sec: i64::try_from(timeout.as_secs())?,
+        tv_nsec: timeout.subsec_nanos().into(),
     };
     loop {
         let mut fds = [PollFd::from_borrowed_fd(process, PollFlags::IN)];

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::base::program;
 
 /// How long blkid may take.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// blkid's exit status where it finds nothing that it knows.
 const NOTHING: i32 = 2;
@@ -41,7 +41,7 @@ impl Signature {
         let args = ["--probe", "--output=export", &offset].map(OsString::from);
         let found = program::find("blkid", "util-linux").and_then(|blkid| {
             let args = args.into_iter().chain([disk.into()]);
-            program::finish_within(&blkid, args, PATIENCE)
+            program::finish_within(&blkid, args, TIMEOUT)
         });
         let found = match found {
             Ok(found) => found,

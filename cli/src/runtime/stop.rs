@@ -1,8 +1,8 @@
 //! When and how surely a server stops.
 //!
 //! SIGTERM and SIGINT ask for an orderly stop; from then on a watchdog makes sure that the
-//! process is gone in time, whatever clients, disks and threads do. But where the pages have a home
-//! in an image, it is not before they are there: data that was acknowledged wins over time. A second
+//! process is gone in time, whatever clients, disks and threads do. But where pages are destaged
+//! to an image, it is not before they are there: data that was acknowledged wins over time. A second
 //! signal ends it at once. SIGHUP is ignored: the data exists nowhere else, and losing a terminal is
 //! no reason to lose it. So are SIGPIPE (by Rust's runtime) and SIGXFSZ, which become errors of the
 //! write they belong to.
@@ -28,7 +28,7 @@ use crate::runtime::leftovers::Traces;
 /// What is said of a stop that came too early.
 const NOT_READY: &str = "interrupted before it was ready";
 
-/// How long what could not be written home rests before it is tried again.
+/// How long what could not be destaged rests before it is tried again.
 const REST: Duration = Duration::from_secs(1);
 
 /// How long the orderly stop may take where the data outlives the server: longer than a file system
@@ -47,25 +47,25 @@ const LAST_LINES: Duration = Duration::from_millis(200);
 /// What the orderly stop may take where nothing outlives the server.
 const ORDERLY: Duration = DEADLINE.saturating_sub(TRACES).saturating_sub(LAST_LINES);
 
-/// What is left of it, at least, once the data is home.
-const AT_HOME: Duration = Duration::from_secs(1);
+/// What is left of it, at least, once all is destaged.
+const AFTER_DESTAGING: Duration = Duration::from_secs(1);
 
-/// The device whose pages are to be written home before the process ends.
+/// The device whose pages are to be destaged before the process ends.
 #[derive(Default)]
-struct Home {
+struct Destaging {
     device: Mutex<Weak<Device>>,
     changed: Condvar,
 }
 
-impl Home {
+impl Destaging {
     fn set(&self, device: Weak<Device>) {
         *lock(&self.device) = device;
         self.changed.notify_all();
     }
 
-    /// Waits while there is data that outlives the server, for at most `patience`; returns whether
+    /// Waits while there is data that outlives the server, for at most `timeout`; returns whether
     /// there was any.
-    fn wait(&self, patience: Duration) -> bool {
+    fn wait(&self, timeout: Duration) -> bool {
         let outlives = |device: &mut Weak<Device>| {
             let device = device.upgrade();
             device.is_some_and(|device| device.outlives_the_device())
@@ -74,7 +74,7 @@ impl Home {
         if !outlives(&mut device) {
             return false;
         }
-        let waited = self.changed.wait_timeout_while(device, patience, outlives);
+        let waited = self.changed.wait_timeout_while(device, timeout, outlives);
         drop(waited);
         true
     }
@@ -90,7 +90,7 @@ pub(crate) struct Stopper {
     /// To its thread, which is there from the start: there may be no more to be had.
     watchdog: Sender<()>,
     traces: Arc<Mutex<Traces>>,
-    home: Arc<Home>,
+    destaging: Arc<Destaging>,
 }
 
 impl Stopper {
@@ -104,7 +104,7 @@ impl Stopper {
             wake,
             watchdog,
             traces: Arc::default(),
-            home: Arc::default(),
+            destaging: Arc::default(),
         };
         (stopper, woken, watched)
     }
@@ -122,14 +122,14 @@ impl Stopper {
     /// Ends the process when an orderly stop takes too long.
     fn watch(&self) -> ! {
         let began = Instant::now();
-        let least = match self.home.wait(UNHURRIED) {
-            true => AT_HOME,
+        let least = match self.destaging.wait(UNHURRIED) {
+            true => AFTER_DESTAGING,
             false => Duration::ZERO,
         };
         thread::sleep(ORDERLY.saturating_sub(began.elapsed()).max(least));
         let was_used = self.was_used();
-        let device = lock(&self.home.device).upgrade();
-        let written = device.map_or(Ok(()), |device| write_home(&device));
+        let device = lock(&self.destaging.device).upgrade();
+        let written = device.map_or(Ok(()), |device| destage(&device));
         let was_ready = was_used || self.ready.load(Ordering::SeqCst);
         let culprits = match was_ready {
             true => "clients or disks",
@@ -153,7 +153,7 @@ impl Stopper {
 
     /// Whether a client was answered, to whom the server was ready.
     fn was_used(&self) -> bool {
-        let device = lock(&self.home.device).upgrade();
+        let device = lock(&self.destaging.device).upgrade();
         device.is_some_and(|device| device.was_used())
     }
 
@@ -175,12 +175,12 @@ impl Stopper {
     /// Has nothing but a second signal end the process before what is on this device is in its
     /// image.
     pub(crate) fn keep(&self, device: &Arc<Device>) {
-        self.home.set(Arc::downgrade(device));
+        self.destaging.set(Arc::downgrade(device));
     }
 
     /// Notes that all of it is there: the process may end.
     pub(crate) fn let_go(&self) {
-        self.home.set(Weak::new());
+        self.destaging.set(Weak::new());
     }
 
     /// Notes what the server has made outside its memory by now.
@@ -228,7 +228,7 @@ pub(crate) fn install() -> Result<(Stopper, Receiver<()>)> {
 ///
 /// # Errors
 /// If all was written and that could not be made durable.
-pub(crate) fn write_home(device: &Device) -> Result<()> {
+pub(crate) fn destage(device: &Device) -> Result<()> {
     device.refuse_changes();
     let mut was_clean = false;
     loop {
@@ -246,7 +246,7 @@ pub(crate) fn write_home(device: &Device) -> Result<()> {
             continue;
         }
         tracing::error!(
-            "{pages} pages are still to be written home: {error}; trying again, unless another \
+            "{pages} pages are still to be written to the image: {error}; trying again, unless another \
              signal gives them up"
         );
         thread::sleep(REST);

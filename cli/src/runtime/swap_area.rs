@@ -10,9 +10,9 @@ use crate::base::program;
 use crate::base::undo::Interrupt;
 
 /// Brings back what is swapped to `area`, unless that takes longer.
-pub(crate) fn bring_back_within(area: &Path, patience: Duration) -> Result<()> {
+pub(crate) fn bring_back_within(area: &Path, timeout: Duration) -> Result<()> {
     let swapoff = program::find("swapoff", "mount")?;
-    program::run_within(&swapoff, [area], patience)
+    program::run_within(&swapoff, [area], timeout)
         .map(drop)
         .with_context(|| format!("{} is still swapped to", area.display()))
 }

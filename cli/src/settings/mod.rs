@@ -171,13 +171,12 @@ impl Settings {
         self.restore.is_some() || self.device.origin.is_some()
     }
 
-    /// The image that what is written goes home to.
-    pub(crate) fn home(&self) -> Option<&Path> {
+    /// The image that what is written is destaged to.
+    pub(crate) fn destages_to(&self) -> Option<&Path> {
         let origin = self.device.origin.as_ref()?;
         matches!(origin.usage, OriginUse::WriteBack(_)).then_some(&*origin.path)
     }
 
-    /// The Unix sockets that its metrics are served on, and the files that they are written to.
     /// The files that its metrics are written to.
     pub(crate) fn metrics_files(&self) -> Vec<PathBuf> {
         let files = self.metrics.iter().filter_map(|sink| match sink {
@@ -187,6 +186,7 @@ impl Settings {
         files.collect()
     }
 
+    /// The Unix sockets that its metrics are served on, and the files that they are written to.
     pub(crate) fn metrics_paths(&self) -> Vec<PathBuf> {
         let paths = self.metrics.iter().filter_map(|sink| match sink {
             Sink::Http(Address::Unix(path)) | Sink::File(path) => Some(path.clone()),
@@ -370,7 +370,7 @@ mod tests {
                 serde_json::from_slice(&serde_json::to_vec(&first).unwrap()).unwrap();
             assert_eq!(first, second);
             let is_written = more != ["--snapshot"] && more != ["--read-only"];
-            assert_eq!(first.home().is_some(), is_written);
+            assert_eq!(first.destages_to().is_some(), is_written);
         }
         for wrong in [
             &["x", &origin, "--size=8K"][..],

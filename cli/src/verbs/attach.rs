@@ -21,7 +21,7 @@ use crate::verbs::mount::require_root;
 /// room, perhaps once more.
 const TIMEOUT: u32 = 180;
 
-/// Over an image: a flush writes home all that is dirty.
+/// Over an image: a flush destages all that is dirty.
 const NO_TIMEOUT: u32 = 0;
 
 /// How long nbd-client may take to disconnect a device that was only looked at.
@@ -69,7 +69,7 @@ pub(crate) fn attach(args: &AttachArgs, root: &RunRoot) -> Result<()> {
             dir.name()
         ),
         (Transport::Nbd, _) => {
-            let usual = record.home.as_ref().map_or(TIMEOUT, |_| NO_TIMEOUT);
+            let usual = record.destages_to.as_ref().map_or(TIMEOUT, |_| NO_TIMEOUT);
             attaching.over_nbd(args.timeout.unwrap_or(usual))?
         }
     };

@@ -5,8 +5,8 @@ use std::path::Path;
 use anyhow::Result;
 
 use crate::args::DownArgs;
-use crate::base::aside::Aside;
 use crate::base::failure;
+use crate::base::old_image::OldImage;
 use crate::base::output;
 use crate::runtime::rundir::{RunDir, RunRoot, Turn};
 use crate::settings::config::{Entry, Files};
@@ -54,7 +54,9 @@ fn take_down(
     let began_with = record
         .as_ref()
         .and_then(|record| record.began_with.as_ref());
-    let aside = save.map(|file| Aside::keep(file, began_with)).transpose()?;
+    let kept = save
+        .map(|file| OldImage::keep(file, began_with))
+        .transpose()?;
     let name = &entry.name;
     let down = match record
         .as_ref()
@@ -64,8 +66,8 @@ fn take_down(
         None if entry.swap_priority().is_some() => swapon::down(dir),
         None => stop::stop_unused(dir, save),
     };
-    if let Some(aside) = aside.flatten() {
-        aside.settle();
+    if let Some(kept) = kept.flatten() {
+        kept.settle();
     }
     down
 }

@@ -16,7 +16,7 @@ use crate::runtime::client;
 use crate::runtime::rundir::{Holder, RunDir, RunRoot};
 
 /// How long each server may take to answer: one that is stuck must not hide the others.
-const PATIENCE: Duration = Duration::from_secs(1);
+const TIMEOUT: Duration = Duration::from_secs(1);
 
 /// One line of `uzram list`.
 #[derive(Debug, Serialize)]
@@ -76,7 +76,7 @@ fn entry(dir: &RunDir) -> Result<Option<Entry>> {
     for device in &attached {
         mountpoints.extend(device.mounts()?.into_iter().map(|m| m.mountpoint));
     }
-    let mut client = holder.and_then(|_| Client::connect(&dir.control_socket(), PATIENCE).ok());
+    let mut client = holder.and_then(|_| Client::connect(&dir.control_socket(), TIMEOUT).ok());
     let stats = client.as_mut().and_then(|client| client.stat().ok());
     let algorithm = client
         .as_mut()

@@ -11,7 +11,7 @@ use crate::runtime::metrics::{Format, Observed, Seen, exposition};
 use crate::runtime::rundir::RunRoot;
 
 /// How long each server may take to answer: one that is stuck must not hide the others.
-const PATIENCE: Duration = Duration::from_secs(1);
+const TIMEOUT: Duration = Duration::from_secs(1);
 
 /// `uzram metrics`.
 pub(crate) fn metrics(root: &RunRoot) -> Result<()> {
@@ -21,7 +21,7 @@ pub(crate) fn metrics(root: &RunRoot) -> Result<()> {
             // It is being made or removed at this moment.
             continue;
         }
-        let asked = Client::connect(&dir.control_socket(), PATIENCE);
+        let asked = Client::connect(&dir.control_socket(), TIMEOUT);
         let seen = asked.and_then(|mut client| {
             Ok(Seen {
                 stats: client.stat()?,

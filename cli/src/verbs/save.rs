@@ -21,11 +21,11 @@ use crate::base::output;
 use crate::base::table::{bytes, count};
 use crate::base::undo::{Interrupt, Interrupted};
 use crate::runtime::attachments::Owner;
-use crate::runtime::client::{self, LONG, PATIENCE};
+use crate::runtime::client::{self, LONG, TIMEOUT};
 use crate::runtime::layers;
 use crate::runtime::progress::Progress;
 use crate::runtime::rundir::{RunDir, RunRoot};
-use crate::runtime::server::STOP_PATIENCE;
+use crate::runtime::server::STOP_TIMEOUT;
 use crate::runtime::target;
 
 /// How often it is asked how far it is.
@@ -120,13 +120,12 @@ fn save_to(dir: &RunDir, file: &Path, last: bool) -> Result<Saved> {
     let socket = dir.control_socket();
     let path =
         absolute(file).with_context(|| format!("cannot make sense of {}", file.display()))?;
-    let mut saver = Client::connect(&socket, PATIENCE)?.with_timeout(LONG);
+    let mut saver = Client::connect(&socket, TIMEOUT)?.with_timeout(LONG);
     check_place(&path, dir, &mut saver)?;
     // With our rights: the server need have none to the place.
     let image = ImageFile::create(&path)?;
     let handed = image.as_fd().try_clone_to_owned()?;
-    let pages =
-        Client::connect(&socket, PATIENCE)?.stat()?.orig_data_size / uzram::PAGE_SIZE as u64;
+    let pages = Client::connect(&socket, TIMEOUT)?.stat()?.orig_data_size / uzram::PAGE_SIZE as u64;
     let mut progress = Progress::new(pages, "pages saved");
     let hang_up = saver.hang_up()?;
     let (done, saved) = mpsc::channel();
@@ -222,7 +221,7 @@ fn fate(dir: &RunDir, error: &uzram::Error) -> Fate {
         // It hung up, or said nothing for long.
         _ => false,
     };
-    let deadline = Instant::now() + STOP_PATIENCE;
+    let deadline = Instant::now() + STOP_TIMEOUT;
     loop {
         match dir.holder() {
             Ok(None) => return Fate::Gone,
@@ -235,14 +234,14 @@ fn fate(dir: &RunDir, error: &uzram::Error) -> Fate {
 
 /// How far a save is. A server that does not say may be saving all the same.
 fn ask(socket: &Path) -> uzram::Result<Option<SaveProgress>> {
-    const PATIENCE: Duration = Duration::from_secs(1);
-    Client::connect(socket, PATIENCE)?.save_progress()
+    const TIMEOUT: Duration = Duration::from_secs(1);
+    Client::connect(socket, TIMEOUT)?.save_progress()
 }
 
 /// Whether a save ends, whose client has gone.
 fn wait_for_end(socket: &Path) -> bool {
-    const PATIENCE: Duration = Duration::from_secs(3);
-    let deadline = Instant::now() + PATIENCE;
+    const TIMEOUT: Duration = Duration::from_secs(3);
+    let deadline = Instant::now() + TIMEOUT;
     while Instant::now() < deadline {
         match ask(socket) {
             Ok(None) => return true,

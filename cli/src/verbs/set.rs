@@ -61,8 +61,8 @@ pub(crate) fn set(args: &SetArgs, root: &RunRoot) -> Result<()> {
 fn warn_of_limit(dir: &RunDir, client: &mut Client) -> Result<()> {
     let stats = client.stat()?;
     let is_met = stats.mem_limit == 0 || stats.disksize <= stats.mem_limit;
-    // What has an image as its home goes there.
-    let needs_none = |record: Record| record.home.is_some() || record.read_only;
+    // What leaves memory goes to the image.
+    let needs_none = |record: Record| record.destages_to.is_some() || record.read_only;
     if is_met
         || dir.record().is_some_and(needs_none)
         || client.get(Attribute::BackingDev.name())?.trim() != "none"

@@ -137,8 +137,8 @@ impl Drop for Few {
     }
 }
 
-fn within(patience: Duration, condition: impl Fn() -> bool) -> bool {
-    let deadline = Instant::now() + patience;
+fn within(timeout: Duration, condition: impl Fn() -> bool) -> bool {
+    let deadline = Instant::now() + timeout;
     while !condition() {
         if Instant::now() > deadline {
             return false;

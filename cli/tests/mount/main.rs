@@ -412,9 +412,9 @@ fn is_gone(pid: u32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z "))
 }
 
-/// Whether `done` comes true within `patience`.
-fn within(patience: Duration, done: impl Fn() -> bool) -> bool {
-    let deadline = Instant::now() + patience;
+/// Whether `done` comes true within `timeout`.
+fn within(timeout: Duration, done: impl Fn() -> bool) -> bool {
+    let deadline = Instant::now() + timeout;
     while !done() {
         if Instant::now() > deadline {
             return false;

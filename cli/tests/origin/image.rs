@@ -126,7 +126,7 @@ fn start_unread(world: &World, command: &mut Command) -> Serve {
     server
 }
 
-/// Those who start a server may not read what it says: that holds up no page on its way home.
+/// Those who start a server may not read what it says: that holds up no page on its way to the image.
 #[test]
 fn with_its_output_full_an_end_writes_all() {
     let (world, path, origin) = image(64);

@@ -136,7 +136,7 @@ fn a_start_that_fails_brings_home_what_was_written() {
     // Its image takes nothing for a while.
     limit_files(serving.child.id(), "65536:unlimited");
     held.thaw();
-    serving.says("still to be written home");
+    serving.says("still to be written to the image");
     limit_files(serving.child.id(), "unlimited");
     serving.fails();
     assert_eq!(held.written(), [4; PAGE]);

@@ -1,4 +1,4 @@
-//! The device over an image that is the home of its pages, and misbehaves.
+//! The device over an image that has its pages, and misbehaves.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -117,11 +117,11 @@ fn a_pattern_goes_home_whole() {
     }
     device.flush().expect("the image works");
     for page in 0..30 {
-        let home = image.durable_page(page as usize);
+        let there = image.durable_page(page as usize);
         let is_right = match page % 3 {
-            0 => home == tagged(page),
-            1 => home == [page as u8; PAGE_SIZE],
-            _ => home == [0; PAGE_SIZE],
+            0 => there == tagged(page),
+            1 => there == [page as u8; PAGE_SIZE],
+            _ => there == [0; PAGE_SIZE],
         };
         assert!(is_right, "page {page}");
     }

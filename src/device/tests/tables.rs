@@ -87,14 +87,14 @@ fn a_write_that_the_pool_has_no_room_for_costs_no_table() {
     device.check();
 }
 
-/// Where pages have a home, they leave for it rather than that a writer fails.
+/// Where pages have an image, they leave for it rather than that a writer fails.
 #[test]
 fn at_the_limit_pages_go_home() {
     let image = Arc::new(FaultyImage::new((BLOCKS * BLOCK) as usize, 7));
     let origin = Origin::WriteBack(Arc::clone(&image) as Arc<dyn Image>, SyncPolicy::Flush);
     let device = Device::with_stores(&config(), origin, None).expect("a device");
     for block in 0..BLOCKS {
-        write(&device, block * BLOCK, block).expect("pages go home");
+        write(&device, block * BLOCK, block).expect("pages are destaged");
         assert!(used(&device) <= LIMIT);
     }
     for block in 0..BLOCKS {
@@ -110,7 +110,9 @@ fn at_the_limit_pages_go_home() {
     failed.expect_err("the image takes nothing");
     device.check();
     *image.fail_writes.lock() = None;
-    device.discard(0, device.size()).expect("pages go home");
+    device
+        .discard(0, device.size())
+        .expect("pages are destaged");
     assert!(used(&device) <= LIMIT);
     device.check();
     device.flush().expect("the image works");
@@ -139,7 +141,7 @@ fn at_the_limit_pages_go_home_in_turn() {
             .flat_map(|page| tagged(block * BLOCK + page))
             .collect();
         let written = device.write(block * BLOCK * PAGE, &data);
-        written.expect("pages go home");
+        written.expect("pages are destaged");
         // All that leaves is clean.
         device.flush().expect("the image works");
     };

@@ -1,7 +1,7 @@
 //! A ring, and the slots that requests come in through it.
 //!
 //! Invariants:
-//! 1. A slot is either home, in its [`Ring`] and the kernel's to write to, or out, a [`Slot`] that
+//! 1. A slot is either in its [`Ring`] and the kernel's to write to, or out, a [`Slot`] that
 //!    one thread owns. It leaves with a completion and comes back with a commit.
 //! 2. The kernel writes to a slot only while the ring's own thread is in [`Ring::turn`]: that is
 //!    what deferred task work means.
@@ -228,13 +228,13 @@ impl Ring {
     }
 
     fn push(&mut self, entry: &Entry128) {
-        // SAFETY: what the entry points at is a slot that is home, or the segments, and both stay
+        // SAFETY: what the entry points at is a slot that is in the ring, or the segments, and both stay
         // where they are as long as the ring.
         let pushed = unsafe { self.ring.submission().push(entry) };
         pushed.expect("there is room for each slot, and the watch");
     }
 
-    /// Takes a slot home, answered; the kernel hears of it in the next [`Ring::turn`].
+    /// Takes a slot back, answered; the kernel hears of it in the next [`Ring::turn`].
     pub(super) fn commit(&mut self, slot: Slot) {
         let commit_id = slot.header().commit_id;
         let entry = entry(command::COMMIT_AND_FETCH, &slot, commit_id, None);
@@ -243,11 +243,11 @@ impl Ring {
         self.push(&entry);
     }
 
-    /// Sends off what was committed, and waits for an event, if need be up to `patience`. Says
+    /// Sends off what was committed, and waits for an event, if need be up to `timeout`. Says
     /// whether there may be one.
-    pub(super) fn turn(&mut self, patience: Option<Duration>) -> io::Result<bool> {
+    pub(super) fn turn(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
         let submitter = self.ring.submitter();
-        let result = match patience.map(Timespec::from) {
+        let result = match timeout.map(Timespec::from) {
             None => submitter.submit_and_wait(1),
             Some(time) => submitter.submit_with_args(1, &SubmitArgs::new().timespec(&time)),
         };
@@ -285,11 +285,11 @@ impl Ring {
         self.live == 0
     }
 
-    /// Gives back the memory of payloads that large requests left in slots that are home.
+    /// Gives back the memory of payloads that large requests left in slots that are in the ring.
     pub(super) fn shrink(&mut self) {
         for slot in self.slots.iter_mut().flatten().filter(|slot| slot.grown) {
             let start = slot.index as usize * SLOT_BYTES + HEADER_BYTES;
-            // Nobody refers to a slot that is home, and what the kernel will write, it writes
+            // Nobody refers to a slot that is in the ring, and what the kernel will write, it writes
             // later. Memory that is not given back is only kept.
             let _ = slot
                 .memory

@@ -88,9 +88,9 @@ impl Condvar {
         &self,
         guard: &mut MutexGuard<'_, T>,
         mut condition: impl FnMut(&mut T) -> bool,
-        patience: Duration,
+        timeout: Duration,
     ) -> WaitTimeoutResult {
-        let deadline = Instant::now() + patience;
+        let deadline = Instant::now() + timeout;
         while condition(guard) {
             if self.wait_until(guard, deadline).timed_out() {
                 return WaitTimeoutResult(condition(guard));

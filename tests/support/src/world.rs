@@ -205,9 +205,9 @@ pub fn finish(command: &mut Command) -> Output {
     })
 }
 
-/// Waits for `child`'s end, at most `patience`.
-pub fn ended(child: &mut Child, patience: Duration) -> Option<ExitStatus> {
-    let deadline = Instant::now() + patience;
+/// Waits for `child`'s end, at most `timeout`.
+pub fn ended(child: &mut Child, timeout: Duration) -> Option<ExitStatus> {
+    let deadline = Instant::now() + timeout;
     loop {
         if let Some(status) = child.try_wait().unwrap() {
             return Some(status);
@@ -252,8 +252,8 @@ impl Serve {
     }
 
     /// Waits for the end; the exit code.
-    pub fn ended(&mut self, patience: Duration) -> Option<i32> {
-        ended(&mut self.child, patience)
+    pub fn ended(&mut self, timeout: Duration) -> Option<i32> {
+        ended(&mut self.child, timeout)
             .expect("the server goes on")
             .code()
     }

@@ -1,7 +1,7 @@
 //! Metrics over HTTP.
 //!
 //! An address has a thread that accepts and one for each client, of whom there are [`MAX_CLIENTS`] at most;
-//! one more takes the place of the one that came first. A client has [`PATIENCE`] for all that it does.
+//! one more takes the place of the one that came first. A client has [`TIMEOUT`] for all that it does.
 //! The threads end with the process.
 //!
 //! One lock for each address, on its clients; nothing is received or sent under it.
@@ -27,7 +27,7 @@ use super::exposition::Format;
 use super::source::Source;
 
 /// How long a client may take to ask and to take the answer.
-const PATIENCE: Duration = Duration::from_secs(4);
+const TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Clients at one time: a scrape is over in milliseconds.
 const MAX_CLIENTS: usize = 16;
@@ -79,7 +79,7 @@ pub(super) fn start(socket: OwnedFd, source: Arc<Source>) -> Result<()> {
 /// A connection.
 trait Connection: Read + Write + Send + Sized + 'static {
     /// Bounds the next call.
-    fn set_timeout(&self, patience: Duration) -> io::Result<()>;
+    fn set_timeout(&self, timeout: Duration) -> io::Result<()>;
     fn duplicate(&self) -> io::Result<Self>;
     fn end(&self);
 }
@@ -87,9 +87,9 @@ trait Connection: Read + Write + Send + Sized + 'static {
 macro_rules! connection {
     ($stream:ty) => {
         impl Connection for $stream {
-            fn set_timeout(&self, patience: Duration) -> io::Result<()> {
-                self.set_read_timeout(Some(patience))?;
-                self.set_write_timeout(Some(patience))
+            fn set_timeout(&self, timeout: Duration) -> io::Result<()> {
+                self.set_read_timeout(Some(timeout))?;
+                self.set_write_timeout(Some(timeout))
             }
 
             fn duplicate(&self) -> io::Result<Self> {
@@ -114,10 +114,10 @@ struct Bounded<S> {
 }
 
 impl<S: Connection> Bounded<S> {
-    fn new(stream: S, patience: Duration) -> Self {
+    fn new(stream: S, timeout: Duration) -> Self {
         Self {
             stream,
-            deadline: Instant::now() + patience,
+            deadline: Instant::now() + timeout,
         }
     }
 
@@ -205,7 +205,7 @@ fn admit<S: Connection>(
     let (theirs, source) = (Arc::clone(clients), Arc::clone(source));
     let thread = thread::Builder::new().name("uzram-scrape".to_owned());
     let started = thread.stack_size(STACK).spawn(move || {
-        let mut stream = Bounded::new(stream, PATIENCE);
+        let mut stream = Bounded::new(stream, TIMEOUT);
         if let Err(error) = answer(&mut stream, &source) {
             tracing::debug!("a client of the metrics went away: {error}");
         }

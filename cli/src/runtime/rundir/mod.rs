@@ -369,7 +369,7 @@ mod tests {
             spills: Vec::new(),
             making: vec!["/b".into()],
             metrics: vec!["/m.prom".into()],
-            home: None,
+            destages_to: None,
             origin: None,
             began_with: None,
             read_only: false,

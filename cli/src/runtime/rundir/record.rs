@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::args::SandboxMode;
-use crate::base::aside::ImageId;
+use crate::base::old_image::ImageId;
 use crate::base::user::User;
 use crate::runtime::spill::SpillFile;
 use crate::settings::Settings;
@@ -35,9 +35,9 @@ pub(crate) struct Record {
     /// The Unix sockets that its metrics are served on, and the files that they are written to.
     #[serde(default)]
     pub(crate) metrics: Vec<PathBuf>,
-    /// The image that what is written goes home to.
-    #[serde(default)]
-    pub(crate) home: Option<PathBuf>,
+    /// The image that what is written is destaged to.
+    #[serde(default, alias = "home")]
+    pub(crate) destages_to: Option<PathBuf>,
     /// The image that it begins as, whether what is written goes there or not.
     #[serde(default)]
     pub(crate) origin: Option<PathBuf>,
@@ -80,7 +80,7 @@ impl Record {
             spills: Vec::new(),
             making: Vec::new(),
             metrics: settings.metrics_paths(),
-            home: settings.home().map(Path::to_owned),
+            destages_to: settings.destages_to().map(Path::to_owned),
             origin: settings
                 .device
                 .origin

@@ -26,7 +26,7 @@ use super::{RunDir, RunRoot, trust};
 use crate::base::name::Name;
 
 /// How long a turn is waited for.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How long force waits for it.
 const FORCED_AFTER: Duration = Duration::from_secs(5);
@@ -129,7 +129,7 @@ impl Turn {
                 Err(e) => return Err(e).with_context(|| format!("cannot lock {what}")),
             }
             go_on()?;
-            if began.elapsed() >= PATIENCE {
+            if began.elapsed() >= TIMEOUT {
                 let holder = holder(&mut file);
                 bail!("{what}: {holder} is at work on it: try again when that is done");
             }

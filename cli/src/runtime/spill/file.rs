@@ -83,36 +83,36 @@ impl SpillFile {
     }
 
     /// Removes the file if it is still there, or empties it if it was there before. Where it is to be
-    /// wiped, that goes on by itself after half of `patience`, also once the file is removed.
-    pub(crate) fn clear(&self, patience: Duration) -> Result<()> {
+    /// wiped, that goes on by itself after half of `timeout`, also once the file is removed.
+    pub(crate) fn clear(&self, timeout: Duration) -> Result<()> {
         if !self.is_left() {
             return Ok(());
         }
         let start = Instant::now();
         if self.wipe
-            && let Err(error) = self.run(ClearStep::Wipe, patience / 2)
+            && let Err(error) = self.run(ClearStep::Wipe, timeout / 2)
         {
             tracing::warn!("wiping {}: {error:#}", self.path().display());
         }
-        let patience = patience.saturating_sub(start.elapsed());
-        match self.run(ClearStep::Clear, patience) {
+        let timeout = timeout.saturating_sub(start.elapsed());
+        match self.run(ClearStep::Clear, timeout) {
             Err(_) if !self.found && !self.is_left() => Ok(()),
             done => done.with_context(|| format!("cannot remove {}", self.path().display())),
         }
     }
 
-    fn run(&self, step: ClearStep, patience: Duration) -> Result<()> {
+    fn run(&self, step: ClearStep, timeout: Duration) -> Result<()> {
         let ourselves = env::current_exe().ok().filter(|path| path.exists());
         // Another version may have taken the place of ours.
         let ourselves = ourselves.unwrap_or_else(|| "/proc/self/exe".into());
         let args = ["clear-spill", step.word(), "--", &self.to_string()].map(OsString::from);
         let begun = Instant::now();
-        let error = match program::run_within(&ourselves, args, patience) {
+        let error = match program::run_within(&ourselves, args, timeout) {
             Ok(_) => return Ok(()),
             Err(error) => error,
         };
         // It may be that there are no more processes or threads to be had. One that hangs had all the time.
-        let left = patience.saturating_sub(begun.elapsed());
+        let left = timeout.saturating_sub(begun.elapsed());
         let file = self.clone();
         match left.is_zero() {
             true => Err(error),

@@ -50,12 +50,12 @@ impl SpillNotes {
         })
     }
 
-    /// [`BackingNotes::closed`], within `patience`.
-    pub(crate) fn closed_within(&self, path: &Path, patience: Duration) {
+    /// [`BackingNotes::closed`], within `timeout`.
+    pub(crate) fn closed_within(&self, path: &Path, timeout: Duration) {
         let record = self.record.now();
         let mut made = record.spills.iter().filter(|spill| !spill.found);
         if let Some(spill) = made.find(|spill| spill.path() == path)
-            && let Err(error) = spill.clear(patience)
+            && let Err(error) = spill.clear(timeout)
         {
             tracing::warn!("the backing file stays until the next start or detach: {error:#}");
             return;

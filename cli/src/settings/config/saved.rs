@@ -8,8 +8,8 @@ use anyhow::{Context, Result, bail};
 
 use super::{Config, Entry, Key, SAVE, SWAP_PRIORITY, Value};
 use crate::args::parse;
-use crate::base::aside;
 use crate::base::failure::Usage;
+use crate::base::old_image;
 use uzram::mounts;
 
 /// The key of the image that a device begins with.
@@ -60,7 +60,7 @@ impl Entry {
         let Some((key, image)) = self.key(SAVE).zip(self.save()) else {
             return Ok(keys);
         };
-        if aside::metadata(&image).context("save")?.is_none() {
+        if old_image::metadata(&image).context("save")?.is_none() {
             // There is nothing to verify the first time.
             let verifies = self.key(RESTORE).is_some();
             keys.retain(|key| verifies || key.name != "verify-image");

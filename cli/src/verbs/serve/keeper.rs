@@ -204,7 +204,7 @@ impl Kept {
         let is_asked = shared.asked.get().is_some();
         if is_asked {
             // With its spill the record stays, for the next command to find it.
-            spills_stay(&shared.record.now(), shared.patience());
+            spills_stay(&shared.record.now(), shared.timeout());
         }
         let announced = shared.announced.lock().take().unwrap_or(Ok(()));
         let verdict = ended
@@ -281,7 +281,7 @@ impl Shared {
     }
 
     /// How long what comes now may take.
-    fn patience(&self) -> Duration {
+    fn timeout(&self) -> Duration {
         let asked = self.asked.get();
         asked.map_or(SPILL, |asked| {
             let left = DEADLINE.saturating_sub(TRACES);
@@ -339,7 +339,7 @@ impl Shared {
             }
             ToKeeper::Closed { path } => {
                 if let Some(notes) = &self.notes {
-                    notes.closed_within(&path, self.patience());
+                    notes.closed_within(&path, self.timeout());
                 }
                 self.tell(&ToServer::Noted(Ok(())));
             }

@@ -3,7 +3,7 @@
 //! Things are made in this order and taken down in the reverse: the name's lock, the record, the
 //! device, NBD, FUSE, the control socket. The record comes before what it records, so that
 //! whatever a killed server leaves can be found. A failure on the way stops what is there in order: from NBD
-//! on there may be clients, and what they were told is written goes home.
+//! on there may be clients, and what they were told is written is destaged.
 //!
 //! All of it is one process, unless it is to run as another user: then what needs rights is made and taken down by
 //! a `keeper`, and the rest is `kept`.
@@ -155,8 +155,8 @@ fn prepare(settings: &Settings) -> Result<()> {
 }
 
 /// Removes what a server has spilled to; says whether anything of that stays.
-fn spills_stay(record: &Record, patience: Duration) -> bool {
-    let removed = remove_spills(record, patience);
+fn spills_stay(record: &Record, timeout: Duration) -> bool {
+    let removed = remove_spills(record, timeout);
     if let Err(error) = &removed {
         tracing::warn!("the backing file stays until the next start or detach: {error:#}");
     }
@@ -328,7 +328,7 @@ impl Server {
     /// The orderly stop. Whatever does not end by itself is left to the watchdog.
     ///
     /// # Errors
-    /// If what was written home could not be made durable.
+    /// If what was destaged could not be made durable.
     fn stop(self, around: &impl Surroundings, stopper: &Stopper) -> Result<Stopped> {
         let Self {
             device,
@@ -365,7 +365,7 @@ impl Server {
             });
             nbd.finish();
             fuse.finish();
-            let written = stop::write_home(&device).inspect(|()| stopper.let_go());
+            let written = stop::destage(&device).inspect(|()| stopper.let_go());
             control.finish();
             exporter.finish();
             written
@@ -413,10 +413,10 @@ fn start_device(settings: &Settings, record: &LiveRecord) -> Result<Arc<Device>>
 }
 
 /// Removes the files that were made to spill to; those that were there the device empties at its end.
-fn remove_spills(record: &Record, patience: Duration) -> Result<()> {
+fn remove_spills(record: &Record, timeout: Duration) -> Result<()> {
     let start = Instant::now();
     let mut made = record.spills.iter().filter(|spill| !spill.was_found());
-    made.try_for_each(|spill| spill.clear(patience.saturating_sub(start.elapsed())))
+    made.try_for_each(|spill| spill.clear(timeout.saturating_sub(start.elapsed())))
 }
 
 /// Says that so many pages of an image are on the device, once all of them are read if they are to be verified.

@@ -25,7 +25,7 @@ trait Source {
     fn take(&mut self) -> Result<Option<Event>>;
 
     /// Waits until something can be taken, at most so long; sooner if a signal comes.
-    fn wait(&mut self, patience: Duration) -> Result<()>;
+    fn wait(&mut self, timeout: Duration) -> Result<()>;
 }
 
 /// What happens next, or nothing until `then`.
@@ -77,11 +77,11 @@ impl Keyboard {
     }
 
     /// What can be said of the terminal at once, or comes to be in so long.
-    fn poll(&self, patience: Duration) -> Result<PollFlags> {
+    fn poll(&self, timeout: Duration) -> Result<PollFlags> {
         let mut fds = [PollFd::from_borrowed_fd(self.descriptor(), PollFlags::IN)];
         let timeout = Timespec {
-            tv_sec: patience.as_secs().try_into()?,
-            tv_nsec: patience.subsec_nanos().into(),
+            tv_sec: timeout.as_secs().try_into()?,
+            tv_nsec: timeout.subsec_nanos().into(),
         };
         match rustix::event::poll(&mut fds, Some(&timeout)) {
             Ok(_) => Ok(fds[0].revents()),
@@ -125,8 +125,8 @@ impl Source for Keyboard {
         Ok(None)
     }
 
-    fn wait(&mut self, patience: Duration) -> Result<()> {
-        self.poll(patience).map(drop)
+    fn wait(&mut self, timeout: Duration) -> Result<()> {
+        self.poll(timeout).map(drop)
     }
 }
 
@@ -161,8 +161,8 @@ mod tests {
             Ok(self.came.pop_front())
         }
 
-        fn wait(&mut self, patience: Duration) -> Result<()> {
-            assert!(!patience.is_zero() && patience <= OFTEN);
+        fn wait(&mut self, timeout: Duration) -> Result<()> {
+            assert!(!timeout.is_zero() && timeout <= OFTEN);
             self.waits += 1;
             let Some(keys) = self.to_come.pop_front() else {
                 bail!("nothing comes any more");

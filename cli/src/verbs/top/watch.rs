@@ -12,7 +12,7 @@ use crate::runtime::rundir::{RunDir, RunRoot};
 use crate::verbs::map::Cells;
 
 /// How long a server may take to answer: one that is stuck must not hide the others.
-const PATIENCE: Duration = Duration::from_secs(1);
+const TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Samples that are kept: more than a terminal is wide.
 const KEPT: usize = 512;
@@ -69,7 +69,7 @@ impl Watched {
     }
 
     fn ask(&mut self, dir: &RunDir) {
-        let client = Client::connect(&dir.control_socket(), PATIENCE);
+        let client = Client::connect(&dir.control_socket(), TIMEOUT);
         let asked = client.and_then(|mut client| Ok((client.stat()?, client.latencies()?)));
         let Ok((stats, latencies)) = asked else {
             self.latest = None;
@@ -189,7 +189,7 @@ impl Watch {
     fn refresh_map(&mut self) {
         self.map = self.selected().and_then(|device| {
             let dir = self.root.dir(&device.name);
-            let mut client = Client::connect(&dir.control_socket(), PATIENCE).ok()?;
+            let mut client = Client::connect(&dir.control_socket(), TIMEOUT).ok()?;
             Cells::fetch(&mut client, self.map_cells).ok()
         });
     }

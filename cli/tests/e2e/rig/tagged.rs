@@ -13,7 +13,7 @@ const EIO: u32 = 5;
 const READ: u16 = 0;
 const WRITE: u16 = 1;
 /// A request that takes longer has hung.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A connection, and the versions of each page that it may hold: the last acknowledged one, and
 /// those of failed writes since.
@@ -26,8 +26,8 @@ impl TaggedDisk {
     /// Connects to export `name`, whose device is still empty.
     pub(crate) fn connect(socket: &Path, name: &str) -> Self {
         let stream = UnixStream::connect(socket).expect("the server listens");
-        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-        stream.set_write_timeout(Some(PATIENCE)).expect("a timeout");
+        stream.set_read_timeout(Some(TIMEOUT)).expect("a timeout");
+        stream.set_write_timeout(Some(TIMEOUT)).expect("a timeout");
         let mut disk = Self {
             stream,
             pages: Vec::new(),

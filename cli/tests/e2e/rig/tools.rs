@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use super::wait_until;
 
 /// How long a program may take that should take seconds: a bound on hangs, not a measure of speed.
-const PATIENCE: Duration = Duration::from_secs(600);
+const TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Where programs are, root's included whoever asks.
 const PATHS: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -85,11 +85,11 @@ pub(crate) fn status_of(command: &mut Command) -> (ExitStatus, String, String) {
     command.stdout(out.try_clone().expect("another handle"));
     command.stderr(err.try_clone().expect("another handle"));
     let mut background = Background::start(command);
-    let status = background.wait(PATIENCE);
+    let status = background.wait(TIMEOUT);
     drop(background);
     let status = status.unwrap_or_else(|| {
         panic!(
-            "{command:?} still runs after {PATIENCE:?}\n{}{}",
+            "{command:?} still runs after {TIMEOUT:?}\n{}{}",
             contents(&mut out),
             contents(&mut err)
         )

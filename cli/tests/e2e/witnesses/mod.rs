@@ -14,7 +14,7 @@ use crate::rig::{Background, MIB, MountPoint, Scratch, run, skip_without_mounts,
 const LIMIT: u64 = 16 * MIB;
 const SHORT: Duration = Duration::from_secs(4);
 /// More than the time they are told to take: they set up, and verify at the end.
-const PATIENCE: Duration = Duration::from_secs(300);
+const TIMEOUT: Duration = Duration::from_secs(300);
 
 /// The file systems, and how each is checked.
 const FILE_SYSTEMS: [(&str, &str, &[&str]); 3] = [
@@ -74,7 +74,7 @@ fn bear_witness(
         })
         .collect();
     for (mut witness, command, log) in witnesses {
-        let status = witness.wait(duration + PATIENCE);
+        let status = witness.wait(duration + TIMEOUT);
         let said = std::fs::read_to_string(log).unwrap_or_default();
         assert!(
             status.is_some_and(|status| status.success()),

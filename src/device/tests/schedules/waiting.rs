@@ -94,8 +94,8 @@ model!(
             scope.spawn(|| drop(device.evict(8 * PAGE)));
             scope.spawn(|| device.compact());
             scope.spawn(|| {
-                let patience = Duration::from_secs(5);
-                assert!(device.stop_spilling(patience));
+                let timeout = Duration::from_secs(5);
+                assert!(device.stop_spilling(timeout));
                 device.stop();
             });
         });

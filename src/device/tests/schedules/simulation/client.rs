@@ -154,14 +154,14 @@ impl Client {
         let Some(since) = self.history.lock().begin_save() else {
             return;
         };
-        let patience = match self.random.below(4) {
+        let timeout = match self.random.below(4) {
             0 => self.random.below(30),
             _ => u64::MAX,
         };
-        let patience = Cell::new(patience);
+        let timeout = Cell::new(timeout);
         let is_wanted = || {
-            patience.set(patience.get().saturating_sub(1));
-            patience.get() > 0
+            timeout.set(timeout.get().saturating_sub(1));
+            timeout.get() > 0
         };
         let saved = device.save_to(Vec::new(), Path::new("image"), &is_wanted);
         let until = self.history.lock().end_save();
@@ -174,7 +174,7 @@ impl Client {
                 self.units_verified += UNITS;
                 self.saves += 1;
             }
-            Err(error) if error.errno() == Errno::CANCELED && patience.get() == 0 => {}
+            Err(error) if error.errno() == Errno::CANCELED && timeout.get() == 0 => {}
             Err(error) => self.excuse(&error),
         }
         self.history.lock().look_away(since);

@@ -36,14 +36,14 @@ impl ImageId {
 
 /// A file that has a second name, by which it outlives being replaced.
 #[derive(Debug)]
-pub(crate) struct Aside<'a> {
+pub(crate) struct OldImage<'a> {
     file: &'a Path,
     /// What it is if `file` is a symbolic link: that is what is replaced.
     real: PathBuf,
     old: PathBuf,
 }
 
-impl<'a> Aside<'a> {
+impl<'a> OldImage<'a> {
     /// Gives what is at `file` a second name, unless nothing is, or only the image that the device
     /// `began_with`.
     ///
@@ -120,12 +120,12 @@ mod tests {
     fn only_what_is_replaced_keeps_its_second_name() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("image");
-        assert!(Aside::keep(&file, None).unwrap().is_none());
+        assert!(OldImage::keep(&file, None).unwrap().is_none());
         fs::write(&file, "first").unwrap();
         let first = ImageId::of(&file).unwrap();
-        assert!(Aside::keep(&file, Some(&first)).unwrap().is_none());
+        assert!(OldImage::keep(&file, Some(&first)).unwrap().is_none());
 
-        Aside::keep(&file, None).unwrap().expect("kept").settle();
+        OldImage::keep(&file, None).unwrap().expect("kept").settle();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
 
         for (old, text) in [("image.old", "first"), ("image.old.2", "second")] {
@@ -133,11 +133,11 @@ mod tests {
                 bytes: 1,
                 ..first.clone()
             };
-            let aside = Aside::keep(&file, Some(&other)).unwrap().expect("kept");
+            let kept = OldImage::keep(&file, Some(&other)).unwrap().expect("kept");
             let new = dir.path().join("new");
             fs::write(&new, "second").unwrap();
             fs::rename(&new, &file).unwrap();
-            aside.settle();
+            kept.settle();
             assert_eq!(fs::read_to_string(dir.path().join(old)).unwrap(), text);
         }
     }
@@ -148,9 +148,9 @@ mod tests {
         let (file, link) = (dir.path().join("image"), dir.path().join("link"));
         fs::write(&file, "first").unwrap();
         std::os::unix::fs::symlink("image", &link).unwrap();
-        let aside = Aside::keep(&link, None).unwrap().expect("kept");
+        let kept = OldImage::keep(&link, None).unwrap().expect("kept");
         uzram::write_whole(&link, uzram::Links::Follow, b"second", 0o600).unwrap();
-        aside.settle();
+        kept.settle();
         let old = dir.path().join("image.old");
         assert_eq!(fs::read_to_string(old).unwrap(), "first");
         assert_eq!(fs::read_to_string(link).unwrap(), "second");
@@ -162,6 +162,6 @@ mod tests {
         fs::write(dir.path().join("plain"), "").unwrap();
         let below = dir.path().join("plain/image");
         assert!(metadata(&below).is_err());
-        assert!(Aside::keep(&below, None).is_err());
+        assert!(OldImage::keep(&below, None).is_err());
     }
 }
