@@ -1,7 +1,7 @@
 //! The backing, and how it is changed in use.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rustix::io::Errno;
 
@@ -9,23 +9,46 @@ use super::Device;
 use crate::config::NO_BACKING;
 use crate::error::{Error, Result};
 use crate::maintain::{Command, NewBacking};
-use crate::spill::{Backing, BackingConfig, BackingKeep, RecordFormat, segments_of};
+use crate::spill::{Backing, BackingConfig, BackingKeep, Opener, RecordFormat, segments_of};
 use crate::sync::atomic::Ordering::Relaxed;
 use crate::sync::channel;
 
 /// Whether a device may spill or be saved to a path, or else why not.
 pub type PlaceCheck = dyn Fn(&Path) -> Result<()> + Send + Sync;
 
+/// What a device knows of the backings that it is given.
+pub(super) struct Backings {
+    /// What becomes of the first, and of those that take its place.
+    keep: BackingKeep,
+    /// What is asked before a path comes to be used.
+    place_check: OnceLock<Box<PlaceCheck>>,
+    pub(super) opener: Opener,
+}
+
+impl Backings {
+    /// Of a device that begins with one, or without.
+    pub(super) fn new(first: Option<&BackingConfig>) -> Self {
+        Self {
+            keep: first.map_or_else(BackingKeep::default, |first| first.keep),
+            place_check: OnceLock::new(),
+            opener: Opener::default(),
+        }
+    }
+}
+
 impl Device {
     /// Has `check` decide over each path that the device is told to spill or to be saved to from here on:
     /// the device does not know what lies on it. There can be one for the life of a device.
     pub fn check_places(&self, check: Box<PlaceCheck>) {
         // A second one changes nothing.
-        let _ = self.place_check.set(check);
+        let _ = self.backings.place_check.set(check);
     }
 
     pub(super) fn check_place(&self, path: &Path) -> Result<()> {
-        self.place_check.get().map_or(Ok(()), |check| check(path))
+        self.backings
+            .place_check
+            .get()
+            .map_or(Ok(()), |check| check(path))
     }
 
     /// The backing's path, if there is one.
@@ -42,7 +65,7 @@ impl Device {
     /// What becomes of the backing at the end, and of one that takes its place by way of an
     /// attribute.
     pub fn backing_keep(&self) -> BackingKeep {
-        self.backing_keep
+        self.backings.keep
     }
 
     /// Spills to a backing from here on, or with `None` to nothing. What an earlier one holds is
@@ -65,7 +88,7 @@ impl Device {
             }),
             Some(config) => {
                 self.check_place(&config.path)?;
-                let backing = self.opener.open(config)?;
+                let backing = self.backings.opener.open(config)?;
                 self.replace_backing(Some(backing), config.size)
             }
             None => self.replace_backing(None, None),

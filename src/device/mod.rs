@@ -1,6 +1,7 @@
 //! The device: what frontends serve.
 
 mod algorithms;
+mod background;
 mod backing;
 mod block_state;
 mod builder;
@@ -18,11 +19,13 @@ mod save;
 mod tests;
 mod train;
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::Errno;
 
+use self::background::Background;
+use self::backing::Backings;
 pub use self::backing::PlaceCheck;
 pub use self::block_state::BlockStates;
 pub use self::builder::DeviceBuilder;
@@ -34,15 +37,14 @@ use crate::engine::Engine;
 use crate::error::{Error, Result};
 pub use crate::io::Scrubbed;
 use crate::io::{Reader, Writer};
-use crate::maintain::{Background, Command, Destager, Periodic, Recompressor, Writeback};
+use crate::maintain::{Command, Destager, Recompressor};
 use crate::memory::FrameBudget;
-use crate::origin::{FileImage, Origin, OriginConfig, OriginUse, SyncPolicy};
+use crate::origin::{FileImage, Origin, OriginConfig, OriginUse};
 use crate::sector_size::SectorSize;
-use crate::spill::{Backing, BackingKeep, BackingNotes, Opener, random_sequence};
+use crate::spill::{Backing, BackingNotes, Opener};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
-use crate::sync::channel::{self, Sender};
-use crate::sync::thread::{self, JoinHandle};
+use crate::sync::channel;
 use crate::units::PAGE_SIZE;
 use crate::users::{Users, Who};
 
@@ -58,21 +60,14 @@ pub struct Device {
     users: Arc<Users>,
     /// Held while the device changes its size.
     resizing: Mutex<()>,
-    /// What becomes of the first backing, and of those that take its place.
-    backing_keep: BackingKeep,
-    /// What it asks before it comes to use a path.
-    place_check: OnceLock<Box<PlaceCheck>>,
-    opener: Opener,
+    backings: Backings,
     /// Whether it stays as it is, since it was saved to be stopped.
     is_final: AtomicBool,
     /// Whether it stays as it began, or was restored.
     read_only: bool,
     /// Bytes in the sectors that it was attached with last; 0 if it never was.
     sector_bytes: AtomicU32,
-    commands: Option<Sender<Command>>,
-    writeback: Option<JoinHandle<()>>,
-    recompression: Option<Background>,
-    periodic: Option<Periodic>,
+    background: Background,
 }
 
 impl Device {
@@ -110,7 +105,7 @@ impl Device {
             None => None,
         };
         let mut device = Self::with_stores(config, origin, backing)?;
-        device.opener = opener;
+        device.backings.opener = opener;
         Ok(device)
     }
 
@@ -123,13 +118,7 @@ impl Device {
         let engine = Arc::new(Engine::new(config, origin)?);
         let reader = Arc::new(Reader::new(Arc::clone(&engine)));
         let destager = Destager::of(&engine);
-        let (sender, receiver) = channel::unbounded();
-        let sequence = random_sequence()?;
-        let writeback = Writeback::new(Arc::clone(&engine), destager.clone(), receiver, sequence);
-        let thread = thread::Builder::new()
-            .name("uzram-writeback".into())
-            .spawn(move || writeback.run())
-            .map_err(|error| Error::io("start the writeback thread", error))?;
+        let background = Background::start(&engine, destager.as_ref())?;
         let mut device = Self {
             writer: Writer::new(Arc::clone(&engine), Arc::clone(&reader)),
             reader,
@@ -138,33 +127,22 @@ impl Device {
             engine,
             users: Arc::default(),
             resizing: Mutex::default(),
-            backing_keep: config
-                .backing
-                .as_ref()
-                .map_or_else(BackingKeep::default, |backing| backing.keep),
-            place_check: OnceLock::new(),
-            opener: Opener::default(),
+            backings: Backings::new(config.backing.as_ref()),
             is_final: AtomicBool::new(false),
             read_only: config.read_only,
             sector_bytes: AtomicU32::new(0),
-            commands: Some(sender),
-            writeback: Some(thread),
-            recompression: None,
-            periodic: None,
+            background,
         };
         if let Some(backing) = backing {
             let size = config.backing.as_ref().and_then(|backing| backing.size);
             device.replace_backing(Some(backing), size)?;
         }
-        if let Some(age) = config.recompress_after {
-            let recompressor = Arc::clone(&device.recompressor);
-            device.recompression = Some(Background::start(recompressor, age)?);
-        }
-        if let Some(destager) = &device.destager
-            && let Some(SyncPolicy::Every(period)) = device.engine.origin.policy()
-        {
-            device.periodic = Some(Periodic::start(Arc::clone(destager), period)?);
-        }
+        device.background.start_periodic(
+            config,
+            &device.recompressor,
+            device.destager.as_ref(),
+            device.engine.origin.policy(),
+        )?;
         Ok(device)
     }
 
@@ -301,15 +279,6 @@ impl Device {
         self.command(Command::Complete { done });
         answer.recv_timeout(timeout).is_ok()
     }
-
-    fn command(&self, command: Command) {
-        if let Some(commands) = &self.commands {
-            // The thread outlives its sender; it is gone only if it panicked, and then the answer
-            // never comes, which the caller sees.
-            let _ = commands.send(command);
-            self.engine.waker.wake();
-        }
-    }
 }
 
 /// Opens an image for a device of `size` bytes.
@@ -330,7 +299,7 @@ fn open_origin(config: &OriginConfig, size: u64) -> Result<Origin> {
 
 impl Drop for Device {
     fn drop(&mut self) {
-        self.periodic = None;
+        self.background.end_syncing();
         if let Err(error) = self.sync() {
             let pages = self.dirty_pages();
             tracing::error!(
@@ -339,13 +308,6 @@ impl Drop for Device {
         }
         self.engine.limit.throttle.close();
         self.engine.stop();
-        self.recompression = None;
-        self.commands = None;
-        self.engine.waker.wake();
-        if let Some(thread) = self.writeback.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the writeback thread panicked");
-        }
+        self.background.end(&self.engine);
     }
 }

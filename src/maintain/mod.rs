@@ -24,6 +24,7 @@ mod destage;
 mod evict;
 mod in_flight;
 mod oldest;
+mod periodic;
 mod recompress;
 mod replace;
 mod restore;
@@ -37,12 +38,13 @@ use std::time::Duration;
 
 use self::append::Appender;
 use self::batch::Batch;
+pub(crate) use self::destage::Destager;
 use self::destage::Hand;
-pub(crate) use self::destage::{Destager, Periodic};
 use self::evict::NOTHING;
+pub(crate) use self::periodic::Periodic;
 #[cfg(test)]
 pub(crate) use self::recompress::Scratch;
-pub(crate) use self::recompress::{Background, Plan, Recompressor, Wanted};
+pub(crate) use self::recompress::{Plan, Recompressor, Wanted};
 use self::replace::Leaving;
 use self::restore::Restoring;
 use self::selected::Selected;

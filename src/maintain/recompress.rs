@@ -18,6 +18,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 use rustix::process::setpriority_process;
 
+use super::periodic::Periodic;
 use crate::algorithm::{Algorithm, Priority};
 use crate::codec::{self, Codec, Compression, MAX_COMPRESSED_LEN};
 use crate::engine::{Engine, ShardIndex};
@@ -25,8 +26,6 @@ use crate::error::{Error, Result};
 use crate::recompression::Recompression;
 use crate::shard::{AgeTags, Purpose, Shard, Slot, SlotIndex, SlotState};
 use crate::sync::atomic::Ordering::Relaxed;
-use crate::sync::channel::{self, Receiver, RecvTimeoutError, Sender};
-use crate::sync::thread::{self, JoinHandle};
 use crate::sync::{Mutex, MutexGuard};
 use crate::units::{PAGE_SIZE, Page};
 
@@ -395,59 +394,36 @@ fn try_in_turn(
     tried
 }
 
-/// The thread that recompresses pages which were not accessed for long.
-pub(crate) struct Background {
-    /// Dropped, it ends the thread.
-    running: Option<Sender<()>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Background {
-    /// Recompresses pages that were not accessed for `age`, in time that nobody else wants.
+impl Recompressor {
+    /// Recompresses pages that were not accessed for `age`, in a thread of its own and in time that
+    /// nobody else wants.
     ///
     /// # Errors
     /// [`Error::Io`] if there cannot be another thread.
-    pub(crate) fn start(recompressor: Arc<Recompressor>, age: Duration) -> Result<Self> {
-        let (running, ended) = channel::bounded(0);
-        let thread = thread::Builder::new()
-            .name("uzram-recompress".into())
-            .spawn(move || recompress_old(&recompressor, age, &ended))
-            .map_err(|error| Error::io("start the recompression thread", error))?;
-        Ok(Self {
-            running: Some(running),
-            thread: Some(thread),
+    pub(crate) fn run_in_background(this: &Arc<Self>, age: Duration) -> Result<Periodic> {
+        let this = Arc::clone(this);
+        let period = (age / 8).clamp(Duration::from_secs(1), Duration::from_secs(60));
+        Periodic::start("uzram-recompress", period, move |rounds| {
+            // On Linux this is the thread's own.
+            if let Err(error) = setpriority_process(None, NICEST) {
+                tracing::warn!("recompression competes with other work: {error}");
+            }
+            for () in rounds {
+                this.recompress_old(age);
+            }
         })
     }
-}
 
-impl Drop for Background {
-    /// The device has been told to stop.
-    fn drop(&mut self) {
-        self.running = None;
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the recompression thread panicked");
-        }
-    }
-}
-
-fn recompress_old(recompressor: &Recompressor, age: Duration, ended: &Receiver<()>) {
-    // On Linux this is the thread's own.
-    if let Err(error) = setpriority_process(None, NICEST) {
-        tracing::warn!("recompression competes with other work: {error}");
-    }
-    let period = (age / 8).clamp(Duration::from_secs(1), Duration::from_secs(60));
-    while ended.recv_timeout(period) == Err(RecvTimeoutError::Timeout) {
+    fn recompress_old(&self, age: Duration) {
         let request = &Recompression::ALL;
-        if let Ok(plan) = &Plan::new(request, &recompressor.engine.codecs.secondary()) {
+        if let Ok(plan) = &Plan::new(request, &self.engine.codecs.secondary()) {
             let wanted = Wanted {
                 request,
                 plan,
                 age: Some(age),
             };
             // The device's end interrupts it, and a lack of memory, which may be over next time.
-            drop(recompressor.recompress(&wanted));
+            drop(self.recompress(&wanted));
         }
     }
 }

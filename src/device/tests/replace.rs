@@ -213,8 +213,8 @@ fn a_size_is_refused_while_a_backing_leaves() {
     let (device, replaced, sizing) = while_one_leaves(&backing, Some(&next), |device| {
         let sized = Arc::clone(device);
         let sizing = std::thread::spawn(move || sized.set_backing_size(Some(64 << 20)));
-        let commands = device.commands.as_ref().expect("it runs");
-        eventually("asked", || !commands.is_empty());
+
+        eventually("asked", || device.background.has_queued());
         sizing
     });
     let refused = sizing.join().expect("no panic").expect_err("one leaves");

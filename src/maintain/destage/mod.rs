@@ -21,17 +21,17 @@
 mod batch;
 mod evict;
 mod hand;
-mod periodic;
 mod syncs;
 mod writers;
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use self::batch::{BATCH_PAGES, Completion, DestageBatch};
 pub(super) use self::hand::Hand;
-pub(crate) use self::periodic::Periodic;
 use self::syncs::Syncs;
+use super::periodic::Periodic;
 use crate::engine::{Engine, Relief};
 use crate::error::{Error, Result};
 use crate::origin::{Image, Origin};
@@ -86,6 +86,20 @@ impl Destager {
         let relief = Arc::downgrade(&destager);
         engine.tables.relieve_by(relief);
         Some(destager)
+    }
+
+    /// Syncs once in each period, in a thread of its own.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if there cannot be another thread.
+    pub(crate) fn sync_every(this: &Arc<Self>, period: Duration) -> Result<Periodic> {
+        let this = Arc::clone(this);
+        Periodic::start("uzram-sync", period, move |rounds| {
+            for () in rounds {
+                // What failed is logged, and tried again the next time.
+                let _ = this.sync();
+            }
+        })
     }
 
     /// Waits for a turn to write pages.
