@@ -1,4 +1,7 @@
 //! Sizes as people write them: a number, which may have a fraction, and a unit.
+//!
+//! Crates for this read K as 1000 or KB as 1024, where zramctl(8) has K for 1024 and KB for 1000, and take more than it does:
+//! `1e3`, `1_000`.
 
 /// Why a text is not a size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -5,6 +5,8 @@
 //! and a socket that is bound and does not listen yet looks dead. So who changes what is at `PATH`
 //! holds a lock on `PATH.lock`, a file that exists only meanwhile. (A lock on the directory would
 //! be anyone's to hold who can read it.)
+//!
+//! No crate does this: those that bind a socket remove what has its name first, or set its mode afterwards.
 
 use std::ffi::OsString;
 use std::fs;

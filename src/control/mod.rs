@@ -19,6 +19,9 @@
 //! {"op":"save_progress"}                              {"ok":{"pages":100,"of":345}}
 //! ```
 //!
+//! It is our own because an open file may come with a request (SCM_RIGHTS), which crates for JSON-RPC and varlink do not have, and
+//! because a shell can speak it.
+//!
 //! `errno` is the kernel's number: both ends are on one machine. `usage` is there if no device would do
 //! that. Everything is bounded: lines to
 //! [`MAX_LINE_BYTES`], clients to [`MAX_CLIENTS`], waits to [`IDLE_TIMEOUT`].

@@ -1,5 +1,8 @@
 //! Log-linear histograms of durations: four buckets to each power of two nanoseconds, so that what is
 //! read from one is within an eighth of the truth.
+//!
+//! The crate histogram has the same buckets. It keeps no sums and refuses durations beyond its range, and what most of this file
+//! is about would stay: the form that goes over the control socket, and the difference of two.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;

@@ -21,6 +21,8 @@
 //!    is served through `/dev/fuse`, as is one that does not offer them.
 //! 2. The thread of a ring never waits for anything but its ring.
 //! 3. When the kernel ends the connection it gives up all slots; that ends the threads.
+//!
+//! It is our own because fuser speaks `/dev/fuse` only. Once fuser has rings, this module goes.
 
 mod bridge;
 mod dispatch;

@@ -1,5 +1,9 @@
 //! The text itself (format: <https://prometheus.io/docs/instrumenting/exposition_formats/> and
 //! <https://github.com/prometheus/OpenMetrics/blob/main/specification/OpenMetrics.md>).
+//!
+//! The crate prometheus-client writes OpenMetrics only, which node_exporter does not read from a file, and the crate prometheus
+//! the other form only. Both are about counters that a program registers; here all figures of a device come at once, from
+//! another process.
 
 use std::fmt::Write;
 use std::time::{SystemTime, UNIX_EPOCH};

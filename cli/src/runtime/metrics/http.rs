@@ -4,6 +4,9 @@
 //! one more takes the place of the one that came first. A client has [`TIMEOUT`] for all that it does.
 //! The threads end with the process.
 //!
+//! Small HTTP servers (tiny_http) bound neither the time that a client takes nor how many there are; the head of a request is
+//! read by the crate httparse.
+//!
 //! One lock for each address, on its clients; nothing is received or sent under it.
 
 use std::collections::VecDeque;

@@ -1,4 +1,6 @@
 //! Two things to draw rectangles and lines of text on.
+//!
+//! The crate svg would take the place of two format strings, and have the drawing in memory as a tree: a rectangle for each cell.
 
 use std::fmt::Write;
 
