@@ -30,6 +30,7 @@ package_of() {
         mkfs.xfs | xfs_repair) echo xfsprogs ;;
         mksquashfs) echo squashfs-tools ;;
         losetup | mount | umount) echo mount ;;
+        musl-gcc) echo musl-tools ;;
         nbdcopy | nbdfuse | nbdinfo) echo libnbd-bin ;;
         nbdsh) echo python3-libnbd ;;
         pg_ctlcluster) echo postgresql ;;

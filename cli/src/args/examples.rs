@@ -75,7 +75,10 @@ EXAMPLES
       --backing /var/tmp/scratch.spill /mnt/scratch
 
   uzram list
-  uzram umount /mnt/scratch";
+  uzram umount /mnt/scratch
+
+  Without root:
+  uzram mount --rootless --size 2G ~/scratch";
 
 pub(crate) const UMOUNT: &str = "\
 EXAMPLES

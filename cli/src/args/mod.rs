@@ -62,11 +62,11 @@ pub(crate) enum Verb {
     #[command(after_help = examples::SERVE)]
     Serve(ServeArgs),
 
-    /// Make a device with a file system and mount it (root).
+    /// Make a device with a file system and mount it (root, or --rootless).
     #[command(after_help = examples::MOUNT)]
     Mount(MountArgs),
 
-    /// Unmount and stop what `uzram mount` made, even after its server was killed (root).
+    /// Unmount and stop what `uzram mount` made, even after its server was killed.
     #[command(after_help = examples::UMOUNT)]
     Umount(UmountArgs),
 
@@ -231,6 +231,10 @@ pub(crate) struct MountArgs {
     /// Add options for mount(8), as in noatime,nodev.
     #[arg(short, long, value_name = "OPTIONS")]
     pub(crate) options: Option<String>,
+
+    /// Mount without root, by fuse2fs: slower, for this user alone, and ext4.
+    #[arg(long, conflicts_with = "user")]
+    pub(crate) rootless: bool,
 }
 
 impl MountArgs {

@@ -12,7 +12,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Error, Result, anyhow, bail};
 
 use crate::base::child_output::ChildOutput;
 use crate::base::undo::Interrupt;
@@ -54,7 +54,16 @@ pub(crate) fn run_in<S: AsRef<OsStr>>(
     tool: &Path,
     args: impl IntoIterator<Item = S>,
 ) -> Result<String> {
-    finish_while(tool, args, turn, give_up_after(LONG))?.into_stdout()
+    finish_in(turn, tool, args)?.into_stdout()
+}
+
+/// [`run_in`], of a tool whose exit status does not say whether it failed.
+pub(crate) fn finish_in<S: AsRef<OsStr>>(
+    turn: Stdio,
+    tool: &Path,
+    args: impl IntoIterator<Item = S>,
+) -> Result<Finished> {
+    finish_while(tool, args, turn, give_up_after(LONG))
 }
 
 /// [`run`], but gives up after `timeout`; the tool is then left to end by itself, because one
@@ -124,14 +133,19 @@ pub(crate) struct Finished {
 impl Finished {
     /// Its stdout, if it succeeded.
     fn into_stdout(self) -> Result<String> {
-        let (tool, status) = (&self.tool, self.status);
-        if status.success() {
-            return Ok(self.stdout);
+        match self.status.success() {
+            true => Ok(self.stdout),
+            false => Err(self.complaint()),
         }
+    }
+
+    /// What to say of it, which failed.
+    pub(crate) fn complaint(&self) -> Error {
+        let (tool, status) = (&self.tool, self.status);
         let mut said = self.stderr.lines().map(str::trim);
         match said.find(|line| !line.is_empty()) {
-            Some(line) => bail!("{tool} failed: {line}"),
-            None => bail!("{tool} failed: {status}"),
+            Some(line) => anyhow!("{tool} failed: {line}"),
+            None => anyhow!("{tool} failed: {status}"),
         }
     }
 }

@@ -1,5 +1,5 @@
-//! The block devices of this machine that lead to a server: loop devices over its FUSE directory,
-//! and a device of the kernel's NBD driver.
+//! What of this machine leads to a server: loop devices over its FUSE directory, a file system that
+//! fuse2fs serves from there, and a device of the kernel's NBD driver.
 //!
 //! They are found in the kernel's tables and in what the server recorded, never by a look into
 //! the mount, so that a dead or frozen server is no obstacle. Invariant: what stands on a path is
@@ -14,6 +14,7 @@ use std::time::Duration;
 use anyhow::Result;
 use rustix::io::Errno;
 
+use crate::runtime::fuse2fs::FuseFs;
 use crate::runtime::loopdev::{self, LoopDevice};
 use crate::runtime::nbddev::NbdDevice;
 use crate::runtime::rundir::{Record, RunDir, RunRoot};
@@ -23,13 +24,17 @@ use uzram::mounts::{self, MountEntry};
 /// What the kernel calls the file behind a loop device once the mount it is on was detached.
 const DETACHED_DISK: &str = "/disk";
 
+/// How long fuse2fs may take to write what it holds: all of it may have to be compressed and spilled.
+const LAST_WRITES: Duration = Duration::from_secs(600);
+
 /// How long nbd-client may take to disconnect from a server that does not answer.
 const NBD_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A block device that leads to a server.
+/// What leads to a server: a block device, or a program that reads and writes its `disk`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Attachment {
     Loop(LoopDevice),
+    Fuse2fs(FuseFs),
     Nbd(NbdDevice),
 }
 
@@ -44,8 +49,13 @@ pub(crate) fn of(dir: &RunDir, record: &Record) -> Result<Vec<Attachment>> {
     {
         loops.push(device);
     }
+    let over = record.fuse.as_deref().map(FuseFs::over).transpose()?;
     let nbd = NbdDevice::noted(&dir.nbd_device()).map(Attachment::Nbd);
-    Ok(loops.into_iter().map(Attachment::Loop).chain(nbd).collect())
+    let loops = loops.into_iter().map(Attachment::Loop);
+    Ok(loops
+        .chain(over.flatten().map(Attachment::Fuse2fs))
+        .chain(nbd)
+        .collect())
 }
 
 /// [`of`] what the server of `dir` recorded, if it did.
@@ -103,7 +113,7 @@ pub(crate) fn is_dead(fuse_dir: &Path) -> bool {
     )
 }
 
-/// The server to which the block device `device` leads.
+/// The server to which `device` leads, a block device or what a program mounted.
 pub(crate) fn owner(device: &Path, root: &RunRoot) -> Result<Option<Owner>> {
     let mut dead = None;
     for dir in root.dirs()? {
@@ -123,11 +133,20 @@ pub(crate) fn owner(device: &Path, root: &RunRoot) -> Result<Option<Owner>> {
 }
 
 impl Attachment {
-    /// For example `/dev/loop0`.
+    /// For example `/dev/loop0`, or the `disk` that is mounted by a program.
     pub(crate) fn path(&self) -> &Path {
         match self {
             Self::Loop(device) => &device.path,
+            Self::Fuse2fs(fs) => &fs.disk,
             Self::Nbd(device) => &device.path,
+        }
+    }
+
+    /// Whether it is a block device, which is root's.
+    pub(crate) fn is_block_device(&self) -> bool {
+        match self {
+            Self::Loop(_) | Self::Nbd(_) => true,
+            Self::Fuse2fs(_) => false,
         }
     }
 
@@ -191,11 +210,11 @@ impl Attachment {
     }
 
     /// Has it be as large as its server's device has become. The kernel's NBD driver learns that
-    /// only when it connects.
+    /// only when it connects, fuse2fs when it mounts.
     pub(crate) fn follow_size(&self) -> Result<()> {
         match self {
             Self::Loop(device) => loopdev::follow_size(device),
-            Self::Nbd(_) => Ok(()),
+            Self::Fuse2fs(_) | Self::Nbd(_) => Ok(()),
         }
     }
 
@@ -203,14 +222,16 @@ impl Attachment {
     pub(crate) fn detach(&self) -> Result<()> {
         match self {
             Self::Loop(device) => loopdev::detach(device),
+            Self::Fuse2fs(fs) => fs.wait_until_closed(LAST_WRITES),
             Self::Nbd(device) => device.disconnect(NBD_TIMEOUT),
         }
     }
 
-    /// Detaches it now, or when its last user lets go.
+    /// Detaches it now, or when its last user lets go. A program's goes with its mount.
     pub(crate) fn request_detach(&self, timeout: Duration) -> Result<()> {
         match self {
             Self::Loop(device) => loopdev::request_detach(device, timeout),
+            Self::Fuse2fs(_) => Ok(()),
             Self::Nbd(device) => device.disconnect(timeout),
         }
     }

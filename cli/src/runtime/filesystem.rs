@@ -31,7 +31,7 @@ impl FsType {
                 "-F",
                 "-b4096",
                 "-m0",
-                "-Enodiscard,assume_storage_prezeroed=1",
+                "-Enodiscard,assume_storage_prezeroed=1,root_owner",
             ],
             // A second copy of the metadata in the same memory protects from nothing.
             Self::Btrfs => &["-q", "-f", "-K", "-msingle"],
@@ -43,7 +43,11 @@ impl FsType {
     pub(crate) fn mkfs(self) -> Result<Mkfs> {
         let tool = program::find(&format!("mkfs.{}", self.name()), self.package())
             .with_context(|| format!("--fs {}", self.name()))?;
-        Ok(Mkfs { fs: self, tool })
+        Ok(Mkfs {
+            fs: self,
+            tool,
+            more: &[],
+        })
     }
 }
 
@@ -52,11 +56,22 @@ impl FsType {
 pub(crate) struct Mkfs {
     fs: FsType,
     tool: PathBuf,
+    /// Options beside the usual ones.
+    more: &'static [&'static str],
 }
 
 impl Mkfs {
+    /// For fuse2fs, which writes no journal.
+    pub(crate) fn without_journal(self) -> Self {
+        Self {
+            more: &["-O^has_journal"],
+            ..self
+        }
+    }
+
     pub(crate) fn run(&self, turn: &Turn, device: &Path) -> Result<()> {
-        let options = self.fs.mkfs_options().iter().map(OsString::from);
+        let options = self.fs.mkfs_options().iter().chain(self.more);
+        let options = options.map(OsString::from);
         program::run_in(turn.stdin()?, &self.tool, options.chain([device.into()]))?;
         Ok(())
     }
@@ -108,6 +123,14 @@ impl MountOptions {
             discard: !read_only && fs.is_some_and(|fs| DISCARDING.contains(&fs)),
             read_only,
             nouuid: made.is_none() && fs == Some("xfs") && xfs::has_mounted_twin(device),
+        }
+    }
+
+    /// Those of a program, which frees nothing of the device that a deleted file had.
+    pub(crate) fn rootless(read_only: bool) -> Self {
+        Self {
+            read_only,
+            ..Self::default()
         }
     }
 

@@ -5,6 +5,7 @@
 pub(crate) mod attachments;
 pub(crate) mod client;
 pub(crate) mod filesystem;
+pub(crate) mod fuse2fs;
 pub(crate) mod keeper;
 pub(crate) mod layers;
 pub(crate) mod leftovers;

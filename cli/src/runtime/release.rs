@@ -110,7 +110,7 @@ pub(crate) fn refuse_if_swapped_to(dir: &RunDir) -> Result<()> {
 /// Unmounts a file system on a living device; one in use stays as it is.
 pub(crate) fn unmount(mount: &MountEntry) -> Result<()> {
     let at = mount.mountpoint.display();
-    match umount(&mount.mountpoint, &[], UNHURRIED) {
+    match umount(&mount.mountpoint, Busy::Refuse, UNHURRIED) {
         Err(_) if mounts::at(&mount.mountpoint)?.as_ref() != Some(mount) => Ok(()),
         result => result
             .with_context(|| format!("{at} stays as it is (fuser -vm {at} shows what uses it)")),
@@ -129,8 +129,8 @@ pub(crate) fn clear_dead(device: &Attachment) -> Result<()> {
         );
     }
     for mount in device.mounts()? {
-        umount(&mount.mountpoint, &[], DEAD)
-            .or_else(|_| umount(&mount.mountpoint, &["-l"], DEAD))
+        umount(&mount.mountpoint, Busy::Refuse, DEAD)
+            .or_else(|_| umount(&mount.mountpoint, Busy::Detach, DEAD))
             .with_context(|| format!("cannot unmount {}", mount.mountpoint.display()))?;
     }
     Ok(())
@@ -175,13 +175,15 @@ fn free_in_a_hurry(device: &Attachment, write_out: Duration, brief: Duration) {
     }
     for mount in device.mounts().unwrap_or_default() {
         let at = &mount.mountpoint;
-        if write_out.is_zero() || umount(at, &[], write_out).is_err() {
+        if write_out.is_zero() || umount(at, Busy::Refuse, write_out).is_err() {
             tracing::warn!("{} is in use while its device stops", at.display());
-            warn(umount(at, &["-l"], brief));
+            warn(umount(at, Busy::Detach, brief));
         }
     }
-    if matches!(device, Attachment::Nbd(_)) {
-        warn(device.request_detach(brief));
+    match device {
+        Attachment::Loop(_) => {}
+        Attachment::Fuse2fs(fs) => warn(fs.wait_until_closed(write_out.max(brief))),
+        Attachment::Nbd(_) => warn(device.request_detach(brief)),
     }
 }
 
@@ -192,10 +194,24 @@ fn bring_back(area: &Path, timeout: Duration) -> Result<()> {
     swap_area::bring_back_within(area, timeout)
 }
 
-/// umount(8), in a process of its own; see [`program`].
-fn umount(mountpoint: &Path, options: &[&str], timeout: Duration) -> Result<()> {
-    let tool = program::find("umount", "mount")?;
-    let args = options.iter().map(AsRef::as_ref);
+/// What becomes of a mount that is in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Busy {
+    Refuse,
+    /// It is out of sight at once, and goes with its last user.
+    Detach,
+}
+
+/// umount(8), in a process of its own; see [`program`]. A user's mounts are FUSE's, for which there is fusermount3(1).
+fn umount(mountpoint: &Path, busy: Busy, timeout: Duration) -> Result<()> {
+    let is_root = rustix::process::geteuid().is_root();
+    let (tool, args): (_, &[&str]) = match (is_root, busy) {
+        (true, Busy::Refuse) => (program::find("umount", "mount")?, &[]),
+        (true, Busy::Detach) => (program::find("umount", "mount")?, &["-l"]),
+        (false, Busy::Refuse) => (program::find("fusermount3", "fuse3")?, &["-u"]),
+        (false, Busy::Detach) => (program::find("fusermount3", "fuse3")?, &["-u", "-z"]),
+    };
+    let args = args.iter().map(AsRef::as_ref);
     program::run_within(&tool, args.chain([mountpoint.as_os_str()]), timeout)?;
     Ok(())
 }

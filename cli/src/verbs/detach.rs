@@ -21,7 +21,7 @@ pub(crate) fn detach(args: &NameArgs, root: &RunRoot) -> Result<()> {
         Some(record) => attachments::of(&dir, record)?,
         None => Vec::new(),
     };
-    if !attached.is_empty() {
+    if attached.iter().any(Attachment::is_block_device) {
         require_root("detach")?;
     }
     if dir.owner()?.is_none() {

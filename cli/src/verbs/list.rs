@@ -89,7 +89,11 @@ fn entry(dir: &RunDir) -> Result<Option<Entry>> {
         size: stats.map_or(record.size, |stats| stats.disksize),
         nbd: record.nbd,
         fuse: record.fuse,
-        devices: attached.iter().map(|d| d.path().to_owned()).collect(),
+        devices: attached
+            .iter()
+            .filter(|device| device.is_block_device())
+            .map(|device| device.path().to_owned())
+            .collect(),
         mountpoints,
         algorithm,
         stats,

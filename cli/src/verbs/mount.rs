@@ -1,10 +1,10 @@
 //! `uzram mount`: a server in the background, a loop device over its FUSE directory, a file system on that,
-//! mounted.
+//! mounted; or without root, where fuse2fs does the work of the last three.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Error, Result, anyhow, bail};
 
 use crate::args::{FsType, MountArgs};
 use crate::base::failure::Usage;
@@ -14,6 +14,7 @@ use crate::base::table::bytes;
 use crate::base::undo::{Interrupt, Undo};
 use crate::runtime::attachments;
 use crate::runtime::filesystem::{self, MountOptions};
+use crate::runtime::fuse2fs::Fuse2fs;
 use crate::runtime::loopdev::{self, LoopDevice};
 use crate::runtime::progress::Steps;
 use crate::runtime::release;
@@ -28,7 +29,9 @@ use uzram::nbd::InheritedSocket;
 /// Fails unless we are root, which `verb` needs.
 pub(crate) fn require_root(verb: &str) -> Result<()> {
     if !rustix::process::geteuid().is_root() {
-        bail!("{verb} needs root: run it with sudo (without root: uzram serve, over NBD)");
+        bail!(
+            "{verb} needs root: run it with sudo (without root: uzram serve, over NBD, or uzram mount --rootless)"
+        );
     }
     Ok(())
 }
@@ -55,6 +58,11 @@ pub(crate) fn mount(
     if let Some(size) = device.size {
         args.fs.check_size(size)?;
     }
+    if args.rootless && args.fs != FsType::Ext4 {
+        return Err(Usage::error(
+            "--rootless: fuse2fs mounts ext4 alone: leave out --fs",
+        ));
+    }
     device
         .fuse
         .get_or_insert_with(|| root.dir(&name).fuse_dir());
@@ -66,7 +74,13 @@ pub(crate) fn mount(
         ));
     }
     shortage::refuse(&settings)?;
-    require_root("mount")?;
+    let fuse2fs = match args.rootless {
+        true => Some(Fuse2fs::find()?),
+        false => {
+            require_root("mount")?;
+            None
+        }
+    };
     let dir = root.dir(&settings.name);
     let ours;
     let turn = match up {
@@ -93,8 +107,15 @@ pub(crate) fn mount(
         turn,
         sockets,
     };
-    let asked = args.options.as_deref();
-    let mounted = interrupt.or_undo(|undo| make(launch, args.fs, asked, &mountpoint, undo))?;
+    let wanted = Wanted {
+        fs: args.fs,
+        asked: args.options.as_deref(),
+        mountpoint: &mountpoint,
+    };
+    let mounted = interrupt.or_undo(|undo| match &fuse2fs {
+        Some(fuse2fs) => make_rootless(launch, &wanted, fuse2fs, undo),
+        None => make(launch, &wanted, undo),
+    })?;
     let down = up.and_then(|up| up.down);
     report(&settings, args.fs, &mountpoint, &mounted, down)
 }
@@ -138,14 +159,22 @@ fn free_name(mountpoint: &Path, root: &RunRoot) -> Name {
     }
 }
 
+/// What is to be mounted where.
+struct Wanted<'a> {
+    /// Made, unless there is one.
+    fs: FsType,
+    /// Options of the user's.
+    asked: Option<&'a str>,
+    mountpoint: &'a Path,
+}
+
 /// Makes it all; how to unmake what it has made by then is in `undo`.
 fn make<'a>(
     launch: Launch<'a>,
-    fs: FsType,
-    asked: Option<&str>,
-    mountpoint: &Path,
+    wanted: &Wanted<'_>,
     undo: &mut Undo<'a>,
 ) -> Result<(PathBuf, MountOptions)> {
+    let (fs, asked, mountpoint) = (wanted.fs, wanted.asked, wanted.mountpoint);
     let (interrupt, settings, turn) = (launch.interrupt, launch.settings, launch.turn);
     let made = (!settings.holds_data()).then_some(fs);
     let mkfs = made.map(FsType::mkfs).transpose()?;
@@ -163,19 +192,59 @@ fn make<'a>(
     let read_only = settings.device.read_only;
     let options = MountOptions::for_device(&device.path, made, read_only);
     let mounted = filesystem::mount(turn, &device.path, made, &options.text(asked), mountpoint);
-    mounted.map_err(|error| {
-        let origin = settings.device.origin.as_ref().map(|origin| &origin.path);
-        let there = settings.restore.as_ref().or(origin);
-        match (there, filesystem::not_mountable(&device.path)) {
-            (Some(image), Some(why)) => anyhow!("{}: {why}", image.display()),
-            _ => error,
-        }
-    })?;
-    let mounted = mounts::at(mountpoint)?;
-    undo.push(move || mounted.as_ref().map_or(Ok(()), release::unmount));
+    mounted.map_err(|error| explain(error, settings, &device.path))?;
+    undo_mount(mountpoint, undo)?;
 
     interrupt.check()?;
     Ok((device.path, options))
+}
+
+/// [`make`] without root: a program makes the file system, and another serves it, on the server's `disk` itself.
+fn make_rootless<'a>(
+    mut launch: Launch<'a>,
+    wanted: &Wanted<'_>,
+    fuse2fs: &Fuse2fs,
+    undo: &mut Undo<'a>,
+) -> Result<(PathBuf, MountOptions)> {
+    let (interrupt, settings, turn) = (launch.interrupt, launch.settings, launch.turn);
+    let mkfs = match settings.holds_data() {
+        true => None,
+        false => Some(wanted.fs.mkfs()?.without_journal()),
+    };
+    let steps = Steps::new(3);
+    let disk = start_server(&mut launch, &steps, undo)?;
+
+    if let Some(mkfs) = mkfs {
+        steps.next(format!("making {} on {}", wanted.fs.name(), disk.display()));
+        interrupt.check()?;
+        mkfs.run(turn, &disk)?;
+    }
+
+    steps.next(format!("mounting on {}", wanted.mountpoint.display()));
+    interrupt.check()?;
+    let options = MountOptions::rootless(settings.device.read_only);
+    let mounted = fuse2fs.mount(turn, &disk, &options.text(wanted.asked), wanted.mountpoint);
+    mounted.map_err(|error| explain(error, settings, &disk))?;
+    undo_mount(wanted.mountpoint, undo)?;
+
+    interrupt.check()?;
+    Ok((disk, options))
+}
+
+/// What to say of what could not be mounted, where what it began with may be the reason.
+fn explain(error: Error, settings: &Settings, device: &Path) -> Error {
+    let origin = settings.device.origin.as_ref().map(|origin| &origin.path);
+    let there = settings.restore.as_ref().or(origin);
+    match (there, filesystem::not_mountable(device)) {
+        (Some(image), Some(why)) => anyhow!("{}: {why}", image.display()),
+        _ => error,
+    }
+}
+
+fn undo_mount(mountpoint: &Path, undo: &mut Undo<'_>) -> Result<()> {
+    let mounted = mounts::at(mountpoint)?;
+    undo.push(move || mounted.as_ref().map_or(Ok(()), release::unmount));
+    Ok(())
 }
 
 /// Two steps: starts the server and attaches its disk as a loop device; how to undo them is in `undo`.
@@ -184,17 +253,10 @@ pub(crate) fn serve_and_attach<'a>(
     steps: &Steps,
     undo: &mut Undo<'a>,
 ) -> Result<LoopDevice> {
+    let disk = start_server(&mut launch, steps, undo)?;
     let (settings, dir) = (launch.settings, launch.dir);
-    let Some(fuse_dir) = &settings.fuse else {
-        bail!("a device of this machine needs a FUSE directory");
-    };
-    steps.next(format!("starting the server of {}", settings.name));
-    launch.start()?;
-    undo.push(|| server::stop(dir));
-
     steps.next("attaching a loop device");
     launch.interrupt.check()?;
-    let disk = fuse_dir.join("disk");
     let sectors = match settings.holds_data() {
         true => sectors::choose(&disk, dir)?,
         false => sectors::for_blank(dir)?,
@@ -204,6 +266,22 @@ pub(crate) fn serve_and_attach<'a>(
     let attached = device.clone();
     undo.push(move || loopdev::detach(&attached));
     Ok(device)
+}
+
+/// Starts the server; its `disk`.
+fn start_server<'a>(
+    launch: &mut Launch<'a>,
+    steps: &Steps,
+    undo: &mut Undo<'a>,
+) -> Result<PathBuf> {
+    let (settings, dir) = (launch.settings, launch.dir);
+    let Some(fuse_dir) = &settings.fuse else {
+        bail!("a device of this machine needs a FUSE directory");
+    };
+    steps.next(format!("starting the server of {}", settings.name));
+    launch.start()?;
+    undo.push(|| server::stop(dir));
+    Ok(fuse_dir.join("disk"))
 }
 
 /// An empty directory on which nothing is mounted, in absolute form.

@@ -26,13 +26,16 @@ const CLOSES: Duration = Duration::from_secs(10);
 
 /// `uzram umount`.
 pub(crate) fn umount(args: &UmountArgs, root: &RunRoot) -> Result<()> {
-    require_root("umount")?;
     let mountpoint = mounts::absolute(&args.mountpoint)?;
     // What is there to be seen may be half made, or half gone: the record tells whose turn to wait for.
     let is_meant = |owner: &Owner| owner.record.mountpoint.as_ref() == Some(&mountpoint);
     let mut meant = match recorded(root, is_meant)? {
+        // A user's own can only be one without root.
         Some(owner) => owner,
-        None => find(&mountpoint, None, root)?.1,
+        None => {
+            require_root("umount")?;
+            find(&mountpoint, None, root)?.1
+        }
     };
     for _ in 0..10 {
         let _turn = Turn::to_change(&meant.dir)?;
@@ -79,7 +82,6 @@ pub(crate) fn unmount(
     by: Down<'_>,
     root: &RunRoot,
 ) -> Result<()> {
-    require_root("umount")?;
     let (mount, owner) = find(mountpoint, Some(by), root)?;
     take_down(mount.as_ref(), &owner, save, Some(by))
 }
@@ -155,6 +157,9 @@ fn take_down(
         return server::stop(dir);
     }
     let attached = attachments::of(dir, record)?;
+    if attached.iter().any(Attachment::is_block_device) {
+        require_root("umount")?;
+    }
     for device in &attached {
         let mounts = device.mounts()?;
         if let Some(other) = mounts.iter().find(|other| Some(*other) != mount) {

@@ -38,11 +38,11 @@ pub(crate) fn up(args: &UpArgs, root: &RunRoot) -> Result<()> {
     }
     if args.check {
         each(&entries, |config, entry| check(config, entry, root))?;
-        let count = entries.len();
-        return output::report(format_args!(
-            "{}: {count} devices, no fault found",
-            files.shown()
-        ));
+        let count = match entries.len() {
+            1 => "1 device".to_owned(),
+            count => format!("{count} devices"),
+        };
+        return output::report(format_args!("{}: {count}, no fault found", files.shown()));
     }
     let mut sockets = inherited::take()?;
     if !sockets.is_empty() && entries.len() != 1 {

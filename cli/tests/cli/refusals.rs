@@ -87,6 +87,14 @@ fn nonsense_exits_2_with_one_line() {
         (&["top", "--interval=0"], "--interval"),
         (&["recompress", "a", "type=warm"], "idle"),
         (&["train-dict", "dict"], "FILES"),
+        (
+            &["mount", "--rootless", "--size=1G", "--fs=xfs", "mnt"],
+            "ext4",
+        ),
+        (
+            &["mount", "--rootless", "--size=1G", "--user=x", "mnt"],
+            "--user",
+        ),
         (&["completions", "tcsh"], "bash"),
         (&["up", "--check", "--foreground"], "--foreground"),
         (&["up", "a.toml", "b.toml"], "one file"),

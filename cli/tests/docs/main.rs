@@ -50,6 +50,14 @@ clean_up() {
 trap clean_up EXIT
 "#;
 
+/// `/dev/fuse` is for everybody, as most distributions have it.
+const OPEN_FUSE: &str = "\
+mkdir /tmp/dev
+mount -t tmpfs tmpfs /tmp/dev
+mknod -m 666 /tmp/dev/fuse c 10 229
+mount --bind /tmp/dev/fuse /dev/fuse
+";
+
 /// Waits until a server in the background has said what the page shows.
 const FUNCTIONS: &str = r#"
 set -u
@@ -117,7 +125,7 @@ impl Run {
         let dir = self.dir.path().display();
         script += &if page.is_user_s {
             format!(
-                "mkdir -m 700 /tmp/run\nchown nobody /tmp/run {dir}\nXDG_RUNTIME_DIR=/tmp/run setpriv \
+                "mkdir -m 700 /tmp/run\nchown nobody /tmp/run {dir}\n{OPEN_FUSE}XDG_RUNTIME_DIR=/tmp/run setpriv \
                  --reuid=nobody --regid=nogroup --clear-groups bash -s <{commands}\n"
             )
         } else {
@@ -156,7 +164,11 @@ impl Run {
             };
             let output =
                 fs::read_to_string(self.path(&format!("{number}.out"))).unwrap_or_default();
-            let output = output.replace("/tmp/page/", "");
+            // As on a user's machine.
+            let output = output
+                .replace("/tmp/page/", "")
+                .replace("/tmp/home/", "/home/me/")
+                .replace("/tmp/run/", "/run/user/1000/");
             let status =
                 fs::read_to_string(self.path(&format!("{number}.status"))).unwrap_or_default();
             let succeeded = status.trim() == "0";

@@ -5,6 +5,7 @@ mod images;
 mod keeper;
 mod kills;
 mod layers;
+mod rootless;
 mod sectors;
 mod storm;
 mod takedown;

@@ -260,7 +260,7 @@ fn free_stopping(dir: &RunDir, record: &Record, over: Over, unhurried: bool) {
         Vec::new()
     });
     attached.retain(|device| match device {
-        Attachment::Loop(_) => over == Over::Fuse,
+        Attachment::Loop(_) | Attachment::Fuse2fs(_) => over == Over::Fuse,
         Attachment::Nbd(_) => over == Over::Nbd,
     });
     release::free_stopping(&attached, unhurried);

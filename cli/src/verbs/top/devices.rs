@@ -102,33 +102,48 @@ pub(super) fn draw(frame: &mut Frame<'_>, area: Rect, watch: &Watch) {
     }
     let devices = watch.devices.iter();
     let longest = devices.clone().map(|d| d.name.as_str().chars().count());
+    let width = block.inner(area).width;
     let columns = columns(
-        block.inner(area).width,
+        width,
         longest.max().unwrap_or(0),
         devices
             .clone()
             .any(|d| d.stats().is_some_and(|s| s.restore_bytes_left > 0)),
     );
     // Figures are never cut off before the name is.
+    let taken: u16 = columns.iter().map(|column| column.width + 1).sum();
+    let name_width = usize::from(width.saturating_sub(taken));
     let figures = columns.iter().map(|c| Constraint::Length(c.width));
     let widths = [Constraint::Fill(1)].into_iter().chain(figures);
     let heads = columns.iter().map(|column| figure(column.head.to_owned()));
     let head = [Cell::from("NAME")].into_iter().chain(heads);
-    let table = Table::new(devices.map(|device| row(device, &columns)), widths)
-        .header(Row::new(head).style(Style::new().add_modifier(Modifier::BOLD)))
-        .row_highlight_style(Style::new().add_modifier(Modifier::REVERSED))
-        .block(block);
+    let table = Table::new(
+        devices.map(|device| row(device, name_width, &columns)),
+        widths,
+    )
+    .header(Row::new(head).style(Style::new().add_modifier(Modifier::BOLD)))
+    .row_highlight_style(Style::new().add_modifier(Modifier::REVERSED))
+    .block(block);
     let mut state = TableState::new().with_selected(Some(watch.selected));
     frame.render_stateful_widget(table, area, &mut state);
 }
 
-fn row(device: &Watched, columns: &[&Column]) -> Row<'static> {
+fn row(device: &Watched, name_width: usize, columns: &[&Column]) -> Row<'static> {
     let figures = columns.iter().map(|column| {
         let stats = device.stats();
         figure(stats.map_or_else(|| "?".to_owned(), |stats| (column.figure)(device, stats)))
     });
-    let name = Cell::from(device.name.to_string());
+    let name = Cell::from(shortened(device.name.as_str(), name_width));
     Row::new([name].into_iter().chain(figures))
+}
+
+/// A name of at most so many characters; one that was cut ends with an ellipsis.
+fn shortened(name: &str, width: usize) -> String {
+    if name.chars().count() <= width {
+        return name.to_owned();
+    }
+    let kept = name.chars().take(width.saturating_sub(1));
+    kept.chain(['…']).collect()
 }
 
 /// Figures stand to the right.

@@ -66,7 +66,7 @@ fn draw_lines(frame: &mut Frame<'_>, area: Rect, device: &Watched) {
     let limit = device.stats().map_or(0, |stats| stats.mem_limit);
     let used = format!("memory {}", bytes(now(&history.memory)));
     let (out, back) = (count(now(&history.spilled)), count(now(&history.read_back)));
-    let traffic = format!("spilled {out}/s, read back {back}/s");
+    let traffic = format!("spilled {out}/s, back {back}/s");
     sparkline(frame, reads, &reading, &history.reads, None, Color::Green);
     sparkline(
         frame,
@@ -118,7 +118,7 @@ fn sparkline(
 
 /// The selected device's pages, from its start to its end; returns how many cells there is room for.
 fn draw_map(frame: &mut Frame<'_>, area: Rect, watch: &Watch) -> u64 {
-    let block = Block::bordered().title(legend());
+    let block = Block::bordered().title(legend(area.width.saturating_sub(2)));
     let inner = block.inner(area);
     frame.render_widget(block, area);
     if let Some(map) = &watch.map {
@@ -149,12 +149,32 @@ fn style(kind: Kind) -> Style {
     Style::new().fg(colour)
 }
 
-fn legend() -> Line<'static> {
-    let kinds = Kind::ALL.into_iter().flat_map(|kind| {
-        let letter = Span::styled(kind.letter().to_string(), style(kind));
-        [letter, Span::raw(format!(" {}  ", kind.label()))]
-    });
-    Line::from_iter([Span::raw(" pages: ")].into_iter().chain(kinds))
+/// What the letters mean, as far as that goes in a width.
+fn legend(width: u16) -> Line<'static> {
+    let written = |head, gap, words: fn(Kind) -> &'static str| {
+        let kinds = Kind::ALL.into_iter().flat_map(move |kind| {
+            let letter = Span::styled(kind.letter().to_string(), style(kind));
+            [letter, Span::raw(format!(" {}{gap}", words(kind)))]
+        });
+        Line::from_iter([Span::raw(head)].into_iter().chain(kinds))
+    };
+    let whole = [
+        written(" pages: ", "  ", Kind::label),
+        written(" pages: ", "  ", short_label),
+    ];
+    let fits = |line: &Line<'_>| line.width() <= usize::from(width);
+    let fitting = whole.into_iter().find(fits);
+    fitting.unwrap_or_else(|| written(" ", " ", short_label))
+}
+
+fn short_label(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Empty => "empty",
+        Kind::SameFilled => "same",
+        Kind::Resident => "mem",
+        Kind::Huge => "raw",
+        Kind::WrittenBack => "spilled",
+    }
 }
 
 #[cfg(test)]
@@ -162,7 +182,7 @@ mod tests {
     use ratatui::Terminal;
     use ratatui::backend::TestBackend;
     use ratatui::buffer::Cell;
-    use uzram::Stats;
+    use uzram::{MapCell, Stats};
 
     use super::*;
 
@@ -194,10 +214,28 @@ mod tests {
             stats.resident_pages = 25;
             stats
         };
-        let watch = Watch::of(&[
+        let mut watch = Watch::of(&[
             ("scratch", stats(45056)),
             ("vm-with-a-long-name", stats(1 << 20)),
         ]);
+        let history = &mut watch.devices[0].history;
+        let wave = (0..200).map(|i| 1000 + 40 * (i % 50));
+        history.reads.extend(wave.clone());
+        history.writes.extend(wave.clone().map(|n| n / 2));
+        history.memory.extend(wave.map(|n| n << 12));
+        history.spilled.extend((0..200).map(|i| i % 7));
+        history.read_back.push_back(12345);
+        let cell = |i: u64| match i / 60 % 5 {
+            0 => MapCell::from([1, 0, 0, 0]),
+            1 => MapCell::from([0, 2, 1, 0]),
+            2 => MapCell::from([0, 0, 3, 0]),
+            3 => MapCell::from([0, 1, 0, 2]),
+            _ => MapCell::default(),
+        };
+        watch.map = Some(Cells {
+            pages: 16384,
+            cells: (0..600).map(cell).collect(),
+        });
         let sizes = [
             (120, 40, include_str!("screens/120x40.txt")),
             (80, 24, include_str!("screens/80x24.txt")),
