@@ -1,4 +1,5 @@
-//! Tells the program its version, with the commit it is built from where there is git: `0.1.0 (e02b6df123)`.
+//! Tells the program its version, with the commit it is built from where there is git: `0.1.0 (e02b6df123)`; and that
+//! commit's day, for the man pages.
 
 use std::process::Command;
 
@@ -9,6 +10,8 @@ fn main() {
         version = format!("{version} ({commit})");
     }
     println!("cargo:rustc-env=UZRAM_VERSION={version}");
+    let day = git(&["log", "-1", "--format=%cs"]).unwrap_or_default();
+    println!("cargo:rustc-env=UZRAM_DAY={day}");
     // Grows with each commit that is made or checked out.
     if let Some(log) = git(&["rev-parse", "--git-path", "logs/HEAD"]) {
         println!("cargo:rerun-if-changed={log}");

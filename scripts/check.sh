@@ -43,7 +43,7 @@ grep '^|' SECURITY.md | grep -owE '[a-z0-9]+(_[a-z0-9]+)+' | while read -r name;
 done
 
 if command -v shellcheck >/dev/null; then
-    shellcheck -x scripts/*.sh scripts/bench/*.sh .ci/run cli/tests/guest/{init,*.sh}
+    shellcheck -x scripts/*.sh scripts/bench/*.sh .ci/run cli/tests/guest/{init,*.sh} cli/package/debian/*
 else
     echo "shellcheck is not installed: the scripts were not checked" >&2
 fi

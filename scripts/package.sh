@@ -66,7 +66,8 @@ bill.pop("serialNumber", None)
 bill.get("metadata", {}).pop("timestamp", None)
 json.dump(bill, sys.stdout, indent=1, sort_keys=True)
 END
-    rm cli/uzram.cdx.json cli/../uzram.cdx.json 2>/dev/null || true
+    # One beside each package of the workspace.
+    rm uzram.cdx.json cli/uzram.cdx.json tests/support/uzram.cdx.json
 }
 
 build_packages() {

@@ -8,7 +8,7 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 need_rust
-need_packages btrfs busybox certtool cpio e2fsck findmnt fallocate fio flock fs_mark fuse2fs fusermount3 losetup mkfs.erofs mkfs.xfs \
+need_packages btrfs busybox certtool cpio e2fsck findmnt fallocate fio flock fs_mark fuse2fs fusermount3 losetup mandoc mkfs.erofs mkfs.xfs \
     mksquashfs mount nbd-client nbdcopy nbdfuse nbdinfo nbdkit nbdsh openssl partx prlimit python3 qemu-img qemu-io \
     rsync strace stress-ng systemd-analyze tmux xz
 

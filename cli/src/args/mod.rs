@@ -591,11 +591,11 @@ pub(crate) enum Column {
     Stored,
     /// Compressed bytes of that in memory.
     Compr,
-    /// Memory that they take.
+    /// Memory that its pages take.
     Memory,
-    /// The most of that.
+    /// Its memory limit.
     Limit,
-    /// What is spilled takes.
+    /// Bytes that its spill takes.
     Backing,
     /// How pages are compressed.
     Algorithm,

@@ -33,7 +33,6 @@ fn page(dir: &Path, name: &str, command: clap::Command, see: &str) -> io::Result
     let after = command.get_after_help().map(ToString::to_string);
     let man = Man::new(command.name(title));
     let mut text = Vec::new();
-    man.render_title(&mut text)?;
     man.render_name_section(&mut text)?;
     man.render_synopsis_section(&mut text)?;
     man.render_description_section(&mut text)?;
@@ -43,7 +42,56 @@ fn page(dir: &Path, name: &str, command: clap::Command, see: &str) -> io::Result
     }
     text.write_all(sections(&after.unwrap_or_default()).as_bytes())?;
     text.write_all(see.as_bytes())?;
-    fs::write(dir.join(format!("{name}.1")), text)
+    let (title, day) = (name.to_uppercase(), env!("UZRAM_DAY"));
+    let version = env!("CARGO_PKG_VERSION");
+    let head = format!(
+        ".ie \\n(.g .ds Aq \\(aq\n.el .ds Aq '\n.TH {title} 1 \"{day}\" \"uzram {version}\"\n"
+    );
+    let text = String::from_utf8_lossy(&text);
+    fs::write(dir.join(format!("{name}.1")), head + &tidy(&text))
+}
+
+/// The same page in lines as mandoc(1) likes them: each of at most 80 characters, with no space at its end and no request
+/// that does nothing.
+fn tidy(roff: &str) -> String {
+    const WIDTH: usize = 80;
+    // Each part that clap makes says again what an apostrophe is.
+    let roff = roff
+        .replace(".ie \\n(.g .ds Aq \\(aq\n.el .ds Aq '\n", "")
+        .replace(".br\n\n.br\n", ".sp\n");
+    let (mut tidy, mut after_heading, mut is_verbatim) = (String::new(), false, false);
+    for line in roff.lines().map(str::trim_end) {
+        let is_request = line.starts_with('.');
+        match line {
+            "" | ".PP" if after_heading => continue,
+            ".nf" => is_verbatim = true,
+            ".fi" => is_verbatim = false,
+            _ => {}
+        }
+        after_heading = line.starts_with(".SH");
+        let mut column = 0;
+        for word in line.split(' ') {
+            if column > 0 && column + 1 + word.len() > WIDTH && !is_request && !is_verbatim {
+                // Where a line begins these would be requests.
+                let shield = if word.starts_with(['.', '\'']) {
+                    "\\&"
+                } else {
+                    ""
+                };
+                tidy.push_str(&format!("\n{shield}{word}"));
+                column = shield.len() + word.len();
+                continue;
+            }
+            if column > 0 {
+                tidy.push(' ');
+                column += 1;
+            }
+            tidy.push_str(word);
+            column += word.len();
+        }
+        tidy.push('\n');
+    }
+    tidy
 }
 
 /// What ends a verb's help, as `examples` has it, in roff: what is typed stays as it is.
@@ -85,6 +133,18 @@ fn escaped(line: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lines_are_short_and_requests_do_something() {
+        let long = "word ".repeat(20);
+        let roff = format!(".SH A\n.PP\n{long}\n.br\n\n.br\nB\n.nf\n{long}.\n.fi\n");
+        let tidy = tidy(&roff);
+        let lines: Vec<_> = tidy.lines().collect();
+        assert_eq!(lines[1].len(), 79, "{tidy}");
+        assert_eq!(lines[..3].concat().matches("word").count(), 20);
+        assert_eq!(lines[3..6], [".sp", "B", ".nf"]);
+        assert_eq!(lines[6], format!("{long}."));
+    }
 
     #[test]
     fn what_is_typed_stays_as_it_is() {

@@ -7,6 +7,28 @@ use crate::{recompress, scrub};
 use support::World;
 
 #[test]
+fn man_pages_are_clean() {
+    let world = World::new();
+    let pages = world.dir("man");
+    world.ok(&["man", "man"]);
+    let pages = fs::read_dir(pages).unwrap();
+    let pages: Vec<_> = pages.map(|page| page.unwrap().path()).collect();
+    assert!(pages.len() > 20, "{pages:?}");
+    // Of a tree without git there is no day to tell.
+    let mut lint = Command::new("mandoc");
+    let Ok(said) = lint.args(["-Tlint"]).args(&pages).output() else {
+        eprintln!("SKIPPED: man_pages_are_clean needs mandoc");
+        return;
+    };
+    let said = String::from_utf8(said.stdout).unwrap() + &String::from_utf8(said.stderr).unwrap();
+    let flaws: Vec<_> = said
+        .lines()
+        .filter(|line| !line.contains("missing date"))
+        .collect();
+    assert!(flaws.is_empty(), "{}", flaws.join("\n"));
+}
+
+#[test]
 fn typos_get_a_suggestion() {
     let world = World::new();
     let _server = world.serve(&["scratch", "--size=1M"]);
