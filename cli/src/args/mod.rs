@@ -11,11 +11,12 @@ mod values;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use clap_complete::engine::{ArgValueCandidates, ArgValueCompleter};
-use uzram::SectorSize;
+use uzram::{Algorithm, SectorSize};
 
 pub(crate) use self::device::{DeviceArgs, ExportArgs, SandboxMode, TlsMode};
 pub(crate) use self::fs_type::FsType;
@@ -26,9 +27,22 @@ use crate::base::failure::Usage;
 use crate::base::name::Name;
 use crate::base::spelling;
 
+/// The version, and what was built into it. The command is built with all of the library's frontends.
+fn long_version() -> &'static str {
+    static TEXT: OnceLock<String> = OnceLock::new();
+    TEXT.get_or_init(|| {
+        let algorithms: Vec<_> = Algorithm::ALL.iter().map(|known| known.name()).collect();
+        format!(
+            "{}\nalgorithms: {}\nfeatures: nbd, tls, fuse, encrypt",
+            env!("UZRAM_VERSION"),
+            algorithms.join(", ")
+        )
+    })
+}
+
 /// zram in userspace: compressed RAM disks that spill their coldest pages to a file.
 #[derive(Debug, Parser)]
-#[command(name = "uzram", version = env!("UZRAM_VERSION"), after_help = examples::UZRAM, max_term_width = 100)]
+#[command(name = "uzram", version = env!("UZRAM_VERSION"), long_version = long_version(), after_help = examples::UZRAM, max_term_width = 100)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) verb: Verb,

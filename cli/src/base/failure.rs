@@ -156,7 +156,7 @@ pub(crate) fn clap_line(error: &clap::Error) -> String {
 
 /// How to do here what another tool has a verb for.
 fn way_to(error: &clap::Error) -> Option<String> {
-    const WAYS: [(&[&str], &str); 3] = [
+    const WAYS: [(&[&str], &str); 4] = [
         (
             &["create", "add", "new", "start", "run", "init"],
             "uzram serve NAME --size SIZE serves a device, uzram mount --size SIZE DIR mounts one",
@@ -169,6 +169,7 @@ fn way_to(error: &clap::Error) -> Option<String> {
             &["resize", "grow"],
             "uzram set NAME disksize=SIZE makes a device larger",
         ),
+        (&["version"], "uzram --version prints it"),
     ];
     let Some(ContextValue::String(typed)) = error.get(ContextKind::InvalidSubcommand) else {
         return None;

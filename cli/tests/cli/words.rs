@@ -233,7 +233,9 @@ fn other_tools_words_lead_on() {
         (&["ls"], "vm"),
         (&["status", "vm"], "stored"),
         (&["info", "vm"], "stored"),
-        (&["--version"], "uzram 0."),
+        (&["-V"], "uzram 0."),
+        (&["--version"], "\nalgorithms: lz4, "),
+        (&["--version"], "\nfeatures: nbd, tls, fuse, encrypt\n"),
     ] {
         let text = world.ok(args);
         assert!(text.contains(said), "{args:?}: {text}");
@@ -242,6 +244,7 @@ fn other_tools_words_lead_on() {
         ("create", "uzram serve NAME --size SIZE"),
         ("delete", "uzram stop NAME"),
         ("resize", "uzram set NAME disksize=SIZE"),
+        ("version", "uzram --version"),
     ] {
         let line = world.refused(2, &[verb, "vm"]);
         assert!(line.contains(way), "{line}");
