@@ -40,7 +40,7 @@ impl Writer {
     /// Makes `pages` zeroes that cost nothing; returns how many held data in memory or spilled.
     ///
     /// # Errors
-    /// [`Error::NoSpace`] for a device with an image, which has to remember it.
+    /// [`crate::Error::NoSpace`] for a device with an image, which has to remember it.
     pub(crate) fn discard(&self, pages: Range<u64>) -> Result<u64> {
         match self.engine.origin {
             Origin::Blank => Ok(self.clear(pages)),
@@ -53,7 +53,7 @@ impl Writer {
     /// Makes `pages` zeroes that are kept as data.
     ///
     /// # Errors
-    /// [`Error::NoSpace`] without room for the slots.
+    /// [`crate::Error::NoSpace`] without room for the slots.
     pub(crate) fn fill_zero(&self, pages: Range<u64>) -> Result<()> {
         match self.engine.origin {
             Origin::Snapshot(_) => self.zero(pages).map(drop),
@@ -113,7 +113,7 @@ impl Writer {
     /// data before.
     ///
     /// # Errors
-    /// [`Error::NoSpace`]; those of writing to the image, where tables get room by that.
+    /// [`crate::Error::NoSpace`]; those of writing to the image, where tables get room by that.
     fn zero(&self, pages: Range<u64>) -> Result<u64> {
         let shards = &self.engine.shards;
         let mut held = 0;

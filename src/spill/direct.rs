@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use super::blocks::{BLOCK, BlockBuf, is_aligned};
 
 thread_local! {
-    /// Where a read that is not aligned lands first.
+    /// Where a read that is not aligned goes first.
     static BOUNCE: RefCell<BlockBuf> = RefCell::default();
 }
 

@@ -14,7 +14,7 @@ use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::waker::Waker;
 
-/// Live bytes at which a segment becomes worth a look by the cleaner.
+/// Live bytes at which a segment becomes worth a look by cleaning.
 const SPARSE: u32 = SEGMENT_BYTES as u32 / 2;
 
 /// How often places may be given out again in one use of a segment. The numbers of uses are further

@@ -4,11 +4,10 @@ use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
-use support::HANG;
+use support::eventually;
 use uzram::{Attribute, BlockDevice};
 
 use crate::rig::{MIB, PAGE, Served, can_mount, errno};
@@ -107,10 +106,7 @@ fn attributes_read_and_write_as_in_sysfs() {
     assert!(!echo("1", "reset"), "disk is open");
     drop(disk);
     // The kernel tells of a close after it returns.
-    let deadline = Instant::now() + HANG;
-    while served.device.is_in_use() && Instant::now() < deadline {
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    eventually("closed", || !served.device.is_in_use());
     assert!(echo("1", "reset"));
     assert_eq!(served.device.stats().orig_data_size, 0);
 }

@@ -5,11 +5,11 @@ use std::io::Write;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::process::Command;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
-use support::HANG;
+use support::{HANG, eventually};
 use uzram::fuse::{Mount, MountOptions, Mounted, detach_stale};
 use uzram::{Device, DeviceConfig, Error};
 
@@ -78,7 +78,7 @@ fn a_loop_device_under_load_does_not_hold_up_an_unmount() {
         }
         page_number
     });
-    std::thread::sleep(Duration::from_millis(200));
+    eventually("written to", || served.device.stats().same_pages > 0);
     let Served {
         mount,
         device: served,

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use support::HANG;
+use support::{HANG, eventually};
 use tempfile::TempDir;
 use uzram::BlockDevice;
 use uzram::nbd::{Address, Server, ServerConfig};
@@ -117,7 +117,26 @@ impl Fixture {
 
     /// Shows that another client is served at once.
     pub(crate) fn assert_serves(&self) {
-        let mut client = self.simple();
+        self.assert_serves_on(self.simple());
+    }
+
+    /// Shows that another client is served before long: those that are sent away to make room keep their
+    /// threads for a moment, of which there are twice as many as clients at most.
+    pub(crate) fn assert_has_room(&self) {
+        let mut client = self.connect();
+        eventually("served", || {
+            let is_greeted = client.stream.read_exact(&mut [0; 18]).is_ok();
+            if !is_greeted {
+                client = self.connect();
+            }
+            is_greeted
+        });
+        client.send(&3_u32.to_be_bytes());
+        client.go(NAME);
+        self.assert_serves_on(client);
+    }
+
+    fn assert_serves_on(&self, mut client: Client<UnixStream>) {
         client.request(READ, 0, 8192, 4096, &[]);
         assert_eq!(client.simple_reply(4096).0, 0);
         client.request(DISC, 0, 0, 0, &[]);

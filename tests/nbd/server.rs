@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use nbd::client::{NbdClient, handshake};
 use rustix::io::Errno;
-use support::{HANG, noise};
+use support::{HANG, eventually, noise};
 use uzram::nbd::{Address, Server, ServerConfig};
 use uzram::{Device, DeviceConfig, PageState};
 
@@ -239,11 +239,7 @@ fn shutdown_waits_for_what_is_under_way() {
     device.await_waiting(1);
     std::thread::scope(|scope| {
         let stopped = scope.spawn(|| fixture.server.shutdown(HANG));
-        let deadline = Instant::now() + SOON;
-        while fixture.socket.exists() {
-            assert!(Instant::now() < deadline, "it still takes clients");
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        eventually("closed to clients", || !fixture.socket.exists());
         std::thread::sleep(Duration::from_millis(100));
         assert!(!stopped.is_finished(), "requests are left");
         device.shut(0..0);
@@ -274,11 +270,7 @@ fn shutdown_does_not_wait_forever_for_the_device() {
     client.assert_closed();
     // What waited ends in peace when the device comes to.
     device.shut(0..0);
-    let deadline = Instant::now() + SOON;
-    while device.waiting() > 0 {
-        assert!(Instant::now() < deadline, "{} wait", device.waiting());
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    eventually("let go", || device.waiting() == 0);
 }
 
 #[test]
@@ -326,10 +318,7 @@ fn a_device_is_not_reset_under_its_clients() {
 
     client.request(DISC, 0, 0, 0, &[]);
     client.assert_closed();
-    let deadline = Instant::now() + SOON;
-    while device.is_in_use() && Instant::now() < deadline {
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    eventually("left", || !device.is_in_use());
     device.reset().expect("nobody is connected");
     assert_eq!(stored(), 0);
 }

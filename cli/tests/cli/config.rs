@@ -5,7 +5,7 @@ use std::process::Command;
 
 use crate::recompress::{copy, uri};
 use crate::scrub::fill;
-use support::{HANG, Serve, World, can_mount, ended, signal};
+use support::{HANG, Serve, World, can_mount, ended, eventually, signal};
 
 /// Names the file of devices that [`configure`] writes.
 pub(crate) const CONFIG: &str = "--config=uzram.toml";
@@ -405,11 +405,7 @@ fn a_server_of_swap_keeps_its_memory_and_gives_it_back() {
     let full = rss();
     assert!(full > 48 << 20, "{full}");
     world.ok(&["reset", "vm"]);
-    let begun = std::time::Instant::now();
-    while rss() > full - (40 << 20) {
-        assert!(begun.elapsed() < HANG, "{} of {full}", rss());
-        std::thread::sleep(std::time::Duration::from_millis(100));
-    }
+    eventually("given back", || rss() <= full - (40 << 20));
 }
 
 #[test]

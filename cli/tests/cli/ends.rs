@@ -5,11 +5,11 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::STOP;
 use support::full_pipe;
-use support::{HANG, Serve, World, can_mount, signal};
+use support::{HANG, Serve, World, can_mount, eventually, signal};
 
 #[test]
 fn either_signal_stops_an_idle_server() {
@@ -110,7 +110,11 @@ fn sigterm_under_load_leaves_nothing() {
             world.path("fuse").display(),
         )));
     }
-    std::thread::sleep(Duration::from_millis(500));
+    eventually("written to", || {
+        let stats: serde_json::Value =
+            serde_json::from_str(&world.ok(&["stat", "load", "--json"])).unwrap();
+        stats["orig_data_size"].as_u64().unwrap() > 0
+    });
     signal(server.pid(), "TERM");
     assert_eq!(server.ended(STOP), Some(0));
     assert_eq!(world.leftovers(), [""; 0]);

@@ -3,11 +3,10 @@
 use std::fs::{self, File};
 use std::io::{Read, Seek, Write};
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use crate::STOP;
 use crate::scrub::fill;
-use support::{HANG, Serve, World, signal};
+use support::{HANG, Serve, World, eventually, signal};
 
 fn spilled(world: &World, keep: &str) -> Serve {
     let keep = format!("--backing-keep={keep}");
@@ -76,11 +75,7 @@ fn a_wiped_spill_is_zeroes_before_it_is_gone() {
         }
         assert_eq!(spill.exists(), end == "found");
         // On a slow disk the overwriting goes on after the end.
-        let start = Instant::now();
-        while bytes_left(&file) > 0 {
-            assert!(start.elapsed() < HANG, "not wiped: {end}");
-            std::thread::sleep(Duration::from_millis(100));
-        }
+        eventually(&format!("wiped after {end}"), || bytes_left(&file) == 0);
     }
     fs::remove_file(&spill).unwrap();
     assert_eq!(world.leftovers(), [""; 0]);

@@ -5,13 +5,11 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::process::{Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use crate::export::nbdsh_at;
-use support::{HANG, Serve, World, can_mount, finish, one_line, signal};
+use support::{HANG, Serve, World, can_mount, eventually, finish, one_line, signal};
 
 /// Who is there on every machine.
 const USER: &str = "daemon";
@@ -66,14 +64,6 @@ impl Pair {
         let mut stderr = self.keeper.child.stderr.take().unwrap();
         stderr.read_to_string(&mut said).unwrap();
         said
-    }
-}
-
-fn wait_until(what: &str, is_so: impl Fn() -> bool) {
-    let begun = Instant::now();
-    while !is_so() {
-        assert!(begun.elapsed() < HANG, "{what}");
-        thread::sleep(Duration::from_millis(10));
     }
 }
 
@@ -218,7 +208,7 @@ fn whichever_of_the_two_is_told_to_end_both_do() {
             true => assert!(matches!(code, Some(0 | 1)), "{code:?}: {}", pair.said()),
             false => assert_eq!(code, Some(0), "{}", pair.said()),
         }
-        wait_until("the server is gone", || pair.is_gone());
+        eventually("gone", || pair.is_gone());
         assert_eq!(world.leftovers(), [""; 0]);
         assert!(!world.path("spill").exists());
     }
@@ -284,7 +274,7 @@ fn a_server_whose_keeper_is_killed_stops_and_the_next_command_clears() {
         if both {
             signal(pair.server, "KILL");
         }
-        wait_until("the server is gone", || pair.is_gone());
+        eventually("gone", || pair.is_gone());
         world.ok(&["detach", "vm"]);
         assert_eq!(world.leftovers(), [""; 0]);
         assert!(!world.path("spill").exists());

@@ -5,12 +5,11 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Instant;
 
 use serde_json::Value;
 
 use crate::scrub::fill;
-use support::{HANG, Serve, World, signal};
+use support::{HANG, Serve, World, eventually, signal};
 
 fn get(socket: &Path, head: &str) -> String {
     let mut stream = UnixStream::connect(socket).unwrap();
@@ -168,12 +167,9 @@ fn what_is_slow_is_logged() {
     ]);
     let _server = Serve::start(command.stderr(fs::File::create(&log).unwrap()));
     fill(&world);
-    let begun = Instant::now();
-    let said = || fs::read_to_string(&log).unwrap();
-    while !said().contains("slow write: ") {
-        assert!(begun.elapsed() < HANG, "{}", said());
-        std::thread::sleep(std::time::Duration::from_millis(50));
-    }
+    eventually("slow", || {
+        fs::read_to_string(&log).unwrap().contains("slow write: ")
+    });
     world.refused(2, &["serve", "a", "--size=1M", "--slow=0"]);
     let line = world.refused(2, &["serve", "a", "--size=1M", "--metrics=/x"]);
     assert!(

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use support::World;
+use support::{World, eventually};
 
 /// Copies this test's own program, rounded up to a MiB, onto the device; returns its bytes.
 pub(crate) fn fill(world: &World) -> Vec<u8> {
@@ -85,9 +85,5 @@ fn what_is_old_is_recompressed_unasked() {
     ];
     let _server = world.serve(&args);
     fill(&world);
-    let begun = std::time::Instant::now();
-    while stats(&world)["recompressed_pages"] == 0 {
-        assert!(begun.elapsed() < support::HANG, "{}", stats(&world));
-        std::thread::sleep(std::time::Duration::from_millis(100));
-    }
+    eventually("recompressed", || stats(&world)["recompressed_pages"] != 0);
 }

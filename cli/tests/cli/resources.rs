@@ -6,11 +6,9 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::thread;
-use std::time::{Duration, Instant};
 
 use crate::config::configure;
-use support::{HANG, Serve, World, can_mount, finish, signal};
+use support::{HANG, Serve, World, can_mount, finish, signal, within};
 
 /// A shell that has `file` open and locked (flock(2)) at two descriptors, and becomes the command that
 /// follows its words.
@@ -135,17 +133,6 @@ impl Drop for Few {
     fn drop(&mut self) {
         within(HANG, || fs::remove_dir(&self.group).is_ok());
     }
-}
-
-fn within(timeout: Duration, condition: impl Fn() -> bool) -> bool {
-    let deadline = Instant::now() + timeout;
-    while !condition() {
-        if Instant::now() > deadline {
-            return false;
-        }
-        thread::sleep(Duration::from_millis(5));
-    }
-    true
 }
 
 /// More threads than anything here begins with.

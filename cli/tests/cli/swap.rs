@@ -5,12 +5,11 @@ use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use crate::config::{CONFIG, configure};
-use support::{HANG, Serve, World, can_mount, ended, finish, one_line, signal};
+use support::{HANG, Serve, World, can_mount, ended, eventually, finish, one_line, signal, within};
 
 /// Swaps to a device `vm` with these keys, and returns what `up` says; `None`, and says so, where nobody
 /// may swap.
@@ -130,15 +129,8 @@ fn who_takes_the_place_of_a_killed_server_says_what_is_swapped_to() {
     let _area = Area(device.clone());
     let killed = pid(&world);
     signal(killed, "KILL");
-    let begun = Instant::now();
-    while Path::new("/proc")
-        .join(killed.to_string())
-        .join("exe")
-        .exists()
-    {
-        assert!(begun.elapsed() < HANG);
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    let exe = format!("/proc/{killed}/exe");
+    eventually("gone", || !Path::new(&exe).exists());
     let log = world.path("log");
     let mut command = world.command(&["serve", "vm", "--size=1M"]);
     let _server = Serve::start(command.stderr(fs::File::create(&log).unwrap()));
@@ -161,11 +153,7 @@ fn a_server_that_is_told_to_end_brings_back_what_was_swapped() {
     let device = &area(&world);
     let _area = Area(device.clone());
     signal(pid(&world), "TERM");
-    let begun = Instant::now();
-    while !areas_of("4").is_empty() {
-        assert!(begun.elapsed() < HANG, "it is swapped to still");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    eventually("brought back", || areas_of("4").is_empty());
 }
 
 /// Ctrl-C ends uzram and what it waits for, and the device is as it was.
@@ -194,11 +182,7 @@ fn a_swapoff_is_interrupted_and_that_is_said() {
     let path = std::env::var("PATH").unwrap();
     command.env("PATH", format!("{}:{path}", tools.display()));
     let mut down = command.spawn().unwrap();
-    let begun = Instant::now();
-    while !pid.exists() {
-        assert!(begun.elapsed() < HANG);
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    eventually("begun", || pid.exists());
     signal(down.id(), "INT");
     let status = ended(&mut down, HANG).expect("it ends");
     let mut said = String::new();
@@ -325,14 +309,13 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        let began = Instant::now();
-        while fs::remove_dir(&self.0).is_err() && began.elapsed() < HANG {
+        within(HANG, || {
             let processes = fs::read_to_string(self.0.join("cgroup.procs")).unwrap_or_default();
             for process in processes.lines() {
                 let _ = Command::new("kill").args(["-9", process]).status();
             }
-            std::thread::sleep(Duration::from_millis(20));
-        }
+            fs::remove_dir(&self.0).is_ok()
+        });
     }
 }
 

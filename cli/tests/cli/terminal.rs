@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::{recompress, save, scrub};
-use support::{HANG, World, finish, signal};
+use support::{HANG, World, eventually, finish, signal};
 
 /// A terminal of 100 columns and 36 lines; closed when dropped.
 pub(crate) struct Terminal {
@@ -242,11 +242,7 @@ fn top_ends_with_its_terminal() {
     terminal.until(|screen| screen.contains("q quit"));
     let pid = terminal.program();
     drop(terminal);
-    let begun = Instant::now();
-    while is_running(pid, "top") {
-        assert!(begun.elapsed() < HANG, "{pid} goes on");
-        thread::sleep(Duration::from_millis(20));
-    }
+    eventually("ended", || !is_running(pid, "top"));
 }
 
 /// Whether the process is there, is not only yet to be collected, and was called with `verb`.
@@ -351,11 +347,10 @@ fn said_on_a_terminal(world: &World, no_color: Option<&str>) -> String {
     }
     thread::scope(|scope| {
         let server = scope.spawn(|| finish(&mut command));
-        let begun = Instant::now();
-        while !world.run(&["stat", "a"]).status.success() {
-            assert!(begun.elapsed() < HANG && !server.is_finished());
-            thread::sleep(Duration::from_millis(20));
-        }
+        eventually("served", || {
+            assert!(!server.is_finished());
+            world.run(&["stat", "a"]).status.success()
+        });
         world.ok(&["stop", "a"]);
         let output = server.join().unwrap();
         assert!(output.status.success(), "{output:?}");

@@ -11,8 +11,9 @@ use rustix::process::Signal;
 
 use crate::rig::{
     Background, MIB, Scratch, Server, TaggedDisk, run, skip_without_mounts, skipped, stat,
-    status_of, tool, wait_until,
+    status_of, tool,
 };
+use support::{HANG, within};
 
 const ENOSPC: u32 = 28;
 /// How long after a fault a device may take to find out that it is over.
@@ -90,7 +91,7 @@ impl<'a> Fixture<'a> {
 
     /// The fault is over: before long every page can be written, and read.
     fn assert_recovers(&mut self) {
-        let well = wait_until(RECOVERY, || self.disk.write(0).is_ok());
+        let well = within(RECOVERY, || self.disk.write(0).is_ok());
         assert!(well, "still refused\n{}", self.server.log());
         self.fill();
         self.assert_all_readable();
@@ -194,9 +195,7 @@ fn writes_that_fail() {
             .arg(format!("inject={calls}:error=EIO"))
             .stderr(Stdio::null()),
     );
-    let traced = wait_until(Duration::from_secs(10), || {
-        !strace.is_running() || is_traced(&pid)
-    });
+    let traced = within(HANG, || !strace.is_running() || is_traced(&pid));
     if !traced || !strace.is_running() {
         skipped("writes that fail", "strace may not trace a server here");
         return;
@@ -283,10 +282,7 @@ impl FaultyDevice {
             mountpoint,
         };
         let disk = faulty.mountpoint.join("nbd");
-        assert!(
-            wait_until(Duration::from_secs(10), || disk.exists()),
-            "nbdfuse did not start"
-        );
+        assert!(within(HANG, || disk.exists()), "nbdfuse did not start");
         // Direct: what fails must fail now, not when the page cache is written back.
         let device = run(tool("losetup")
             .args(["-f", "--show", "--direct-io=on"])

@@ -7,10 +7,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::rig::{
-    Background, MIB, MemoryWatch, RealFiles, Scratch, Server, run, skipped, stat, wait_until,
-};
+use crate::rig::{Background, MIB, MemoryWatch, RealFiles, Scratch, Server, run, skipped, stat};
 use support::certificates::Certificates;
+use support::within;
 
 /// How long a guest may take.
 const GUEST_TIME: Duration = Duration::from_secs(580);
@@ -188,7 +187,7 @@ fn with_a_bell(scratch: &Scratch, script: &str, port: u16, answer: impl FnOnce()
         .stderr(said);
     let mut guest = Background::start(&mut command);
     let mut rung = None;
-    wait_until(GUEST_TIME, || {
+    within(GUEST_TIME, || {
         rung = bell.accept().ok();
         rung.is_some() || !guest.is_running()
     });

@@ -3,9 +3,9 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
-use crate::rig::{MIB, MemoryWatch, RealFiles, Scratch, Server, run, stat, tool, wait_until};
+use crate::rig::{MIB, MemoryWatch, RealFiles, Scratch, Server, run, stat, tool};
+use support::{HANG, within};
 
 const BYTES: u64 = 512 * MIB;
 const LIMIT: u64 = 64 * MIB;
@@ -66,7 +66,7 @@ fn more_than_the_limit_comes_back_and_leaves_nothing() {
         assert_eq!(empty.get(key), 0, "{key} after everything was discarded");
     }
     let mut rss = 0;
-    let fell = wait_until(Duration::from_secs(10), || {
+    let fell = within(HANG, || {
         rss = stat(&scratch, server.name()).get("rss_bytes");
         rss < 96 * MIB
     });

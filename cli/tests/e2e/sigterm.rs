@@ -9,8 +9,9 @@ use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
 use crate::rig::{
     Background, MIB, MountPoint, Scratch, Server, loops_in, mounts_in, skip_without_mounts, stat,
-    tool, uzram, wait_until,
+    tool, uzram,
 };
+use support::{HANG, within};
 
 #[test]
 fn a_server_under_nbd_load_stops() {
@@ -76,7 +77,7 @@ fn a_server_under_a_busy_file_system_stops() {
     assert!(load.is_running(), "the load ended by itself");
     let server = server_of(&scratch);
     kill_process(server, Signal::TERM).expect("the server runs");
-    let gone = wait_until(Duration::from_secs(5), || {
+    let gone = within(Duration::from_secs(5), || {
         test_kill_process(server).is_err()
     });
     assert!(gone, "the server still runs 5 s after SIGTERM");
@@ -87,7 +88,7 @@ fn a_server_under_a_busy_file_system_stops() {
 
 /// Waits until the load has gone past the limit.
 fn await_spilling(scratch: &Scratch, name: &str) {
-    let spills = wait_until(Duration::from_secs(60), || {
+    let spills = within(HANG, || {
         stat(scratch, name).get("written_back_pages") > 1000
     });
     let now = stat(scratch, name);
@@ -115,7 +116,7 @@ fn server_of(scratch: &Scratch) -> Pid {
 
 fn assert_nothing_left(scratch: &Scratch) {
     let mut left = Vec::new();
-    let nothing = wait_until(Duration::from_secs(10), || {
+    let nothing = within(HANG, || {
         left = mounts_in(scratch.path());
         left.extend(loops_in(scratch.path()));
         let entries = fs::read_dir(scratch.run_dir()).expect("the run directory");

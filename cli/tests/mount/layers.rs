@@ -3,11 +3,9 @@
 use std::fs::{self, File};
 use std::path::Path;
 use std::process::Command;
-use std::thread;
-use std::time::{Duration, Instant};
 
 use crate::{alone, text, tool};
-use support::{HANG, World, can_mount, finish};
+use support::{HANG, World, can_mount, finish, within};
 
 /// Bytes that are there, also once all others have been spilled.
 fn holds(path: &Path, bytes: &[u8]) {
@@ -35,10 +33,7 @@ impl Drop for Loop {
         let _ = Command::new("losetup").args(["--detach", &self.0]).output();
         // What looks at it, udev say, keeps it for a while.
         let bound = Path::new("/sys/block").join(self.0.trim_start_matches("/dev/"));
-        let deadline = Instant::now() + HANG;
-        while bound.join("loop/backing_file").exists() && Instant::now() < deadline {
-            thread::sleep(Duration::from_millis(5));
-        }
+        within(HANG, || !bound.join("loop/backing_file").exists());
     }
 }
 

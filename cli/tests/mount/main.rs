@@ -18,11 +18,14 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use rustix::process::Signal;
 use serde_json::Value;
-use support::{HANG, Serve, World, can_mount, ended, finish, one_line, signal};
+use support::{
+    HANG, Serve, World, can_mount, ended, eventually, finish, is_pending, one_line, signal,
+    waits_handling, within,
+};
 
 /// What the contract gives a stop.
 const STOP: Duration = Duration::from_secs(5);
@@ -342,9 +345,9 @@ fn a_device_that_is_being_taken_down_is_down_after_ctrl_c() {
     let pid = disk.pid();
     signal(pid, "STOP");
     let mut umount = disk.world.command(&["umount", "mnt"]).spawn().unwrap();
-    thread::sleep(Duration::from_millis(500));
+    eventually("begun", || waits_handling(umount.id(), Signal::INT));
     signal(umount.id(), "INT");
-    thread::sleep(Duration::from_millis(100));
+    eventually("taken", || !is_pending(umount.id(), Signal::INT));
     signal(pid, "CONT");
     let status = ended(&mut umount, HANG).unwrap();
     let said = std::io::read_to_string(umount.stderr.unwrap()).unwrap();
@@ -397,7 +400,7 @@ fn sigterm_to_the_server_of_a_busy_file_system() {
         .stderr(std::process::Stdio::null())
         .spawn()
         .unwrap();
-    thread::sleep(Duration::from_millis(300));
+    eventually("written to", || within_mount.join("1").exists());
     let pid = disk.pid();
     signal(pid, "TERM");
     assert!(within(STOP, || is_gone(pid)), "the server goes on");
@@ -411,18 +414,6 @@ fn sigterm_to_the_server_of_a_busy_file_system() {
 /// Ended, if perhaps not yet collected by whatever is process 1 here.
 fn is_gone(pid: u32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z "))
-}
-
-/// Whether `done` comes true within `timeout`.
-fn within(timeout: Duration, done: impl Fn() -> bool) -> bool {
-    let deadline = Instant::now() + timeout;
-    while !done() {
-        if Instant::now() > deadline {
-            return false;
-        }
-        thread::sleep(Duration::from_millis(10));
-    }
-    true
 }
 
 #[test]
@@ -490,9 +481,7 @@ fn an_interrupt_undoes_everything() {
     let path = format!("{}:{}", bin.display(), env::var("PATH").unwrap());
     let args = ["mount", "--size=64M", "mnt"];
     let child = disk.world.command(&args).env("PATH", path).spawn().unwrap();
-    while !started.exists() {
-        thread::sleep(Duration::from_millis(5));
-    }
+    eventually("started", || started.exists());
     signal(child.id(), "INT");
     let output = child.wait_with_output().unwrap();
     let line = one_line(&output, 1, &args);

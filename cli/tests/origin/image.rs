@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::client::{Client, PAGE, SEND_FLUSH, SEND_FUA};
 use support::full_pipe;
 use support::noise;
-use support::{HANG, Serve, World, one_line, signal};
+use support::{HANG, Serve, World, eventually, one_line, signal};
 
 /// A world with an image in it of so many pages full of 7.
 fn image(pages: usize) -> (World, PathBuf, String) {
@@ -117,12 +117,10 @@ fn start_unread(world: &World, command: &mut Command) -> Serve {
     let mut server = Serve {
         child: command.spawn().unwrap(),
     };
-    let begun = Instant::now();
-    while !world.rundir().join("x/control.sock").exists() {
-        let ended = server.child.try_wait().unwrap();
-        assert!(ended.is_none() && begun.elapsed() < HANG, "it starts");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    eventually("started", || {
+        assert!(server.child.try_wait().unwrap().is_none());
+        world.rundir().join("x/control.sock").exists()
+    });
     server
 }
 

@@ -23,6 +23,8 @@ mod tables;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use support::eventually;
+
 use super::Device;
 use crate::algorithm::Algorithm;
 use crate::block_device::BlockDevice;
@@ -97,15 +99,4 @@ fn like_1() -> u64 {
     (3..10_000)
         .find(|&tag| len(tag) == len(1))
         .expect("lengths repeat")
-}
-
-fn eventually(what: &str, condition: impl Fn() -> bool) {
-    let start = Instant::now();
-    while !condition() {
-        assert!(
-            start.elapsed() < Duration::from_secs(120),
-            "not {what} after two minutes"
-        );
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }

@@ -120,8 +120,11 @@ impl DestageBatch {
     pub(super) fn write(&mut self, engine: &Engine, image: &Arc<dyn Image>) -> Written {
         // In the order of pages, and then of shards again, so that few locks are taken.
         self.entries.sort_unstable_by_key(|entry| entry.page);
-        let mut written = Written::default();
-        let parts = self.lay_out(engine, &mut written.failure);
+        let (parts, failure) = self.lay_out(engine);
+        let mut written = Written {
+            failure,
+            ..Written::default()
+        };
         let (parts, failed) = self.writers.write(image, parts, &mut self.bytes);
         let failed_at = |page: PageIndex| {
             let at = u64::from(page.0) << PAGE_SHIFT;
@@ -147,9 +150,9 @@ impl DestageBatch {
     }
 
     /// Decompresses the pages into the bytes to be written; returns the parts. A page that cannot
-    /// be is left out.
-    fn lay_out(&mut self, engine: &Engine, failure: &mut Option<Error>) -> Vec<Part> {
-        let mut parts: Vec<Part> = Vec::new();
+    /// be is left out, and why the last of them is returned.
+    fn lay_out(&mut self, engine: &Engine) -> (Vec<Part>, Option<Error>) {
+        let (mut parts, mut failure) = (Vec::<Part>::new(), None);
         self.bytes.clear();
         for entry in &mut self.entries {
             let start = self.bytes.len();
@@ -169,7 +172,7 @@ impl DestageBatch {
                     let object = &self.scratch[at..at + len];
                     let algorithms = &engine.codecs;
                     if algorithms.decompress(codec, object, &mut page).is_err() {
-                        *failure = Some(Error::Corrupt { page: entry.page.0 });
+                        failure = Some(Error::Corrupt { page: entry.page.0 });
                         continue;
                     }
                     self.bytes.extend_from_slice(&page);
@@ -189,7 +192,7 @@ impl DestageBatch {
                 }),
             }
         }
-        parts
+        (parts, failure)
     }
 
     /// Looks at the pages again, after they were written or not, and forgets them.

@@ -12,13 +12,16 @@ pub mod certificates;
 pub mod corpus;
 pub mod offered;
 mod random;
+mod waiting;
 mod world;
 
 use std::time::Duration;
 
 pub use self::random::{Random, noise, noise_page};
+pub use self::waiting::{eventually, within};
 pub use self::world::{
-    Serve, World, can_mount, ended, finish, full_pipe, is_saving, one_line, program, signal,
+    Serve, World, can_mount, ended, finish, full_pipe, is_pending, is_saving, one_line, program,
+    signal, waits_handling,
 };
 
 /// Bound on what should take no time at all, on a machine that is busy with everything else.

@@ -8,6 +8,8 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
+
 use crate::HANG;
 
 /// The `uzram` command that was built with the tests: it lies beside the directory of their programs.
@@ -225,6 +227,34 @@ pub fn signal(pid: u32, signal: &str) {
         .status()
         .unwrap();
     assert!(status.success());
+}
+
+/// Whether a process has been sent a signal that it has not taken yet.
+pub fn is_pending(pid: u32, signal: Signal) -> bool {
+    let status = status(pid);
+    ["SigPnd:", "ShdPnd:"]
+        .iter()
+        .any(|mask| has(&status, mask, signal))
+}
+
+/// Whether a process that handles a signal waits for something.
+pub fn waits_handling(pid: u32, signal: Signal) -> bool {
+    let status = status(pid);
+    has(&status, "SigCgt:", signal)
+        && ["State:\tS", "State:\tD"]
+            .iter()
+            .any(|at| status.contains(at))
+}
+
+fn status(pid: u32) -> String {
+    fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default()
+}
+
+/// Whether a signal is in a mask of a process's status.
+fn has(status: &str, mask: &str, signal: Signal) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix(mask));
+    let mask = mask.map_or(0, |mask| u64::from_str_radix(mask.trim(), 16).unwrap());
+    mask >> (signal.as_raw() - 1) & 1 == 1
 }
 
 /// A server in the foreground; killed when dropped.

@@ -8,7 +8,6 @@ mod tagged;
 mod tools;
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 pub(crate) use data::RealFiles;
 pub(crate) use mount::{MountPoint, loops_in, mounts_in, skip_without_mounts};
@@ -49,21 +48,5 @@ impl Scratch {
     /// Where this test's servers keep their sockets, `UZRAM_RUNDIR`.
     pub(crate) fn run_dir(&self) -> PathBuf {
         self.path().join("run")
-    }
-}
-
-/// Asks until `done` says so or `bound` has passed; returns whether it did.
-pub(crate) fn wait_until(bound: Duration, mut done: impl FnMut() -> bool) -> bool {
-    let began = Instant::now();
-    let mut pause = Duration::from_millis(1);
-    loop {
-        if done() {
-            return true;
-        }
-        if began.elapsed() > bound {
-            return false;
-        }
-        std::thread::sleep(pause);
-        pause = (pause * 2).min(Duration::from_millis(20));
     }
 }

@@ -8,8 +8,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process_group};
-
-use super::wait_until;
+use support::within;
 
 /// How long a program may take that should take seconds: a bound on hangs, not a measure of speed.
 const TIMEOUT: Duration = Duration::from_secs(600);
@@ -138,7 +137,7 @@ impl Background {
 
     /// Waits for the program itself, `None` if it still runs after `bound`.
     pub(crate) fn wait(&mut self, bound: Duration) -> Option<ExitStatus> {
-        wait_until(bound, || !self.is_running());
+        within(bound, || !self.is_running());
         self.done
     }
 
