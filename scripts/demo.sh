@@ -138,8 +138,8 @@ compare_image() {
 }
 
 step "Build"
-timed "cargo build --release" build
-uzram=$target/release/uzram
+timed "cargo build --profile demo" build demo
+uzram=$target/demo/uzram
 
 scratch=${TMPDIR:-/var/tmp}
 work=$(mktemp -d "$scratch/uzram-demo.XXXXXX")

@@ -92,10 +92,10 @@ need_rust() {
     need_packages cc
 }
 
-# Builds target/release/uzram.
+# build [PROFILE]: builds target/PROFILE/uzram, by default of release.
 build() {
     need_rust
-    cargo build --release --locked --quiet || die "the build failed"
+    cargo build --profile "${1-release}" --locked --quiet || die "the build failed"
 }
 
 # Whether this user can mount through FUSE and a loop device.
