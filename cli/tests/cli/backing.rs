@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use crate::config::configure;
+use crate::up_down::configure;
 use support::{HANG, World, signal};
 
 /// A file in which there is data where nobody would look for it: more zeroes in front of it and behind

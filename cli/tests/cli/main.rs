@@ -2,15 +2,14 @@
 
 mod algorithms;
 mod backing;
+mod backing_keep;
 mod complete;
-mod config;
 mod dumps;
-mod ends;
 mod export;
-mod keep;
 mod keeper;
+mod messages;
 mod metrics;
-mod named;
+mod paths;
 mod recompress;
 mod refusals;
 mod resources;
@@ -20,11 +19,12 @@ mod save;
 mod scrub;
 mod shortage;
 mod spills;
+mod stopping;
 mod swap;
+mod systemd;
 mod terminal;
-mod unit;
+mod up_down;
 mod users;
-mod words;
 
 use std::fs;
 use std::io::{BufRead, BufReader};

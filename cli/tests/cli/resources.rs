@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::config::configure;
+use crate::up_down::configure;
 use support::{HANG, Serve, World, can_mount, finish, signal, within};
 
 /// A shell that has `file` open and locked (flock(2)) at two descriptors, and becomes the command that

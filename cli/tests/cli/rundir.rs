@@ -6,7 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, lchown, syml
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use crate::config::configure;
+use crate::up_down::configure;
 use support::{HANG, Serve, World, can_mount, finish, one_line};
 
 /// Every verb that reads a device's directory, or would make or remove it.

@@ -6,8 +6,8 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::config::configure;
 use crate::export::nbdsh_at;
+use crate::up_down::configure;
 use support::{HANG, Serve, World, can_mount, signal};
 
 /// The capabilities that a server of root's may keep: those to override access to and ownership of files, to bind ports below

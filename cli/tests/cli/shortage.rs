@@ -5,8 +5,8 @@ use std::io::Read;
 use std::process::Command;
 use std::time::Instant;
 
-use crate::config::configure;
 use crate::recompress::uri;
+use crate::up_down::configure;
 use support::{HANG, Serve, World, can_mount};
 
 #[test]

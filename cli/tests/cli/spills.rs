@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use crate::keep::bytes_left;
+use crate::backing_keep::bytes_left;
 use crate::scrub::fill;
 use support::{HANG, Serve, World, eventually};
 

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::config::{CONFIG, configure};
+use crate::up_down::{CONFIG, configure};
 use support::{HANG, Serve, World, can_mount, ended, eventually, finish, one_line, signal, within};
 
 /// Swaps to a device `vm` with these keys, and returns what `up` says; `None`, and says so, where nobody

@@ -5,8 +5,8 @@ use std::io::Read;
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
-use crate::config::configure;
 use crate::recompress::uri;
+use crate::up_down::configure;
 use support::{HANG, World, can_mount, ended};
 
 /// Whoever reads a device over NBD and comes to no end, since nobody reads what it writes.

@@ -8,7 +8,7 @@ mod layers;
 mod rootless;
 mod sectors;
 mod storm;
-mod takedown;
+mod umount;
 mod uring;
 
 use std::cell::RefCell;

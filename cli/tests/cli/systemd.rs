@@ -7,8 +7,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::process::{Command, Stdio};
 
-use crate::config::configure;
 use crate::recompress::fill;
+use crate::up_down::configure;
 use support::{HANG, Serve, World, can_mount, finish, one_line, signal};
 
 #[test]
