@@ -18,7 +18,7 @@ use heap::heap_pages;
 use lz4_flex::block::{CompressTable, compress_into_with_table, decompress_into};
 use support::Random;
 use support::corpus::pages_under;
-use uzram::{BlockDevice, Device, DeviceConfig, PAGE_SIZE, Page};
+use uzram::{BlockDevice, Device, DeviceBuilder, DeviceConfig, DeviceMemory, PAGE_SIZE, Page};
 
 /// Pages of each kind: 128 MiB.
 const PAGES: usize = 32768;
@@ -42,6 +42,7 @@ fn main() {
     for round in 0..rounds {
         for (name, pages) in &corpora {
             compare(name, pages, round, report);
+            outliving(name, pages, round, report);
         }
         // The codec takes least time over the last, so the slots weigh most.
         if let Some((_, pages)) = corpora.last() {
@@ -96,6 +97,48 @@ fn compare(name: &str, pages: &[Page], round: usize, report: Report) {
             ],
         );
     }
+}
+
+/// The device in memory that outlives the process, beside one in memory that does not; and how long it takes to
+/// adopt what the process has left there, a GiB.
+fn outliving(name: &str, pages: &[Page], round: usize, report: Report) {
+    let outlives = || {
+        let memory = DeviceMemory::new().expect("memory");
+        device_of(pages, 1, builder(pages).memory(memory))
+    };
+    let (outlives, ends) = in_turns(round, outlives, || device(pages, 1));
+    for (what, time) in WHAT {
+        report(
+            &format!("{name}, {what}, outliving"),
+            pages.len(),
+            &[("uzram", time(outlives)), ("in the process", time(ends))],
+        );
+    }
+    let (adopted, seconds) = adopted(pages);
+    report(&format!("{name}, adopted"), adopted, &[("uzram", seconds)]);
+}
+
+/// Pages of a device of a GiB, all of them in memory, and the seconds that adopting it takes.
+fn adopted(pages: &[Page]) -> (usize, f64) {
+    let count = (GIB / PAGE_SIZE as u64) as usize;
+    let memory = DeviceMemory::new().expect("memory");
+    let [memory_fd, key_fd] = memory.as_fds();
+    let fds = [memory_fd, key_fd].map(|fd| fd.try_clone_to_owned().expect("a descriptor"));
+    let device = Device::builder(GIB).memory(memory).build();
+    let device = device.expect("a device");
+    for (at, page) in pages.iter().cycle().take(count).enumerate() {
+        device.write(offset(at), page).expect("no limit");
+    }
+    // What is dropped frees nothing: the memory is its descriptors'.
+    drop(device);
+    let [memory, key] = fds;
+    let clock = Clock::start();
+    let memory = DeviceMemory::open(memory, key).expect("nobody else has it");
+    let device = Device::builder(GIB).memory(memory).build();
+    let seconds = clock.seconds();
+    let device = device.expect("a device");
+    assert_eq!(device.stats().orig_data_size, GIB);
+    (count, seconds)
 }
 
 /// The same pages all over a small device and all over a large one.
@@ -196,8 +239,16 @@ fn codec(pages: &[Page], threads: usize) -> Times {
 
 /// A new device that holds the pages, written and read by requests of a megabyte.
 fn device(pages: &[Page], threads: usize) -> Times {
+    device_of(pages, threads, builder(pages))
+}
+
+fn builder(pages: &[Page]) -> DeviceBuilder {
+    Device::builder((pages.len() * PAGE_SIZE) as u64)
+}
+
+fn device_of(pages: &[Page], threads: usize, builder: DeviceBuilder) -> Times {
     const REQUEST: usize = 256;
-    let device = new_device((pages.len() * PAGE_SIZE) as u64);
+    let device = builder.build().expect("a device");
     let barrier = Barrier::new(threads);
     in_parts(pages, threads, |first, pages| {
         let requests = || {

@@ -12,6 +12,8 @@
 #   kills ROUNDS     kill -9 of the server at any moment under a busy file system (200)
 #   power ROUNDS     a server over an image, killed at any moment; the image is held against the record of
 #                    what was acknowledged and flushed (500)
+#   simulated-deaths NUMBER
+#                    a process dies at any store to the memory of its device, and the device is adopted (1000000)
 #   attack ROUNDS    hostile clients, images, files and directories: what scripts/test.sh tries of them a few
 #                    times at random is tried ROUNDS times, and each parser is fuzzed for a minute (20000)
 set -euo pipefail
@@ -45,6 +47,11 @@ case $1 in
         ;;
     power) UZRAM_SOAK_ROUNDS=${2-500} ignored origin power_cut::as_often_as_asked ;;
     kills) UZRAM_SOAK_ROUNDS=${2-200} ignored mount kills::as_many_kills_as_asked ;;
+    simulated-deaths)
+        need_rust
+        UZRAM_DEATHS=${2-1000000} UZRAM_SEED=$(date +%s) \
+            cargo test --locked --quiet --release --lib -- deaths:: --nocapture
+        ;;
     attack)
         need_rust
         export UZRAM_ATTACK_ROUNDS=${2-100000}

@@ -183,6 +183,11 @@ impl Priority {
     /// Those for recompression.
     pub const SECONDARY: [Self; 3] = [Self(1), Self(2), Self(3)];
 
+    /// Each of them, in order.
+    pub(crate) fn all() -> impl Iterator<Item = Self> {
+        [Self::PRIMARY].into_iter().chain(Self::SECONDARY)
+    }
+
     /// The priority of a number, if that is below [`Priority::COUNT`].
     pub fn new(number: u8) -> Option<Self> {
         (usize::from(number) < Self::COUNT).then_some(Self(number))

@@ -137,6 +137,8 @@ mod waker;
 #[doc = include_str!("../examples/own_backing.rs")]
 /// ```
 pub mod backing {
+    #[doc(hidden)]
+    pub use crate::spill::Handover;
     pub use crate::spill::{
         BLOCK, Backing, FileBacking, MAX_STORE_BYTES as MAX_BACKING_BYTES, MemoryBacking,
         SEGMENT_BYTES, Store, conformance,
@@ -154,6 +156,7 @@ pub use device::{
 };
 pub use error::{Errno, Error, Result};
 pub use latency::{Latency, OperationLatencies};
+pub use memory::{DeviceMemory, FileKeeper};
 pub use origin::{OriginConfig, OriginFormat, OriginUse, SyncPolicy};
 pub use pool::{ClassStats, PoolKind};
 pub use recompression::Recompression;

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 
 use super::zstd::{CDict, DDict, train};
 use crate::error::{Error, Result};
-use crate::memory::FrameBudget;
+use crate::memory::{DeviceMemory, FrameBudget};
 use crate::size::human_size;
 use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use crate::units::{PAGE_SIZE, Page};
@@ -152,18 +152,20 @@ pub(crate) struct Dictionaries {
     /// Held while one is added.
     adding: Mutex<()>,
     memory: Memory,
+    /// Where they are kept, if the device outlives the process.
+    kept: Option<DeviceMemory>,
 }
 
 impl Default for Dictionaries {
     /// None, that may take any memory.
     fn default() -> Self {
-        Self::new(Arc::new(FrameBudget::new(FrameBudget::UNLIMITED)))
+        Self::new(Arc::new(FrameBudget::new(FrameBudget::UNLIMITED)), None)
     }
 }
 
 impl Dictionaries {
-    /// None, whose memory is of `budget`.
-    pub(crate) fn new(budget: Arc<FrameBudget>) -> Self {
+    /// None, whose memory is of `budget`, and which are kept in what outlives the process, if that is given.
+    pub(crate) fn new(budget: Arc<FrameBudget>, kept: Option<DeviceMemory>) -> Self {
         Self {
             all: Default::default(),
             adding: Mutex::default(),
@@ -171,7 +173,19 @@ impl Dictionaries {
                 budget,
                 taken: Arc::default(),
             },
+            kept,
         }
+    }
+
+    /// Makes the dictionary of a place, and keeps it before anything refers to it.
+    fn make(&self, index: usize, bytes: &[u8]) -> Result<()> {
+        let dictionary = Dictionary::new(bytes, &self.memory)?;
+        if let Some(kept) = &self.kept {
+            let kept = kept.keep_dictionary(index, bytes);
+            kept.map_err(|error| Error::io("keep the dictionary", error))?;
+        }
+        self.all[index].get_or_init(|| dictionary);
+        Ok(())
     }
 
     /// Page frames that they take.
@@ -218,8 +232,7 @@ impl Dictionaries {
         let index = self.all.iter().position(is_free_or_it);
         let index = index.ok_or_else(too_many)?;
         if self.all[index].get().is_none() {
-            let dictionary = Dictionary::new(bytes, &self.memory)?;
-            self.all[index].get_or_init(|| dictionary);
+            self.make(index, bytes)?;
         }
         DictionaryId::new(index).ok_or_else(too_many)
     }
@@ -233,11 +246,7 @@ impl Dictionaries {
         let _one_at_a_time = self.adding.lock();
         let place = &self.all[id.index()];
         match place.get() {
-            None => {
-                let dictionary = Dictionary::new(bytes, &self.memory)?;
-                place.get_or_init(|| dictionary);
-                return Ok(());
-            }
+            None => return self.make(id.index(), bytes),
             Some(there) if there.bytes == bytes => return Ok(()),
             Some(_) => {}
         }

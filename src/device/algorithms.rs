@@ -41,7 +41,7 @@ impl Device {
         if priority != Priority::PRIMARY {
             self.forget_tried();
         }
-        Ok(())
+        self.engine.remember()
     }
 
     /// Sets the level and the dictionary of the algorithm of a priority; those that are not given
@@ -93,7 +93,7 @@ impl Device {
         if priority != Priority::PRIMARY {
             self.forget_tried();
         }
-        Ok(())
+        self.engine.remember()
     }
 
     /// Has recompression try again what it has tried: there is something new to try.

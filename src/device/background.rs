@@ -8,7 +8,6 @@ use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::maintain::{Command, Destager, Periodic, Recompressor, Writeback};
 use crate::origin::SyncPolicy;
-use crate::spill::random_sequence;
 use crate::sync::channel::{self, Sender};
 use crate::sync::thread::{self, JoinHandle};
 
@@ -22,14 +21,21 @@ pub(super) struct Background {
 }
 
 impl Background {
-    /// Starts the writeback thread.
+    /// Starts the writeback thread, once its state, of a device whose segment uses have numbers behind `sequence`,
+    /// was `prepare`d.
     ///
     /// # Errors
-    /// [`Error::Io`] if there cannot be another thread.
-    pub(super) fn start(engine: &Arc<Engine>, destager: Option<&Arc<Destager>>) -> Result<Self> {
+    /// [`Error::Io`] if there cannot be another thread; those of `prepare`.
+    pub(super) fn start(
+        engine: &Arc<Engine>,
+        destager: Option<&Arc<Destager>>,
+        sequence: u64,
+        prepare: impl FnOnce(&mut Writeback) -> Result<()>,
+    ) -> Result<Self> {
         let (sender, receiver) = channel::unbounded();
-        let sequence = random_sequence()?;
-        let writeback = Writeback::new(Arc::clone(engine), destager.cloned(), receiver, sequence);
+        let mut writeback =
+            Writeback::new(Arc::clone(engine), destager.cloned(), receiver, sequence);
+        prepare(&mut writeback)?;
         let thread = thread::Builder::new()
             .name("uzram-writeback".into())
             .spawn(move || writeback.run())

@@ -22,16 +22,16 @@ pub(super) struct Backings {
     keep: BackingKeep,
     /// What is asked before a path comes to be used.
     place_check: OnceLock<Box<PlaceCheck>>,
-    pub(super) opener: Opener,
+    opener: Opener,
 }
 
 impl Backings {
     /// Of a device that begins with one, or without.
-    pub(super) fn new(first: Option<&BackingConfig>) -> Self {
+    pub(super) fn new(first: Option<&BackingConfig>, opener: Opener) -> Self {
         Self {
             keep: first.map_or_else(BackingKeep::default, |first| first.keep),
             place_check: OnceLock::new(),
-            opener: Opener::default(),
+            opener,
         }
     }
 }
@@ -135,12 +135,13 @@ impl Device {
     pub fn set_backing_size(&self, size: Option<u64>) -> Result<()> {
         let (done, answer) = channel::bounded(1);
         self.command(Command::Resize { size, done });
-        answer.recv().unwrap_or_else(|_| {
+        let resized = answer.recv().unwrap_or_else(|_| {
             Err(Error::Refused {
                 what: "backing_size",
                 reason: "the device is stopping".to_owned(),
                 errno: Errno::BUSY.into(),
             })
-        })
+        });
+        resized.and_then(|()| self.engine.remember())
     }
 }

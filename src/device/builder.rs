@@ -8,9 +8,10 @@ use super::{Device, open_origin};
 use crate::algorithm::Algorithm;
 use crate::config::{DeviceConfig, NO_BACKING};
 use crate::error::{Error, Result};
+use crate::memory::DeviceMemory;
 use crate::origin::{Origin, OriginConfig};
 use crate::pool::PoolKind;
-use crate::spill::{Backing, BackingConfig};
+use crate::spill::{Backing, BackingConfig, BackingNotes, Opener};
 
 /// A device to be made: [`Device::builder`], or [`DeviceBuilder::from`] a [`DeviceConfig`].
 #[derive(Clone)]
@@ -18,6 +19,8 @@ use crate::spill::{Backing, BackingConfig};
 pub struct DeviceBuilder {
     config: DeviceConfig,
     backing: Option<Arc<dyn Backing>>,
+    notes: Option<Arc<dyn BackingNotes>>,
+    memory: Option<DeviceMemory>,
 }
 
 impl fmt::Debug for DeviceBuilder {
@@ -35,6 +38,8 @@ impl From<DeviceConfig> for DeviceBuilder {
         Self {
             config,
             backing: None,
+            notes: None,
+            memory: None,
         }
     }
 }
@@ -126,13 +131,31 @@ impl DeviceBuilder {
         self
     }
 
+    /// Has notes be kept of what it spills to.
+    #[doc(hidden)]
+    pub fn noting(mut self, notes: Arc<dyn BackingNotes>) -> Self {
+        self.notes = Some(notes);
+        self
+    }
+
+    /// Puts the device in memory that outlives the process; or, if a device is there already, goes on with that one:
+    /// with all that was written to it, with its size, limits, algorithms and what it spills to as they were last.
+    /// What its configuration says of these is for a new one only; of the image that it is over, and of
+    /// encryption, it must say what it said before.
+    pub fn memory(mut self, memory: DeviceMemory) -> Self {
+        self.memory = Some(memory);
+        self
+    }
+
     /// Makes the device.
     ///
     /// # Errors
-    /// Those of [`Device::new`]; [`Error::Unusable`] or [`Error::Io`] about what it is to spill to.
+    /// Those of [`Device::new`]; [`Error::Unusable`] or [`Error::Io`] about what it is to spill to; [`Error::Io`] if the
+    /// device in its memory is damaged, or another than was asked for.
     pub fn build(self) -> Result<Device> {
         let Some(backing) = self.backing else {
-            return Device::new(&self.config);
+            let opener = self.notes.map_or_else(Opener::default, Opener::noting);
+            return Device::opening_in(self.memory, opener, &self.config);
         };
         self.config.validate()?;
         let origin = match &self.config.origin {
@@ -145,7 +168,8 @@ impl DeviceBuilder {
             Some(origin) => open_origin(origin, self.config.size)?,
             None => Origin::Blank,
         };
-        Device::with_stores(&self.config, origin, Some(backing))
+        let opener = Opener::default();
+        Device::of_parts(&self.config, origin, Some(backing), opener, self.memory)
     }
 }
 

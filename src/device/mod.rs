@@ -1,5 +1,6 @@
 //! The device: what frontends serve.
 
+mod adopt;
 mod algorithms;
 mod background;
 mod backing;
@@ -38,18 +39,19 @@ use crate::error::{Error, Result};
 pub use crate::io::Scrubbed;
 use crate::io::{Reader, Writer};
 use crate::maintain::{Command, Destager, Recompressor};
-use crate::memory::FrameBudget;
+use crate::memory::{DeviceMemory, FrameBudget};
 use crate::origin::{FileImage, Origin, OriginConfig, OriginUse};
 use crate::sector_size::SectorSize;
-use crate::spill::{Backing, BackingNotes, Opener};
+use crate::spill::{Backing, BackingNotes, Opener, random_sequence};
 use crate::sync::Mutex;
-use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use crate::sync::channel;
 use crate::units::PAGE_SIZE;
 use crate::users::{Users, Who};
 
 /// A compressed RAM block device. Dropping it destages what is dirty, ends its writeback thread,
-/// frees its memory and removes the backing file that it made.
+/// frees its memory and removes the backing file that it made. A process that ends otherwise leaves the device
+/// to another, if it is in a [`DeviceMemory`].
 pub struct Device {
     engine: Arc<Engine>,
     reader: Arc<Reader>,
@@ -65,8 +67,6 @@ pub struct Device {
     is_final: AtomicBool,
     /// Whether it stays as it began, or was restored.
     read_only: bool,
-    /// Bytes in the sectors that it was attached with last; 0 if it never was.
-    sector_bytes: AtomicU32,
     background: Background,
 }
 
@@ -95,42 +95,71 @@ impl Device {
     }
 
     fn opening_with(opener: Opener, config: &DeviceConfig) -> Result<Self> {
+        Self::opening_in(None, opener, config)
+    }
+
+    /// The same, in memory that may outlive the process.
+    fn opening_in(
+        memory: Option<DeviceMemory>,
+        opener: Opener,
+        config: &DeviceConfig,
+    ) -> Result<Self> {
         config.validate()?;
         let origin = match &config.origin {
             Some(origin) => open_origin(origin, config.size)?,
             None => Origin::Blank,
         };
+        let holds_device = memory.as_ref().is_some_and(DeviceMemory::holds_device);
         let backing = match &config.backing {
-            Some(backing) => Some(opener.open(backing)?),
-            None => None,
+            // What it spills to is what was kept.
+            Some(backing) if !holds_device => Some(opener.open(backing)?),
+            _ => None,
         };
-        let mut device = Self::with_stores(config, origin, backing)?;
-        device.backings.opener = opener;
-        Ok(device)
+        Self::of_parts(config, origin, backing, opener, memory)
     }
 
     /// Makes a device that begins as `origin` and spills to `backing`.
+    #[cfg(test)]
     pub(crate) fn with_stores(
         config: &DeviceConfig,
         origin: Origin,
         backing: Option<Arc<dyn Backing>>,
     ) -> Result<Self> {
-        let engine = Arc::new(Engine::new(config, origin)?);
+        Self::of_parts(config, origin, backing, Opener::default(), None)
+    }
+
+    fn of_parts(
+        config: &DeviceConfig,
+        origin: Origin,
+        backing: Option<Arc<dyn Backing>>,
+        opener: Opener,
+        memory: Option<DeviceMemory>,
+    ) -> Result<Self> {
+        let (engine, found) = Engine::new(config, origin, memory)?;
+        let engine = Arc::new(engine);
         let reader = Arc::new(Reader::new(Arc::clone(&engine)));
         let destager = Destager::of(&engine);
-        let background = Background::start(&engine, destager.as_ref())?;
+        let writer = Writer::new(Arc::clone(&engine), Arc::clone(&reader));
+        let sequence = match found.as_ref().map(|found| found.used.last_sequence) {
+            Some(last) if last > 0 => last,
+            _ => random_sequence()?,
+        };
+        let background = Background::start(&engine, destager.as_ref(), sequence, |writeback| {
+            found.map_or(Ok(()), |found| {
+                adopt::adopt(found, writeback, &engine, &writer, &opener)
+            })
+        })?;
         let mut device = Self {
-            writer: Writer::new(Arc::clone(&engine), Arc::clone(&reader)),
+            writer,
             reader,
             recompressor: Arc::new(Recompressor::new(Arc::clone(&engine))),
             destager,
             engine,
             users: Arc::default(),
             resizing: Mutex::default(),
-            backings: Backings::new(config.backing.as_ref()),
+            backings: Backings::new(config.backing.as_ref(), opener),
             is_final: AtomicBool::new(false),
             read_only: config.read_only,
-            sector_bytes: AtomicU32::new(0),
             background,
         };
         if let Some(backing) = backing {
@@ -162,7 +191,7 @@ impl Device {
         let frames = bytes.map_or(FrameBudget::UNLIMITED, |bytes| bytes / PAGE_SIZE as u64);
         self.engine.limit.budget.set_limit(frames);
         self.engine.waker.wake();
-        Ok(())
+        self.engine.remember()
     }
 
     /// Starts `mem_used_max` again from what is used now.
@@ -249,13 +278,14 @@ impl Device {
     /// What whoever made a block device of it last had for sectors; `None` if nobody did, or its data
     /// was forgotten since. A saved image has it too.
     pub fn sector_size(&self) -> Option<SectorSize> {
-        SectorSize::of_bytes(self.sector_bytes.load(Relaxed))
+        SectorSize::of_bytes(self.engine.sector_bytes.load(Relaxed))
     }
 
     /// Remembers what a block device that is made of it has for sectors.
     pub fn set_sector_size(&self, size: Option<SectorSize>) {
         let bytes = size.map_or(0, SectorSize::bytes);
-        self.sector_bytes.store(bytes, Relaxed);
+        self.engine.sector_bytes.store(bytes, Relaxed);
+        self.engine.note_changes();
     }
 
     /// Has all that was written to the device before this in its image, durably. Nothing to do for

@@ -60,6 +60,7 @@ impl Device {
     /// Sets how many pages may be written back from here on.
     pub fn set_writeback_limit(&self, pages: u64) {
         self.engine.spilled.quota.set_pages(pages);
+        self.engine.note_changes();
         self.engine.waker.wake();
     }
 
@@ -84,12 +85,13 @@ impl Device {
         bytes.map_or(Ok(()), check_daily_limit)?;
         self.engine.spilled.quota.limit_daily(bytes);
         self.engine.waker.wake();
-        Ok(())
+        self.engine.remember()
     }
 
     /// Limits the pages that are written back, or not.
     pub fn enable_writeback_limit(&self, enable: bool) {
         self.engine.spilled.quota.limit_pages(enable);
+        self.engine.note_changes();
         self.engine.waker.wake();
     }
 }

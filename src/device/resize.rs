@@ -60,7 +60,7 @@ impl Device {
         if bytes >= self.size() {
             self.check_changeable()?;
             self.engine.shards.layout.resize(bytes >> PAGE_SHIFT);
-            return Ok(());
+            return self.engine.remember();
         }
         // Who saves a device for the last time keeps its users out, and then its size.
         drop(resizing);
@@ -69,7 +69,7 @@ impl Device {
             Ok(self.shrink(bytes, discard))
         };
         match self.users.while_none(shrink).transpose()? {
-            Some(true) => Ok(()),
+            Some(true) => self.engine.remember(),
             Some(false) => refuse(
                 Errno::BUSY,
                 "there is data beyond that: `Device::resize_discarding` forgets it".to_owned(),

@@ -98,11 +98,14 @@ impl Device {
     fn begin_restoring(&self, image: ImageReader, store: Arc<dyn Store>) -> Result<u64> {
         let no_addresses = |error| Error::io("reserve address space for the image", error);
         self.engine.spilled.segments.make().map_err(no_addresses)?;
-        if !self.engine.spilled.stores.add_image(store) {
-            return Err(refused("an image is being restored already".to_owned()));
-        }
+        let stores = &self.engine.spilled.stores;
+        stores.add_image(store).map_err(refused)?;
         let (pages, sector_size) = (image.pages(), image.sector_size());
-        let restored = self.point_at(image).and_then(|image| {
+        let pointed = self
+            .engine
+            .set_importing(true)
+            .and_then(|()| self.point_at(image));
+        let restored = pointed.and_then(|image| {
             let (done, answer) = channel::bounded(1);
             self.command(Command::Restore { image, done });
             let answer = answer.recv();
@@ -115,6 +118,7 @@ impl Device {
         } else {
             self.set_sector_size(sector_size);
         }
+        self.engine.set_importing(false)?;
         restored.map(|()| pages)
     }
 }

@@ -19,11 +19,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::layout::ShardIndex;
 use super::shards::Shards;
-use crate::shard::{AgeTag, AgeTags, Present, Slot};
+use crate::shard::{AgeRanks, AgeTag, AgeTags, Present, Slot};
 use crate::sync::Mutex;
-use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use crate::time::Timepiece;
 use crate::waker::Waker;
 
@@ -39,6 +41,17 @@ struct Generation {
     tag: AgeTag,
     begin: Duration,
     end: Duration,
+}
+
+/// What a device remembers of its generations. A merge that was under way begins anew: what it has not swept has the
+/// tag of a generation that is still known.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct AgesRecord {
+    /// Tag, begin and end of each that is over, from old to young.
+    closed: Vec<(u8, Duration, Duration)>,
+    open: u8,
+    used_since: Option<Duration>,
+    len: Duration,
 }
 
 /// Two generations that become one.
@@ -161,6 +174,30 @@ impl History {
         }
     }
 
+    fn record(&self) -> AgesRecord {
+        let closed = self.closed.iter();
+        AgesRecord {
+            closed: closed.map(|g| (g.tag.number(), g.begin, g.end)).collect(),
+            open: self.open.number(),
+            used_since: self.used_since,
+            len: self.len,
+        }
+    }
+
+    /// What a record says, as far as it makes sense.
+    fn of_record(record: &AgesRecord) -> Option<Self> {
+        let closed = record.closed.iter().map(|&(tag, begin, end)| {
+            let tag = AgeTag::of_number(tag)?;
+            Some(Generation { tag, begin, end })
+        });
+        Some(Self {
+            closed: closed.collect::<Option<_>>()?,
+            used_since: record.used_since,
+            len: record.len.max(SHORTEST),
+            ..Self::new(AgeTag::of_number(record.open)?)
+        })
+    }
+
     /// When pages of each generation were accessed at the latest, at `now`.
     fn latest(&self, now: Duration) -> AccessTimes {
         AccessTimes {
@@ -189,6 +226,8 @@ pub(crate) struct Ages {
     due: AtomicU64,
     /// Wakes the thread that keeps the ages.
     waker: Arc<Waker>,
+    /// Whether a generation was opened that is not remembered.
+    is_changed: AtomicBool,
 }
 
 impl Ages {
@@ -200,11 +239,37 @@ impl Ages {
             history: Mutex::new(History::new(first)),
             due: AtomicU64::new(0),
             waker,
+            is_changed: AtomicBool::new(false),
         }
     }
 
     pub(super) fn present(&self) -> Arc<Present> {
         Arc::clone(&self.present)
+    }
+
+    /// Whether there is something to remember since this was asked last.
+    pub(super) fn take_change(&self) -> bool {
+        self.is_changed.swap(false, Relaxed)
+    }
+
+    pub(super) fn record(&self) -> AgesRecord {
+        self.history.lock().record()
+    }
+
+    /// Goes on where a record ends. What pages were accessed in since is the open generation, or one that is not
+    /// known, which is as good: no page is taken for older than it is.
+    pub(super) fn adopt(&self, record: &AgesRecord) {
+        if let Some(history) = History::of_record(record) {
+            self.present.open(history.open);
+            *self.history.lock() = history;
+        }
+    }
+
+    /// How old the generations are beside each other.
+    pub(super) fn ranks(&self) -> AgeRanks {
+        let history = self.history.lock();
+        let closed = history.closed.iter().map(|generation| generation.tag);
+        AgeRanks::of(closed.chain([history.open]))
     }
 
     /// Whether [`Ages::keep`] has something to do.
@@ -231,6 +296,7 @@ impl Ages {
                 Step::Open(tag) => {
                     let end = self.open_generation(tag, shards, time);
                     history.opened(tag, end);
+                    self.is_changed.store(true, Relaxed);
                     continue;
                 }
                 Step::Merge(mut merge) => {

@@ -7,7 +7,7 @@ use crossbeam::atomic::AtomicCell;
 use crate::algorithm::{Algorithm, Priority};
 use crate::codec::{self, Codec, Compression, Dictionaries, DictionaryId, NotAPage};
 use crate::error::{Error, Result};
-use crate::memory::FrameBudget;
+use crate::memory::{DeviceMemory, FrameBudget};
 use crate::sync::Mutex;
 use crate::units::{Page, PageIndex};
 
@@ -22,11 +22,12 @@ pub(crate) struct Codecs {
 }
 
 impl Codecs {
-    /// Algorithms whose dictionaries' memory is of `budget`.
+    /// Algorithms whose dictionaries' memory is of `budget`, and which are kept in `memory`, if that outlives the process.
     pub(crate) fn new(
         primary: Algorithm,
         secondary: &[Algorithm],
         budget: Arc<FrameBudget>,
+        memory: Option<DeviceMemory>,
     ) -> Self {
         let all: [AtomicCell<Option<Compression>>; Priority::COUNT] = Default::default();
         let given = [&primary].into_iter().chain(secondary);
@@ -35,7 +36,7 @@ impl Codecs {
         }
         Self {
             all,
-            dictionaries: Dictionaries::new(budget),
+            dictionaries: Dictionaries::new(budget, memory),
             setting: Mutex::default(),
         }
     }

@@ -13,6 +13,7 @@ mod counts;
 mod damage;
 mod layout;
 mod limit;
+mod memory;
 mod no_space;
 mod quota;
 mod shards;
@@ -31,6 +32,8 @@ pub(crate) use self::layout::{Layout, RUN_PAGES, Run, ShardIndex};
 pub(crate) use self::limit::MemoryLimit;
 #[cfg(test)]
 pub(crate) use self::limit::Watermarks;
+pub(crate) use self::memory::Adopted;
+use self::memory::Memory;
 pub(crate) use self::quota::Taken;
 pub(crate) use self::shards::Shards;
 pub(crate) use self::spilled::Spilled;
@@ -40,13 +43,13 @@ use crate::config::DeviceConfig;
 use crate::error::{Error, Result};
 use crate::latency::Latencies;
 use crate::log_limit::LogLimit;
-use crate::memory::FrameBudget;
+use crate::memory::{DeviceMemory, FrameBudget};
 use crate::origin::Origin;
 use crate::pool;
 use crate::shard::{Clock, Shard};
 use crate::spill::RecordFormat;
 use crate::sync::MutexGuard;
-use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use crate::time::Timepiece;
 use crate::units::{MAX_DEVICE_BYTES, PAGE_SHIFT, PAGE_SIZE};
 use crate::waker::Waker;
@@ -76,38 +79,54 @@ pub(crate) struct Engine {
     pub(crate) waker: Arc<Waker>,
     /// Whether what takes long is to end early.
     stopping: AtomicBool,
+    /// Bytes in the sectors that the device was attached with last; 0 if it never was.
+    pub(crate) sector_bytes: AtomicU32,
+    memory: Memory,
 }
 
 impl Engine {
-    /// The state of an empty device, or one that is what its origin is.
+    /// The state of an empty device, or one that is what its origin is; or, of the one that is found in `memory`,
+    /// what it was, and what was found of its spill.
     ///
     /// # Errors
-    /// [`Error::Io`] if there is not enough address space, or no key for what is spilled.
-    pub(crate) fn new(config: &DeviceConfig, origin: Origin) -> Result<Self> {
+    /// [`Error::Io`] if there is not enough address space, or no key for what is spilled; or if what is in `memory`
+    /// is damaged.
+    pub(crate) fn new(
+        config: &DeviceConfig,
+        origin: Origin,
+        memory: Option<DeviceMemory>,
+    ) -> Result<(Self, Option<Adopted>)> {
+        let memory = Memory::new(memory);
         let limit = config
             .mem_limit
             .map_or(FrameBudget::UNLIMITED, |b| b / PAGE_SIZE as u64);
         let budget = Arc::new(FrameBudget::new(limit));
         let waker = Arc::new(Waker::default());
         let format = match &config.backing {
-            Some(config) if config.encrypt => RecordFormat::sealed()?,
+            Some(config) if config.encrypt => RecordFormat::sealed(memory.get())?,
             _ => RecordFormat::Checked,
         };
         let daily_limit = config.writeback_daily_limit;
-        let spilled = Spilled::new(format, daily_limit, Arc::clone(&waker));
+        let spilled = Spilled::new(
+            format,
+            daily_limit,
+            Arc::clone(&waker),
+            memory.get().cloned(),
+        );
         let ages = Ages::new(Arc::clone(&waker));
         let tables = Tables::new(config);
         let parts = (&budget, &tables.budget, &spilled, &ages);
-        let shards = make_shards(config, &origin, parts)
+        let shards = make_shards(config, &origin, parts, &memory)
             .map_err(|error| Error::io("reserve address space for the device", error))?;
         let (stores, destages) = (Arc::clone(&spilled.stores), origin.destages());
-        Ok(Self {
+        let engine = Self {
             shards,
             limit: MemoryLimit::new(budget, stores, destages, Arc::clone(&waker)),
             codecs: Codecs::new(
                 config.algorithm,
                 &config.recompress,
                 Arc::clone(&tables.budget),
+                memory.get().cloned(),
             ),
             tables,
             spilled,
@@ -121,7 +140,14 @@ impl Engine {
             time: Timepiece::default(),
             waker,
             stopping: AtomicBool::new(false),
-        })
+            sector_bytes: AtomicU32::new(0),
+            memory,
+        };
+        let adopted = match engine.memory.shape() {
+            Some(_) => Some(engine.adopt()?),
+            None => engine.begin_memory(config).map(|()| None)?,
+        };
+        Ok((engine, adopted))
     }
 
     /// Unlocks a shard that was changed, and wakes the writeback thread if that gives it work.
@@ -164,24 +190,45 @@ fn make_shards(
     config: &DeviceConfig,
     origin: &Origin,
     (budget, tables, spilled, ages): (&Arc<FrameBudget>, &Arc<FrameBudget>, &Spilled, &Ages),
+    memory: &Memory,
 ) -> io::Result<Shards> {
+    let source = memory.source();
+    if memory.outlives_process() {
+        // There where each device of the shape looks for it.
+        spilled.segments.make_in(&source)?;
+    }
+    let mark = source.mark();
     let clock = Clock::default();
-    let make = |max_size| {
-        let shards = config.shards.unwrap_or_else(|| shards_for(config));
-        let layout = Layout::new(config.size, max_size, shards);
+    let make_of = |layout: Layout, pool_kind| {
+        source.rewind(mark);
         Shards::new(layout, |layout, index| {
             let slots = layout.most_slots(index);
             let addresses = address_frames(slots, layout.shards().count());
-            let pool = pool::new(config.pool, addresses, Arc::clone(budget))?;
+            let pool = pool::new(pool_kind, addresses, Arc::clone(budget), &source)?;
             let (clock, segments) = (Arc::clone(&clock), Arc::clone(&spilled.segments));
             let (present, tables) = (ages.present(), Arc::clone(tables));
-            let shard = Shard::new(slots, pool, clock, segments, present, Arc::clone(&tables))?;
+            let shard = Shard::new(
+                slots,
+                pool,
+                clock,
+                segments,
+                present,
+                Arc::clone(&tables),
+                &source,
+            )?;
             match origin {
-                Origin::WriteBack(..) => shard.with_dirty_map(tables),
+                Origin::WriteBack(..) => shard.with_dirty_map(tables, &source),
                 Origin::Blank | Origin::Snapshot(_) => Ok(shard),
             }
         })
     };
+    if let Some(shape) = memory.shape() {
+        let pool = memory::check_shape(shape, config, origin)?;
+        let bytes = shape.capacity << PAGE_SHIFT;
+        return make_of(Layout::new(bytes, bytes, shape.shards), pool);
+    }
+    let shards = config.shards.unwrap_or_else(|| shards_for(config));
+    let make = |max_size| make_of(Layout::new(config.size, max_size, shards), config.pool);
     let least = config.least_max_size();
     match config.max_size {
         Some(_) => make(least),

@@ -13,6 +13,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::spill::{BLOCK, MIN_APPEND};
 use crate::sync::Mutex;
 
@@ -75,6 +77,10 @@ impl Day {
         self.written[(self.now % QUARTERS as u64) as usize] += bytes;
     }
 
+    fn written_in(&self, quarter: u64) -> u64 {
+        self.written[(quarter % QUARTERS as u64) as usize]
+    }
+
     /// Bytes written in the last day, and maybe in a quarter of an hour before.
     fn total(&self) -> u64 {
         self.written.iter().sum()
@@ -92,6 +98,16 @@ struct State {
     day: Day,
     /// Bytes on their way, which are not in `day` yet.
     bytes_in_flight: u64,
+}
+
+/// What a device remembers of its quota. What was on its way is taken for not written.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct QuotaRecord {
+    limits_pages: bool,
+    pages: u64,
+    daily_limit: Option<u64>,
+    /// Bytes by quarters of an hour, those of the last day that are not 0.
+    written: Vec<(u64, u64)>,
 }
 
 /// The quota of a device: at first without limits.
@@ -142,6 +158,30 @@ impl Quota {
         state.day.add(taken.bytes);
         if state.limits_pages {
             state.pages = state.pages.saturating_sub(taken.pages);
+        }
+    }
+
+    pub(super) fn record(&self) -> QuotaRecord {
+        let state = self.0.lock();
+        let last = state.day.now;
+        let quarters = last.saturating_sub(QUARTERS as u64 - 1)..=last;
+        let written = quarters.map(|quarter| (quarter, state.day.written_in(quarter)));
+        QuotaRecord {
+            limits_pages: state.limits_pages,
+            pages: state.pages,
+            daily_limit: state.daily_limit,
+            written: written.filter(|&(_, bytes)| bytes > 0).collect(),
+        }
+    }
+
+    pub(super) fn adopt(&self, record: QuotaRecord) {
+        let mut state = self.0.lock();
+        state.limits_pages = record.limits_pages;
+        state.pages = record.pages;
+        state.daily_limit = record.daily_limit;
+        for (quarter, bytes) in record.written {
+            state.day.advance(Duration::from_secs(quarter * 15 * 60));
+            state.day.add(bytes);
         }
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::damage::Damage;
 use super::quota::{Left, Quota};
 use crate::log_limit::LogLimit;
+use crate::memory::DeviceMemory;
 use crate::spill::{
     LogCounts, RecordAddress, RecordFormat, RecordFormats, SegmentIndex, SegmentTable, Stores,
 };
@@ -30,14 +31,21 @@ pub(crate) struct Spilled {
 impl Spilled {
     /// Nothing is spilled yet; what will be is in `format`. `waker` wakes the writeback thread, and
     /// `daily_limit` is the most bytes to write in a day.
-    pub(super) fn new(format: RecordFormat, daily_limit: Option<u64>, waker: Arc<Waker>) -> Self {
+    ///
+    /// The stores outlive the process if `memory` does.
+    pub(super) fn new(
+        format: RecordFormat,
+        daily_limit: Option<u64>,
+        waker: Arc<Waker>,
+        memory: Option<DeviceMemory>,
+    ) -> Self {
         let formats = RecordFormats { spilled: format };
         let quota = Quota::default();
         quota.limit_daily(daily_limit);
         Self {
             segments: Arc::new(SegmentTable::new(formats.clone(), waker)),
             formats,
-            stores: Arc::default(),
+            stores: Arc::new(Stores::new(memory)),
             log_counts: Arc::default(),
             damage: Damage::default(),
             quota,

@@ -3,10 +3,11 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use crate::spill::Store;
+use crate::spill::{Handover, Store, StoreNote};
 
 /// A store that is only read. Behind the file's end, as it was when it was opened, are zeroes:
 /// readers ask for whole blocks.
@@ -35,5 +36,12 @@ impl Store for ImageStore {
 
     fn path(&self) -> &Path {
         &self.path
+    }
+
+    fn handover(&self) -> Option<Handover<'_>> {
+        Some(Handover {
+            file: self.file.as_fd(),
+            note: StoreNote::of_image(&self.path),
+        })
     }
 }

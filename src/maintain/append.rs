@@ -205,6 +205,7 @@ impl Appender {
             .spilled
             .quota
             .end(taken, written, self.engine.time.now());
+        self.engine.note_changes();
         match &payload {
             Payload::Selected => {
                 let settled = if written {

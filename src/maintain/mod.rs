@@ -20,6 +20,8 @@ mod append;
 mod batch;
 mod clean;
 mod compact;
+#[cfg(all(test, not(shuttle)))]
+mod deaths;
 mod destage;
 mod evict;
 mod in_flight;
@@ -45,6 +47,7 @@ pub(crate) use self::periodic::Periodic;
 #[cfg(test)]
 pub(crate) use self::recompress::Scratch;
 pub(crate) use self::recompress::{Plan, Recompressor, Wanted};
+pub(crate) use self::replace::AdoptedStores;
 use self::replace::Leaving;
 use self::restore::Restoring;
 use self::selected::Selected;
@@ -217,6 +220,7 @@ impl Writeback {
                 self.work(woken)
             };
             unsettled = engine.trim(woken) || self.churned;
+            engine.remember_changes();
         }
     }
 

@@ -5,19 +5,31 @@
 //! itself. If that cannot either, for want of room, it stays beside the current one, is read, and
 //! is tried again now and then, and when its place is asked for.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::Errno;
 
 use super::{FREED_AT_ONCE, NewBacking, Progress, Writeback};
+use crate::engine::Adopted;
 use crate::error::Error;
-use crate::spill::{BlockBuf, Leave, segments_of};
+use crate::spill::{BlockBuf, Leave, Store, StoreIndex, segments_of};
 use crate::sync::atomic::Ordering::Relaxed;
 use crate::sync::channel::Sender;
 use crate::sync::time::Instant;
 
 /// How long a draining backing rests that could not leave.
 const DRAINING_RESTS: Duration = Duration::from_secs(3);
+
+/// The stores of a device in memory that outlived its process.
+#[derive(Default)]
+pub(crate) struct AdoptedStores {
+    /// By place.
+    pub(crate) backings: Vec<Option<NewBacking>>,
+    /// The place of the one that was written to.
+    pub(crate) current: Option<usize>,
+    pub(crate) image: Option<Arc<dyn Store>>,
+}
 
 /// Told when a backing has left that another was to take the place of, or why it cannot.
 pub(super) type Done = Sender<Result<(), String>>;
@@ -72,8 +84,50 @@ impl Writeback {
 
     fn attach(&mut self, new: NewBacking) -> Result<(), String> {
         self.prepare()?;
-        let attached = self.appender.log.attach(new.backing, new.capacity);
-        attached.map_err(|_| "another backing is still leaving".to_owned())
+        self.appender.log.attach(new.backing, new.capacity)?;
+        // Before anything is written there.
+        self.engine.remember().map_err(|error| error.to_string())
+    }
+
+    /// Goes on with the stores that were found of a device in memory that outlived its process.
+    ///
+    /// # Errors
+    /// Why it cannot.
+    pub(crate) fn adopt(&mut self, stores: AdoptedStores, found: Adopted) -> Result<(), String> {
+        let AdoptedStores {
+            backings,
+            current,
+            image,
+        } = stores;
+        let used = &found.used.segments;
+        let mut records = found.records.into_iter();
+        let mut there = Vec::new();
+        for ((place, backing), records) in StoreIndex::all().zip(backings).zip(&mut records) {
+            if let Some(NewBacking {
+                backing, capacity, ..
+            }) = backing
+            {
+                self.prepare()?;
+                let log = &mut self.appender.log;
+                log.adopt(place, backing, capacity, used, records);
+                there.push(place);
+            }
+        }
+        // One that was leaving, and nothing in its place, stays.
+        let is_current = |place: &&StoreIndex| current == Some(place.number());
+        let current = there.iter().find(is_current).or(there.first());
+        if let Some(&current) = current {
+            self.appender.log.adopt_current(current);
+        }
+        if there.len() > 1 {
+            self.replaced = Some(Leaving::Draining);
+        }
+        if let Some(image) = image {
+            let records = records.next().unwrap_or_default();
+            self.engine.spilled.stores.add_image(image)?;
+            self.restore(records)?;
+        }
+        Ok(())
     }
 
     /// Has what it takes to move records.
@@ -108,6 +162,7 @@ impl Writeback {
                     .spilled
                     .backing_size
                     .store(size.unwrap_or(0), Relaxed);
+                self.engine.note_changes();
                 let _ = done.send(Ok(()));
             }
             (Some(Leaving::Replaced { done, .. }), Err(reason)) => {

@@ -14,7 +14,8 @@ use crate::units::PAGE_SIZE;
 pub(super) fn writeback(pages: u32) -> (Arc<Engine>, Writeback, Sender<Command>) {
     let mut config = DeviceConfig::new(u64::from(pages) * PAGE_SIZE as u64);
     config.shards = Some(1);
-    let engine = Arc::new(Engine::new(&config, Origin::Blank).expect("addresses"));
+    let (engine, _) = Engine::new(&config, Origin::Blank, None).expect("addresses");
+    let engine = Arc::new(engine);
     let (commands, receiver) = channel::unbounded();
     let mut writeback = Writeback::new(Arc::clone(&engine), None, receiver, 1);
     let new = NewBacking {

@@ -6,6 +6,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::mapping::Mapping;
+use super::publish::crash_point;
+use super::source::MemorySource;
 use crate::units::PAGE_SIZE;
 
 /// Longest run of frames: the most a zspage may chain (`ZS_MAX_PAGES_PER_ZSPAGE` at its default).
@@ -76,10 +78,11 @@ impl Arena {
     ///
     /// # Errors
     /// The kernel's, if there is not enough address space.
-    pub(crate) fn new(frames: usize) -> io::Result<Self> {
+    pub(crate) fn new(frames: usize, source: &MemorySource) -> io::Result<Self> {
         assert!(u32::try_from(frames).is_ok());
+        let bytes = frames * PAGE_SIZE;
         Ok(Self {
-            mapping: Arc::new(Mapping::reserve(frames * PAGE_SIZE)?),
+            mapping: Arc::new(Mapping::reserve(bytes, source.take(bytes)?)?),
             frames,
             opened: 0,
             fresh: 0,
@@ -104,7 +107,22 @@ impl Arena {
     /// Takes a run that has no memory yet: each of its frames gets some when it is first written.
     /// `None` if the kernel has no memory or addresses left.
     pub(crate) fn take_untouched(&mut self, len: ChainLen) -> Option<FrameIndex> {
-        self.cold[len.index()].pop().or_else(|| self.carve(len))
+        let cold = self.cold[len.index()].pop();
+        cold.or_else(|| self.carve(len))
+            .or_else(|| self.split_longer(len))
+    }
+
+    /// The start of a longer run whose memory the kernel has back. Only after adoptions, which cut what is free
+    /// anew, can addresses be short.
+    fn split_longer(&mut self, len: ChainLen) -> Option<FrameIndex> {
+        let longer = (len.frames() + 1..=MAX_RUN).map(ChainLen::new);
+        let (run, whole) = longer
+            .filter_map(|longer| Some((self.cold[longer.index()].pop()?, longer)))
+            .next()?;
+        let rest = FrameIndex(run.0 + len.frames() as u32);
+        let rest_len = ChainLen::new(whole.frames() - len.frames());
+        self.cold[rest_len.index()].push(rest);
+        Some(run)
     }
 
     fn carve(&mut self, len: ChainLen) -> Option<FrameIndex> {
@@ -192,6 +210,7 @@ impl Arena {
     /// The bytes of a range, to write.
     pub(crate) fn bytes_mut(&mut self, range: Range<usize>) -> &mut [u8] {
         self.check(&range);
+        crash_point();
         // SAFETY: as in `bytes`, and `&mut self` makes this the only reference.
         unsafe {
             let start = self.mapping.base().add(range.start);
@@ -203,6 +222,7 @@ impl Arena {
     pub(crate) fn copy(&mut self, from: usize, to: usize, len: usize) {
         self.check(&(from..from + len));
         self.check(&(to..to + len));
+        crash_point();
         // SAFETY: both ranges are accessible, we hold `&mut self`, and `copy_to` allows overlap.
         unsafe {
             self.mapping
@@ -218,6 +238,41 @@ impl Arena {
             range.start <= range.end && range.end <= fresh,
             "{range:?} of {fresh} bytes"
         );
+    }
+
+    /// Has the runs that objects were found in be in use, and what is between them free, of an arena from which
+    /// nothing was taken yet. `runs` are in the order of their addresses, and do not overlap.
+    ///
+    /// # Errors
+    /// The kernel's, if it has no memory for tables of pages; or [`io::ErrorKind::InvalidData`] if they do overlap, or
+    /// do not lie in the arena.
+    pub(crate) fn adopt(
+        &mut self,
+        runs: impl Iterator<Item = (FrameIndex, ChainLen)>,
+    ) -> io::Result<()> {
+        debug_assert_eq!(self.fresh, 0);
+        for (run, len) in runs {
+            let (start, end) = (run.0 as usize, run.0 as usize + len.frames());
+            if start < self.fresh || end > self.frames {
+                return Err(io::ErrorKind::InvalidData.into());
+            }
+            // Any of it may have been written to.
+            while self.fresh < start {
+                let len = ChainLen::new((start - self.fresh).min(MAX_RUN));
+                self.give_back(FrameIndex(self.fresh as u32), len);
+                self.fresh += len.frames();
+            }
+            self.fresh = end;
+        }
+        self.opened = self.fresh.next_multiple_of(OPEN_STEP).min(self.frames);
+        self.mapping.open(0..self.opened * PAGE_SIZE)?;
+        // What was taken last and given back lies behind all that is in use.
+        let data = self.mapping.data_ranges()?;
+        let behind = self.fresh * PAGE_SIZE;
+        for data in data.into_iter().filter(|data| data.end > behind) {
+            self.mapping.release(data.start.max(behind)..data.end)?;
+        }
+        Ok(())
     }
 
     /// Frames at the start of the arena that were ever taken.
@@ -278,7 +333,7 @@ mod tests {
 
     #[test]
     fn runs_are_disjoint_and_reused() {
-        let mut arena = Arena::new(1000).expect("addresses");
+        let mut arena = Arena::new(1000, &MemorySource::Process).expect("addresses");
         let lens = [3, 8, 1, 5, 3].map(ChainLen::new);
         let runs = lens.map(|len| arena.take_untouched(len).expect("a run"));
         for (i, (run, len)) in runs.iter().zip(lens).enumerate() {
@@ -305,7 +360,7 @@ mod tests {
 
     #[test]
     fn released_runs_read_as_zero_and_come_back() {
-        let mut arena = Arena::new(100).expect("addresses");
+        let mut arena = Arena::new(100, &MemorySource::Process).expect("addresses");
         let len = ChainLen::new(4);
         let runs = [(); 3].map(|()| arena.take_untouched(len).expect("a run"));
         arena.bytes_mut(0..3 * len.bytes()).fill(0xaa);
@@ -326,7 +381,7 @@ mod tests {
 
     #[test]
     fn ends_with_the_address_space() {
-        let mut arena = Arena::new(16).expect("addresses");
+        let mut arena = Arena::new(16, &MemorySource::Process).expect("addresses");
         let runs = std::iter::from_fn(|| arena.take_untouched(ChainLen::new(8))).count();
         assert_eq!(runs, 2);
         assert!(arena.take_untouched(ChainLen::new(1)).is_none());

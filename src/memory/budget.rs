@@ -6,7 +6,8 @@ use crossbeam::utils::CachePadded;
 
 /// How many page frames those who share it hold together, and may hold.
 ///
-/// Invariant: `used` never grows past `limit`; it is above it only after `limit` was lowered.
+/// Invariant: `used` never grows past `limit`; it is above it only after `limit` was lowered, or what is there was
+/// adopted.
 /// The counters publish no other memory, so relaxed ordering is enough.
 #[derive(Debug)]
 pub(crate) struct FrameBudget {
@@ -44,6 +45,12 @@ impl FrameBudget {
             self.max_used.fetch_max(now, Relaxed);
         }
         true
+    }
+
+    /// Takes `frames` that are there already, whether they fit or not.
+    pub(crate) fn take(&self, frames: u64) {
+        let now = self.used.fetch_add(frames, Relaxed) + frames;
+        self.max_used.fetch_max(now, Relaxed);
     }
 
     /// Gives `frames` back.

@@ -6,6 +6,8 @@ use std::marker::PhantomData;
 use std::ops::Deref;
 use std::sync::atomic::{Ordering, compiler_fence};
 
+use rustix::fd::{BorrowedFd, OwnedFd};
+use rustix::fs::MemfdFlags;
 use rustix::mm::Advice;
 
 use super::mapping::Mapping;
@@ -52,6 +54,50 @@ fn locked_page() -> io::Result<Mapping> {
     mapping.advise(Advice::LinuxWipeOnFork)?;
     mapping.lock()?;
     Ok(mapping)
+}
+
+/// Memory for a secret of at most a page that outlives the process, for as long as some process has this
+/// descriptor of it. Where the kernel has memfd_secret(2) nobody else can read it.
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn secret_memory() -> io::Result<OwnedFd> {
+    Mapping::secret_file(PAGE_SIZE).or_else(|_| {
+        let file = rustix::fs::memfd_create("uzram-key", MemfdFlags::CLOEXEC)?;
+        rustix::fs::ftruncate(&file, PAGE_SIZE as u64)?;
+        Ok(file)
+    })
+}
+
+/// Hands the secret that is in such memory, of `N` bytes, to `look`; if there is none yet, it is what `make` fills it
+/// with.
+///
+/// # Errors
+/// The kernel's; those of `make` and of `look`.
+pub(super) fn with_secret<const N: usize, T>(
+    memory: BorrowedFd<'_>,
+    make: impl FnOnce(&mut [u8; N]) -> io::Result<()>,
+    look: impl FnOnce(&[u8; N]) -> io::Result<T>,
+) -> io::Result<T> {
+    /// What the first byte is once the secret follows it.
+    const THERE: u8 = 1;
+    const { assert!(N < PAGE_SIZE) };
+    let mapping = Mapping::of_file(memory, PAGE_SIZE)?;
+    let base = mapping.base();
+    // SAFETY: both lie in the mapping, which is a page, and do not overlap; any bytes are valid. This process is the
+    // only one that uses it now, and this function the only place.
+    let (there, secret) = unsafe {
+        (
+            &mut *base.as_ptr(),
+            &mut *base.add(1).cast::<[u8; N]>().as_ptr(),
+        )
+    };
+    if *there != THERE {
+        make(secret)?;
+        compiler_fence(Ordering::SeqCst);
+        *there = THERE;
+    }
+    look(secret)
 }
 
 /// Fills the mapping. Not inlined, so that its frame is one that [`overwrite_stack`] covers.

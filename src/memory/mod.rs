@@ -9,16 +9,25 @@
 mod arena;
 mod available;
 mod budget;
+mod device_memory;
 #[cfg(feature = "encrypt")]
 mod locked;
 mod mapping;
+mod publish;
+mod source;
 mod table;
 
 pub(crate) use arena::{Arena, ChainLen, FrameIndex, IdleRuns};
 pub(crate) use available::available;
 pub(crate) use budget::FrameBudget;
+pub(crate) use device_memory::Shape;
+pub use device_memory::{DeviceMemory, FileKeeper};
 #[cfg(feature = "encrypt")]
 pub(crate) use locked::Locked;
 #[cfg(feature = "fuse")]
 pub(crate) use mapping::Mapping;
+#[cfg(test)]
+pub(crate) use publish::at_crash_points;
+pub(crate) use publish::{Publish, Word, crash_point};
+pub(crate) use source::MemorySource;
 pub(crate) use table::{IdlePages, LazyTable, buffer};

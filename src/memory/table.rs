@@ -3,13 +3,14 @@
 
 use std::io;
 use std::marker::PhantomData;
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
 use zerocopy::FromZeros;
 
 use super::mapping::Mapping;
+use super::source::MemorySource;
 use crate::units::PAGE_SIZE;
 
 /// A fixed-length slice of `T`, zero until written. Growing a `Vec` would copy it, under a lock,
@@ -35,17 +36,41 @@ impl<T: FromZeros> LazyTable<T> {
     /// # Errors
     /// The kernel's, if it has no such address range to give.
     pub(crate) fn new(len: usize) -> io::Result<Self> {
+        Self::new_in(len, &MemorySource::Process)
+    }
+
+    /// The same, in memory that may outlive the process: it holds what it held.
+    ///
+    /// # Errors
+    /// Those of [`LazyTable::new`].
+    pub(crate) fn new_in(len: usize, source: &MemorySource) -> io::Result<Self> {
         const { assert!(!std::mem::needs_drop::<T>() && align_of::<T>() <= 4096) };
         let bytes = len
             .checked_mul(size_of::<T>())
             .ok_or(io::ErrorKind::OutOfMemory)?;
-        let mapping = Mapping::zeroed(bytes)?;
+        let mapping = Mapping::zeroed_of(bytes, source.take(bytes)?)?;
         Ok(Self {
             base: mapping.base().cast(),
             mapping: Arc::new(mapping),
             len,
             elements: PhantomData,
         })
+    }
+
+    /// The elements of which some may not be zero, in parts; a part may reach into elements that are.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn data_ranges(&self) -> io::Result<Vec<Range<usize>>> {
+        let ranges = self.mapping.data_ranges()?.into_iter();
+        let elements = |bytes: Range<usize>| {
+            let end = bytes.end.div_ceil(size_of::<T>()).min(self.len);
+            bytes.start / size_of::<T>()..end
+        };
+        Ok(ranges
+            .map(elements)
+            .filter(|range| !range.is_empty())
+            .collect())
     }
 
     /// Page frames of the table, by their number, to be given back to the kernel. All of their

@@ -43,6 +43,15 @@ impl FaultyImage {
         }
     }
 
+    /// An image that works, with what this one holds.
+    #[cfg(not(shuttle))]
+    pub(crate) fn copy(&self) -> Self {
+        let copy = Self::new(0, 0);
+        *copy.bytes.lock() = self.bytes.lock().clone();
+        *copy.durable.lock() = self.durable.lock().clone();
+        copy
+    }
+
     /// Has `hook` called before each write and discard, in the thread that makes it.
     pub(crate) fn before_write(&self, hook: impl Fn() + Send + Sync + 'static) {
         *self.before_write.write() = Some(Box::new(hook));

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::{ObjectAddress, Owner, Pool, PoolKind, Stored, ZspageId};
-use crate::memory::FrameBudget;
+use crate::memory::{FrameBudget, MemorySource};
 
 const ADDRESS_FRAMES: usize = 1 << 16;
 
@@ -37,7 +37,12 @@ pub(crate) struct Harness {
 impl Harness {
     pub(crate) fn new(kind: PoolKind, limit: u64) -> Self {
         let budget = Arc::new(FrameBudget::new(limit));
-        let pool = super::new(kind, ADDRESS_FRAMES, Arc::clone(&budget));
+        let pool = super::new(
+            kind,
+            ADDRESS_FRAMES,
+            Arc::clone(&budget),
+            &MemorySource::Process,
+        );
         Self {
             pool: pool.expect("addresses"),
             budget,

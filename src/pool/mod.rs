@@ -20,7 +20,7 @@ pub use zsmalloc::ClassStats;
 use std::io;
 use std::sync::Arc;
 
-use crate::memory::{FrameBudget, IdleRuns};
+use crate::memory::{FrameBudget, IdleRuns, MemorySource};
 
 /// Bytes that object addresses are multiples of, and size classes are apart
 /// (`ZS_SIZE_CLASS_DELTA`).
@@ -43,6 +43,15 @@ pub(crate) struct ZspageId(pub(crate) u32);
 pub(crate) struct Stored {
     pub(crate) object: ObjectAddress,
     pub(crate) zspage: ZspageId,
+}
+
+/// An object that somebody refers to, in memory that outlived a process.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FoundObject {
+    pub(crate) object: ObjectAddress,
+    /// Its bytes, as it was stored.
+    pub(crate) len: usize,
+    pub(crate) owner: Owner,
 }
 
 /// What a step of compaction did.
@@ -72,7 +81,7 @@ pub(crate) enum NoRoom {
     TableBusy,
 }
 
-/// An empty pool with addresses for `address_frames` frames, fewer than 2^32.
+/// An empty pool with addresses for `address_frames` frames, fewer than 2^32, which are of `memory`.
 ///
 /// # Errors
 /// The kernel's, if there is not enough address space.
@@ -80,11 +89,12 @@ pub(crate) fn new(
     kind: PoolKind,
     address_frames: usize,
     budget: Arc<FrameBudget>,
+    memory: &MemorySource,
 ) -> io::Result<Box<dyn Pool>> {
     match kind {
-        PoolKind::Zsmalloc => Ok(Box::new(Zsmalloc::new(address_frames, budget)?)),
-        PoolKind::Zbud => Ok(Box::new(Buddies::zbud(address_frames, budget)?)),
-        PoolKind::Z3fold => Ok(Box::new(Buddies::z3fold(address_frames, budget)?)),
+        PoolKind::Zsmalloc => Ok(Box::new(Zsmalloc::new(address_frames, budget, memory)?)),
+        PoolKind::Zbud => Ok(Box::new(Buddies::zbud(address_frames, budget, memory)?)),
+        PoolKind::Z3fold => Ok(Box::new(Buddies::z3fold(address_frames, budget, memory)?)),
     }
 }
 
@@ -98,6 +108,9 @@ pub(crate) fn most_waste(kind: PoolKind) -> u64 {
 }
 
 /// An allocator of objects.
+///
+/// In memory that outlives the process an object's bytes, and who owns it, stand there before [`Pool::store`] returns,
+/// and until [`Pool::free`] is called; compaction gives the old ones up after `moved` was called.
 ///
 /// The pool owes: an object's bytes stay as stored until it is freed; a zspage that is isolated
 /// gets no new object, is not compacted and is not freed until it is put back; frames are taken
@@ -162,6 +175,13 @@ pub(crate) trait Pool: Send {
 
     /// Usage by size class, for pools that have them.
     fn class_stats(&self) -> Vec<ClassStats>;
+
+    /// Has these objects, and no others, be in the pool, which is empty but for the memory that they were found in;
+    /// returns the zspage of each. Nothing is said to move by it.
+    ///
+    /// # Errors
+    /// The kernel's; [`io::ErrorKind::InvalidData`] if they cannot all be there.
+    fn adopt(&mut self, objects: &[FoundObject]) -> io::Result<Vec<ZspageId>>;
 
     /// Asserts that the pool's accounting adds up; slow, for tests. No frames may be out for
     /// release.

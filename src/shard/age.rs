@@ -22,6 +22,16 @@ impl AgeTag {
     /// The mark of a slot whose page is being recompressed.
     pub(super) const RECOMPRESSING: Self = Self(15);
 
+    /// The tag as a number.
+    pub(crate) fn number(self) -> u8 {
+        self.0
+    }
+
+    /// The tag of a generation with a number, if there is one.
+    pub(crate) fn of_number(number: u8) -> Option<Self> {
+        Self::all().find(|tag| tag.0 == number)
+    }
+
     /// Every generation's.
     pub(crate) fn all() -> impl Iterator<Item = Self> {
         (1..=14).map(Self)

@@ -8,7 +8,8 @@
 //! by what was taken later.
 //!
 //! Invariants, where there is a dirty map: an empty slot is not dirty; a same-filled one is, and so is
-//! whatever the image does not have.
+//! whatever the image does not have. A page is marked before its slot is changed, so that no death between the two
+//! leaves one that is changed and not marked.
 
 use std::ops::Range;
 
@@ -60,8 +61,8 @@ impl Shard {
     /// Those of [`Shard::reserve`].
     pub(crate) fn discard_to_image(&mut self, index: SlotIndex) -> Result<(), NoRoom> {
         self.reserve(index)?;
-        self.set(index, Slot::same_filled(0));
         self.note_change(index, true);
+        self.set(index, Slot::same_filled(0));
         Ok(())
     }
 

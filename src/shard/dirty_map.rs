@@ -3,10 +3,11 @@
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::slot::SlotIndex;
 use super::table_pages::TablePages;
-use crate::memory::{FrameBudget, IdlePages, LazyTable};
+use crate::memory::{FrameBudget, IdlePages, LazyTable, MemorySource, Publish};
 use crate::pool::NoRoom;
 use crate::sync::{Protection, without};
 
@@ -37,7 +38,7 @@ pub(crate) struct EvictionGeneration(pub(crate) u64);
 /// Invariants: `dirty` counts the dirty slots of each block, and `total` those in all; what is taken,
 /// in a batch or a hole is dirty.
 pub(super) struct DirtyMap {
-    entries: LazyTable<u32>,
+    entries: LazyTable<AtomicU32>,
     dirty: TablePages,
     total: u64,
     /// By block, how often evictions were counted for all of its pages together: when its marks went back
@@ -51,11 +52,15 @@ impl DirtyMap {
     ///
     /// # Errors
     /// The kernel's, if there is not enough address space.
-    pub(super) fn new(slots: u32, budget: Arc<FrameBudget>) -> io::Result<Self> {
+    pub(super) fn new(
+        slots: u32,
+        budget: Arc<FrameBudget>,
+        memory: &MemorySource,
+    ) -> io::Result<Self> {
         let blocks = slots.div_ceil(ENTRIES_PER_BLOCK);
         Ok(Self {
-            entries: LazyTable::new(slots as usize)?,
-            dirty: TablePages::new(blocks, budget)?,
+            entries: LazyTable::new_in(slots as usize, memory)?,
+            dirty: TablePages::new(blocks, budget, memory)?,
             total: 0,
             eviction_generation: LazyTable::new(blocks as usize)?,
         })
@@ -82,9 +87,9 @@ impl DirtyMap {
     pub(super) fn take_out(&mut self, keep: usize, most: usize) -> IdlePages {
         let out = self.dirty.take_out(keep, most);
         for &block in &out {
-            let first = (block * ENTRIES_PER_BLOCK) as usize;
-            let end = (first + ENTRIES_PER_BLOCK as usize).min(self.entries.len());
-            self.entries[first..end].fill(0);
+            for at in self.entries_of(block) {
+                self.entries[at].publish(0);
+            }
             self.count_eviction_of(block);
         }
         self.entries.lend_out(out)
@@ -100,8 +105,48 @@ impl DirtyMap {
         *eviction_generation = eviction_generation.wrapping_add(1);
     }
 
-    fn mark(&mut self, index: SlotIndex) -> &mut u32 {
-        &mut self.entries[index.0 as usize]
+    /// Where the entries of a block are.
+    fn entries_of(&self, block: u32) -> Range<usize> {
+        let first = (block * ENTRIES_PER_BLOCK) as usize;
+        first..(first + ENTRIES_PER_BLOCK as usize).min(self.entries.len())
+    }
+
+    fn mark(&self, index: SlotIndex) -> u32 {
+        self.entries[index.0 as usize].load(Ordering::Relaxed)
+    }
+
+    fn set_mark(&mut self, index: SlotIndex, mark: u32) {
+        self.entries[index.0 as usize].publish(mark);
+    }
+
+    /// Finds what is dirty among what was found in the memory, of which `is_empty` says which slots hold nothing: a
+    /// death came between marking the page and changing its slot. What was being destaged is not any more.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(super) fn adopt(&mut self, is_empty: impl Fn(SlotIndex) -> bool) -> io::Result<()> {
+        for data in self.entries.data_ranges()? {
+            let entries = data.start as u32..data.end as u32;
+            for block in entries.step_by(ENTRIES_PER_BLOCK as usize) {
+                let block = block / ENTRIES_PER_BLOCK;
+                let mut dirty = 0;
+                for at in self.entries_of(block) {
+                    let index = SlotIndex(at as u32);
+                    let found = self.mark(index);
+                    let mut mark = found & !(TAKEN | IN_BATCH);
+                    if mark & DIRTY != 0 && is_empty(index) {
+                        mark &= !(DIRTY | HOLE);
+                    }
+                    if mark != found {
+                        self.set_mark(index, mark);
+                    }
+                    dirty += mark & DIRTY;
+                }
+                self.dirty.adopt(block, dirty);
+                self.total += u64::from(dirty);
+            }
+        }
+        Ok(())
     }
 
     /// Dirty slots.
@@ -110,18 +155,19 @@ impl DirtyMap {
     }
 
     pub(super) fn is_dirty(&self, index: SlotIndex) -> bool {
-        self.entries[index.0 as usize] & DIRTY != 0
+        self.mark(index) & DIRTY != 0
     }
 
     pub(super) fn is_hole(&self, index: SlotIndex) -> bool {
-        self.entries[index.0 as usize] & HOLE != 0
+        self.mark(index) & HOLE != 0
     }
 
     /// Notes that a page, which is reserved, has changed.
     pub(super) fn change(&mut self, index: SlotIndex, hole: bool) {
         let mark = self.mark(index);
-        let was_dirty = *mark & DIRTY != 0;
-        *mark = *mark & !(TAKEN | HOLE) | DIRTY | if hole { HOLE } else { 0 };
+        let was_dirty = mark & DIRTY != 0;
+        let hole = if hole { HOLE } else { 0 };
+        self.set_mark(index, mark & !(TAKEN | HOLE) | DIRTY | hole);
         if !was_dirty {
             self.dirty.add(block_of(index));
             self.total += 1;
@@ -132,11 +178,11 @@ impl DirtyMap {
     /// or as it was: two writes of a page beside one another might end in either order.
     pub(super) fn take(&mut self, index: SlotIndex) -> bool {
         let mark = self.mark(index);
-        debug_assert!(*mark & DIRTY != 0);
-        if *mark & IN_BATCH != 0 && !without(Protection::OnceInABatch) {
+        debug_assert!(mark & DIRTY != 0);
+        if mark & IN_BATCH != 0 && !without(Protection::OnceInABatch) {
             return false;
         }
-        *mark |= TAKEN | IN_BATCH;
+        self.set_mark(index, mark | TAKEN | IN_BATCH);
         true
     }
 
@@ -144,11 +190,11 @@ impl DirtyMap {
     /// that: it is not if it has changed meanwhile.
     pub(super) fn settle(&mut self, index: SlotIndex, written: bool) -> bool {
         let mark = self.mark(index);
-        let is_unchanged = *mark & TAKEN != 0 || without(Protection::CleanIfUnchanged);
+        let is_unchanged = mark & TAKEN != 0 || without(Protection::CleanIfUnchanged);
         let is_clean = written && is_unchanged;
-        *mark &= !(TAKEN | IN_BATCH);
+        let gone = if is_clean { DIRTY | HOLE } else { 0 };
+        self.set_mark(index, mark & !(TAKEN | IN_BATCH | gone));
         if is_clean {
-            *mark &= !(DIRTY | HOLE);
             self.dirty.remove(block_of(index));
             self.total -= 1;
         }
@@ -159,7 +205,7 @@ impl DirtyMap {
     /// and after, with the slot empty at both times, has read while nothing was written there.
     pub(super) fn eviction_generation(&self, index: SlotIndex) -> EvictionGeneration {
         let of_block = u64::from(self.eviction_generation[block_of(index) as usize]);
-        let of_page = u64::from(self.entries[index.0 as usize] / EVICTION);
+        let of_page = u64::from(self.mark(index) / EVICTION);
         EvictionGeneration(of_block << u32::BITS | of_page)
     }
 
@@ -169,8 +215,8 @@ impl DirtyMap {
             return self.count_eviction_of(block_of(index));
         }
         let mark = self.mark(index);
-        debug_assert!(*mark & DIRTY == 0);
-        *mark = mark.wrapping_add(EVICTION);
+        debug_assert!(mark & DIRTY == 0);
+        self.set_mark(index, mark.wrapping_add(EVICTION));
     }
 
     /// The first dirty slot of a range.
@@ -192,16 +238,15 @@ impl DirtyMap {
     /// Asserts the invariants.
     pub(super) fn check(&self) {
         let total = self.dirty.check(|block| {
-            let first = (block * ENTRIES_PER_BLOCK) as usize;
-            let end = (first + ENTRIES_PER_BLOCK as usize).min(self.entries.len());
-            let map = &self.entries[first..end];
+            let map = self.entries_of(block);
+            let map = map.map(|at| self.mark(SlotIndex(at as u32)));
             let flags = DIRTY | TAKEN | IN_BATCH | HOLE;
             assert!(
-                map.iter()
+                map.clone()
                     .all(|mark| mark & flags == 0 || mark & DIRTY != 0)
             );
-            assert!(map.iter().all(|mark| mark & (IN_BATCH | TAKEN) != TAKEN));
-            map.iter().filter(|&&mark| mark & DIRTY != 0).count() as u32
+            assert!(map.clone().all(|mark| mark & (IN_BATCH | TAKEN) != TAKEN));
+            map.filter(|mark| mark & DIRTY != 0).count() as u32
         });
         assert_eq!(total, self.total);
     }
@@ -215,7 +260,7 @@ mod tests {
 
     fn map(slots: u32) -> DirtyMap {
         let budget = Arc::new(FrameBudget::new(FrameBudget::UNLIMITED));
-        DirtyMap::new(slots, budget).expect("addresses")
+        DirtyMap::new(slots, budget, &MemorySource::Process).expect("addresses")
     }
 
     fn change(map: &mut DirtyMap, at: SlotIndex, hole: bool) {

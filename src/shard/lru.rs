@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use zerocopy::FromZeros;
 
+use super::AgeRanks;
 use crate::memory::LazyTable;
 use crate::pool::ZspageId;
 use crate::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -88,6 +89,31 @@ impl Lru {
         self.remove(zspage);
         self.insert(zspage, self.links[from.0 as usize].older, from.0);
         self.links[zspage.0 as usize].touched = touched;
+    }
+
+    /// Fills the list, which is empty, with zspages by the ranks of their objects: each is as new as the newest of
+    /// them.
+    pub(crate) fn adopt(&mut self, objects: impl Iterator<Item = (ZspageId, u8)>) {
+        let mut newest: Vec<(ZspageId, u8)> = Vec::new();
+        for (zspage, rank) in objects {
+            // Until they are listed, `older` says where they are in `newest`.
+            let at = &mut self.links[zspage.0 as usize].older;
+            match newest.get_mut(*at as usize) {
+                Some((id, newest)) if *id == zspage => *newest = rank.max(*newest),
+                _ => {
+                    *at = newest.len() as u32;
+                    newest.push((zspage, rank));
+                }
+            }
+        }
+        newest.sort_by_key(|&(_, rank)| rank);
+        for (zspage, rank) in newest {
+            self.insert(zspage, self.newest, 0);
+            // The same for all of a rank, in all shards.
+            self.links[zspage.0 as usize].touched = u32::from(rank) + 1;
+        }
+        // What is touched from here on is newer.
+        self.clock.fetch_max(AgeRanks::COUNT as u32 + 1, Relaxed);
     }
 
     /// Takes a zspage out, if it is in the list.

@@ -9,6 +9,7 @@
 //! 3. Every zspage of the pool is in the LRU, unless it is isolated.
 //! 4. A resident page has a generation.
 
+mod adopt;
 mod age;
 mod copy_before_write;
 mod destage;
@@ -25,6 +26,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
+pub(crate) use self::adopt::AgeRanks;
 pub(crate) use self::age::{AgeTag, AgeTags, Present};
 pub(crate) use self::copy_before_write::{SaveId, ToCopy};
 pub(crate) use self::destage::{Contents, Dropped};
@@ -38,7 +40,7 @@ pub(crate) use self::selected::Purpose;
 use self::slot::SlotTable;
 pub(crate) use self::slot::{SLOTS_PER_BLOCK, Slot, SlotIndex, SlotState};
 use crate::codec::Codec;
-use crate::memory::FrameBudget;
+use crate::memory::{FrameBudget, MemorySource};
 use crate::pool::{NoRoom, ObjectAddress, Owner, Pool};
 use crate::spill::{RecordAddress, SegmentTable};
 use crate::sync::{Protection, without};
@@ -56,6 +58,32 @@ pub(crate) struct Counts {
     pub(crate) huge_pages_since: u64,
     /// Frames that compaction ever freed.
     pub(crate) pages_compacted: u64,
+}
+
+impl Counts {
+    /// Counts a slot that came to be in a state.
+    fn add(&mut self, state: SlotState) {
+        self.change(state, u64::wrapping_add);
+    }
+
+    /// Counts a slot that is no longer in a state.
+    fn remove(&mut self, state: SlotState) {
+        self.change(state, u64::wrapping_sub);
+    }
+
+    fn change(&mut self, state: SlotState, change: fn(u64, u64) -> u64) {
+        let by = |count: &mut u64, amount: u64| *count = change(*count, amount);
+        match state {
+            SlotState::Empty => {}
+            SlotState::SameFilled { .. } => by(&mut self.same_pages, 1),
+            SlotState::Resident { len, codec, .. } => {
+                by(&mut self.resident_pages, 1);
+                by(&mut self.compr_bytes, len as u64);
+                by(&mut self.huge_pages, u64::from(codec == Codec::Raw));
+            }
+            SlotState::WrittenBack { .. } => by(&mut self.written_back_pages, 1),
+        }
+    }
 }
 
 /// The shard.
@@ -87,9 +115,10 @@ impl Shard {
         segments: Arc<SegmentTable>,
         present: Arc<Present>,
         tables: Arc<FrameBudget>,
+        memory: &MemorySource,
     ) -> io::Result<Self> {
         Ok(Self {
-            slots: SlotTable::new(slots, tables)?,
+            slots: SlotTable::new(slots, tables, memory)?,
             lru: Lru::new(pool.max_zspages(), clock)?,
             pool,
             read_backs: RefaultClock::default(),
@@ -106,8 +135,12 @@ impl Shard {
     ///
     /// # Errors
     /// Those of [`Shard::new`].
-    pub(crate) fn with_dirty_map(mut self, tables: Arc<FrameBudget>) -> io::Result<Self> {
-        self.dirty_map = Some(DirtyMap::new(self.slots.len(), tables)?);
+    pub(crate) fn with_dirty_map(
+        mut self,
+        tables: Arc<FrameBudget>,
+        memory: &MemorySource,
+    ) -> io::Result<Self> {
+        self.dirty_map = Some(DirtyMap::new(self.slots.len(), tables, memory)?);
         Ok(self)
     }
 
@@ -202,8 +235,8 @@ impl Shard {
     ) -> Result<(), NoRoom> {
         let object = self.allocate_reserved(index, data)?;
         let slot = Slot::resident(object, data.len(), codec);
-        self.set(index, slot.written_in(self.present.tag()));
         self.note_change(index, false);
+        self.set(index, slot.written_in(self.present.tag()));
         Ok(())
     }
 
@@ -239,8 +272,8 @@ impl Shard {
             return Ok(());
         }
         self.reserve(index)?;
-        self.set(index, Slot::same_filled(pattern));
         self.note_change(index, false);
+        self.set(index, Slot::same_filled(pattern));
         Ok(())
     }
 
@@ -275,6 +308,10 @@ impl Shard {
             .saturating_add(SLOTS_PER_BLOCK)
             .min(self.slots.len());
         let (mut at, mut held) = (first.0, 0);
+        if self.slots.is_in_zeroes(first) {
+            return u64::from(end - first.0);
+        }
+        self.slots.begin_zero_block(first);
         while let Some(index) = self.slots.next_used(at..end) {
             let cleared = self.clear(index);
             held += u64::from(cleared);
@@ -305,8 +342,8 @@ impl Shard {
     /// Changes a slot and releases what it held.
     fn set(&mut self, index: SlotIndex, slot: Slot) {
         let before = self.slots.replace(index, slot);
-        self.count(slot.state(), u64::wrapping_add);
-        self.count(before.state(), u64::wrapping_sub);
+        self.counts.add(slot.state());
+        self.counts.remove(before.state());
         match before.state() {
             SlotState::Empty | SlotState::SameFilled { .. } => {}
             SlotState::Resident { .. }
@@ -334,20 +371,6 @@ impl Shard {
         self.churned += 1;
         if let Some(zspage) = self.pool.free(object) {
             self.lru.remove(zspage);
-        }
-    }
-
-    fn count(&mut self, state: SlotState, change: fn(u64, u64) -> u64) {
-        let by = |count: &mut u64, amount: u64| *count = change(*count, amount);
-        match state {
-            SlotState::Empty => {}
-            SlotState::SameFilled { .. } => by(&mut self.counts.same_pages, 1),
-            SlotState::Resident { len, codec, .. } => {
-                by(&mut self.counts.resident_pages, 1);
-                by(&mut self.counts.compr_bytes, len as u64);
-                by(&mut self.counts.huge_pages, u64::from(codec == Codec::Raw));
-            }
-            SlotState::WrittenBack { .. } => by(&mut self.counts.written_back_pages, 1),
         }
     }
 
@@ -387,18 +410,9 @@ impl Shard {
         while let Some(index) = self.slots.next_used(at..self.slots.len()) {
             let slot = self.slots.get(index);
             assert!(!slot.is_selected(), "{index:?}");
-            match slot.state() {
-                SlotState::Empty => unreachable!("next_used passes over empty slots"),
-                SlotState::SameFilled { .. } => counts.same_pages += 1,
-                SlotState::Resident { len, codec, .. } => {
-                    counts.resident_pages += 1;
-                    counts.compr_bytes += len as u64;
-                    counts.huge_pages += u64::from(codec == Codec::Raw);
-                }
-                SlotState::WrittenBack { .. } => {
-                    counts.written_back_pages += 1;
-                    live(slot);
-                }
+            counts.add(slot.state());
+            if let SlotState::WrittenBack { .. } = slot.state() {
+                live(slot);
             }
             at = index.0 + 1;
         }

@@ -3,11 +3,12 @@
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::age::AgeTag;
 use super::table_pages::TablePages;
 use crate::codec::Codec;
-use crate::memory::{FrameBudget, IdlePages, LazyTable};
+use crate::memory::{FrameBudget, IdlePages, LazyTable, MemorySource, Publish};
 use crate::pool::{NoRoom, ObjectAddress};
 use crate::spill::RecordAddress;
 
@@ -238,12 +239,15 @@ impl Slot {
 
 /// The slots of a shard, all empty at first.
 ///
+/// They may stand in memory that outlives the process, and then they are all that says what the device holds: what a
+/// slot points at is there before the slot says so, and is changed only once it does not any more ([`Publish`]).
+///
 /// Invariant: `used` counts the slots of each block that are not empty, so that what walks a device
 /// passes over what was never written without touching the table's memory, and that the memory of a
 /// block goes back once it is empty. A block that is implied there is one of zeroes: each of its slots
 /// is same-filled with them.
 pub(crate) struct SlotTable {
-    slots: LazyTable<u64>,
+    slots: LazyTable<AtomicU64>,
     used: TablePages,
 }
 
@@ -252,11 +256,23 @@ impl SlotTable {
     ///
     /// # Errors
     /// The kernel's, if there is not enough address space.
-    pub(crate) fn new(len: u32, budget: Arc<FrameBudget>) -> io::Result<Self> {
+    pub(crate) fn new(
+        len: u32,
+        budget: Arc<FrameBudget>,
+        memory: &MemorySource,
+    ) -> io::Result<Self> {
         Ok(Self {
-            slots: LazyTable::new(len as usize)?,
-            used: TablePages::new(len.div_ceil(SLOTS_PER_BLOCK), budget)?,
+            slots: LazyTable::new_in(len as usize, memory)?,
+            used: TablePages::new(len.div_ceil(SLOTS_PER_BLOCK), budget, memory)?,
         })
+    }
+
+    fn load(&self, index: SlotIndex) -> Slot {
+        Slot(self.slots[index.0 as usize].load(Ordering::Relaxed))
+    }
+
+    fn store(&mut self, index: SlotIndex, slot: Slot) {
+        self.slots[index.0 as usize].publish(slot.0);
     }
 
     /// Sees to it that an empty slot can be given data. If it is not, [`SlotTable::abandon`] has to
@@ -269,7 +285,9 @@ impl SlotTable {
         self.used.reserve(block)?;
         if self.used.is_implied(block) {
             let slots = self.slots_of(block);
-            self.slots[slots.clone()].fill(Slot::same_filled(0).0);
+            for at in slots.clone() {
+                self.store(SlotIndex(at as u32), Slot::same_filled(0));
+            }
             self.used.end_implied(block, slots.len() as u32);
         }
         Ok(())
@@ -284,6 +302,11 @@ impl SlotTable {
     /// Whether a slot is in a block of zeroes.
     pub(super) fn is_in_zeroes(&self, index: SlotIndex) -> bool {
         self.used.is_implied(index.0 / SLOTS_PER_BLOCK)
+    }
+
+    /// Says that the block of a slot is about to be made one of zeroes: [`SlotTable::zero_block`] follows.
+    pub(super) fn begin_zero_block(&mut self, index: SlotIndex) {
+        self.used.begin_imply(index.0 / SLOTS_PER_BLOCK);
     }
 
     /// Makes the block of a slot, which is empty, one of zeroes; returns its slots.
@@ -323,7 +346,7 @@ impl SlotTable {
     }
 
     pub(crate) fn get(&self, index: SlotIndex) -> Slot {
-        let slot = Slot(self.slots[index.0 as usize]);
+        let slot = self.load(index);
         if slot.is_empty() && self.is_in_zeroes(index) {
             return Slot::same_filled(0);
         }
@@ -332,7 +355,8 @@ impl SlotTable {
 
     /// Changes a slot, not in a block of zeroes and reserved if it is empty, and returns what it was.
     pub(crate) fn replace(&mut self, index: SlotIndex, slot: Slot) -> Slot {
-        let before = Slot(std::mem::replace(&mut self.slots[index.0 as usize], slot.0));
+        let before = self.load(index);
+        self.store(index, slot);
         match (before.is_empty(), slot.is_empty()) {
             (true, false) => self.used.add(index.0 / SLOTS_PER_BLOCK),
             (false, true) => self.used.remove(index.0 / SLOTS_PER_BLOCK),
@@ -346,18 +370,19 @@ impl SlotTable {
         let slot = self.get(index);
         let read = slot.read_in(generation);
         if read != slot {
-            self.slots[index.0 as usize] = read.0;
+            self.store(index, read);
         }
     }
 
     pub(crate) fn set_read_back_epoch(&mut self, index: SlotIndex, epoch: ReadBackEpoch) {
         let mut slot = self.get(index);
         slot.set_read_back_epoch(epoch);
-        self.slots[index.0 as usize] = slot.0;
+        self.store(index, slot);
     }
 
     pub(crate) fn clear_accessed(&mut self, index: SlotIndex) {
-        self.slots[index.0 as usize] &= !ACCESSED;
+        let Slot(slot) = self.load(index);
+        self.store(index, Slot(slot & !ACCESSED));
     }
 
     /// The first slot of `range` that is not empty.
@@ -406,23 +431,64 @@ impl SlotTable {
     }
 
     fn sweep_block(&mut self, range: Range<u32>, change: &mut impl FnMut(SlotIndex, Slot) -> Slot) {
-        let slots = &mut self.slots[range.start as usize..range.end as usize];
-        for (index, slot) in (range.start..).map(SlotIndex).zip(slots) {
-            if *slot != 0 {
-                let changed = change(index, Slot(*slot));
+        for index in range.map(SlotIndex) {
+            let slot = self.load(index);
+            if !slot.is_empty() {
+                let changed = change(index, slot);
                 debug_assert!(!changed.is_empty());
-                if changed.0 != *slot {
-                    *slot = changed.0;
+                if changed != slot {
+                    self.store(index, changed);
                 }
             }
         }
+    }
+
+    /// Makes what is derived of the slots that were found in the memory, and calls `adopt` for each that is not empty;
+    /// what it returns takes the slot's place, empty or not. Returns how many are in blocks of zeroes.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(super) fn adopt(
+        &mut self,
+        mut adopt: impl FnMut(SlotIndex, Slot) -> Slot,
+    ) -> io::Result<u64> {
+        let zeroes = self.used.adopt_implied()?;
+        for data in self.slots.data_ranges()? {
+            let blocks = data.start as u32..data.end as u32;
+            for first in blocks.step_by(SLOTS_PER_BLOCK as usize) {
+                let used = self.adopt_block(first / SLOTS_PER_BLOCK, &mut adopt);
+                self.used.adopt(first / SLOTS_PER_BLOCK, used);
+            }
+        }
+        Ok(zeroes.map(|block| self.slots_of(block).len() as u64).sum())
+    }
+
+    /// Returns how many slots of the block are in use then.
+    fn adopt_block(&mut self, block: u32, adopt: &mut impl FnMut(SlotIndex, Slot) -> Slot) -> u32 {
+        let mut used = 0;
+        for at in self.slots_of(block) {
+            let index = SlotIndex(at as u32);
+            let slot = self.load(index);
+            let now = match slot.is_empty() {
+                true => slot,
+                // A death came while it was made one of zeroes, or while those were written.
+                false if self.used.is_implied(block) => Slot::EMPTY,
+                false => adopt(index, slot),
+            };
+            if now != slot {
+                self.store(index, now);
+            }
+            used += u32::from(!now.is_empty());
+        }
+        used
     }
 
     /// Asserts the invariant and returns the number of used slots.
     pub(crate) fn check(&self) -> u64 {
         let written = self.used.check(|block| {
             let slots = &self.slots[self.slots_of(block)];
-            slots.iter().filter(|&&slot| slot != 0).count() as u32
+            let used = |slot: &&AtomicU64| slot.load(Ordering::Relaxed) != 0;
+            slots.iter().filter(used).count() as u32
         });
         let blocks = 0..self.len().div_ceil(SLOTS_PER_BLOCK);
         let zeroes = blocks.filter(|&block| self.used.is_implied(block));
@@ -469,7 +535,7 @@ mod tests {
 
     fn table(len: u32) -> SlotTable {
         let budget = Arc::new(FrameBudget::new(FrameBudget::UNLIMITED));
-        SlotTable::new(len, budget).expect("addresses")
+        SlotTable::new(len, budget, &MemorySource::Process).expect("addresses")
     }
 
     fn fill(table: &mut SlotTable, at: u32, slot: Slot) -> Slot {

@@ -7,7 +7,8 @@
 //! since the kernel would drop that as well.
 //!
 //! A page frame may be *implied*, too: all of its elements are in use, with one value that whoever owns
-//! the table knows, and none of them is written.
+//! the table knows, and none of them is written. Where the table outlives the process, so does that: it is noted
+//! there before the first element is given up, and until after the last one is written.
 //!
 //! Invariants:
 //! 1. A frame with elements in use is held and not out; one that is out has none in use.
@@ -18,8 +19,9 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 
-use crate::memory::{FrameBudget, IdlePages, LazyTable};
+use crate::memory::{FrameBudget, IdlePages, LazyTable, MemorySource, Publish};
 use crate::pool::NoRoom;
 use crate::sync::{Protection, without};
 
@@ -37,6 +39,8 @@ const IMPLIED: u16 = 1 << 12;
 /// The page frames of a table.
 pub(super) struct TablePages {
     states: LazyTable<u16>,
+    /// Not 0 for those that are implied, or are about to be.
+    implied: LazyTable<AtomicU8>,
     emptied: Vec<u32>,
     held: u64,
     budget: Arc<FrameBudget>,
@@ -47,9 +51,14 @@ impl TablePages {
     ///
     /// # Errors
     /// The kernel's, if there is not enough address space.
-    pub(super) fn new(pages: u32, budget: Arc<FrameBudget>) -> io::Result<Self> {
+    pub(super) fn new(
+        pages: u32,
+        budget: Arc<FrameBudget>,
+        memory: &MemorySource,
+    ) -> io::Result<Self> {
         Ok(Self {
             states: LazyTable::new(pages as usize)?,
+            implied: LazyTable::new_in(pages as usize, memory)?,
             emptied: Vec::new(),
             held: 0,
             budget,
@@ -80,6 +89,11 @@ impl TablePages {
         self.states[page as usize] & IMPLIED != 0
     }
 
+    /// Says that a page frame is about to be implied: its elements are given up one by one.
+    pub(super) fn begin_imply(&mut self, page: u32) {
+        self.implied[page as usize].publish(1);
+    }
+
     /// Has a page frame without an element in use be implied.
     pub(super) fn imply(&mut self, page: u32) {
         debug_assert_eq!(self.count(page), 0);
@@ -91,6 +105,32 @@ impl TablePages {
         let state = &mut self.states[page as usize];
         debug_assert!(*state & COUNT == 0 && (written == 0 || *state & (HELD | OUT) == HELD));
         *state = *state & !IMPLIED | written as u16;
+        self.implied[page as usize].publish(0);
+    }
+
+    /// Finds the page frames that are implied, of a table that was found as it is; returns them.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(super) fn adopt_implied(&mut self) -> io::Result<impl Iterator<Item = u32> + use<>> {
+        let mut found = Vec::new();
+        for page in self.implied.data_ranges()?.into_iter().flatten() {
+            if self.implied[page].load(Ordering::Relaxed) != 0 {
+                self.states[page] |= IMPLIED;
+                found.push(page as u32);
+            }
+        }
+        Ok(found.into_iter())
+    }
+
+    /// Finds a page frame that holds so many elements in use, or none and may cost memory all the same.
+    pub(super) fn adopt(&mut self, page: u32, used: u32) {
+        self.budget.take(1);
+        self.held += 1;
+        self.states[page as usize] |= HELD | used as u16;
+        if used == 0 {
+            self.list(page);
+        }
     }
 
     /// Sees to it that a page frame may be written to. Unless an element of it is in use then,
@@ -220,7 +260,8 @@ mod tests {
 
     fn pages(limit: u64) -> (TablePages, LazyTable<u64>, Arc<FrameBudget>) {
         let budget = Arc::new(FrameBudget::new(limit));
-        let pages = TablePages::new(10, Arc::clone(&budget)).expect("addresses");
+        let pages =
+            TablePages::new(10, Arc::clone(&budget), &MemorySource::Process).expect("addresses");
         (pages, LazyTable::new(10 * 512).expect("addresses"), budget)
     }
 

@@ -14,7 +14,20 @@ pub(crate) struct StoreIndex(pub(super) u8);
 
 impl StoreIndex {
     /// The image's place.
-    pub(super) const IMAGE: Self = Self(BACKINGS as u8);
+    pub(crate) const IMAGE: Self = Self(BACKINGS as u8);
+
+    /// How many places there are.
+    pub(crate) const COUNT: usize = STORES;
+
+    /// The place of what a record is in.
+    pub(crate) fn of(record: RecordAddress) -> Self {
+        SegmentIndex::of(record).store()
+    }
+
+    /// The places, from 0.
+    pub(crate) fn number(self) -> usize {
+        usize::from(self.0)
+    }
 }
 
 /// Places there are for backings.

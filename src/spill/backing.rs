@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use super::address::{MIN_BYTES, SEGMENT_BYTES, SEGMENTS_PER_STORE};
+use super::handover::Handover;
 use crate::error::{Error, Result};
 use crate::size::human_size;
 
@@ -29,6 +30,13 @@ pub trait Store: Send + Sync {
     /// What stands for it in messages, and where the device's attributes name its backing: the file behind
     /// it, if there is one.
     fn path(&self) -> &Path;
+
+    /// What another process goes on with it by, if that is possible. A device whose memory outlives the process takes
+    /// no other.
+    #[doc(hidden)]
+    fn handover(&self) -> Option<Handover<'_>> {
+        None
+    }
 }
 
 /// A store that can be written, too: what a device spills to.

@@ -8,12 +8,15 @@ use super::backing::Backing;
 use super::log::{Imported, Segment, SegmentLog, Space, State};
 
 impl SegmentLog {
-    /// Appends to `backing` from here on; gives it back if an earlier one has not left yet.
+    /// Appends to `backing` from here on.
+    ///
+    /// # Errors
+    /// Why it cannot: an earlier one has not left yet, say.
     pub(crate) fn attach(
         &mut self,
         backing: Arc<dyn Backing>,
         capacity: u32,
-    ) -> Result<(), Arc<dyn Backing>> {
+    ) -> Result<(), String> {
         let store = self.stores.add(backing)?;
         self.seal_heads();
         self.retired = self.current;
@@ -70,6 +73,41 @@ impl SegmentLog {
             free: free.map(|(at, _)| SegmentIndex::in_image(at)).collect(),
             segments,
         };
+    }
+
+    /// Knows again of a backing, in whose place slots refer to records, and of its segments that have been used; those
+    /// to which none refers are freed later. Nothing is appended to a segment that was open.
+    pub(crate) fn adopt(
+        &mut self,
+        store: StoreIndex,
+        backing: Arc<dyn Backing>,
+        capacity: u32,
+        used: &[SegmentIndex],
+        Imported(mut records): Imported,
+    ) {
+        self.stores.put_back(store, backing);
+        let of_store = used.iter().filter(|segment| segment.store() == store);
+        let count = of_store.map(|segment| segment.within_store().0 + 1).max();
+        let count = count.unwrap_or(0).min(capacity);
+        records.resize(count as usize, Vec::new());
+        for (at, records) in (0..).zip(&records) {
+            if records.is_empty() {
+                self.table.note_emptied(SegmentIndex::in_store(store, at));
+            }
+        }
+        let segments = records.into_iter().map(Segment::full).collect();
+        self.add_used(u64::from(count) * SEGMENT_BYTES);
+        *self.space_mut(store) = Space {
+            segments,
+            capacity,
+            ..Space::default()
+        };
+    }
+
+    /// Appends to the backing in a place, which was adopted, from here on; the other one, if there is one, is to leave.
+    pub(crate) fn adopt_current(&mut self, store: StoreIndex) {
+        self.current = Some(store);
+        self.stores.set_current(self.current);
     }
 
     /// The place of a backing that is to leave; the one that might come back is the last.
@@ -150,6 +188,11 @@ impl Segment {
         if records.is_empty() {
             return Self::FREE;
         }
+        Self::full(records)
+    }
+
+    /// A segment that nothing can be appended to, with records in these places.
+    fn full(records: Vec<Range<u32>>) -> Self {
         Self {
             state: State::Sealed,
             end: SEGMENT_BYTES as u32,

@@ -17,18 +17,18 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, Mode, OFlags, SeekFrom};
-use rustix::io::Errno;
-
 use super::address::{MIN_BYTES, SEGMENT_BYTES};
 use super::blocks::BlockBuf;
 use super::config::BackingConfig;
 use super::direct::DirectFile;
+use super::handover::Kind;
 use super::log::is_segment;
 use super::{signature, wipe};
 use crate::error::{Error, Result};
 use crate::file_lock;
 use crate::handed_file::HandedFile;
+use rustix::fs::{FlockOperation, Mode, OFlags, SeekFrom};
+use rustix::io::Errno;
 
 /// How long it may take to read what might be empty.
 const LOOK: Duration = Duration::from_secs(5);
@@ -38,14 +38,6 @@ const CHUNK: u64 = 1 << 20;
 
 /// Bytes at either end of a block device by which others tell what is on it.
 const MARGIN: u64 = 1 << 20;
-
-/// Where a backing comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    Made,
-    Found,
-    BlockDevice,
-}
 
 /// A file or block device to spill to: locked, and a file is empty.
 #[derive(Debug)]

@@ -2,8 +2,10 @@
 
 #[cfg(shuttle)]
 use std::collections::HashSet;
+use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::fd::AsFd;
 use std::path::Path;
 #[cfg(shuttle)]
 use std::sync::Arc;
@@ -11,6 +13,8 @@ use std::sync::Arc;
 use super::address::{SEGMENT_BYTES, StoreSegment};
 use super::backing::{Backing, Store};
 use super::blocks::{BLOCK, is_aligned};
+use super::config::BackingKeep;
+use super::handover::{Handover, Kind, StoreNote};
 use super::memory::MemoryBacking;
 use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use crate::sync::{Mutex, RwLock};
@@ -28,6 +32,8 @@ pub(crate) struct FaultyBacking {
     unreadable: Mutex<Option<u32>>,
     /// What goes wrong by itself.
     faults: Mutex<Option<Faults>>,
+    /// What stands for an open file.
+    file: File,
     before_capacity: RwLock<Option<Hook>>,
     before_write: RwLock<Option<Hook>>,
     before_read: RwLock<Option<Hook>>,
@@ -45,6 +51,7 @@ impl FaultyBacking {
             fail_reads: AtomicBool::new(false),
             unreadable: Mutex::new(None),
             faults: Mutex::new(None),
+            file: File::open("/dev/null").expect("it is there"),
             before_capacity: RwLock::new(None),
             before_write: RwLock::new(None),
             before_read: RwLock::new(None),
@@ -197,6 +204,13 @@ impl Store for FaultyBacking {
 
     fn path(&self) -> &Path {
         Path::new("faulty")
+    }
+
+    fn handover(&self) -> Option<Handover<'_>> {
+        Some(Handover {
+            file: self.file.as_fd(),
+            note: StoreNote::of_backing(self.path(), Kind::Made, BackingKeep::Keep),
+        })
     }
 }
 

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::ops::Range;
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -13,11 +14,12 @@ use rustix::io::Errno;
 
 use super::address::MAX_STORE_BYTES;
 use super::backing::{Backing, Store, check_size};
-use super::claim::{Claim, Kind, block_device_size};
+use super::claim::{Claim, block_device_size};
 use super::config::{BackingConfig, BackingKeep};
 use super::direct::DirectFile;
+use super::handover::{Handover, KeptStore, Kind, StoreNote};
 use super::wipe;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// An open file, locked for us alone. When this is dropped, what [`BackingKeep`] says is done.
 #[derive(Debug)]
@@ -52,6 +54,28 @@ impl FileBacking {
             touched: AtomicU64::new(0),
             discards: AtomicBool::new(true),
         }
+    }
+
+    /// Goes on with a file that another process had open, whose lock goes with it.
+    ///
+    /// # Errors
+    /// [`Unusable`](crate::Error::Unusable) if it was no backing.
+    pub(super) fn adopt(KeptStore { file, note }: KeptStore) -> Result<Self> {
+        let path = note.path();
+        let Some((kind, keep)) = note.backing else {
+            return Err(Error::Unusable {
+                path,
+                reason: "was an image".to_owned(),
+            });
+        };
+        Ok(Self {
+            file: DirectFile::new(fs::File::from(file)),
+            path,
+            kind,
+            keep,
+            touched: AtomicU64::new(u64::MAX),
+            discards: AtomicBool::new(true),
+        })
     }
 
     /// Whether `path` still leads to the file we have open.
@@ -144,6 +168,13 @@ impl Store for FileBacking {
 
     fn path(&self) -> &Path {
         &self.path
+    }
+
+    fn handover(&self) -> Option<Handover<'_>> {
+        Some(Handover {
+            file: self.file.file().as_fd(),
+            note: StoreNote::of_backing(&self.path, self.kind, self.keep),
+        })
     }
 }
 

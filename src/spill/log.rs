@@ -381,6 +381,10 @@ impl SegmentLog {
         self.free_if_empty(target.segment);
     }
 
+    pub(super) fn add_used(&self, bytes: u64) {
+        self.counts.used_bytes.fetch_add(bytes, Relaxed);
+    }
+
     fn seal(&mut self, head: Head) {
         if let Some(open) = self.heads[head as usize].take() {
             self.segment_mut(open).state = State::Sealed;

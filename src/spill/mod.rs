@@ -26,6 +26,7 @@ mod direct;
 #[cfg(test)]
 mod faulty;
 mod file;
+mod handover;
 mod log;
 #[cfg(test)]
 mod loop_disk;
@@ -46,7 +47,7 @@ mod wipe;
 use no_seal as seal;
 
 pub use address::{MAX_STORE_BYTES, SEGMENT_BYTES};
-pub(crate) use address::{RECORD_ALIGN, RecordAddress, SegmentIndex};
+pub(crate) use address::{RECORD_ALIGN, RecordAddress, SegmentIndex, StoreIndex};
 pub(crate) use backing::segments_of;
 pub use backing::{Backing, Store};
 pub use blocks::BLOCK;
@@ -61,6 +62,8 @@ pub(crate) use faulty::FaultyBacking;
 #[cfg(all(test, shuttle))]
 pub(crate) use faulty::{Chances, Faults, FaultyImage};
 pub use file::FileBacking;
+pub use handover::Handover;
+pub(crate) use handover::{KeptStore, StoreNote};
 pub(crate) use log::{Head, Imported, LogCounts, MIN_APPEND, SegmentLog, Target};
 #[cfg(test)]
 pub(crate) use loop_disk::LoopDisk;
@@ -70,6 +73,6 @@ pub(crate) use noted::Opener;
 pub(crate) use record::{
     MAX_RECORD_LEN, Record, RecordBuf, RecordFormat, RecordFormats, random_sequence,
 };
-pub(crate) use segment::SegmentTable;
+pub(crate) use segment::{SegmentTable, UsedSegments};
 pub(crate) use sparse::Reading;
-pub(crate) use stores::Stores;
+pub(crate) use stores::{KeptStores, Stores, StoresRecord};

@@ -2,6 +2,7 @@
 
 use super::address::RecordAddress;
 use crate::error::{Error, Result};
+use crate::memory::DeviceMemory;
 
 /// Bytes of an authentication tag.
 pub(super) const TAG_LEN: usize = 16;
@@ -14,7 +15,7 @@ pub(super) struct NotSealed;
 impl SealKey {
     /// # Errors
     /// [`Error::InvalidConfig`]: records are to be sealed, and are not in this build.
-    pub(super) fn random() -> Result<Self> {
+    pub(super) fn new(_: Option<&DeviceMemory>) -> Result<Self> {
         Err(Error::InvalidConfig {
             option: "backing_encrypt",
             reason: "this build has no encryption: its cargo feature `encrypt` is off".to_owned(),

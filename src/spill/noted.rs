@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::backing::{Backing, Store};
 use super::config::BackingConfig;
 use super::file::FileBacking;
+use super::handover::{Handover, KeptStore};
 use crate::error::{Error, Result};
 use crate::handed_file::HandedFile;
 use crate::sync::Mutex;
@@ -79,6 +80,27 @@ impl Opener {
     }
 }
 
+impl Opener {
+    /// Goes on with a backing that another process had open, and noted.
+    ///
+    /// # Errors
+    /// Those of [`FileBacking::adopt`].
+    pub(crate) fn adopt(&self, kept: KeptStore) -> Result<Arc<dyn Backing>> {
+        let path = kept.note.path();
+        let backing = FileBacking::adopt(kept)?;
+        Ok(match &self.notes {
+            None => Arc::new(backing),
+            Some(notes) => Arc::new(NotedBacking {
+                backing,
+                note: Note {
+                    path,
+                    notes: Arc::clone(notes),
+                },
+            }),
+        })
+    }
+}
+
 /// Its fields are dropped in this order.
 struct NotedBacking {
     backing: FileBacking,
@@ -117,6 +139,10 @@ impl Store for NotedBacking {
 
     fn path(&self) -> &Path {
         &self.note.path
+    }
+
+    fn handover(&self) -> Option<Handover<'_>> {
+        self.backing.handover()
     }
 }
 

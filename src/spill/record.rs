@@ -38,6 +38,7 @@ use super::blocks::BlockBuf;
 use super::seal::{NotSealed, SealKey, TAG_LEN};
 use crate::codec::Codec;
 use crate::error::{Error, Result};
+use crate::memory::DeviceMemory;
 use crate::units::{PAGE_SIZE, PageIndex};
 
 const CHECKED_HEADER_LEN: usize = 11;
@@ -87,12 +88,12 @@ impl fmt::Debug for RecordFormat {
 }
 
 impl RecordFormat {
-    /// A format that only this process can read, under a new key.
+    /// A format that only this device can read, under a new key, or the one in memory that outlives the process.
     ///
     /// # Errors
     /// [`Error::Io`] if no memory can be locked for the key.
-    pub(crate) fn sealed() -> Result<Self> {
-        SealKey::random().map(|key| Self::Sealed(Arc::new(key)))
+    pub(crate) fn sealed(memory: Option<&DeviceMemory>) -> Result<Self> {
+        SealKey::new(memory).map(|key| Self::Sealed(Arc::new(key)))
     }
 
     fn header_len(&self) -> usize {
@@ -299,7 +300,7 @@ mod tests {
     const AT: RecordAddress = RecordAddress(77);
 
     fn formats() -> [RecordFormat; 2] {
-        let sealed = RecordFormat::sealed().expect("a page can be locked");
+        let sealed = RecordFormat::sealed(None).expect("a page can be locked");
         [RecordFormat::Checked, sealed]
     }
 

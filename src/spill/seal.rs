@@ -1,7 +1,8 @@
 //! The secrecy of records: AES-256-GCM under keys that exist only in this process.
 //!
 //! Invariants:
-//! 1. The keys are random, made for one device, and nowhere but in one page of locked memory.
+//! 1. The keys are random, made for one device, and nowhere but in one page of locked memory; and, for a device whose
+//!    memory outlives the process, in one page of secret memory that does.
 //! 2. A nonce is used once: it is a sequence number with an offset in a segment. A log gives out
 //!    each offset once under a number ([`super::SegmentLog`]).
 
@@ -15,7 +16,7 @@ use zeroize::Zeroizing;
 
 use super::address::{RECORD_ALIGN, RecordAddress, SEGMENT_BYTES};
 use crate::error::{Error, Result};
-use crate::memory::Locked;
+use crate::memory::{DeviceMemory, Locked};
 
 /// Bytes of an authentication tag.
 pub(super) const TAG_LEN: usize = 16;
@@ -33,14 +34,21 @@ struct Keys {
 pub(super) struct NotSealed;
 
 impl SealKey {
-    /// Random keys.
+    /// Random keys; or, of a device whose memory outlives the process, those that it has there.
     ///
     /// # Errors
     /// [`Error::Io`] if the kernel does not lock a page of memory, or has no randomness.
-    pub(super) fn random() -> Result<Self> {
+    pub(super) fn new(memory: Option<&DeviceMemory>) -> Result<Self> {
         let action = "lock 4 KiB of memory for the key of `BackingConfig::encrypt` (see ulimit -l)";
-        let keys = Locked::new(Keys::random).map_err(|error| Error::io(action, error))?;
-        Ok(Self(keys))
+        let keys = Locked::new(|| match memory {
+            Some(memory) => memory.with_key(fill_randomly, Keys::of),
+            None => {
+                let mut bytes = Zeroizing::new([0; KEY_BYTES]);
+                fill_randomly(&mut bytes)?;
+                Keys::of(&bytes)
+            }
+        });
+        Ok(Self(keys.map_err(|error| Error::io(action, error))?))
     }
 
     /// Encrypts `bytes` in place; returns the tag, which also covers `len`, the length of the
@@ -95,18 +103,24 @@ impl SealKey {
     }
 }
 
+/// Bytes of both keys.
+const KEY_BYTES: usize = 64;
+
+fn no_randomness(_: Unspecified) -> io::Error {
+    io::Error::other("there is no randomness")
+}
+
+fn fill_randomly(bytes: &mut [u8; KEY_BYTES]) -> io::Result<()> {
+    SystemRandom::new().fill(bytes).map_err(no_randomness)
+}
+
 impl Keys {
-    fn random() -> io::Result<Self> {
-        let failed = |Unspecified| io::Error::other("there is no randomness");
-        let random = SystemRandom::new();
-        let mut bytes = Zeroizing::new([0; 32]);
-        random.fill(&mut *bytes).map_err(failed)?;
-        let records = UnboundKey::new(&AES_256_GCM, &*bytes).map_err(failed)?;
-        random.fill(&mut *bytes).map_err(failed)?;
-        let headers = HeaderProtectionKey::new(&quic::AES_256, &*bytes).map_err(failed)?;
+    fn of(bytes: &[u8; KEY_BYTES]) -> io::Result<Self> {
+        let (records, headers) = bytes.split_at(KEY_BYTES / 2);
+        let records = UnboundKey::new(&AES_256_GCM, records).map_err(no_randomness)?;
         Ok(Self {
             records: LessSafeKey::new(records),
-            headers,
+            headers: HeaderProtectionKey::new(&quic::AES_256, headers).map_err(no_randomness)?,
         })
     }
 }

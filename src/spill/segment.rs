@@ -9,7 +9,7 @@ use zerocopy::FromZeros;
 
 use super::address::{RecordAddress, SEGMENT_BYTES, SEGMENTS_PER_STORE, STORES, SegmentIndex};
 use super::record::RecordFormats;
-use crate::memory::LazyTable;
+use crate::memory::{LazyTable, MemorySource, Publish, Word, crash_point};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::waker::Waker;
@@ -31,13 +31,54 @@ struct Entry {
     retries: AtomicU32,
 }
 
+/// Segments that were found in memory that outlived a process.
+#[derive(Debug, Default)]
+pub(crate) struct UsedSegments {
+    /// Those that were ever used, in order.
+    pub(crate) segments: Vec<SegmentIndex>,
+    /// The greatest number of a use.
+    pub(crate) last_sequence: u64,
+}
+
+/// How many places at most are told from what was written there before, in all segments together. Where a log comes
+/// to more, it seals the segment.
+const MAX_RETRIED: usize = 4096;
+
+/// What outlives the process, if the device's memory does.
+struct Tables {
+    entries: LazyTable<Entry>,
+    /// What is in `retried`, each a [`Retried`] or 0.
+    retried: LazyTable<Word>,
+}
+
+/// From where on places in a segment were given out again, as a word that is not 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Retried {
+    segment: SegmentIndex,
+    offset: u32,
+}
+
+impl Retried {
+    fn word(self) -> u64 {
+        (u64::from(self.segment.0) + 1) << 32 | u64::from(self.offset)
+    }
+
+    fn of_word(word: u64) -> Option<Self> {
+        let segment = SegmentIndex(((word >> 32) as u32).checked_sub(1)?);
+        (segment.0 < SEGMENTS_PER_STORE * STORES as u32).then_some(Self {
+            segment,
+            offset: word as u32,
+        })
+    }
+}
+
 /// What any thread may know of the segments. There is no lock: `live` counts slots' references,
 /// and a slot changes under its shard's lock; `sequence` changes only while `live` is 0, so under
 /// the lock of a shard that has a slot in the segment it stands still. That of a record does so from
 /// before a slot refers to it: what is given out again is behind all records that one does.
 pub(crate) struct SegmentTable {
     /// None until the first backing, or image, comes.
-    entries: OnceLock<LazyTable<Entry>>,
+    tables: OnceLock<Tables>,
     /// Of the backings' segments.
     live_bytes: AtomicU64,
     /// Of the image's.
@@ -55,7 +96,7 @@ impl SegmentTable {
     /// segment is emptied or sparse.
     pub(crate) fn new(formats: RecordFormats, waker: Arc<Waker>) -> Self {
         Self {
-            entries: OnceLock::new(),
+            tables: OnceLock::new(),
             live_bytes: AtomicU64::new(0),
             image_bytes: AtomicU64::new(0),
             emptied: SegQueue::new(),
@@ -70,12 +111,57 @@ impl SegmentTable {
     /// # Errors
     /// The kernel's, if there is not enough address space.
     pub(crate) fn make(&self) -> io::Result<()> {
-        if self.entries.get().is_none() {
-            let entries = LazyTable::new(SEGMENTS_PER_STORE as usize * STORES)?;
+        self.make_in(&MemorySource::Process)
+    }
+
+    /// The same, in memory that may outlive the process: it says what it said.
+    ///
+    /// # Errors
+    /// Those of [`SegmentTable::make`].
+    pub(crate) fn make_in(&self, memory: &MemorySource) -> io::Result<()> {
+        if self.tables.get().is_none() {
+            let tables = Tables {
+                entries: LazyTable::new_in(SEGMENTS_PER_STORE as usize * STORES, memory)?,
+                retried: LazyTable::new_in(MAX_RETRIED, memory)?,
+            };
             // Whoever made it meanwhile made the same.
-            let _ = self.entries.set(entries);
+            let _ = self.tables.set(tables);
         }
         Ok(())
+    }
+
+    /// Finds the segments that have been used, in a table that was found as it is and to which slots are yet to be
+    /// counted.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn adopt(&self) -> io::Result<UsedSegments> {
+        let Some(Tables { entries, retried }) = self.tables.get() else {
+            return Ok(UsedSegments::default());
+        };
+        let mut used = UsedSegments::default();
+        for at in entries.data_ranges()?.into_iter().flatten() {
+            let entry = &entries[at];
+            let sequence = entry.sequence.load(Ordering::Relaxed);
+            if sequence != 0 {
+                entry.live.store(0, Ordering::Relaxed);
+                entry.retries.store(0, Ordering::Relaxed);
+                used.segments.push(SegmentIndex(at as u32));
+                used.last_sequence = used.last_sequence.max(sequence);
+            }
+        }
+        let mut offsets = self.retried.lock();
+        let words = retried.iter().map(|word| word.load(Ordering::Relaxed));
+        for Retried { segment, offset } in words.filter_map(Retried::of_word) {
+            entries[segment.0 as usize]
+                .retries
+                .fetch_add(1, Ordering::Relaxed);
+            offsets.entry(segment).or_default().push(offset);
+        }
+        offsets
+            .values_mut()
+            .for_each(|offsets| offsets.sort_unstable());
+        Ok(used)
     }
 
     /// Counts a slot's new reference to the record of an object of `len` bytes.
@@ -101,6 +187,11 @@ impl SegmentTable {
         } else if before > SPARSE && before - bytes <= SPARSE {
             self.waker.wake();
         }
+    }
+
+    /// Has a segment to which nothing refers be looked at, to be freed.
+    pub(super) fn note_emptied(&self, segment: SegmentIndex) {
+        self.emptied.push(segment);
     }
 
     /// A segment that was emptied since the last call. It may have been written to since.
@@ -161,8 +252,16 @@ impl SegmentTable {
         debug_assert_eq!(self.live(segment), 0);
         let entry = self.entry(segment);
         if entry.retries.swap(0, Ordering::Relaxed) > 0 {
-            self.retried.lock().remove(&segment);
+            let mut offsets = self.retried.lock();
+            for word in self.tables().retried.iter() {
+                let retried = Retried::of_word(word.load(Ordering::Relaxed));
+                if retried.is_some_and(|retried| retried.segment == segment) {
+                    word.publish(0);
+                }
+            }
+            offsets.remove(&segment);
         }
+        crash_point();
         entry.sequence.store(sequence, Ordering::Release);
     }
 
@@ -172,17 +271,24 @@ impl SegmentTable {
         let mut retried = self.retried.lock();
         let offsets = retried.entry(segment).or_default();
         debug_assert!(offsets.last().is_none_or(|&last| last <= offset));
+        let words = &self.tables().retried;
+        let free = words.iter().find(|word| word.load(Ordering::Relaxed) == 0);
         let allowed = (offsets.len() as u64) < MAX_RETRIES;
-        if allowed {
+        if let (true, Some(free)) = (allowed, free) {
+            free.publish(Retried { segment, offset }.word());
             offsets.push(offset);
             let retries = &self.entry(segment).retries;
             retries.fetch_add(1, Ordering::Release);
+            return true;
         }
-        allowed
+        false
+    }
+
+    fn tables(&self) -> &Tables {
+        self.tables.get().expect("a segment is in a backing")
     }
 
     fn entry(&self, segment: SegmentIndex) -> &Entry {
-        let entries = self.entries.get();
-        &entries.expect("a segment is in a backing")[segment.0 as usize]
+        &self.tables().entries[segment.0 as usize]
     }
 }

@@ -1,5 +1,6 @@
 //! The device over a backing that misbehaves.
 
+mod adopt;
 mod algorithms;
 mod block_backing;
 mod compaction;
@@ -92,7 +93,7 @@ fn like_1() -> u64 {
     let len = |tag| {
         let mut out = [0; codec::MAX_COMPRESSED_LEN];
         let budget = Arc::new(FrameBudget::new(FrameBudget::UNLIMITED));
-        let algorithms = Codecs::new(Algorithm::Lz4, &[], budget);
+        let algorithms = Codecs::new(Algorithm::Lz4, &[], budget, None);
         let made = algorithms.compress(&tagged(tag), &mut out, PAGE_SIZE);
         made.map(|(_, len)| len)
     };

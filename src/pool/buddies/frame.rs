@@ -151,14 +151,31 @@ impl Frame {
         self.chunks[buddy as usize] = 0;
     }
 
+    /// Has a buddy be in use that was found, whose middle would start at a chunk; returns whether it was free.
+    pub(super) fn find(&mut self, buddy: Buddy, owner: Owner, chunks: u8, middle: u8) -> bool {
+        let was_free = !self.is_used(buddy);
+        self.chunks[buddy as usize] = chunks;
+        self.owners[buddy as usize] = owner.0;
+        if buddy == Buddy::Middle {
+            self.middle = middle;
+        }
+        was_free
+    }
+
+    /// Whether the invariant holds.
+    pub(super) fn is_disjoint(&self) -> bool {
+        let mut end = 0;
+        let used = Buddy::ALL.into_iter().filter(|&buddy| self.is_used(buddy));
+        used.map(|buddy| self.place(buddy)).all(|place| {
+            let follows = end <= place.start && place.end <= CHUNKS;
+            end = place.end;
+            follows
+        })
+    }
+
     /// Asserts the invariant.
     pub(super) fn check(&self, buddies: usize) {
         assert!(self.objects() <= buddies);
-        let mut end = 0;
-        for buddy in Buddy::ALL.into_iter().filter(|&buddy| self.is_used(buddy)) {
-            let place = self.place(buddy);
-            assert!(end <= place.start && place.end <= CHUNKS, "{place:?}");
-            end = place.end;
-        }
+        assert!(self.is_disjoint());
     }
 }

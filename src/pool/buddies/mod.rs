@@ -9,14 +9,19 @@
 //! the buddies there it is, so that an object can be moved within its frame without anybody
 //! noticing.
 
+mod adopt;
 mod frame;
+mod middles;
 
 use std::io;
 use std::sync::Arc;
 
 use self::frame::{Buddy, CHUNK, CHUNKS, Frame, bytes, chunks};
-use super::{ClassStats, Compacted, Moved, NoRoom, ObjectAddress, Owner, Pool, Stored, ZspageId};
-use crate::memory::{Arena, ChainLen, FrameBudget, FrameIndex, IdleRuns, LazyTable};
+use self::middles::Middles;
+use super::{
+    ClassStats, Compacted, FoundObject, Moved, NoRoom, ObjectAddress, Owner, Pool, Stored, ZspageId,
+};
+use crate::memory::{Arena, ChainLen, FrameBudget, FrameIndex, IdleRuns, LazyTable, MemorySource};
 use crate::units::PAGE_SIZE;
 
 /// Lists of frames by their room, and one that stays empty for those without.
@@ -33,6 +38,7 @@ pub(crate) struct Buddies {
     budget: Arc<FrameBudget>,
     /// By zspage: the first is no frame's, so that 0 ends a list.
     table: LazyTable<Frame>,
+    middles: Middles,
     /// Heads of the lists.
     heads: [u32; LISTS],
     single: [u64; LISTS],
@@ -46,23 +52,37 @@ impl Buddies {
     ///
     /// # Errors
     /// The kernel's, if there is not enough address space.
-    pub(super) fn zbud(address_frames: usize, budget: Arc<FrameBudget>) -> io::Result<Self> {
-        Self::new(2, address_frames, budget)
+    pub(super) fn zbud(
+        address_frames: usize,
+        budget: Arc<FrameBudget>,
+        memory: &MemorySource,
+    ) -> io::Result<Self> {
+        Self::new(2, address_frames, budget, memory)
     }
 
     /// An empty pool of frames with three objects.
     ///
     /// # Errors
     /// The kernel's, if there is not enough address space.
-    pub(super) fn z3fold(address_frames: usize, budget: Arc<FrameBudget>) -> io::Result<Self> {
-        Self::new(3, address_frames, budget)
+    pub(super) fn z3fold(
+        address_frames: usize,
+        budget: Arc<FrameBudget>,
+        memory: &MemorySource,
+    ) -> io::Result<Self> {
+        Self::new(3, address_frames, budget, memory)
     }
 
-    fn new(buddies: usize, address_frames: usize, budget: Arc<FrameBudget>) -> io::Result<Self> {
+    fn new(
+        buddies: usize,
+        address_frames: usize,
+        budget: Arc<FrameBudget>,
+        memory: &MemorySource,
+    ) -> io::Result<Self> {
         Ok(Self {
-            arena: Arena::new(address_frames)?,
+            arena: Arena::new(address_frames, memory)?,
             budget,
             table: LazyTable::new(address_frames + 1)?,
+            middles: Middles::new(address_frames + 1, memory)?,
             heads: [0; LISTS],
             single: [0; LISTS],
             buddies,
@@ -104,12 +124,19 @@ impl Buddies {
 
     /// Stores data in a frame with room for it, and lists that by what it has left.
     fn store_in(&mut self, id: ZspageId, owner: Owner, data: &[u8]) -> ObjectAddress {
-        let Self { table, arena, .. } = self;
-        let buddy = table[id.0 as usize].take(owner, chunks(data.len()), |from, to| {
-            let (from, to) = (bytes(from), usize::from(to) * CHUNK);
-            let start = start(id);
-            arena.copy(start + from.start, start + to, from.len());
+        let Self {
+            table,
+            arena,
+            middles,
+            ..
+        } = self;
+        let frame = &mut table[id.0 as usize];
+        let buddy = frame.take(owner, chunks(data.len()), |from, to| {
+            middles.shift(arena, id, from, to);
         });
+        if buddy == Buddy::Middle {
+            middles.set(id, frame.place(buddy).start);
+        }
         let object = address(id, buddy);
         let at = self.start_of(object);
         self.arena
@@ -324,6 +351,10 @@ impl Pool for Buddies {
     /// There are no classes.
     fn class_stats(&self) -> Vec<ClassStats> {
         Vec::new()
+    }
+
+    fn adopt(&mut self, objects: &[FoundObject]) -> io::Result<Vec<ZspageId>> {
+        self.adopt_objects(objects)
     }
 
     fn check(&self) {

@@ -100,7 +100,32 @@ impl Geometry {
     }
 }
 
+/// No object starts there.
+pub(super) const NOWHERE: u16 = u16::MAX;
+
+/// Which object of a zspage starts where in its page frame.
+pub(super) struct Places([u16; PAGE_SIZE / OBJECT_ALIGN]);
+
+impl Places {
+    /// Which object of its zspage starts at a byte of an arena, or [`NOWHERE`].
+    pub(super) fn nth(&self, byte: usize) -> u16 {
+        self.0[byte % PAGE_SIZE / OBJECT_ALIGN]
+    }
+}
+
 impl Class {
+    /// Where its objects start. No two start equally far into a page frame: if they did, the bytes between them would
+    /// fill whole frames with objects, and the class would chain just those.
+    pub(super) fn places(&self) -> Places {
+        let mut places = [NOWHERE; PAGE_SIZE / OBJECT_ALIGN];
+        for nth in 0..self.objects {
+            let at = usize::from(nth) * self.size % PAGE_SIZE;
+            debug_assert_eq!(places[at / OBJECT_ALIGN], NOWHERE);
+            places[at / OBJECT_ALIGN] = nth;
+        }
+        Places(places)
+    }
+
     /// Page frames that the first `objects` objects of a zspage lie in.
     pub(super) fn frames_of(self, objects: u16) -> usize {
         (usize::from(objects) * self.size).div_ceil(PAGE_SIZE)
@@ -179,6 +204,16 @@ mod tests {
     }
 
     #[test]
+    fn where_an_object_starts_says_which_it_is() {
+        for class in GEOMETRY.classes() {
+            let places = class.places();
+            for nth in 0..class.objects {
+                assert_eq!(places.nth(usize::from(nth) * class.size), nth, "{class:?}");
+            }
+        }
+    }
+
+    #[test]
     fn cutting_wastes_little() {
         for class in GEOMETRY.classes() {
             let used = usize::from(class.objects) * class.size;
@@ -198,7 +233,7 @@ mod tests {
     #[test]
     fn the_records_of_a_zspage_fit_an_append() {
         // The longer ones.
-        let format = RecordFormat::sealed().expect("a page can be locked");
+        let format = RecordFormat::sealed(None).expect("a page can be locked");
         for class in GEOMETRY.classes() {
             let longest = format.record_len(class.size.min(PAGE_SIZE));
             let bytes = usize::from(class.objects) * longest;

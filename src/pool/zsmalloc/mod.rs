@@ -9,6 +9,7 @@
 //! A zspage of untouched frames grows: it holds only those that its objects lie in so far. Else
 //! each class of each shard would hold half a zspage of nothing.
 
+mod adopt;
 mod check;
 mod class;
 mod zspage;
@@ -19,8 +20,11 @@ use std::sync::Arc;
 
 use self::class::{Class, ClassIndex, GEOMETRY, HEADER_LEN};
 use self::zspage::{ISOLATED, Lists, ZspageTable};
-use super::{Compacted, Moved, NoRoom, OBJECT_ALIGN, ObjectAddress, Owner, Pool, Stored, ZspageId};
-use crate::memory::{Arena, FrameBudget, FrameIndex, IdleRuns, LazyTable};
+use super::{
+    Compacted, FoundObject, Moved, NoRoom, OBJECT_ALIGN, ObjectAddress, Owner, Pool, Stored,
+    ZspageId,
+};
+use crate::memory::{Arena, FrameBudget, FrameIndex, IdleRuns, LazyTable, MemorySource};
 use crate::units::PAGE_SIZE;
 
 /// Header bit of an object in use (`OBJ_ALLOCATED_TAG`).
@@ -91,9 +95,13 @@ impl Zsmalloc {
     ///
     /// # Errors
     /// The kernel's, if there is not enough address space.
-    pub(crate) fn new(address_frames: usize, budget: Arc<FrameBudget>) -> io::Result<Self> {
+    pub(crate) fn new(
+        address_frames: usize,
+        budget: Arc<FrameBudget>,
+        memory: &MemorySource,
+    ) -> io::Result<Self> {
         Ok(Self {
-            arena: Arena::new(address_frames)?,
+            arena: Arena::new(address_frames, memory)?,
             budget,
             zspages: ZspageTable::new(address_frames)?,
             zspage_of: LazyTable::new(address_frames)?,
@@ -313,8 +321,8 @@ impl Zsmalloc {
         let target = self.take_object(to, owner);
         self.arena
             .copy(byte(object) + HEADER_LEN, byte(target) + HEADER_LEN, len);
-        self.give_back_object(from, object);
         moved(owner, object, target);
+        self.give_back_object(from, object);
     }
 }
 
@@ -467,6 +475,10 @@ impl Pool for Zsmalloc {
             .collect()
     }
 
+    fn adopt(&mut self, objects: &[FoundObject]) -> io::Result<Vec<ZspageId>> {
+        self.adopt_objects(objects)
+    }
+
     fn check(&self) {
         self.check_accounting();
     }
@@ -501,7 +513,7 @@ mod tests {
     #[test]
     fn compaction_begins_with_the_class_that_frees_most() {
         let budget = Arc::new(FrameBudget::new(FrameBudget::UNLIMITED));
-        let mut pool = Zsmalloc::new(1 << 16, budget).expect("addresses");
+        let mut pool = Zsmalloc::new(1 << 16, budget, &MemorySource::Process).expect("addresses");
         // One class before the one that is sparsest, and one behind it.
         for (len, objects) in [(500, 200), (1000, 1000), (2000, 60)] {
             let data = vec![1; len];

@@ -121,7 +121,7 @@ fn a_backing_that_shrinks_holds_no_more_than_that() {
 fn with_image(segments: usize) -> (SegmentLog, Vec<SegmentIndex>) {
     let mut log = log(SEGMENTS);
     let image: Arc<dyn Store> = Arc::new(FaultyBacking::new(SEGMENTS));
-    assert!(log.stores.add_image(image));
+    log.stores.add_image(image).expect("a place");
     let half = 0..SEGMENT_BYTES as u32 / 2;
     // The last has an index only.
     let mut records = vec![vec![half]; segments];
