@@ -5,7 +5,7 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
@@ -23,11 +23,7 @@ use crate::size::human_size;
 pub fn read_named_file(path: &Path, most: usize) -> Result<Vec<u8>> {
     let file = open_named_file(path, Links::Follow)?;
     let length = file.metadata().map_or(0, |file| file.len());
-    // As much as it needs, so that nothing of it is left where a smaller one was: it may be a key.
-    let mut bytes = Vec::with_capacity(usize::try_from(length).map_or(most, |n| n.min(most)) + 1);
-    file.take(most as u64 + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|error| failed("read", path, error))?;
+    let bytes = read_whole(&file, length, most).map_err(|error| failed("read", path, error))?;
     if bytes.len() > most {
         return Err(unusable(
             path,
@@ -38,6 +34,24 @@ pub fn read_named_file(path: &Path, most: usize) -> Result<Vec<u8>> {
         ));
     }
     Ok(bytes)
+}
+
+/// All of a file that was `length` bytes long, or of a longer one one byte more than `most`.
+fn read_whole(mut file: &File, length: u64, most: usize) -> io::Result<Vec<u8>> {
+    let mut room = usize::try_from(length).map_or(most, |n| n.min(most)) + 1;
+    loop {
+        // Once, as much as it needs, so that nothing of it is left where a smaller one was: it may be a key.
+        let mut bytes = Vec::with_capacity(room);
+        file.rewind()?;
+        file.take(room as u64).read_to_end(&mut bytes)?;
+        if bytes.len() < room || room > most {
+            return Ok(bytes);
+        }
+        // It has grown.
+        #[cfg(feature = "tls")]
+        zeroize::Zeroize::zeroize(&mut bytes);
+        room = room.saturating_mul(2).min(most + 1);
+    }
 }
 
 /// What becomes of a symbolic link in the place that a user names.
@@ -165,6 +179,22 @@ mod tests {
         let link = dir.path().join("link");
         std::os::unix::fs::symlink(&path, &link).expect("a link");
         assert_eq!(read_named_file(&link, 100).expect("it fits").len(), 100);
+    }
+
+    #[test]
+    fn a_file_that_has_grown_since_it_was_looked_at_is_read_whole() {
+        let mut file = tempfile::tempfile().expect("a file");
+        io::Write::write_all(&mut file, &[7; 100]).expect("room");
+        for (length, most, read) in [
+            (10, 1000, 100),
+            (99, 1000, 100),
+            (10, 99, 100),
+            (10, 50, 51),
+        ] {
+            let bytes = read_whole(&file, length, most).expect("it is there");
+            assert_eq!(bytes, vec![7; read], "{length} to {most}");
+            assert!(bytes.capacity() <= most + 1);
+        }
     }
 
     #[test]

@@ -8,8 +8,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
-    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg,
-    sendmsg, socketpair,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, Shutdown, SocketFlags, SocketType,
+    recvmsg, sendmsg, socketpair,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -40,6 +40,12 @@ impl Packets {
     /// The end that a process has as its stdin.
     pub(crate) fn on_stdin() -> io::Result<Self> {
         Ok(Self::of(io::stdin().as_fd().try_clone_to_owned()?))
+    }
+
+    /// Has both ends be closed, whoever has them open; what was sent is still received.
+    pub(crate) fn close(&self) {
+        // It fails if nobody has the other end any more.
+        let _ = rustix::net::shutdown(&self.0, Shutdown::Both);
     }
 
     /// Sends a message with these files.
@@ -140,6 +146,19 @@ mod tests {
         drop(one);
         assert!(other.receive::<String>().unwrap().is_none());
         assert!(other.send(&7, &[]).is_err());
+    }
+
+    #[test]
+    fn one_end_is_closed_by_the_other_that_somebody_still_has() {
+        let (one, other) = Packets::pair().unwrap();
+        let other = Packets::of(other);
+        other.send(&7, &[]).unwrap();
+        one.close();
+        assert_eq!(one.receive::<u8>().unwrap().unwrap().0, 7);
+        assert!(one.receive::<u8>().unwrap().is_none() && other.receive::<u8>().unwrap().is_none());
+        assert!(other.send(&7, &[]).is_err());
+        drop(other);
+        one.close();
     }
 
     #[test]

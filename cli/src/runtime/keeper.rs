@@ -17,7 +17,7 @@
 //! Invariants:
 //! 1. The keeper reads nothing of clients, images or backings, and waits for the server in nothing but its end.
 //! 2. What the server says is believed as far as it could do the same itself: a file that it says it spills to is
-//!    one that it has open, to write to, or that is its user's.
+//!    one that it has open, to write to, or that is its user's; but not its image, nor the lock.
 //! 3. Whichever of the two dies, the other sees the end of the connection. The keeper has the name's lock; where
 //!    it is killed the server takes that ([`Handed::Lock`]) and stops.
 

@@ -16,7 +16,7 @@ const USER: &str = "daemon";
 const UID: u32 = 1;
 
 /// Whether a server can be had run as another user; says loudly if not.
-fn is_root(test: &str) -> bool {
+pub(crate) fn is_root(test: &str) -> bool {
     let root = fs::metadata("/proc/self").is_ok_and(|meta| meta.uid() == 0);
     if !root {
         eprintln!("SKIPPED: {test} needs root");
@@ -25,7 +25,7 @@ fn is_root(test: &str) -> bool {
 }
 
 /// One that only root may enter.
-fn closed_world() -> World {
+pub(crate) fn closed_world() -> World {
     let world = World::new();
     let private = fs::Permissions::from_mode(0o700);
     fs::set_permissions(world.path(""), private).unwrap();
@@ -33,13 +33,13 @@ fn closed_world() -> World {
 }
 
 /// A server of another user, and its keeper.
-struct Pair {
-    keeper: Serve,
-    server: u32,
+pub(crate) struct Pair {
+    pub(crate) keeper: Serve,
+    pub(crate) server: u32,
 }
 
 impl Pair {
-    fn serve(world: &World, args: &[&str]) -> Self {
+    pub(crate) fn serve(world: &World, args: &[&str]) -> Self {
         let user = format!("--user={USER}");
         let keeper = world.serve(&[&["vm", &user], args].concat());
         let list: Value = serde_json::from_str(&world.ok(&["list", "--json"])).unwrap();
@@ -59,7 +59,7 @@ impl Pair {
     }
 
     /// What the keeper said until its end.
-    fn said(&mut self) -> String {
+    pub(crate) fn said(&mut self) -> String {
         let mut said = String::new();
         let mut stderr = self.keeper.child.stderr.take().unwrap();
         stderr.read_to_string(&mut said).unwrap();

@@ -4,6 +4,7 @@ mod algorithms;
 mod backing;
 mod backing_keep;
 mod complete;
+mod deputy;
 mod dumps;
 mod export;
 mod keeper;

@@ -13,6 +13,9 @@ use super::file::SpillFile;
 use crate::base::file_id::FileId;
 use crate::runtime::rundir::{LiveRecord, Record};
 
+/// Most files of a server that does not keep its record itself: a record is read to a bound.
+const MOST: usize = 256;
+
 /// How long removing a file may take that is not used any more.
 const CLOSING: Duration = Duration::from_secs(3);
 
@@ -39,6 +42,9 @@ impl SpillNotes {
         let Some(id) = claim(path, file.as_fd(), uid)? else {
             return Ok(());
         };
+        if self.record.now().spills.len() >= MOST {
+            return Err(io::Error::other("too many files are spilled to at once"));
+        }
         self.record.change(|record| {
             if !record.spills.iter().any(|spill| spill.id == id) {
                 record.spills.push(SpillFile {

@@ -13,7 +13,7 @@ use std::path::Path;
 use std::process::{Child, ExitStatus};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -27,7 +27,7 @@ use uzram::fuse::Mounted;
 use uzram::nbd::InheritedSocket;
 
 use super::announce::{announce, notify, open_log};
-use super::opened::Opened;
+use super::opened::{self, Opened};
 use super::{SPILL, begin, free_stopping, prepare, spills_stay};
 use crate::base::bounded::within;
 use crate::base::failure::Said;
@@ -72,8 +72,7 @@ pub(super) fn run(
             .then(|| open_log(&lock.dir().log()))
             .transpose()?;
         signals.check()?;
-        let (link, child) = opened.hand_over(settings, user, sockets, &lock)?;
-        Kept::new(settings, user, &lock, record, opened, link, child)
+        Kept::start(settings, user, &lock, record, opened, sockets)
     });
     let (ended, is_asked) = match began {
         Ok(kept) => {
@@ -148,59 +147,77 @@ impl Signals {
 struct Kept {
     shared: Arc<Shared>,
     child: Child,
+    process: OwnedFd,
+    hears: JoinHandle<()>,
     _socket_files: Vec<SocketFile>,
 }
 
 impl Kept {
-    fn new(
+    /// Starts a server, and hands it what it is to serve. By then all is there that it takes to keep it: one that
+    /// may have clients is not ended because something is not to be had.
+    fn start(
         settings: &Settings,
         user: &User,
         lock: &Lock,
         record: LiveRecord,
         opened: Opened,
-        link: Packets,
-        child: Child,
+        sockets: Vec<InheritedSocket>,
     ) -> Result<Self> {
-        let pid = Pid::from_child(&child).as_raw_pid();
-        record.change(|record| record.server = Some(pid))?;
-        let shared = Shared {
-            settings: settings.clone(),
-            user: user.clone(),
-            dir: lock.dir().clone(),
-            link,
-            record,
-            mounted: opened.mounted,
-            log: opened.log,
-            notes: opened.notes,
-            asked: OnceLock::new(),
-            announced: Mutex::new(None),
-            freed: [AtomicBool::new(false), AtomicBool::new(false)],
+        let (link, mut child) = opened::spawn(settings, user)?;
+        let pid = Pid::from_child(&child);
+        let begin = || {
+            let process = rustix::process::pidfd_open(pid, PidfdFlags::empty());
+            let process = process.context("cannot open the server's process")?;
+            record.change(|record| record.server = Some(pid.as_raw_pid()))?;
+            let shared = Arc::new(Shared {
+                settings: settings.clone(),
+                user: user.clone(),
+                dir: lock.dir().clone(),
+                link,
+                record,
+                mounted: opened.mounted,
+                log: opened.log,
+                notes: opened.notes,
+                no_spills: opened.no_spills,
+                asked: OnceLock::new(),
+                announced: Mutex::new(None),
+                freed: [AtomicBool::new(false), AtomicBool::new(false)],
+            });
+            let heard = Arc::clone(&shared);
+            let hears = thread::Builder::new()
+                .name("uzram-keeper".to_owned())
+                .spawn(move || heard.hear())
+                .context("cannot start the thread that hears the server")?;
+            let (log, link) = (shared.log.as_ref(), &shared.link);
+            opened::hand_over(&opened.files, &sockets, log, lock, settings, link)?;
+            // From then on nobody else has them.
+            drop((opened.files, sockets));
+            Ok((shared, process, hears, opened.socket_files))
         };
-        Ok(Self {
-            shared: Arc::new(shared),
-            child,
-            _socket_files: opened.socket_files,
-        })
+        match begin() {
+            Ok((shared, process, hears, socket_files)) => Ok(Self {
+                shared,
+                child,
+                process,
+                hears,
+                _socket_files: socket_files,
+            }),
+            Err(error) => {
+                // It has served nobody.
+                let _ = child.kill().and_then(|()| child.wait());
+                Err(error)
+            }
+        }
     }
 
     /// Stays until the server is gone; returns how it ended, and whether it was to.
     fn keep(mut self, signals: &Signals) -> (Result<()>, bool) {
-        let shared = Arc::clone(&self.shared);
-        let hears = thread::Builder::new()
-            .name("uzram-keeper".to_owned())
-            .spawn(move || shared.hear());
-        let ended = match &hears {
-            Ok(_) => self.wait(signals),
-            Err(error) => {
-                tracing::error!("cannot start a thread: {error}");
-                self.child.kill().and_then(|()| self.child.wait())
-            }
-        };
-        if let Ok(hears) = hears {
-            // It hears the end of the server; what it does until then is bounded.
-            let _ = hears.join();
-        }
-        let shared = &self.shared;
+        let ended = self.wait(signals);
+        let (shared, hears) = (self.shared, self.hears);
+        // Whoever has the server's end by now.
+        shared.link.close();
+        // It hears the end; what it does until then may be on a file system that hangs.
+        let _ = within(shared.timeout(), move || drop(hears.join()));
         let is_asked = shared.asked.get().is_some();
         if is_asked {
             // With its spill the record stays, for the next command to find it.
@@ -215,19 +232,21 @@ impl Kept {
 
     /// Waits for the end of the server, and hands signals on.
     fn wait(&mut self, signals: &Signals) -> std::io::Result<ExitStatus> {
-        let process =
-            rustix::process::pidfd_open(Pid::from_child(&self.child), PidfdFlags::empty())?;
         let (mut asked, mut kill_at) = (0, None);
         loop {
             let left = kill_at.map(|at: Instant| at.saturating_duration_since(Instant::now()));
             let left = left.and_then(|left| Timespec::try_from(left).ok());
             let mut fds = [
-                PollFd::new(&process, PollFlags::IN),
+                PollFd::new(&self.process, PollFlags::IN),
                 PollFd::new(&signals.came, PollFlags::IN),
             ];
             match rustix::event::poll(&mut fds, left.as_ref()) {
                 Ok(_) | Err(Errno::INTR) => {}
-                Err(errno) => return Err(errno.into()),
+                Err(errno) => {
+                    tracing::error!("cannot wait for signals: {errno}: stopping");
+                    self.shared.stop();
+                    return self.child.wait();
+                }
             }
             if !fds[0].revents().is_empty() {
                 return self.child.wait();
@@ -259,6 +278,8 @@ struct Shared {
     log: Option<File>,
     /// `None` where what is spilled is to stay.
     notes: Option<SpillNotes>,
+    /// As in [`Opened`].
+    no_spills: Vec<(u64, u64)>,
     /// When the server was first asked to stop, or said that it does.
     asked: OnceLock<Instant>,
     /// Whether it could be said that the server is ready, once it was.
@@ -310,8 +331,8 @@ impl Shared {
         match said {
             ToKeeper::Ready => self.announce(),
             ToKeeper::Alive => {
-                let alive = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
-                if let Err(error) = alive {
+                let alive = || sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+                if let Some(Err(error)) = within(AT_ONCE, alive) {
                     tracing::debug!("cannot notify systemd: {error}");
                 }
             }
@@ -377,6 +398,9 @@ impl Shared {
             return Ok(());
         };
         let file = files.first().context("without a file")?;
+        if self.no_spills.contains(&opened::numbers(file)?) {
+            bail!("{} is no spill", path.display());
+        }
         let noted = notes.claimed(path, file, made, self.user.uid);
         noted.with_context(|| format!("{} of {}", path.display(), self.user))
     }

@@ -33,9 +33,11 @@ use crate::settings::Settings;
 
 /// Serves what the keeper says, over the files that it hands over, until asked to stop.
 pub(crate) fn run() -> Result<()> {
+    let no_keeper = "serve-kept: uzram serve --user starts it";
+    // What a terminal sends goes to the keeper alone, who hands it on; and nothing can be typed there from here.
+    rustix::process::setsid().context(no_keeper)?;
     let link = Packets::on_stdin().context("cannot use stdin")?;
     leave_stdin()?;
-    let no_keeper = "serve-kept: uzram serve --user starts it";
     let Ok(Some((ToServer::Start(start), files))) = link.receive() else {
         bail!("{no_keeper}");
     };

@@ -1,7 +1,10 @@
 //! What a keeper opens for its server, and the start of that.
 
+use std::env;
 use std::fs::File;
+use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -25,7 +28,7 @@ use crate::settings::{Settings, exposure};
 
 /// What the keeper has opened for its server.
 pub(super) struct Opened {
-    files: Vec<(Handed, OwnedFd)>,
+    pub(super) files: Vec<(Handed, OwnedFd)>,
     /// They go with the sockets.
     pub(super) socket_files: Vec<SocketFile>,
     pub(super) mounted: Option<Mounted>,
@@ -33,6 +36,8 @@ pub(super) struct Opened {
     pub(super) log: Option<File>,
     /// `None` where what is spilled is to stay.
     pub(super) notes: Option<SpillNotes>,
+    /// What the server may write to that is no spill, whatever it says: device and inode numbers.
+    pub(super) no_spills: Vec<(u64, u64)>,
 }
 
 impl Opened {
@@ -55,6 +60,7 @@ impl Opened {
                 wipe: backing.is_some_and(|backing| backing.keep == BackingKeep::Wipe),
             })
             .filter(|_| backing.is_none_or(|backing| backing.keep != BackingKeep::Keep)),
+            no_spills: vec![numbers(lock.file())?],
         };
         opened.open_files(settings, user)?;
         opened.listen(settings, record, lock)?;
@@ -89,6 +95,7 @@ impl Opened {
         }
         if let Some(origin) = &settings.device.origin {
             let file = origin.hand()?.as_fd().try_clone_to_owned()?;
+            self.no_spills.push(numbers(&file)?);
             self.files.push((Handed::Origin, file));
         }
         if let Some(image) = &settings.restore {
@@ -136,70 +143,82 @@ impl Opened {
         self.mounted = Some(mounted);
         Ok(())
     }
-
-    /// Starts the server, with all of it and these sockets; from then on nobody else has them. Returns the way to
-    /// it, and its process.
-    pub(super) fn hand_over(
-        &mut self,
-        settings: &Settings,
-        user: &User,
-        sockets: Vec<InheritedSocket>,
-        lock: &Lock,
-    ) -> Result<(Packets, Child)> {
-        let inherited: Vec<_> = sockets.iter().map(|s| s.address().clone()).collect();
-        exposure::warn_of_writers(&settings.nbd, &inherited);
-        let (link, theirs) = Packets::pair().context("cannot make a pair of sockets")?;
-        let files = self.files.iter().map(|(kind, file)| (*kind, file.as_fd()));
-        let more = sockets.iter().map(|socket| (Handed::Nbd, socket.as_fd()));
-        let mut handed: Vec<_> = files.chain(more).collect();
-        handed.push((Handed::Lock, lock.file()));
-        handed.extend(self.log.as_ref().map(|log| (Handed::Log, log.as_fd())));
-        let (kinds, files): (Vec<_>, Vec<_>) = handed.into_iter().unzip();
-        let start = ToServer::Start(Box::new(Start {
-            settings: settings.clone(),
-            handed: kinds,
-            watchdog: sd_notify::watchdog_enabled(),
-        }));
-        link.send(&start, &files)
-            .context("cannot hand over what the server needs")?;
-        self.files.clear();
-        drop(sockets);
-        let child = spawn(settings, user, theirs)?;
-        Ok((link, child))
-    }
 }
 
-/// Starts the process that serves.
-fn spawn(settings: &Settings, user: &User, link: OwnedFd) -> Result<Child> {
+/// Hands a server these files and sockets.
+pub(super) fn hand_over(
+    files: &[(Handed, OwnedFd)],
+    sockets: &[InheritedSocket],
+    log: Option<&File>,
+    lock: &Lock,
+    settings: &Settings,
+    link: &Packets,
+) -> Result<()> {
+    let inherited: Vec<_> = sockets.iter().map(|s| s.address().clone()).collect();
+    exposure::warn_of_writers(&settings.nbd, &inherited);
+    let files = files.iter().map(|(kind, file)| (*kind, file.as_fd()));
+    let more = sockets.iter().map(|socket| (Handed::Nbd, socket.as_fd()));
+    let mut handed: Vec<_> = files.chain(more).collect();
+    handed.push((Handed::Lock, lock.file()));
+    handed.extend(log.map(|log| (Handed::Log, log.as_fd())));
+    let (kinds, files): (Vec<_>, Vec<_>) = handed.into_iter().unzip();
+    let start = ToServer::Start(Box::new(Start {
+        settings: settings.clone(),
+        handed: kinds,
+        watchdog: sd_notify::watchdog_enabled(),
+    }));
+    link.send(&start, &files)
+        .context("cannot hand over what the server needs")
+}
+
+/// What tells a file while it is open.
+pub(super) fn numbers(file: impl AsFd) -> Result<(u64, u64)> {
+    let stat = rustix::fs::fstat(file).context("cannot look at what is handed over")?;
+    Ok((stat.st_dev, stat.st_ino))
+}
+
+/// What it is told of the environment: the rest is for programs of root's, and may be secret.
+const VARIABLES: [&str; 5] = [
+    "NO_COLOR",
+    "RUST_BACKTRACE",
+    "TZ",
+    "UZRAM_DUMPABLE",
+    "UZRAM_LOG",
+];
+
+/// Starts the process that is to serve, which waits for what it is handed; returns the way to it.
+pub(super) fn spawn(settings: &Settings, user: &User) -> Result<(Packets, Child)> {
+    let (link, theirs) = Packets::pair().context("cannot make a pair of sockets")?;
     // By this name, as the user may have no right to the directory that the program is in.
     let mut command = Command::new("/proc/self/exe");
+    let told = VARIABLES.map(|name| (name, env::var_os(name)));
     command
         .arg0("uzram")
         .args(output::as_args())
         .args(["serve-kept", "--", settings.name.as_str()])
         .current_dir("/")
-        .stdin(link)
+        .stdin(theirs)
         .stdout(Stdio::null())
         .uid(user.uid)
         .gid(user.gid)
-        // What a terminal sends goes to the keeper alone, who hands it on.
-        .process_group(0);
-    // It has no right to ours, and no use for any.
-    command.env(rundir::OVERRIDE, "/nonexistent");
-    for ours in [
-        "NOTIFY_SOCKET",
-        "WATCHDOG_PID",
-        "WATCHDOG_USEC",
-        "LISTEN_PID",
-        "LISTEN_FDS",
-        "LISTEN_FDNAMES",
-    ] {
-        command.env_remove(ours);
+        .env_clear()
+        .envs(
+            told.into_iter()
+                .filter_map(|(name, set)| Some((name, set?))),
+        )
+        // It has no right to ours, and no use for any.
+        .env(rundir::OVERRIDE, "/nonexistent");
+    if io::stderr().is_terminal() {
+        // It is open for reading as well, where what root types is to be had.
+        let mut terminal = File::options();
+        terminal.write(true).custom_flags(libc::O_NOCTTY);
+        let terminal = terminal.open("/proc/self/fd/2");
+        command.stderr(terminal.context("cannot open the terminal for the server's log")?);
     }
     let failed = || format!("cannot start a server as {user}");
-    if settings.swap && !swap::has_limit_to_lock() {
-        let spawned = capabilities::with_memory_locking(|| command.spawn());
-        return spawned.with_context(failed)?.with_context(failed);
-    }
-    command.spawn().with_context(failed)
+    let spawned = match settings.swap && !swap::has_limit_to_lock() {
+        true => capabilities::with_memory_locking(|| command.spawn()).with_context(failed)?,
+        false => command.spawn(),
+    };
+    Ok((link, spawned.with_context(failed)?))
 }
