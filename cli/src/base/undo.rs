@@ -39,10 +39,7 @@ impl std::error::Error for Interrupted {}
 
 /// Notes SIGINT, SIGTERM and SIGHUP instead of dying of them, while it lives. There is one at a time.
 #[derive(Debug)]
-pub(crate) struct Interrupt {
-    came: Arc<AtomicBool>,
-    ids: Vec<SigId>,
-}
+pub(crate) struct Interrupt(Noted);
 
 impl Interrupt {
     pub(crate) fn install() -> Result<Self> {
@@ -54,32 +51,24 @@ impl Interrupt {
                 flag::register_conditional_default(signal, Arc::clone(&IDLE)).map(drop)
             });
         });
-        let mut interrupt = Self {
-            came: Arc::default(),
-            ids: Vec::new(),
-        };
-        registered
-            .and_then(|()| interrupt.note())
-            .context("cannot handle signals")?;
+        let noted = registered.and_then(|()| Noted::from_now_on());
+        let interrupt = Self(noted.context("cannot handle signals")?);
         // Last, so that no signal is lost: until here one ends the program.
         IDLE.store(false, Ordering::SeqCst);
         Ok(interrupt)
     }
 
-    fn note(&mut self) -> io::Result<()> {
-        for signal in SIGNALS {
-            let id = flag::register(signal, Arc::clone(&self.came))?;
-            self.ids.push(id);
-        }
-        Ok(())
-    }
-
     /// Fails once a signal has come.
     pub(crate) fn check(&self) -> Result<()> {
-        match self.came.load(Ordering::SeqCst) {
+        match self.0.any() {
             true => Err(Interrupted::error("interrupted")),
             false => Ok(()),
         }
+    }
+
+    /// Notes those that come after all that came until now, while both live.
+    pub(crate) fn again(&self) -> Result<Noted> {
+        Noted::from_now_on().context("cannot handle signals")
     }
 
     /// Fails if a signal came while the device `name` was taken down, which is done by now.
@@ -120,7 +109,36 @@ impl Interrupt {
 
 impl Drop for Interrupt {
     fn drop(&mut self) {
+        // They are noted no more after that.
         IDLE.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Signals since some moment.
+#[derive(Debug, Default)]
+pub(crate) struct Noted {
+    came: Arc<AtomicBool>,
+    ids: Vec<SigId>,
+}
+
+impl Noted {
+    fn from_now_on() -> io::Result<Self> {
+        let mut noted = Self::default();
+        for signal in SIGNALS {
+            let id = flag::register(signal, Arc::clone(&noted.came))?;
+            noted.ids.push(id);
+        }
+        Ok(noted)
+    }
+
+    /// Whether any has come.
+    pub(crate) fn any(&self) -> bool {
+        self.came.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Noted {
+    fn drop(&mut self) {
         for id in self.ids.drain(..) {
             signal_hook::low_level::unregister(id);
         }

@@ -86,7 +86,10 @@ impl Launch<'_> {
             .context("cannot open the server's process")?;
         match self.settings.destages_to() {
             None => end_process(process.as_fd(), &FORCIBLY)?,
-            Some(image) => end_writer(process.as_fd(), self.dir, image)?,
+            Some(image) => {
+                let again = self.interrupt.again()?;
+                end_writer(process.as_fd(), self.dir, image, || again.any())?;
+            }
         }
         child.wait().context("cannot collect the server")?;
         Ok(())
@@ -122,7 +125,7 @@ pub(crate) fn stop(dir: &RunDir) -> Result<()> {
             Ok(process) if dir.owner()? == Some(pid) => {
                 match dir.record().map(|record| record.destages_to) {
                     Some(None) => end_kept(process.as_fd(), pid, dir),
-                    Some(Some(image)) => end_writer(process.as_fd(), dir, &image),
+                    Some(Some(image)) => end_writer(process.as_fd(), dir, &image, || false),
                     // It may have an image to write.
                     None => end_process(process.as_fd(), &FORCIBLY[..1]),
                 }
@@ -213,35 +216,41 @@ fn end_process(process: BorrowedFd<'_>, signals: &[(Signal, Duration)]) -> Resul
     bail!("its process does not end");
 }
 
-/// Asks a server to end, and waits until it has written all to its image. One that has been asked is
-/// not asked again, which would have it give up; so who asks has the name's turn.
-fn end_writer(process: BorrowedFd<'_>, dir: &RunDir, image: &Path) -> Result<()> {
+/// Asks a server to end, and waits until it has written all to its image, unless that is to be given up. One that has
+/// been asked is asked again only then: it gives up; so who asks has the name's turn.
+fn end_writer(
+    process: BorrowedFd<'_>,
+    dir: &RunDir,
+    image: &Path,
+    is_given_up: impl Fn() -> bool,
+) -> Result<()> {
     const MENTIONED_AFTER: Duration = Duration::from_secs(5);
-    const FOREVER: Duration = Duration::from_secs(24 * 60 * 60);
     const OFTEN: Duration = Duration::from_millis(20);
     let is_stopping = || dir.record().is_some_and(|record| record.stopping);
-    let mut mentioned = false;
-    if !is_stopping() {
+    let mut stops = is_stopping();
+    if !stops {
         match rustix::process::pidfd_send_signal(process, Signal::TERM) {
             Ok(()) | Err(Errno::SRCH) => {}
             Err(e) => return Err(e.into()),
         }
-        let began = Instant::now();
-        while !ended_within(process, OFTEN)? && !is_stopping() {
-            if began.elapsed() > MENTIONED_AFTER && !std::mem::replace(&mut mentioned, true) {
-                tracing::info!("waiting for {} to begin to stop", dir.name());
+    }
+    let (name, image) = (dir.name(), image.display());
+    let (mut since, mut mentioned) = (Instant::now(), false);
+    while !ended_within(process, OFTEN)? {
+        if is_given_up() {
+            tracing::warn!("{name}: interrupted again: what is not in {image} by now is lost");
+            return end_process(process, &FORCIBLY);
+        }
+        if !stops && is_stopping() {
+            (stops, since, mentioned) = (true, Instant::now(), false);
+        }
+        if since.elapsed() > MENTIONED_AFTER && !std::mem::replace(&mut mentioned, true) {
+            match stops {
+                true => tracing::info!("waiting for {name} to write all to {image}"),
+                false => tracing::info!("waiting for {name} to begin to stop"),
             }
         }
     }
-    if ended_within(process, MENTIONED_AFTER)? {
-        return Ok(());
-    }
-    tracing::info!(
-        "waiting for {} to write all to {}",
-        dir.name(),
-        image.display()
-    );
-    while !ended_within(process, FOREVER)? {}
     Ok(())
 }
 

@@ -9,6 +9,8 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::Instant;
 
+use serde_json::Value;
+
 use crate::client::{Client, PAGE};
 use support::{HANG, Serve, World, can_mount, ended, signal};
 
@@ -162,6 +164,37 @@ fn a_start_that_is_interrupted_brings_home_what_was_written() {
     assert_eq!(held.written(), [4; PAGE]);
     assert_eq!(left(&held.world), ["frozen"]);
     drop(client);
+}
+
+/// Whoever interrupts it again does not want to wait for that.
+#[test]
+fn a_start_that_is_interrupted_twice_gives_up_what_was_written() {
+    if !can_mount("a_start_that_is_interrupted_twice_gives_up_what_was_written") {
+        return;
+    }
+    let held = Held::new();
+    held.world.dir("m");
+    let mut mounting = held.start(&["mount", "--name=x", "m"]);
+    let client = held.write(&mut mounting);
+    // Its image never takes it.
+    limit_files(server_of(&held.world, "x"), "65536:unlimited");
+    signal(mounting.child.id(), "INT");
+    mounting.says("waiting for x to begin to stop");
+    held.thaw();
+    mounting.says("waiting for x to write all to");
+    signal(mounting.child.id(), "INT");
+    mounting.says("what is not in");
+    mounting.fails();
+    assert_eq!(held.written(), [0; PAGE]);
+    assert_eq!(left(&held.world), ["frozen"]);
+    drop(client);
+}
+
+fn server_of(world: &World, name: &str) -> u32 {
+    let list: Value = serde_json::from_str(&world.ok(&["list", "--json"])).unwrap();
+    let mut devices = list.as_array().unwrap().iter();
+    let device = devices.find(|device| device["name"] == name).unwrap();
+    u32::try_from(device["pid"].as_u64().unwrap()).unwrap()
 }
 
 /// The devices that have a directory.
