@@ -96,7 +96,7 @@ fn note_pid(path: Option<&Path>, dir: &RunDir) -> Result<()> {
     let text = format!("{}\n", pid.as_raw_pid());
     Ok(uzram::write_whole(
         path,
-        Links::Follow,
+        Links::Refuse,
         text.as_bytes(),
         0o644,
     )?)

@@ -364,6 +364,14 @@ fn a_server_goes_to_the_background_or_runs_a_command() {
     assert!(line.contains("already being served"), "{line}");
     assert_eq!(world.ok(&["list", "-q"]), "a\n", "the first is served on");
     world.ok(&["stop", "a"]);
+    // Where others may make links, one may lead anywhere.
+    fs::write(world.path("precious"), "precious").unwrap();
+    fs::remove_file(world.path("pid")).unwrap();
+    std::os::unix::fs::symlink("precious", world.path("pid")).unwrap();
+    let line = world.refused(1, &args);
+    assert!(line.contains("symbolic link"), "{line}");
+    assert_eq!(fs::read(world.path("precious")).unwrap(), b"precious");
+    assert_eq!(world.ok(&["list", "-q"]), "");
 
     let run = |command: &str| world.run(&["serve", "b c", "--size=1M", "--run", command]);
     let output = run("nbdinfo --size \"$uri\" && test -S \"$unixsocket\" && echo \"$exportname\"");
