@@ -19,6 +19,7 @@ use rustix::fs::{FallocateFlags, OFlags};
 
 use super::errno;
 use crate::block_device::{BlockDevice, check_range};
+use crate::sync::time::since_boot;
 use crate::units::PageState;
 use crate::users::{Frontend, User, Who};
 
@@ -112,7 +113,9 @@ impl Disk {
             _user: self.device.enter(Who::process(Frontend::Fuse, thread)),
         };
         let mut openers = self.openers.lock();
-        openers.last_handle += 1;
+        // Other than those that a server before this one gave out over the same connection.
+        let now = since_boot().as_nanos() as u64;
+        openers.last_handle = now.max(openers.last_handle + 1);
         let handle = openers.last_handle;
         openers.open.insert(handle, opener);
         FileHandle(handle)

@@ -7,7 +7,8 @@
 //! cat DIR/mm_stat ──────┘                        (one queue each)
 //! ```
 //!
-//! Where the kernel offers it, most requests take a shorter way: see `uring`.
+//! Where the kernel offers it, most requests take a shorter way: see `uring`. What is served over a connection that
+//! outlives its server takes one of its own: see `relay`.
 //!
 //! Invariants:
 //! 1. A request is checked once, in `filesystem`, and answered exactly once.
@@ -20,11 +21,14 @@
 
 mod disk;
 mod filesystem;
+mod inner;
 mod mounted;
 mod mountpoint;
 mod node;
+mod relay;
 mod snapshots;
 mod uring;
+mod wire;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -44,6 +48,7 @@ use disk::Disk;
 use filesystem::Frontend;
 pub use mounted::Mounted;
 pub use mountpoint::detach_stale;
+use relay::Relay;
 use uring::Transport;
 
 /// The name of the device's file in the directory.
@@ -156,6 +161,42 @@ impl Mount {
         })?;
         mount.check_served()?;
         Ok(mount)
+    }
+
+    /// The same over a connection that outlives this process: a new one, or one that another process has `begun` to
+    /// serve and left as it was, perhaps in the midst of requests. Whoever keeps it has a descriptor of it all the time.
+    ///
+    /// # Errors
+    /// Those of [`Mount::start_on`]. One that was begun takes Linux 6.9.
+    pub fn start_kept(
+        connection: OwnedFd,
+        begun: bool,
+        device: Arc<Device>,
+        dir: &Path,
+        options: MountOptions,
+    ) -> Result<Self> {
+        let cannot_serve = |error| Error::io(format!("serve {}", dir.display()), error);
+        let (disk, attributes) = (Disk::new(device.clone()), Some(device));
+        // What the kernel has put into a ring is lost with its server.
+        let frontend = Frontend::new(disk, attributes, uring::Offer::declining());
+        let (config, readers) = (session_config(options), threads(options));
+        check_threads(readers).map_err(cannot_serve)?;
+        let relay = Relay::start(connection, begun, frontend, config, readers);
+        let relay = relay.map_err(cannot_serve)?;
+        let (end, ended) = mpsc::channel();
+        thread::Builder::new()
+            .name("uzram-fuse".to_owned())
+            .spawn(move || {
+                // Nobody listens once the mount has been given up on.
+                let _ = end.send(relay.join());
+            })
+            .map_err(cannot_serve)?;
+        Ok(Self {
+            dir: dir.to_owned(),
+            unmounter: None,
+            over_io_uring: false,
+            ended: Some(ended),
+        })
     }
 
     fn serve_session(

@@ -108,6 +108,13 @@ impl Mapping {
         self.len
     }
 
+    /// Keeps all of it from being swapped out.
+    #[cfg(any(feature = "encrypt", feature = "fuse"))]
+    pub(super) fn lock(&self) -> io::Result<()> {
+        // SAFETY: the range is our own mapping; locking it changes nothing that Rust knows of.
+        Ok(unsafe { mm::mlock(self.base.as_ptr().cast(), self.len) }?)
+    }
+
     /// Makes the whole pages of `bytes` readable and writable.
     pub(crate) fn open(&self, bytes: Range<usize>) -> io::Result<()> {
         let start = self.check(&bytes);
@@ -211,12 +218,6 @@ impl Mapping {
     /// Those of [`Mapping::secret_file`] and [`Mapping::of_file`].
     pub(crate) fn secret(len: usize) -> io::Result<Self> {
         Self::of_file(Self::secret_file(len)?.as_fd(), len)
-    }
-
-    /// Keeps all of it from being swapped out.
-    pub(super) fn lock(&self) -> io::Result<()> {
-        // SAFETY: the range is our own mapping; locking it changes nothing that Rust knows of.
-        Ok(unsafe { mm::mlock(self.base.as_ptr().cast(), self.len) }?)
     }
 }
 

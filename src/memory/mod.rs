@@ -30,4 +30,6 @@ pub(crate) use mapping::Mapping;
 pub(crate) use publish::at_crash_points;
 pub(crate) use publish::{Publish, Word, crash_point};
 pub(crate) use source::MemorySource;
+#[cfg(feature = "fuse")]
+pub(crate) use table::resident_buffer;
 pub(crate) use table::{IdlePages, LazyTable, buffer};

@@ -92,6 +92,19 @@ pub(crate) fn buffer<T: FromZeros>(len: usize) -> LazyTable<T> {
     LazyTable::new(len).expect("there is memory for a buffer")
 }
 
+/// A buffer whose memory is there from the start, and not swapped out as far as this process may have that.
+///
+/// # Panics
+/// As [`buffer`].
+#[cfg(feature = "fuse")]
+pub(crate) fn resident_buffer<T: FromZeros + Copy>(len: usize) -> LazyTable<T> {
+    let mut buffer = buffer::<T>(len);
+    // There is a limit for those who are not root (RLIMIT_MEMLOCK).
+    let _ = buffer.mapping.lock();
+    buffer.fill(T::new_zeroed());
+    buffer
+}
+
 impl<T> Deref for LazyTable<T> {
     type Target = [T];
 

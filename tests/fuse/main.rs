@@ -3,6 +3,7 @@
 
 mod attributes;
 mod disk;
+mod kept;
 mod log;
 mod mounts;
 mod rig;

@@ -10,30 +10,20 @@
 //! One lock, on the requests that are with fuser; never held while anything is sent.
 
 use std::collections::HashMap;
-use std::io::{self, IoSlice};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
-use fuser::{Config, Errno, Session, SessionACL};
+use fuser::{Config, Errno};
 use parking_lot::Mutex;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::offload::Offloaded;
 use super::ring::PAYLOAD_BYTES;
-use super::wire::{InHeader, InitIn, OutHeader, opcode};
 use crate::fuse::filesystem::Frontend;
-
-/// The longest request that is carried, bytes; below what a socket takes in one piece. What is
-/// longer can only be nonsense written to an attribute.
-const MOST_BYTES: usize = 128 << 10;
-
-/// Threads that answer: an attribute that takes its time must leave others to be read.
-const THREADS: usize = 2;
-
-/// The protocol that fuser is told the kernel speaks.
-const VERSION: (u32, u32) = (7, 40);
+use crate::fuse::inner;
+use crate::fuse::wire::{InHeader, OutHeader};
 
 /// The session's end of things.
 pub(super) struct Bridge {
@@ -46,41 +36,14 @@ impl Bridge {
     /// Starts the session, and the threads that it is served by.
     pub(super) fn start(
         frontend: Frontend,
-        mut config: Config,
+        config: Config,
     ) -> io::Result<(Arc<Self>, Vec<JoinHandle<()>>)> {
-        let (near, far) = socketpair(
-            AddressFamily::UNIX,
-            SocketType::SEQPACKET,
-            SocketFlags::CLOEXEC,
-            None,
-        )?;
+        let (socket, serving) = inner::start(frontend, config)?;
+        inner::begin(&socket)?;
         let bridge = Arc::new(Self {
-            socket: near,
+            socket,
             under_way: Mutex::default(),
         });
-        let init = InitIn {
-            major: VERSION.0,
-            minor: VERSION.1,
-            max_readahead: 0,
-            flags: [0; 2],
-            unused: [0; 11],
-        };
-        bridge.send(opcode::INIT, init.as_bytes())?;
-        config.n_threads = Some(THREADS);
-        config.clone_fd = false;
-        let serving = thread::Builder::new()
-            .name("uzram-rare".to_owned())
-            // It begins the session, too: in its own heap the buffer for that costs nothing.
-            .spawn(move || {
-                let session = Session::from_fd(frontend, far, SessionACL::Owner, config);
-                if let Err(error) = session.and_then(Session::run) {
-                    tracing::warn!("serving what is rare ended: {error}");
-                }
-            })?;
-        // Its answer, to nobody; or its end.
-        if rustix::io::read(&bridge.socket, &mut [0; 256])? == 0 {
-            return Err(io::Error::other("fuser did not begin a session"));
-        }
         let answers = Arc::clone(&bridge);
         let answering = thread::Builder::new()
             .name("uzram-replies".to_owned())
@@ -90,22 +53,7 @@ impl Bridge {
 
     /// Ends the session once it has answered what it has.
     pub(super) fn close(&self) {
-        for _ in 0..THREADS {
-            // A thread that is gone needs no telling.
-            let _ = self.send(opcode::DESTROY, &[]);
-        }
-    }
-
-    /// Sends a request of our own.
-    fn send(&self, opcode: u32, body: &[u8]) -> io::Result<()> {
-        let request = InHeader {
-            len: (size_of::<InHeader>() + body.len()) as u32,
-            opcode,
-            ..InHeader::default()
-        };
-        let parts = [IoSlice::new(request.as_bytes()), IoSlice::new(body)];
-        rustix::io::writev(&self.socket, &parts)?;
-        Ok(())
+        inner::end(&self.socket);
     }
 
     /// Has fuser answer the request; the slot goes back by itself.
@@ -158,5 +106,5 @@ fn message(offloaded: &Offloaded) -> Option<Vec<u8>> {
     let body = slot.header().body.get(..body_len)?;
     request.len = (parts_len + body_len) as u32;
     let message = [request.as_bytes(), body, payload].concat();
-    (message.len() <= MOST_BYTES).then_some(message)
+    (message.len() <= inner::MOST_BYTES).then_some(message)
 }

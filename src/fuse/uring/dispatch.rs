@@ -6,9 +6,9 @@ use fuser::Errno;
 use zerocopy::IntoBytes;
 
 use super::ring::{KEPT_BYTES, Slot};
-use super::wire::{AllocateIn, TransferIn, WriteOut, opcode};
 use crate::fuse::disk::Disk;
 use crate::fuse::node::Node;
+use crate::fuse::wire::{AllocateIn, TransferIn, WriteOut, opcode};
 
 /// Whether the thread of a ring may answer the request itself: it is soon done.
 pub(super) fn is_quick(disk: &Disk, slot: &Slot) -> bool {

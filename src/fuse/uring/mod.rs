@@ -30,7 +30,6 @@ mod offer;
 mod offload;
 mod ring;
 mod serving;
-mod wire;
 mod workers;
 
 use std::io;

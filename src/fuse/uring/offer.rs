@@ -24,14 +24,28 @@ const MOST_RINGS: usize = 16;
 
 /// The rings that were agreed on with the kernel, if any were.
 #[derive(Clone, Default)]
-pub(in super::super) struct Offer(Arc<Mutex<Option<Vec<Ring>>>>);
+pub(in super::super) struct Offer {
+    made: Arc<Mutex<Option<Vec<Ring>>>>,
+    declines: bool,
+}
 
 impl Offer {
+    /// None are agreed on.
+    pub(in super::super) fn declining() -> Self {
+        Self {
+            declines: true,
+            ..Self::default()
+        }
+    }
+
     /// Makes rings, for a kernel that has offered to use them; says whether there are any.
     pub(in super::super) fn accept(&self) -> bool {
+        if self.declines {
+            return false;
+        }
         match make_rings() {
             Ok(rings) => {
-                *self.0.lock() = Some(rings);
+                *self.made.lock() = Some(rings);
                 true
             }
             Err(error) => {
@@ -43,7 +57,7 @@ impl Offer {
 
     /// Takes the rings, if there are any.
     pub(super) fn take(&self) -> Option<Vec<Ring>> {
-        self.0.lock().take()
+        self.made.lock().take()
     }
 }
 

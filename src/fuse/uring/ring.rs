@@ -24,7 +24,7 @@ use io_uring::{IoUring, cqueue, opcode};
 use rustix::event::PollFlags;
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::wire::{CommandIn, InHeader, OutHeader, SlotHeader, command};
+use crate::fuse::wire::{CommandIn, InHeader, OutHeader, SlotHeader, command};
 use crate::memory::Mapping;
 
 /// The longest payload, bytes: a whole request of the largest size, or its reply.

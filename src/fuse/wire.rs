@@ -1,25 +1,29 @@
-//! What the kernel and a FUSE server say to each other, as far as this transport looks into it
+//! What the kernel and a FUSE server say to each other, as far as the transports here look into it
 //! (`linux/fuse.h`).
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Kinds of requests.
 pub(super) mod opcode {
-    pub(in super::super) const READ: u32 = 15;
-    pub(in super::super) const WRITE: u32 = 16;
-    pub(in super::super) const FSYNC: u32 = 20;
-    pub(in super::super) const INIT: u32 = 26;
-    pub(in super::super) const DESTROY: u32 = 38;
-    pub(in super::super) const FALLOCATE: u32 = 43;
+    pub(in crate::fuse) const READ: u32 = 15;
+    pub(in crate::fuse) const WRITE: u32 = 16;
+    pub(in crate::fuse) const FSYNC: u32 = 20;
+    pub(in crate::fuse) const INIT: u32 = 26;
+    pub(in crate::fuse) const DESTROY: u32 = 38;
+    pub(in crate::fuse) const FALLOCATE: u32 = 43;
 }
 
 /// What a server asks of the kernel through a ring.
 pub(super) mod command {
     /// Offers a slot, for the kernel to put a first request in.
-    pub(in super::super) const REGISTER: u32 = 1;
+    pub(in crate::fuse) const REGISTER: u32 = 1;
     /// Answers the request in a slot and offers the slot again.
-    pub(in super::super) const COMMIT_AND_FETCH: u32 = 2;
+    pub(in crate::fuse) const COMMIT_AND_FETCH: u32 = 2;
 }
+
+/// In the place of an error: what the server has taken and not answered is to be given again
+/// (`FUSE_NOTIFY_RESEND`).
+pub(super) const NOTIFY_RESEND: i32 = 7;
 
 /// Before every request.
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, KnownLayout, Immutable)]
