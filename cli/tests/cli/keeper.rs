@@ -357,6 +357,35 @@ fn images_that_only_root_may_read_are_restored() {
     nbdsh_at(&uri(&world), script);
 }
 
+/// With a key that only the server has, and wiped by the keeper at the end; in the background as well.
+#[test]
+fn what_is_spilled_for_another_user_is_encrypted_and_wiped() {
+    if !is_root("what_is_spilled_for_another_user_is_encrypted_and_wiped") {
+        return;
+    }
+    let world = closed_world();
+    let spill = world.path("spill");
+    let user = format!("--user={USER}");
+    let how = ["--size=64M", "--mem-limit=1M", "--backing=spill"];
+    let secret = ["--backing-encrypt", "--backing-keep=wipe", "--background"];
+    world.ok(&[&["serve", "vm", &user], &how[..], &secret].concat());
+    let script = "import os\nh.connect_uri(uri)\n\
+                  pages = [b'of root' + os.urandom(4089) for _ in range(1024)]\n\
+                  for i, page in enumerate(pages): h.pwrite(page, i * 4096)\n\
+                  for i, page in enumerate(pages): assert h.pread(4096, i * 4096) == page";
+    nbdsh_at(&uri(&world), script);
+    // Wiped, it would be found empty by another name.
+    let another = world.path("another");
+    fs::hard_link(&spill, &another).unwrap();
+    let spilled = fs::read(&spill).unwrap();
+    assert!(spilled.len() > 1 << 20, "{} bytes", spilled.len());
+    assert!(!spilled.windows(7).any(|part| part == b"of root"));
+    world.ok(&["stop", "vm"]);
+    assert!(!spill.exists());
+    assert!(fs::read(&another).unwrap().iter().all(|&byte| byte == 0));
+    assert_eq!(world.leftovers(), [""; 0]);
+}
+
 /// They are written, and read again, while it runs.
 #[test]
 fn what_the_user_has_to_reach_himself_is_said() {

@@ -5,7 +5,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use crate::{Disk, alone, tool, within};
-use support::{HANG, signal};
+use support::{HANG, World, can_mount, signal};
 
 const USER: &str = "--user=daemon";
 
@@ -74,4 +74,58 @@ fn a_mount_whose_server_is_killed_goes_with_it() {
     disk.world.ok(&["umount", "mnt"]);
     disk.nothing_is_left();
     assert!(!disk.world.path("spill").exists());
+}
+
+#[test]
+fn a_device_of_another_user_is_attached_and_detached() {
+    if !can_mount("a_device_of_another_user_is_attached_and_detached") {
+        return;
+    }
+    let _alone = alone();
+    for end in [&["detach", "vm"][..], &["stop", "--force", "vm"]] {
+        let world = World::new();
+        world.dir("fuse");
+        let mut server = world.serve(&["vm", "--size=8M", "--fuse=fuse", USER]);
+        let device = world.ok(&["attach", "vm"]);
+        let device = device.trim();
+        let of = format!("of={device}");
+        tool(
+            "dd",
+            &["if=/dev/urandom", &of, "bs=1M", "count=8", "conv=fsync"],
+        );
+        let line = world.refused(1, &["stop", "vm"]);
+        assert!(line.contains("uzram detach"), "{line}");
+        world.ok(end);
+        assert_eq!(world.loops(), []);
+        if end[0] == "detach" {
+            world.ok(&["stop", "vm"]);
+        }
+        assert_eq!(server.ended(HANG), Some(0));
+        assert_eq!(world.leftovers(), [""; 0]);
+    }
+}
+
+/// By a table, with what is on it saved and restored.
+#[test]
+fn what_a_table_has_another_user_serve_outlives_down() {
+    let Some(disk) = Disk::new("what_a_table_has_another_user_serve_outlives_down") else {
+        return;
+    };
+    let _alone = alone();
+    let (world, file) = (&disk.world, disk.mnt.join("file"));
+    let table = format!(
+        "[disk]\nsize = \"64M\"\nuser = \"daemon\"\nmountpoint = \"{}\"\nsave = \"{}\"\n",
+        disk.mnt.display(),
+        world.path("saved").display(),
+    );
+    std::fs::write(world.path("uzram.toml"), table).unwrap();
+    world.ok(&["up", "uzram.toml"]);
+    assert_ne!(entry(&disk, "keeper_pid"), Value::Null);
+    std::fs::write(&file, [7; 1 << 20]).unwrap();
+    world.ok(&["down", "uzram.toml"]);
+    disk.nothing_is_left();
+    world.ok(&["up", "uzram.toml"]);
+    assert_eq!(std::fs::read(&file).unwrap(), [7; 1 << 20]);
+    world.ok(&["down", "uzram.toml"]);
+    disk.nothing_is_left();
 }
