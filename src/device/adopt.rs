@@ -32,6 +32,8 @@ pub(super) fn adopt(
             return Ok(None);
         };
         let backing: Arc<dyn Backing> = opener.adopt(kept)?;
+        // Unless all is well nothing is to become of it.
+        engine.spilled.stores.hold(Arc::clone(&backing));
         Ok(Some(NewBacking {
             capacity: segments_of(&*backing, size)?,
             backing,
@@ -53,6 +55,7 @@ pub(super) fn adopt(
             path: PathBuf::from("the backing"),
             reason,
         })?;
+    engine.spilled.stores.let_go();
     if is_void {
         writer.clear(0..engine.shards.layout.pages());
         engine.set_importing(false)?;

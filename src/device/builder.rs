@@ -169,7 +169,10 @@ impl DeviceBuilder {
             None => Origin::Blank,
         };
         let opener = Opener::default();
-        Device::of_parts(&self.config, origin, Some(backing), opener, self.memory)
+        // A device that is found spills to what it did.
+        let holds_device = self.memory.as_ref().is_some_and(DeviceMemory::holds_device);
+        let backing = Some(backing).filter(|_| !holds_device);
+        Device::of_parts(&self.config, origin, backing, opener, self.memory)
     }
 }
 

@@ -144,10 +144,17 @@ impl Device {
             Some(last) if last > 0 => last,
             _ => random_sequence()?,
         };
+        let is_found = found.is_some();
         let background = Background::start(&engine, destager.as_ref(), sequence, |writeback| {
             found.map_or(Ok(()), |found| {
                 adopt::adopt(found, writeback, &engine, &writer, &opener)
             })
+        });
+        let background = background.inspect_err(|_| {
+            if is_found {
+                // What it spills to is to stay as it is, for who tries again.
+                std::mem::forget(Arc::clone(&engine));
+            }
         })?;
         let mut device = Self {
             writer,

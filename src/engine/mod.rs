@@ -96,6 +96,9 @@ impl Engine {
         origin: Origin,
         memory: Option<DeviceMemory>,
     ) -> Result<(Self, Option<Adopted>)> {
+        if let Some(memory) = &memory {
+            memory.take()?;
+        }
         let memory = Memory::new(memory);
         let limit = config
             .mem_limit

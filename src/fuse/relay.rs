@@ -21,6 +21,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
@@ -166,7 +167,9 @@ impl Reader {
         let Ok((request, _)) = InHeader::read_from_prefix(&self.request[..len]) else {
             return;
         };
-        if let Some(answer) = self.answer(&request, len) {
+        // A thread that is gone would leave its requests without an answer.
+        let answered = catch_unwind(AssertUnwindSafe(|| self.answer(&request, len)));
+        if let Some(answer) = answered.unwrap_or(Some(Err(Errno::EIO))) {
             self.reply(request.unique, answer);
         } else if len > inner::MOST_BYTES {
             self.reply(request.unique, Err(Errno::EINVAL));

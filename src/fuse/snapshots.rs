@@ -10,6 +10,8 @@ use std::sync::Arc;
 use fuser::FileHandle;
 use parking_lot::Mutex;
 
+use crate::sync::time::since_boot;
+
 #[derive(Debug, Default)]
 pub(super) struct Snapshots {
     open: Mutex<Open>,
@@ -50,7 +52,9 @@ impl Snapshots {
     /// A handle that nothing has been read from.
     pub(super) fn open(&self) -> FileHandle {
         let mut open = self.open.lock();
-        open.last_handle += 1;
+        // As those of `disk`: a server before this one gave out others.
+        let now = since_boot().as_nanos() as u64;
+        open.last_handle = now.max(open.last_handle + 1);
         let handle = open.last_handle;
         open.texts.insert(handle, Part::default());
         FileHandle(handle)

@@ -103,6 +103,9 @@ impl Writeback {
         let mut records = found.records.into_iter();
         let mut there = Vec::new();
         for ((place, backing), records) in StoreIndex::all().zip(backings).zip(&mut records) {
+            if backing.is_none() && !records.is_empty() {
+                return Err("pages were spilled to what is not there any more".to_owned());
+            }
             if let Some(NewBacking {
                 backing, capacity, ..
             }) = backing

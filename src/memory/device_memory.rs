@@ -16,7 +16,10 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use rustix::fs::{FlockOperation, MemfdFlags, SealFlags};
@@ -140,6 +143,8 @@ struct Inner {
     end: Mutex<u64>,
     /// The number of the last record.
     sequence: Mutex<u64>,
+    /// Whether a device of this process is, or was, in it.
+    is_taken: AtomicBool,
 }
 
 impl DeviceMemory {
@@ -181,7 +186,7 @@ impl DeviceMemory {
         let path = format!("/proc/self/fd/{}", handed.as_raw_fd());
         let file = File::options().read(true).write(true).open(path);
         let file = file.map_err(failed)?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        match lock(&file) {
             Err(Errno::WOULDBLOCK) => {
                 return Err(refused(
                     "another process serves the device in it",
@@ -199,6 +204,7 @@ impl DeviceMemory {
             sequence: Mutex::new(newest(&file).map_err(failed)?.map_or(0, |(at, _)| at)),
             file: Arc::new(file),
             end: Mutex::new(REGIONS),
+            is_taken: AtomicBool::new(false),
         })))
     }
 
@@ -252,6 +258,20 @@ impl DeviceMemory {
         look: impl FnOnce(&[u8; N]) -> io::Result<T>,
     ) -> io::Result<T> {
         super::locked::with_secret(self.0.secret.as_fd(), make, look)
+    }
+
+    /// Takes it for a device: what was found in it is one device's, once.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] (EBUSY) if it was taken before.
+    pub(crate) fn take(&self) -> Result<()> {
+        match self.0.is_taken.swap(true, Ordering::SeqCst) {
+            true => Err(refused(
+                "a device of this process was in it before",
+                Errno::BUSY,
+            )),
+            false => Ok(()),
+        }
     }
 
     /// The shape of the device that was found in it.
@@ -387,6 +407,20 @@ use super::locked::secret_memory;
 #[cfg(not(feature = "encrypt"))]
 fn secret_memory() -> io::Result<OwnedFd> {
     Ok(rustix::fs::memfd_create("uzram-key", MemfdFlags::CLOEXEC)?)
+}
+
+/// Locks a memory. Who has died holds its lock for a moment still where it was about to start another process.
+fn lock(file: &File) -> std::result::Result<(), Errno> {
+    const WAITS: Duration = Duration::from_secs(3);
+    let deadline = Instant::now() + WAITS;
+    loop {
+        match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                thread::sleep(Duration::from_millis(10));
+            }
+            locked => return locked,
+        }
+    }
 }
 
 fn refused(reason: &str, errno: Errno) -> Error {

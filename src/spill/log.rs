@@ -128,6 +128,11 @@ impl Target {
 pub(crate) struct Imported(pub(super) Vec<Vec<Range<u32>>>);
 
 impl Imported {
+    /// Whether there are no records.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Adds a record of `len` bytes, counted from the image's start; returns whether it is the first of its
     /// segment.
     pub(crate) fn add(&mut self, record: RecordAddress, len: usize) -> bool {

@@ -12,8 +12,8 @@ use super::address::{BACKINGS, SegmentIndex, StoreIndex};
 use super::backing::{Backing, Store};
 use super::handover::{KeptStore, StoreNote};
 use crate::memory::DeviceMemory;
-use crate::sync::RwLock;
 use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use crate::sync::{Mutex, RwLock};
 
 #[derive(Default)]
 struct Places {
@@ -59,6 +59,8 @@ pub(crate) struct Stores {
     spills: AtomicBool,
     /// If it outlives the process, the open files of the stores do as well.
     memory: Option<DeviceMemory>,
+    /// Backings that were found, until all of them are in their places.
+    held: Mutex<Vec<Arc<dyn Backing>>>,
 }
 
 impl Stores {
@@ -118,6 +120,16 @@ impl Stores {
             }
         }
         kept
+    }
+
+    /// Holds a backing that was found until [`Stores::let_go`].
+    pub(crate) fn hold(&self, backing: Arc<dyn Backing>) {
+        self.held.lock().push(backing);
+    }
+
+    /// All that were found are in their places.
+    pub(crate) fn let_go(&self) {
+        self.held.lock().clear();
     }
 
     /// Puts a backing, whose open file is kept, in a place again.

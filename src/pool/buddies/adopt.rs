@@ -16,6 +16,9 @@ fn contradiction() -> io::Error {
 
 impl Buddies {
     pub(super) fn adopt_objects(&mut self, objects: &[FoundObject]) -> io::Result<Vec<ZspageId>> {
+        if objects.iter().any(|found| found.object.0 & 3 > 2) {
+            return Err(contradiction());
+        }
         let zspage = |found: &FoundObject| parts(found.object).0;
         let zspages: Vec<ZspageId> = objects.iter().map(zspage).collect();
         let mut used = zspages.clone();

@@ -157,7 +157,8 @@ impl Frame {
         self.chunks[buddy as usize] = chunks;
         self.owners[buddy as usize] = owner.0;
         if buddy == Buddy::Middle {
-            self.middle = middle;
+            // One that would reach beyond the frame is found out.
+            self.middle = middle.min(CHUNKS);
         }
         was_free
     }
